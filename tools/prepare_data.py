@@ -1,0 +1,78 @@
+"""Prepare data sets: make the digit scenes, or add SBD's masks to PASCAL VOC 2012."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lckd_mm.data.digit_scenes import sigterm_raises, write_digit_scenes
+from lckd_mm.data.sbd import convert_sbd
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    # SUPPRESS, or the subcommand's default would undo a --debug given before it.
+    debug = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    debug.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    parser = argparse.ArgumentParser(description=__doc__, parents=[debug])
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    scenes = commands.add_parser(
+        'digit-scenes',
+        parents=[debug],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help='make the digit scenes: masks and boxes in the layout of PASCAL VOC, no download',
+    )
+    scenes.add_argument('--out', default='data/digit_scenes', help='folder to make')
+    scenes.add_argument('--train', type=int, default=800, help='number of training scenes')
+    scenes.add_argument('--val', type=int, default=200, help='number of validation scenes')
+    scenes.add_argument('--size', type=int, default=96, help='side of the pictures in pixels')
+    scenes.add_argument('--seed', type=int, default=0, help='another seed makes other scenes')
+    scenes.add_argument('--force', action='store_true', help='replace a folder that this command wrote')
+
+    sbd = commands.add_parser(
+        'sbd', parents=[debug], help='write SegmentationClassAug and aug.txt for pascal_voc12_aug.py'
+    )
+    sbd.add_argument('sbd_root', metavar='SBD_ROOT', help='folder that SBD was unpacked into')
+    sbd.add_argument('voc_root', metavar='VOC_ROOT', help='the folder VOC2012 of VOCdevkit')
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.command == 'digit-scenes':
+        root = write_digit_scenes(args.out, args.train, args.val, args.size, args.seed, force=args.force)
+        print(f'{args.train} training and {args.val} validation scenes are in {root}')
+    else:
+        convert_sbd(args.sbd_root, args.voc_root)
+        print(f'masks are in {args.voc_root}/SegmentationClassAug, the added ids in ImageSets/Segmentation/aug.txt')
+
+
+def sentence(error: Exception) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
+    # str(KeyError('text')) puts quotes around the text.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stderr)
+    try:
+        with sigterm_raises():
+            run(args)
+    except (ValueError, KeyError, OSError) as error:
+        if 'debug' in args:
+            raise
+        print(f'error: {sentence(error)}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted; no half-written file is left', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
