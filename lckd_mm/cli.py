@@ -1,0 +1,265 @@
+"""What tools/train.py and tools/test.py share: arguments, checks before the work starts, launchers, short errors."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .checkpoint import load_strictly
+from .hosts import load_config
+
+DISTILLER = ('lckd_mm.Distiller', 'Distiller')
+_DATA_HINTS = {
+    'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
+    'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
+    'VOC': "unpack PASCAL VOC's trainval archive there (README.md, section Data)",
+}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every OpenMMLab tool has."""
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument('config', help='path of a config file')
+    p.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<name of the config>)')
+    p.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override config values, e.g. model.terms.loss_kd.weight=0.5',
+    )
+    p.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    p.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    return p
+
+
+def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run a tool; an error becomes one sentence on stderr and exit status 1, with ``--debug`` a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    except Exception as error:
+        if '--debug' in argv:
+            raise
+        print(f'error: {one_sentence(error)}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def one_sentence(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = ' '.join(text.split()) or 'no message'
+    ours = (ValueError, KeyError, FileNotFoundError, FileExistsError, TypeError, ImportError)
+    return text if isinstance(error, ours) else f'{type(error).__name__}: {text} (--debug shows where)'
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's overrides, its work_dir set, and checked for what a run needs."""
+    if '::' not in args.config and not Path(args.config).is_file():
+        raise FileNotFoundError(f'no config file {args.config!r}; those of this project are in configs/')
+    cfg = load_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
+        raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
+    return cfg
+
+
+def is_distillation(cfg: Config) -> bool:
+    return cfg.model.type in DISTILLER
+
+
+def student_config(cfg: Config) -> Config:
+    """The config of the student alone: no Distiller, none of this package's hooks, so that plain tools can test it."""
+    cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) if is_distillation(cfg) else cfg
+    if is_distillation(cfg):
+        cfg.model = ConfigDict(cfg.model.student)
+    own = lambda hook: isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')  # noqa: E731
+    cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v)}
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not own(hook)]
+    return cfg
+
+
+def train(argv: list[str]) -> None:
+    """``tools/train.py``."""
+    p = parser('Train a model, or distil one where the config says so')
+    p.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a value, from the last one in the work_dir',
+    )
+    p.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
+    p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    args = p.parse_args(argv)
+    cfg = read_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
+        raise FileNotFoundError(f'load_from: no checkpoint at {cfg.load_from!r}')
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    if is_distillation(cfg):
+        check_teacher_file(cfg)
+        cfg.setdefault('default_hooks', {}).setdefault('distillation', dict(type='lckd_mm.DistillationHook'))
+    prepare_launch(cfg)
+    build_runner(cfg).train()
+
+
+def test(argv: list[str]) -> None:
+    """``tools/test.py``: the student alone, loaded strictly."""
+    p = parser('Test a checkpoint; of a distillation config, the student alone')
+    p.add_argument('checkpoint', help='path of a checkpoint')
+    p.add_argument('--out', help='write the metrics to this JSON file')
+    args = p.parse_args(argv)
+    cfg = student_config(read_config(args))
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f'no checkpoint at {args.checkpoint!r}')
+    for key in ('test_dataloader', 'test_evaluator'):
+        if cfg.get(key) is None:
+            raise KeyError(f'config {args.config!r} has no {key}')
+    check_data(cfg, ('test_dataloader',))
+    # Loaded here, strictly: the Runner's own loading lets any key be missing.
+    cfg.load_from, cfg.resume = None, False
+    prepare_launch(cfg)
+    runner = build_runner(cfg)
+    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    load_strictly(model, args.checkpoint, 'test')
+    metrics = runner.test()
+    if args.out and runner.rank == 0:
+        import json
+
+        Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
+
+
+def build_runner(cfg: Config) -> Runner:
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turn OptimWrapper into AmpOptimWrapper, as the hosts' tools do."""
+    if not torch.cuda.is_available():
+        raise ValueError('--amp: mixed precision needs a GPU, and none is visible here; train without --amp')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp: it can change an OptimWrapper, but the config has {kind}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_teacher_file(cfg: Config) -> None:
+    """A teacher that is not there is said before any data set is read."""
+    checkpoint = cfg.model.get('teacher', {}).get('checkpoint')
+    if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(
+            f'teacher: no checkpoint at {checkpoint!r}; train the teacher first, or name another with '
+            '--cfg-options model.teacher.checkpoint=PATH'
+        )
+
+
+def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """FileNotFoundError where a data set of the config is not on disk, with where it was looked for and its cure."""
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+            if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
+                continue
+            root = dataset.get('data_root') or ''
+            parts = [dataset.get('ann_file')]
+            prefix = dataset.get('data_prefix')
+            parts += list(prefix.values()) if isinstance(prefix, dict) else [prefix]
+            for part in [None, *parts]:
+                path = os.path.join(root, part) if isinstance(part, str) and part else root
+                if path and '://' not in path and not os.path.exists(path):
+                    hint = next((h for key, h in _DATA_HINTS.items() if key in path), 'set data_root to where it is')
+                    raise FileNotFoundError(f'{loader}: no data at {path!r} ({dataset.type}); {hint}')
+
+
+def _datasets(dataset: Any) -> Iterator[ConfigDict]:
+    if not isinstance(dataset, dict):
+        return
+    inner = dataset.get('datasets') or ([dataset.dataset] if 'dataset' in dataset else [])
+    if not inner and 'type' in dataset:
+        yield dataset
+    for one in inner:
+        yield from _datasets(one)
+
+
+def prepare_launch(cfg: Config) -> None:
+    """Make a distributed run possible without GPUs: gloo, DDP without devices, BatchNorm in place of SyncBN.
+
+    mmengine's own launchers set a CUDA device in each process; where there is none, the process group is made here,
+    and the Runner finds it made.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher == 'mpi':
+        raise ValueError('--launcher mpi: without GPUs, use pytorch or slurm')
+    if cfg.launcher == 'slurm':
+        _slurm_environment()
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'LOCAL_RANK'):
+        if name not in os.environ:
+            raise ValueError(
+                f'--launcher {cfg.launcher}: the environment has no {name}; start it with '
+                f'tools/{"slurm" if cfg.launcher == "slurm" else "dist"}_train.sh'
+            )
+    torch.distributed.init_process_group(backend='gloo')
+    cfg.model_wrapper_cfg = {
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'type': 'MMDistributedDataParallel',
+        'device_ids': None,
+    }
+    # SyncBN trains on GPUs only.
+    _replace_sync_bn(cfg.model)
+
+
+def _slurm_environment() -> None:
+    if 'SLURM_PROCID' not in os.environ:
+        raise ValueError('--launcher slurm: not inside a Slurm job; start it with tools/slurm_train.sh')
+    os.environ.setdefault('RANK', os.environ['SLURM_PROCID'])
+    os.environ.setdefault('WORLD_SIZE', os.environ['SLURM_NTASKS'])
+    os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
+    if 'MASTER_ADDR' not in os.environ:
+        nodes = os.environ.get('SLURM_STEP_NODELIST') or os.environ['SLURM_NODELIST']
+        names = subprocess.run(['scontrol', 'show', 'hostnames', nodes], check=True, capture_output=True, text=True)
+        os.environ['MASTER_ADDR'] = names.stdout.split()[0]
+    # Two jobs on a node must not meet at one port.
+    os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ.get('SLURM_JOB_ID', '0')) % 20000))
+
+
+def _replace_sync_bn(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+        for value in node.values():
+            _replace_sync_bn(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _replace_sync_bn(value)

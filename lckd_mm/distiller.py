@@ -1,0 +1,303 @@
+"""Distiller: a batch becomes a loss dict in one method, :meth:`Distiller.loss`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast, is_distributed
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from .checkpoint import export_keys, import_keys
+from .hosts import build_model, host_of, preserved_rng, preset_taps, run_once, training_size
+from .registry import MODELS
+from .taps import FeatureTaps
+from .teacher import FrozenTeacher
+from .terms import Term
+
+# Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
+_CONNECTOR_SEED = 0x1C4D
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Wraps a host's model, unchanged, as the student, and adds distillation terms to its training loss.
+
+    1. ``loss``: runs the student with its own loss and the frozen teacher on the same batch, and adds each term.
+    2. ``predict``, ``tensor``, validation, test and export: the distiller *is* the student.
+    3. ``state_dict`` holds the student's own keys without prefix and nothing else; connectors are stored beside it
+       by :class:`~lckd_mm.hooks.DistillationHook`. The teacher is in no file.
+    4. What a host's hook or optimizer constructor looks for (``model.bbox_head``, ``backbone.`` in a parameter's
+       name) it finds: unknown attributes are the student's.
+    5. With every weight 0, training is bit-identical to the student's own config.
+
+    Args:
+        student: the student's own model dict, as in its plain config.
+        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.teacher.FrozenTeacher`.
+        terms: name to term, see :class:`~lckd_mm.terms.Term`.
+        taps: tap name to address (:mod:`lckd_mm.taps`) for both nets, or the name of a preset.
+        student_taps, teacher_taps: override ``taps`` for one net, name by name.
+        dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
+            and calls; by default what the student's preprocessor pads to, else 224 x 224.
+        data_preprocessor: mmpretrain's top-level one; handed to a student that has none of its own.
+    Raises:
+        ValueError, KeyError, FileNotFoundError, TypeError: one sentence each, before any training.
+    """
+
+    def __init__(
+        self,
+        student: dict,
+        teacher: dict,
+        terms: dict[str, dict],
+        taps: dict[str, str] | str | None = None,
+        student_taps: dict[str, str] | str | None = None,
+        teacher_taps: dict[str, str] | str | None = None,
+        dry_run_size: int | tuple[int, int] | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | None = None,
+    ):
+        if not isinstance(student, Mapping):
+            raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
+        if not isinstance(teacher, Mapping):
+            raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
+        if not terms or not isinstance(terms, Mapping):
+            raise ValueError('Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.terms')
+        student = dict(student)
+        if isinstance(data_preprocessor, Mapping):
+            student.setdefault('data_preprocessor', data_preprocessor)
+        # The student first: nothing may draw a random number before it, or with it.
+        net = build_model(student)
+        super().__init__(data_preprocessor=net.data_preprocessor, init_cfg=init_cfg)
+        # The preprocessor is the student's, see the property; registered twice it would be in the state twice.
+        del self._modules['data_preprocessor']
+        self.student = net
+        if host_of(net) is None:
+            raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
+        with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
+            # A plain attribute, not a submodule.
+            object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
+            self.student_taps = _merge_taps('student', net, taps, student_taps)
+            self.teacher_taps = _merge_taps('teacher', self.teacher.model, taps, teacher_taps)
+            self._dry_run(_as_size(dry_run_size))
+            self.terms = nn.ModuleDict()
+            for name, config in terms.items():
+                if config is not None:  # an inherited term is taken away by setting it to None
+                    self.terms[name] = Term(name, config, self.student_taps, self.teacher_taps, net)
+            self._rehearse()
+        self.teacher.match_inputs(net.data_preprocessor)
+        #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
+        #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
+        self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
+        #: True while a hook stores the connectors in checkpoints.
+        self.state_is_stored = False
+        self._register_state_dict_hook(export_keys)
+        self.register_load_state_dict_pre_hook(import_keys)
+
+    @property
+    def data_preprocessor(self) -> nn.Module:
+        return self.student.data_preprocessor
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ('student', 'terms') or 'student' not in self.__dict__.get('_modules', {}):
+                raise
+            return getattr(self.student, name)
+
+    def named_parameters(self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True):
+        """As torch's, with the student's parameters under their own names: layer-decay constructors read them."""
+        inner = f'{prefix}.student.' if prefix else 'student.'
+        outer = f'{prefix}.' if prefix else ''
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            yield (outer + name[len(inner) :] if name.startswith(inner) else name), parameter
+
+    def init_weights(self) -> None:
+        """Initialise the student as it would itself, then load the teacher; Runner calls it before training."""
+        self.student.init_weights()
+        with preserved_rng():
+            self.teacher.load()
+        if is_distributed():
+            # Runner broadcasts the state dict, which holds the student alone.
+            for tensor in self.terms.state_dict().values():
+                broadcast(tensor)
+        if not self.state_is_stored and any(True for _ in self.terms.state_dict()):
+            print_log(
+                'Distiller: its connectors will be in no checkpoint, so that a resumed run would begin with new ones; '
+                "add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as tools/train.py does",
+                logger='current',
+                level=30,
+            )
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
+        """``mode='loss'`` distils; any other mode is the student's own forward."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """The student's own losses, and every term. The features are gone when this returns."""
+        if not self.teacher.loaded:
+            raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
+        student_names, teacher_names = self._recorded()
+        with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
+            losses = dict(self.student(inputs, data_samples, mode='loss'))
+        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
+        if 'loss' in losses:
+            # mmengine's parse_losses would log this one in place of the total.
+            losses = {('loss_task' if key == 'loss' else key): value for key, value in losses.items()}
+        observed: dict[str, dict] = {}
+        for name, term in self.terms.items():
+            if name in losses:
+                raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
+            observed[name] = {}
+            losses[name] = term(s, t, data_samples, observed[name] if self.observers else None)
+        for observer in self.observers:
+            observer(s, t, observed, losses)
+        return losses
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.student.parse_losses(losses)
+
+    def val_step(self, data: Any) -> list:
+        return self.student.val_step(data)
+
+    def test_step(self, data: Any) -> list:
+        return self.student.test_step(data)
+
+    def distillation_state(self) -> dict[str, Tensor]:
+        """Connectors and losses' buffers, for the checkpoint's own key."""
+        return {key: value.detach().cpu() for key, value in self.terms.state_dict().items()}
+
+    def load_distillation_state(self, state: dict[str, Tensor]) -> None:
+        """Put :meth:`distillation_state` back; ValueError where it is of other terms."""
+        try:
+            self.terms.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f'Distiller: the stored connectors are of other terms than the config has: {error}'
+            ) from error
+
+    def _apply(self, fn, recurse: bool = True):
+        # The teacher is no submodule, but goes where the student goes.
+        if 'teacher' in self.__dict__:
+            self.teacher.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def to(self, *args, **kwargs):
+        # BaseModel.to tells the preprocessor its device by walking the submodules.
+        self.teacher.model.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def cuda(self, *args, **kwargs):
+        self.teacher.model.cuda(*args, **kwargs)
+        return super().cuda(*args, **kwargs)
+
+    def cpu(self, *args, **kwargs):
+        self.teacher.model.cpu(*args, **kwargs)
+        return super().cpu(*args, **kwargs)
+
+    def _recorded(self) -> tuple[list[str], list[str]]:
+        """The taps that somebody reads: the terms', or all of them where there is an observer."""
+        if self.observers:
+            return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
+        used = self.terms.values()
+        return (
+            list(dict.fromkeys(name for term in used for name in term.student_names)),
+            list(dict.fromkeys(name for term in used for name in term.teacher_names)),
+        )
+
+    def _dry_run(self, size: tuple[int, int] | None) -> None:
+        """Run both nets once on one made-up image, to resolve the taps and learn channels and calls."""
+        size = size or training_size(self.student)
+        teacher = self.teacher
+        with DefaultScope.overwrite_default_scope(teacher.scope):
+            silent = self.teacher_taps.trace(teacher.model, lambda: _run(teacher.model, size, 'tensor', 'teacher'))
+        if silent:
+            self._refuse_silent(self.teacher_taps, silent)
+        silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'tensor', 'student'))
+        if silent:
+            # Auxiliary heads and the like run only with the loss.
+            silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'loss', 'student'), silent)
+        if silent:
+            self._refuse_silent(self.student_taps, silent)
+
+    def _refuse_silent(self, taps: FeatureTaps, silent: Iterable[str]) -> None:
+        name = min(silent)
+        raise ValueError(
+            f'{taps.role} tap {name!r}: {str(taps.addresses[name])!r} never fires: no forward calls this module '
+            '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
+            'list all: python tools/analysis/list_taps.py CONFIG'
+        )
+
+    def _rehearse(self) -> None:
+        """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here."""
+
+        def zeros(taps: FeatureTaps) -> dict:
+            return {
+                name: [torch.zeros(shape) for shape in trace.shapes]
+                if taps.addresses[name].call == '*'
+                else torch.zeros(trace.shapes[0])
+                for name, trace in taps.traces.items()
+            }
+
+        s, t = zeros(self.student_taps), zeros(self.teacher_taps)
+        for name, term in self.terms.items():
+            mode = [(m, m.training) for m in term.modules()]
+            term.eval()
+            try:
+                with torch.no_grad():
+                    value = term(s, t, None)
+            except (RuntimeError, ValueError) as error:
+                shapes = [
+                    f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)
+                    for side, taps, names in (
+                        ('student', self.student_taps, term.student_names),
+                        ('teacher', self.teacher_taps, term.teacher_names),
+                    )
+                ]
+                reason = str(error).strip().splitlines()[0]
+                raise ValueError(
+                    f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
+                    f'{reason}'
+                ) from error
+            finally:
+                for module, training in mode:
+                    module.training = training
+            if value.dim() != 0:
+                raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives {tuple(value.shape)}, not a scalar')
+
+
+def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
+    try:
+        run_once(model, size, mode)
+    except (KeyError, ValueError) as error:
+        if 'tap ' in str(error):
+            raise
+        raise _dry_run_error(who, size, mode, error) from error
+    except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
+        raise _dry_run_error(who, size, mode, error) from error
+
+
+def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
+    return ValueError(
+        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
+        f'{type(error).__name__}: {error}; set dry_run_size to a size that it takes'
+    )
+
+
+def _merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
+    addresses: dict[str, str] = {}
+    for taps in (both, own):
+        if isinstance(taps, str):
+            taps = preset_taps(model, taps)
+        elif taps is not None and not isinstance(taps, Mapping):
+            raise TypeError(f'taps: expected a dict of name to address or a preset, got {type(taps).__name__}')
+        addresses.update(taps or {})
+    return FeatureTaps(addresses, role)
+
+
+def _as_size(size: Any) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None

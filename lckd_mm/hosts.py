@@ -1,0 +1,206 @@
+"""What differs between the host libraries: building their models, made-up samples, preprocessors, preset taps."""
+
+import contextlib
+import copy
+import importlib.util
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
+
+
+def host_of(model: nn.Module) -> str | None:
+    """The host library that a model (or one of its base classes) comes from."""
+    packages = (kind.__module__.partition('.')[0] for kind in type(model).__mro__)
+    return next((package for package in packages if package in HOSTS), None)
+
+
+def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
+    """A model's config and its default scope, from a dict, a config file's path, or ``'mmseg::fcn/….py'``.
+
+    mmpretrain's top-level ``data_preprocessor`` is moved into the model.
+
+    Raises:
+        FileNotFoundError: no such file. KeyError: a config without ``model``. TypeError: something else was given.
+    """
+    if isinstance(source, dict):
+        return copy.deepcopy(source), None
+    if not isinstance(source, str):
+        raise TypeError(f'{who}: expected a model dict or a config file, got {type(source).__name__}')
+    cfg = load_config(source, who)
+    if 'model' not in cfg:
+        raise KeyError(f'{who}: the config {source!r} defines no `model`')
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return model, cfg.get('default_scope')
+
+
+def load_config(source: str, who: str = 'config') -> Config:
+    """A config by path or by ``'mmseg::fcn/….py'``; FileNotFoundError says where it was looked for."""
+    package = source.partition('::')[0] if '::' in source else None
+    if package and importlib.util.find_spec(package) is None:
+        # mmengine would pip-install it on the spot.
+        raise ModuleNotFoundError(f'{who}: {source!r} needs {package}, which is not installed', name=package)
+    try:
+        return get_config(source) if '::' in source else Config.fromfile(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{who}: no config file {source!r} ({error})') from None
+
+
+def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
+    """Build a host's model as the host's own Runner would; ``scope`` is the default scope of its config, if any."""
+    with DefaultScope.overwrite_default_scope(scope) if scope else contextlib.nullcontext():
+        return MMENGINE_MODELS.build(copy.deepcopy(ConfigDict(cfg)))
+
+
+@contextlib.contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore the random states of Python, numpy and torch (every device in use) on leaving; seed torch inside."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed % 2**63)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation, without gradient, and give every module its own mode back on leaving."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
+    """Height and width of the images that the model's preprocessor pads to, else ``default``."""
+    size = getattr(model.data_preprocessor, 'size', None)
+    return tuple(size) if size is not None else default
+
+
+def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
+    """Data samples with ground truth that fit a batch of images of ``size``, for a run that only looks at shapes."""
+    host, (height, width) = host_of(model), size
+    meta = dict(
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
+        scale_factor=(1.0, 1.0),
+        padding_size=[0, 0, 0, 0],
+        flip=False,
+        flip_direction=None,
+        img_path='',
+    )
+    samples = []
+    for _ in range(batch):
+        if host == 'mmseg':
+            from mmseg.structures import SegDataSample
+
+            sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=torch.zeros(1, height, width).long()))
+        elif host == 'mmdet':
+            from mmdet.structures import DetDataSample
+
+            boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
+            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
+            ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+            sample = DetDataSample(metainfo=meta, gt_instances=truth, ignored_instances=ignored)
+        elif host == 'mmpretrain':
+            from mmpretrain.structures import DataSample
+
+            sample = DataSample(metainfo=meta).set_gt_label(0)
+        else:
+            raise TypeError(
+                f'{type(model).__name__} is no model of {", ".join(HOSTS)}: a Distiller takes an mmpretrain '
+                'classifier, an mmseg segmentor or an mmdet detector'
+            )
+        samples.append(sample)
+    return samples
+
+
+def run_once(model: nn.Module, size: tuple[int, int], mode: str) -> Any:
+    """One forward of a black image, in evaluation, without gradient; modes and random states as before on leaving."""
+    parameter = next(model.parameters())
+    with preserved_rng(), eval_mode(model):
+        return model(parameter.new_zeros(1, 3, *size), fabricate_samples(model, 1, size), mode=mode)
+
+
+def owner_head(model: nn.Module, path: str) -> nn.Module | None:
+    """The innermost module on ``path`` that knows its class scores: a host's head."""
+    parts = path.split('.')
+    for end in range(len(parts), 0, -1):
+        module = model.get_submodule('.'.join(parts[:end]))
+        if hasattr(module, 'num_classes'):
+            return module
+    return None
+
+
+def normalisation(preprocessor: nn.Module | None) -> tuple[list[float], list[float], bool] | None:
+    """(mean, std, channels flipped) that a preprocessor applies; None where it applies no normalisation.
+
+    mean and std count the channels as they come out; flipped is against the order of the loaded image.
+    """
+    if preprocessor is None or not getattr(preprocessor, '_enable_normalize', False):
+        return None
+    # The three hosts name the same switch differently.
+    flipped = any(
+        bool(getattr(preprocessor, name, False)) for name in ('channel_conversion', '_channel_conversion', 'to_rgb')
+    )
+    return preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist(), flipped
+
+
+def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
+    """(B, 1, H, W), true where a batch holds image and not padding; None where nothing is padded or said of it."""
+    if not data_samples:
+        return None
+    height, width = inputs.shape[2:]
+    mask, padded = torch.ones(len(inputs), 1, height, width, dtype=torch.bool, device=inputs.device), False
+    for row, sample in zip(mask, data_samples, strict=False):
+        left, right, top, bottom = sample.metainfo.get('padding_size') or (0, 0, 0, 0)
+        h, w = (sample.metainfo.get('img_shape') or (height, width))[:2]
+        # mmseg counts the padding of each side; the others pad at the right and the bottom, beyond img_shape.
+        bottom, right = max(bottom, height - min(h, height)), max(right, width - min(w, width))
+        if left or right or top or bottom:
+            padded = True
+            inside = torch.zeros_like(row)
+            inside[:, top : height - bottom, left : width - right] = True
+            row &= inside
+    return mask if padded else None
+
+
+def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
+    """Addresses of a named preset: 'backbone' gives stage1, stage2, … of a residual backbone before their last ReLU.
+
+    Raises:
+        ValueError: an unknown preset, or a backbone without one.
+    """
+    if name != 'backbone':
+        raise ValueError(f"taps: unknown preset {name!r}, expected 'backbone' or a dict of tap name to address")
+    layers = getattr(getattr(model, 'backbone', None), 'res_layers', None)
+    if not layers:
+        kind = type(getattr(model, 'backbone', None)).__name__
+        raise ValueError(
+            f"taps: there is no preset 'backbone' for {kind}; write a dict such as "
+            "dict(stage1='backbone.layer1@preact', …)"
+        )
+    return {f'stage{i}': f'backbone.{layer}@preact' for i, layer in enumerate(layers, 1)}

@@ -1,0 +1,93 @@
+"""Distillation of class scores."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import binary_kd_divergence, kd_divergence
+from ..registry import MODELS
+
+_ACTIVATIONS = ('softmax', 'sigmoid')
+
+
+@MODELS.register_module()
+class KDLoss(nn.Module):
+    r"""Divergence of softened class scores, averaged over samples and positions.
+
+    Softmax heads get :func:`~lckd_mm.functional.kd_divergence`, sigmoid heads
+    :func:`~lckd_mm.functional.binary_kd_divergence`. Positions whose label is ``ignore_index`` (segmentation; the
+    label map is resized to the logits by nearest neighbour) are left out.
+
+    Args:
+        tau: temperature.
+        activation: 'softmax', 'sigmoid', or None: the tapped head's own.
+        num_classes: scores of one anchor, background included where the head has one; None: the tapped head's own.
+            Needed where the channels hold several anchors.
+        ignore_index: of segmentation labels.
+    Shapes:
+        student, teacher: (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors a position,
+        read as (N, H, W, A, C); or a list of these, one a pyramid level, averaged over all positions together.
+    Returns:
+        A scalar, in nats times tau squared.
+    Raises:
+        ValueError: shapes that differ, channels that are no multiple of ``num_classes``, temperature not above 0.
+    Source: Hinton, Vinyals, Dean 2015. Deviation: the mean over positions and the binary form are extensions.
+    """
+
+    def __init__(
+        self,
+        tau: float = 4.0,
+        activation: str | None = None,
+        num_classes: int | None = None,
+        ignore_index: int = 255,
+    ):
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f'KDLoss: temperature tau must be above 0, got {tau}')
+        if activation not in (None, *_ACTIVATIONS):
+            raise ValueError(f'KDLoss: unknown activation {activation!r}, expected one of {", ".join(_ACTIVATIONS)}')
+        self.tau, self.activation, self.num_classes, self.ignore_index = tau, activation, num_classes, ignore_index
+
+    def adapt(self, head: nn.Module | None) -> None:
+        """Take what was left open from the host's head that owns the student's tap."""
+        if self.activation is None:
+            sigmoid = getattr(head, 'use_sigmoid_cls', None)
+            if sigmoid is None:
+                sigmoid = getattr(getattr(head, 'loss_decode', None), 'use_sigmoid', False)
+            self.activation = 'sigmoid' if sigmoid else 'softmax'
+        if self.num_classes is None:
+            self.num_classes = getattr(head, 'cls_out_channels', None)
+
+    def forward(
+        self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], data_samples: list | None = None
+    ) -> Tensor:
+        students = [student] if isinstance(student, Tensor) else list(student)
+        teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+        if len(students) != len(teachers):
+            raise ValueError(f'KDLoss: {len(students)} student logits, but {len(teachers)} teacher logits')
+        divergence = binary_kd_divergence if self.activation == 'sigmoid' else kd_divergence
+        total, count = 0.0, 0
+        for z_student, z_teacher in zip(students, teachers, strict=True):
+            value = divergence(self._split_anchors(z_student), self._split_anchors(z_teacher), self.tau)
+            valid = self._valid(value, data_samples)
+            if valid is not None:
+                # where() and not a product: an ignored position may hold infinity, which 0 does not cancel.
+                value = torch.where(valid, value, 0)
+            total = total + value.sum()
+            count = count + (value.numel() if valid is None else valid.sum())
+        return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
+
+    def _split_anchors(self, z: Tensor) -> Tensor:
+        """(N, A*C, H, W) -> (N, C, A, H, W), the anchors' outer and the classes' inner, as heads lay them out."""
+        classes = self.num_classes
+        if z.dim() != 4 or classes is None or z.shape[1] == classes:
+            return z
+        if z.shape[1] % classes:
+            raise ValueError(f'KDLoss: {z.shape[1]} channels are no multiple of num_classes={classes}')
+        return z.unflatten(1, (-1, classes)).transpose(1, 2)
+
+    def _valid(self, value: Tensor, data_samples: list | None) -> Tensor | None:
+        if value.dim() != 3 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
+            return None
+        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(value.device)
+        return F.interpolate(labels.float(), value.shape[1:], mode='nearest').squeeze(1) != self.ignore_index

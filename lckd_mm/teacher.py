@@ -1,0 +1,135 @@
+"""FrozenTeacher: the other net. In no checkpoint, optimizer, DDP bucket or EMA copy."""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from . import checkpoint as ckpt
+from .hosts import build_model, normalisation, preserved_rng, read_model_config, valid_region
+from .taps import FeatureTaps
+
+_BN_MODES = ('eval', 'batch')
+
+
+class FrozenTeacher:
+    """Builds, loads strictly, freezes and runs a teacher. Not a module, so that no host walks into it.
+
+    Args:
+        model: a model dict, a config file's path, or ``'mmseg::fcn/….py'``.
+        checkpoint: a path, an address, or ``'torchvision://resnet50'``.
+        bn: 'eval' uses the running statistics; 'batch' those of the batch, the running ones untouched (the recipe of
+            OFD and LONDON).
+        allow: regular expressions; keys that match one may be missing from, or be too many in, the checkpoint.
+    Raises:
+        ValueError: no checkpoint, an unknown ``bn``.
+    """
+
+    def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
+        if not checkpoint:
+            raise ValueError(
+                'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_ADDRESS), '
+                'since a teacher with random weights would teach noise'
+            )
+        if bn not in _BN_MODES:
+            raise ValueError(f'teacher: unknown bn {bn!r}, expected one of {", ".join(_BN_MODES)}')
+        cfg, scope = read_model_config(model, 'teacher')
+        self.scope = scope
+        with preserved_rng():
+            self.model = build_model(cfg, scope)
+        self.has_preprocessor = cfg.get('data_preprocessor') is not None
+        self.checkpoint, self.bn, self.allow = checkpoint, bn, list(allow)
+        self.loaded = False
+        self._convert: tuple[Tensor, Tensor, bool] | None = None
+        if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
+            self.model = revert_sync_batchnorm(self.model)
+        self._freeze()
+
+    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
+        """EMA and the like copy the student; a frozen net can be shared."""
+        return self
+
+    def _freeze(self) -> None:
+        self.model.requires_grad_(False)
+        self.model.eval()
+        if self.bn == 'batch':
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    # Without tracking, torch hands the kernel no running statistics: batch ones are used.
+                    module.train()
+                    module.track_running_stats = False
+
+    def load(self) -> None:
+        """Load the checkpoint strictly; see :func:`lckd_mm.checkpoint.load_strictly`."""
+        if self.loaded:
+            return
+        ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)
+        self.loaded = True
+
+    def match_inputs(self, student_preprocessor: nn.Module) -> None:
+        """Note how the student's normalised images must be changed for the teacher, and say so in the log."""
+        own, other = normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
+        if own is None or other is None or own == other:
+            return
+        mean_s, std_s, mean_t, std_t = (torch.tensor(v).view(1, -1, 1, 1) for v in (*other[:2], *own[:2]))
+        flip = own[2] != other[2]
+        if flip:
+            mean_s, std_s = mean_s.flip(1), std_s.flip(1)
+        # x_t = (x_s * std_s + mean_s - mean_t) / std_t, on the channels in the teacher's order.
+        self._convert = std_s / std_t, (mean_s - mean_t) / std_t, flip
+        print_log(
+            "teacher: its images are normalised otherwise than the student's "
+            f'(mean, std, flipped channels: {own} against {other}); they are converted for it',
+            logger='current',
+        )
+
+    def _preprocessor(self, default: nn.Module | None) -> nn.Module | None:
+        return self.model.data_preprocessor if self.has_preprocessor else default
+
+    def convert(self, inputs: Tensor, data_samples: list | None) -> Tensor:
+        """The student's input batch as the teacher's own preprocessor would have made it; padding stays as it is."""
+        if self._convert is None:
+            return inputs
+        scale, shift, flip = (v.to(inputs) if isinstance(v, Tensor) else v for v in self._convert)
+        converted = (inputs.flip(1) if flip else inputs) * scale + shift
+        valid = valid_region(inputs, data_samples)
+        return converted if valid is None else torch.where(valid, converted, inputs)
+
+    def __call__(
+        self, taps: FeatureTaps, names: Iterable[str], inputs: Tensor, data_samples: list | None
+    ) -> dict[str, Any]:
+        """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap."""
+        inputs = self.convert(inputs, data_samples)
+        with torch.no_grad(), taps.record(self.model, names, stop=True) as features:
+            self.model(inputs, data_samples, mode='tensor')
+        return features
+
+    def predict(self, data: dict, student_preprocessor: nn.Module) -> list:
+        """Predictions of the teacher alone for a batch from a validation loader."""
+        preprocessor = self._preprocessor(student_preprocessor)
+        with torch.no_grad(), _eval(self.model):
+            data = preprocessor(data, False)
+            return self.model(**data, mode='predict')
+
+    def to(self, *args, **kwargs) -> 'FrozenTeacher':
+        self.model.to(*args, **kwargs)
+        return self
+
+
+@contextlib.contextmanager
+def _eval(model: nn.Module):
+    """A teacher in batch mode is validated with its running statistics, as it was published."""
+    batch = [m for m in model.modules() if m.training]
+    for module in batch:
+        module.eval()
+        module.track_running_stats = True
+    try:
+        yield
+    finally:
+        for module in batch:
+            module.train()
+            module.track_running_stats = False

@@ -1,0 +1,197 @@
+"""Term: one line of the objective: select, connect, compare, weigh."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hosts import owner_head
+from .registry import MODELS
+from .taps import FeatureTaps
+
+Feature = Tensor | list[Tensor]
+_KEYS = ('loss', 'on', 'student', 'teacher', 'weight', 'connector', 'teacher_connector')
+# What a loss may ask for beyond (student, teacher), by naming it in the signature of its forward.
+_EXTRAS = ('data_samples', 'raw_student')
+
+
+class Term(nn.Module):
+    """One distillation term: ``weight * loss(connect(student taps), connect(teacher taps))``.
+
+    Args:
+        name: its key in the loss dict; starts with ``loss_``.
+        loss: config of a registered loss, a module ``forward(student, teacher)`` that may also take ``data_samples``
+            and ``raw_student`` (the student's features before the connectors).
+        on: a tap's name, or a list of them, of both nets; ``student`` and ``teacher`` name them apart.
+        weight: not negative. A weight of 0 multiplies, it does not skip: a skipped connector would be an unused
+            parameter under DDP.
+        connector: config of the student-side connector, one instance a tap; None compares the raw features.
+        teacher_connector: the same for the teacher's features.
+        student_taps, teacher_taps: traced taps, from which names, shapes and channels are taken.
+        student: the student, of which the head that owns the tap is shown to losses that have ``adapt``.
+    Raises:
+        KeyError: an unknown tap, loss, connector or key. ValueError: a bad weight, name or count of taps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        student_taps: FeatureTaps,
+        teacher_taps: FeatureTaps,
+        student: nn.Module,
+    ):
+        super().__init__()
+        self.name = name
+        if not name.startswith('loss_'):
+            raise ValueError(f"term {name!r}: its name must start with 'loss_', since only such keys are trained")
+        if not isinstance(config, Mapping):
+            raise ValueError(f'term {name!r}: expected a dict(loss=…, on=…, weight=…), got {config!r}')
+        unknown = sorted(set(config) - set(_KEYS))
+        if unknown:
+            raise KeyError(f'term {name!r}: unknown key {unknown[0]!r}, expected {", ".join(_KEYS)}')
+        if 'loss' not in config:
+            raise KeyError(f"term {name!r}: no loss, expected loss=dict(type='lckd_mm.LipschitzLoss') or the like")
+        self.weight = config.get('weight', 1.0)
+        #: Factor on the weight, 1 unless a LossWeightHook sets it.
+        self.scale = 1.0
+        if not isinstance(self.weight, (int, float)) or not math.isfinite(self.weight) or self.weight < 0:
+            raise ValueError(f'term {name!r}: weight must be a finite number, 0 or above, got {self.weight!r}')
+        self.student_names, self.single = self._names(config, 'student', student_taps)
+        self.teacher_names, teacher_single = self._names(config, 'teacher', teacher_taps)
+        if self.single != teacher_single or len(self.student_names) != len(self.teacher_names):
+            raise ValueError(
+                f'term {name!r}: {len(self.student_names)} student taps, but {len(self.teacher_names)} teacher taps'
+            )
+        self.loss = build_registered(config['loss'], f'term {name!r}: loss')
+        self._wanted = self._extras()
+        pairs = list(zip(self.student_names, self.teacher_names, strict=True))
+        self.connectors = self._connectors(config, 'connector', pairs, student_taps, teacher_taps)
+        flipped = [(t, s) for s, t in pairs]
+        self.teacher_connectors = self._connectors(config, 'teacher_connector', flipped, teacher_taps, student_taps)
+        if hasattr(self.loss, 'adapt'):
+            self.loss.adapt(owner_head(student, student_taps.addresses[self.student_names[0]].path))
+
+    def forward(
+        self,
+        student: Mapping[str, Feature],
+        teacher: Mapping[str, Feature],
+        data_samples: list | None = None,
+        observed: dict[str, Feature] | None = None,
+    ) -> Tensor:
+        """The weighted term, a scalar of at least float32 whatever the autocast state.
+
+        ``observed`` is filled with the student's connected features, by tap name.
+        """
+        device = next(iter(_tensors(next(iter(student.values()))))).device.type
+        with torch.autocast(device, enabled=False):
+            raw = [_widen(student[name]) for name in self.student_names]
+            target = [_widen(teacher[name]) for name in self.teacher_names]
+            connected = _connect(self.connectors, raw, target)
+            target = _connect(self.teacher_connectors, target, raw)
+            if observed is not None:
+                observed.update(zip(self.student_names, connected, strict=True))
+            extras = {'data_samples': data_samples, 'raw_student': raw}
+            value = self.loss(
+                connected[0] if self.single else connected,
+                target[0] if self.single else target,
+                **{key: extras[key] for key in self._wanted},
+            )
+            return self.weight * self.scale * value
+
+    def _names(self, config: Mapping, side: str, taps: FeatureTaps) -> tuple[list[str], bool]:
+        names = config.get(side, config.get('on'))
+        if names is None:
+            raise KeyError(f"term {self.name!r}: no taps for the {side}, expected on='logits' or on=['stage1', …]")
+        single = isinstance(names, str)
+        names = [names] if single else list(names)
+        for tap in names:
+            if tap not in taps.addresses:
+                raise KeyError(
+                    f'term {self.name!r}: unknown {side} tap {tap!r}, the taps are '
+                    + (', '.join(map(repr, taps.addresses)) or 'none')
+                )
+        return names, single
+
+    def _extras(self) -> list[str]:
+        parameters = list(inspect.signature(self.loss.forward).parameters)
+        extras = [p for p in parameters[2:] if p in _EXTRAS]
+        if len(parameters) < 2:
+            raise ValueError(f'term {self.name!r}: {type(self.loss).__name__} does not take (student, teacher)')
+        return extras
+
+    def _connectors(
+        self, config: Mapping, key: str, pairs: Sequence, own: FeatureTaps, other: FeatureTaps
+    ) -> nn.ModuleList:
+        template = config.get(key)
+        connectors = nn.ModuleList()
+        if template is None:
+            return connectors
+        kind = registered_class(template, f'term {self.name!r}: {key}')
+        parameters = inspect.signature(kind.__init__).parameters
+        for i, (mine, theirs) in enumerate(pairs):
+            cfg = dict(template)
+            for field, taps, tap in (('in_channels', own, mine), ('out_channels', other, theirs)):
+                if field not in parameters:
+                    continue
+                if isinstance(cfg.get(field), (list, tuple)):
+                    cfg[field] = cfg[field][i]
+                elif field not in cfg:
+                    if tap not in taps.traces:
+                        raise ValueError(
+                            f'term {self.name!r}: {taps.role} tap {tap!r} does not fire in a plain forward, so its '
+                            f'channels are unknown; type them, as in {key}=dict(type=…, {field}=[…])'
+                        )
+                    cfg[field] = taps.traces[tap].shapes[0][1]
+            connectors.append(build_registered(cfg, f'term {self.name!r}: {key}'))
+        return connectors
+
+
+def registered_class(config: Mapping, who: str) -> type:
+    """The class that a config's ``type`` names, ours also without the ``lckd_mm.`` before it."""
+    if not isinstance(config, Mapping) or 'type' not in config:
+        raise ValueError(f"{who}: expected a dict with a type, such as dict(type='lckd_mm.KDLoss'), got {config!r}")
+    kind = config['type']
+    if isinstance(kind, type):
+        return kind
+    MODELS.import_from_location()
+    found = MODELS.module_dict.get(kind) or MODELS.get(kind)
+    if found is None:
+        known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
+        raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')
+    return found
+
+
+def build_registered(config: Mapping, who: str) -> nn.Module:
+    """Build what :func:`registered_class` finds; a wrong argument raises ValueError with the ones it takes."""
+    kind = registered_class(config, who)
+    arguments = {key: value for key, value in config.items() if key != 'type'}
+    try:
+        inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
+    return kind(**arguments)
+
+
+def _connect(connectors: nn.ModuleList, features: list[Feature], likes: list[Feature]) -> list[Feature]:
+    if not connectors:
+        return features
+    return [
+        connector(x, like)
+        if isinstance(x, Tensor)
+        else [connector(level, other) for level, other in zip(x, like, strict=True)]
+        for connector, x, like in zip(connectors, features, likes, strict=True)
+    ]
+
+
+def _widen(feature: Feature) -> Feature:
+    if isinstance(feature, Tensor):
+        return feature.to(torch.promote_types(feature.dtype, torch.float32))
+    return [_widen(level) for level in feature]
+
+
+def _tensors(feature: Feature) -> list[Tensor]:
+    return [feature] if isinstance(feature, Tensor) else list(feature)
