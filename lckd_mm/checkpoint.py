@@ -10,12 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 STATE_KEY = 'lckd_mm'
 _PREFIXES = ('module.', 'architecture.', 'student.', 'teacher.', 'model.')
 _SHOWN = 8
+
+
+_METHODS = {
+    HistoryBuffer: ('mean', 'min', 'max', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _own_method(owner: Any, name: str) -> Any:
+    if name not in _METHODS.get(owner, ()):
+        raise UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no mmengine checkpoint does')
+    return getattr(owner, name)
 
 
 def register_safe_globals() -> None:
@@ -43,6 +56,9 @@ def register_safe_globals() -> None:
             # Files written under numpy 1 name the same two by its old path.
             (scalar, 'numpy.core.multiarray.scalar'),
             (reconstruct, 'numpy.core.multiarray._reconstruct'),
+            OneCycleParamScheduler,
+            # Log buffers and this scheduler refer to their own methods through getattr; only that is let through.
+            (_own_method, 'builtins.getattr'),
         ]
     )
 
@@ -63,7 +79,8 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     try:
         loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+        forbidden = re.search(r'Unsupported (?:global: GLOBAL|operand|class) (\S+)', str(error))
+        reason = f'it would run {forbidden[1]}' if forbidden else str(error).strip().splitlines()[0]
         raise ValueError(f'{who}: cannot read the checkpoint {source!r}: {reason}') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')

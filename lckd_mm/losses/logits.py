@@ -68,11 +68,12 @@ class KDLoss(nn.Module):
         divergence = binary_kd_divergence if self.activation == 'sigmoid' else kd_divergence
         total, count = 0.0, 0
         for z_student, z_teacher in zip(students, teachers, strict=True):
-            value = divergence(self._split_anchors(z_student), self._split_anchors(z_teacher), self.tau)
-            valid = self._valid(value, data_samples)
+            z_student, z_teacher = self._split_anchors(z_student), self._split_anchors(z_teacher)
+            valid = self._valid(z_student, data_samples)
             if valid is not None:
-                # where() and not a product: an ignored position may hold infinity, which 0 does not cancel.
-                value = torch.where(valid, value, 0)
+                # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+                z_student, z_teacher = (torch.where(valid[:, None], z, 0) for z in (z_student, z_teacher))
+            value = divergence(z_student, z_teacher, self.tau)
             total = total + value.sum()
             count = count + (value.numel() if valid is None else valid.sum())
         return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
@@ -86,8 +87,8 @@ class KDLoss(nn.Module):
             raise ValueError(f'KDLoss: {z.shape[1]} channels are no multiple of num_classes={classes}')
         return z.unflatten(1, (-1, classes)).transpose(1, 2)
 
-    def _valid(self, value: Tensor, data_samples: list | None) -> Tensor | None:
-        if value.dim() != 3 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
+    def _valid(self, z: Tensor, data_samples: list | None) -> Tensor | None:
+        if z.dim() != 4 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
             return None
-        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(value.device)
-        return F.interpolate(labels.float(), value.shape[1:], mode='nearest').squeeze(1) != self.ignore_index
+        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
+        return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1) != self.ignore_index

@@ -1,0 +1,210 @@
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+
+from lckd_mm.functional import binary_kd_divergence, kd_divergence
+from lckd_mm.hosts import build_model, owner_head
+from lckd_mm.losses import KDLoss
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def logits(*shape):
+    return torch.randn(shape, dtype=DOUBLE), torch.randn(shape, dtype=DOUBLE)
+
+
+def samples_of(labels):
+    from mmseg.structures import SegDataSample
+
+    return [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in labels]
+
+
+def test_classification_equals_torch():
+    student, teacher = logits(6, 5)
+    expected = F.kl_div(F.log_softmax(student / 3, 1), F.softmax(teacher / 3, 1), reduction='batchmean') * 9
+    torch.testing.assert_close(KDLoss(tau=3.0)(student, teacher), expected, rtol=1e-12, atol=0)
+
+
+def test_value_by_hand():
+    # At temperature 4: p_teacher (3/4, 1/4) and (1/2, 1/2), p_student (1/2, 1/2).
+    teacher = torch.tensor([[4 * math.log(3.0), 0.0], [1.0, 1.0]], dtype=DOUBLE)
+    expected = 16 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    value = KDLoss()(torch.zeros(2, 2, dtype=DOUBLE), teacher)
+    assert value.shape == ()
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_map_is_averaged_over_positions():
+    student, teacher = logits(2, 5, 3, 4)
+    rows = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (student, teacher)]
+    torch.testing.assert_close(KDLoss()(student, teacher), KDLoss()(*rows), rtol=1e-12, atol=0)
+
+
+def test_sigmoid_form_equals_its_function():
+    student, teacher = logits(6, 5)
+    expected = binary_kd_divergence(student, teacher, 2.0).mean()
+    torch.testing.assert_close(KDLoss(tau=2.0, activation='sigmoid')(student, teacher), expected, rtol=1e-12, atol=0)
+
+
+def test_ignored_positions_are_left_out_even_with_infinite_logits():
+    student, teacher = logits(2, 5, 3, 4)
+    labels = torch.zeros(2, 3, 4, dtype=torch.long)
+    labels[0, 1, 2] = labels[1, 0, 0] = 255
+    valid = labels != 255
+    expected = kd_divergence(student, teacher, 4.0)[valid].mean()
+    torch.testing.assert_close(KDLoss()(student, teacher, samples_of(labels)), expected, rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(KDLoss()(student.requires_grad_(), teacher, samples_of(labels)), student)
+    student = student.detach()
+    teacher[0, :, 1, 2] = math.inf
+    student[1, 3, 0, 0] = math.inf
+    value = KDLoss()(student.requires_grad_(), teacher, samples_of(labels))
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    assert torch.equal(torch.autograd.grad(value, student)[0], gradient)
+    assert (gradient.abs().sum(1) > 0).equal(valid)
+
+
+def test_another_ignore_index():
+    student, teacher = logits(1, 5, 2, 2)
+    labels = torch.tensor([[[9, 0], [1, 255]]])
+    expected = kd_divergence(student, teacher, 4.0)[labels != 9].mean()
+    value = KDLoss(ignore_index=9)(student, teacher, samples_of(labels))
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+def test_labels_are_resized_by_nearest_neighbour():
+    student, teacher = logits(1, 5, 2, 2)
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, 0, 2] = 255  # the upper left of the block that the second position of the first row stands for
+    labels[0, 3, 1] = 255  # not sampled
+    expected = kd_divergence(student, teacher, 4.0).flatten()[[0, 2, 3]].mean()
+    torch.testing.assert_close(KDLoss()(student, teacher, samples_of(labels)), expected, rtol=1e-12, atol=0)
+
+
+def test_a_batch_that_is_all_ignored_gives_zero_with_zero_gradient():
+    student, teacher = logits(2, 5, 3, 4)
+    student.requires_grad_()
+    value = KDLoss()(student, teacher, samples_of(torch.full((2, 3, 4), 255)))
+    value.backward()
+    assert value.item() == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize(('activation', 'divergence'), [('softmax', kd_divergence), ('sigmoid', binary_kd_divergence)])
+def test_anchors_equal_a_loop(activation, divergence):
+    student, teacher = logits(2, 3 * 4, 2, 5)
+    expected = torch.stack(
+        [divergence(student[:, a * 4 : a * 4 + 4], teacher[:, a * 4 : a * 4 + 4], 4.0).mean() for a in range(3)]
+    ).mean()
+    value = KDLoss(activation=activation, num_classes=4)(student, teacher)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
+def test_levels_are_averaged_over_all_positions_together(activation):
+    students, teachers = zip(logits(2, 12, 4, 4), logits(2, 12, 2, 2), logits(2, 12, 1, 1))
+    loss = KDLoss(activation=activation, num_classes=4)
+    flat = [
+        torch.cat([x.unflatten(1, (3, 4)).permute(0, 3, 4, 1, 2).reshape(-1, 4) for x in levels])
+        for levels in (students, teachers)
+    ]
+    assert flat[0].shape == (2 * 21 * 3, 4)
+    torch.testing.assert_close(loss(list(students), list(teachers)), loss(*flat), rtol=1e-12, atol=0)
+
+
+def test_gradient_moves_the_student_toward_the_teacher():
+    student, teacher = logits(4, 5)
+    for activation in ('softmax', 'sigmoid'):
+        loss, z = KDLoss(activation=activation), student.clone().requires_grad_()
+        values = []
+        for _ in range(20):
+            value = loss(z, teacher)
+            (gradient,) = torch.autograd.grad(value, z)
+            values.append(value.item())
+            z = (z - 1.0 * gradient).detach().requires_grad_()
+        assert all(later < earlier for earlier, later in pairwise(values))
+
+
+def test_adapt_reads_a_detection_head(scope, tiny_detector):
+    scope('mmdet')
+    model = build_model(tiny_detector(classes=3))
+    head = owner_head(model, 'bbox_head.retina_cls')
+    assert head is model.bbox_head
+    loss = KDLoss()
+    loss.adapt(head)
+    assert (loss.activation, loss.num_classes) == ('sigmoid', 3)
+    student, teacher = logits(1, 6, 2, 2)
+    expected = binary_kd_divergence(student.unflatten(1, (2, 3)), teacher.unflatten(1, (2, 3)), 4.0, dim=2).mean()
+    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-12, atol=0)
+
+
+def test_adapt_counts_the_background_of_a_softmax_detection_head(scope, tiny_detector):
+    scope('mmdet')
+    cfg = copy.deepcopy(tiny_detector(classes=3))
+    cfg['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    loss = KDLoss()
+    loss.adapt(build_model(cfg).bbox_head)
+    assert (loss.activation, loss.num_classes) == ('softmax', 4)
+
+
+def test_adapt_reads_a_segmentation_head_with_sigmoid_classes(scope, tiny_fcn):
+    scope('mmseg')
+    cfg = tiny_fcn(classes=4)
+    cfg['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    model = build_model(cfg)
+    for path, activation in (('decode_head.conv_seg', 'sigmoid'), ('auxiliary_head.conv_seg', 'softmax')):
+        loss = KDLoss()
+        loss.adapt(owner_head(model, path))
+        assert loss.activation == activation
+
+
+def test_adapt_leaves_what_was_given_and_falls_back_to_softmax():
+    class Head(torch.nn.Module):
+        use_sigmoid_cls, cls_out_channels = True, 3
+
+    given, open_ = KDLoss(activation='softmax', num_classes=7), KDLoss()
+    given.adapt(Head())
+    open_.adapt(None)
+    assert (given.activation, given.num_classes) == ('softmax', 7)
+    assert (open_.activation, open_.num_classes) == ('softmax', None)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (dict(tau=0), 'tau must be above 0, got 0'),
+        (dict(tau=-1.0), 'tau must be above 0, got -1.0'),
+        (dict(tau=math.nan), 'tau must be above 0, got nan'),
+        (dict(activation='relu'), "unknown activation 'relu', expected one of softmax, sigmoid"),
+    ],
+)
+def test_bad_arguments_raise(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        KDLoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'says'),
+    [
+        ((2, 3), (2, 4), 'differ in shape'),
+        ((2, 3, 4, 4), (2, 3, 2, 2), 'differ in shape'),
+        ((2, 10, 4, 4), (2, 10, 4, 4), '10 channels are no multiple of num_classes=3'),
+    ],
+)
+def test_bad_shapes_raise(student, teacher, says):
+    with pytest.raises(ValueError, match=says):
+        KDLoss(num_classes=3)(torch.zeros(student), torch.zeros(teacher))
+
+
+def test_levels_that_differ_in_number_raise():
+    with pytest.raises(ValueError, match='2 student logits, but 1 teacher logits'):
+        KDLoss()([torch.zeros(1, 2)] * 2, [torch.zeros(1, 2)])

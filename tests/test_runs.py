@@ -1,0 +1,424 @@
+"""Whole runs through mmengine's Runner: null equivalence, and what every kind of checkpoint holds.
+
+Real hosts on real files: digit scenes for mmseg and mmdet, the digit scans' own classes for mmpretrain.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
+
+from lckd_mm.checkpoint import STATE_KEY
+from lckd_mm.data.digit_scenes import CLASSES, write_digit_scenes
+from lckd_mm.hosts import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+NORM = dict(type='BN')
+STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    return write_digit_scenes(tmp_path_factory.mktemp('data') / 'scenes', train=16, val=4, size=64, progress=False)
+
+
+def preprocessor(kind, **extra):
+    return dict(type=kind, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], **extra)
+
+
+def segmentor(width):
+    def head(kind, **extra):
+        loss = dict(type='CrossEntropyLoss', loss_weight=kind)
+        return dict(type='FCNHead', channels=8, num_classes=11, norm_cfg=NORM, loss_decode=loss, **extra)
+
+    return dict(
+        type='EncoderDecoder',
+        data_preprocessor=preprocessor('SegDataPreProcessor', bgr_to_rgb=True, size=(64, 64)),
+        backbone=dict(type='ResNetV1c', depth=18, base_channels=width, stem_channels=8, strides=(1, 2, 1, 1),
+                      dilations=(1, 1, 1, 1), norm_cfg=NORM, norm_eval=False),
+        decode_head=head(1.0, in_channels=8 * width, in_index=3, num_convs=1, concat_input=False),
+        test_cfg=dict(mode='whole'),
+        auxiliary_head=head(0.4, in_channels=4 * width, in_index=2, num_convs=1, concat_input=False),
+    )  # fmt: skip
+
+
+def classifier(width):
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18, base_channels=width, stem_channels=width, norm_cfg=NORM),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=8 * width, loss=dict(type='CrossEntropyLoss')),
+    )
+
+
+def detector(width):
+    return dict(
+        type='RetinaNet',
+        data_preprocessor=preprocessor('DetDataPreprocessor', bgr_to_rgb=True, pad_size_divisor=32),
+        backbone=dict(type='ResNet', depth=18, base_channels=width, stem_channels=width, frozen_stages=-1,
+                      norm_cfg=NORM, norm_eval=False),
+        neck=dict(type='FPN', in_channels=[width, 2 * width, 4 * width, 8 * width], out_channels=8, num_outs=4),
+        bbox_head=dict(type='RetinaHead', num_classes=10, in_channels=8, stacked_convs=1, feat_channels=8,
+                       anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1,
+                                             ratios=[1.0], strides=[4, 8, 16, 32])),
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
+        test_cfg=dict(nms_pre=100, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
+    )  # fmt: skip
+
+
+def segmentation_data(root, split):
+    return dict(
+        type='BaseSegDataset',
+        data_root=str(root),
+        ann_file=f'ImageSets/Segmentation/{split}.txt',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        metainfo=dict(classes=CLASSES, palette=[[i, i, i] for i in range(11)]),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations'),
+            dict(type='PhotoMetricDistortion'),
+            dict(type='PackSegInputs'),
+        ],
+    )
+
+
+def detection_data(root, split):
+    return dict(
+        type='XMLDataset',
+        data_root=str(root),
+        ann_file=f'ImageSets/Main/{split}.txt',
+        data_prefix=dict(sub_data_root=''),
+        metainfo=dict(classes=CLASSES[1:], palette=None),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackDetInputs'),
+        ],
+    )
+
+
+def classification_data(root, split):
+    return dict(
+        type='CustomDataset',
+        data_prefix=str(root / 'JPEGImages'),
+        ann_file=str(root / 'classes.txt'),
+        metainfo=dict(classes=[str(i) for i in range(10)]),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='RandomCrop', crop_size=48),
+            dict(type='PackInputs'),
+        ],
+    )
+
+
+# scope, model by width, data, term's logits, extra config of the whole
+HOSTS = {
+    'mmseg': (segmentor, segmentation_data, dict(logits='decode_head.conv_seg'), {}),
+    'mmpretrain': (
+        classifier,
+        classification_data,
+        dict(logits='head.fc'),
+        dict(data_preprocessor=preprocessor('ClsDataPreprocessor', to_rgb=True, num_classes=10)),
+    ),
+    'mmdet': (detector, detection_data, dict(logits='bbox_head.retina_cls#*'), {}),
+}
+
+
+def config(host, root, work_dir, model, iters=20, **extra):
+    _, data, _, more = HOSTS[host]
+    return Config(
+        dict(
+            default_scope=host,
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True),
+                dataset=data(root, 'train'),
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
+            param_scheduler=dict(type='PolyLR', power=0.9, by_epoch=False, begin=0, end=iters),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=5),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10),
+            ),
+            log_processor=dict(by_epoch=False),
+            randomness=dict(seed=3),
+            log_level='WARNING',
+            **more,
+            **extra,
+        )
+    )
+
+
+def validation(root):
+    return dict(
+        val_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=segmentation_data(root, 'val'),
+        ),
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='IoUMetric'),
+    )
+
+
+def distiller(host, student, teacher, path, lipschitz=1.0, kd=1.0, **lipschitz_term):
+    return dict(
+        type='lckd_mm.Distiller',
+        student=student,
+        teacher=dict(model=teacher, checkpoint=str(path)),
+        taps=dict(STAGES, **HOSTS[host][2]),
+        terms=dict(
+            loss_lipschitz=dict(
+                loss=dict(type='lckd_mm.LipschitzLoss'), on=list(STAGES), weight=lipschitz,
+                **(lipschitz_term or dict(connector=dict(type='lckd_mm.ConvBN'))),
+            ),
+            loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=kd),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    def save(host, width=8):
+        cfg = HOSTS[host][0](width)
+        torch.manual_seed(7)
+        model = build_model(cfg, host)
+        torch.save(dict(state_dict=model.state_dict()), tmp_path / f'teacher-{host}.pth')
+        return cfg, tmp_path / f'teacher-{host}.pth'
+
+    return save
+
+
+@pytest.fixture(autouse=True)
+def classes_file(scenes):
+    lines = [f'train_{i:06d}.jpg {i % 10}' for i in range(16)]
+    (scenes / 'classes.txt').write_text('\n'.join(lines) + '\n')
+
+
+def run(cfg):
+    DefaultScope._instance_dict.clear()
+    cfg.experiment_name = f'run-{abs(hash(cfg.work_dir))}-{run.count}'
+    run.count += 1
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+run.count = 0
+
+
+def scalars(work_dir):
+    (file,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+HOOK = dict(type='lckd_mm.DistillationHook')
+
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_weight_zero_is_the_plain_config_to_the_bit(host, scenes, tmp_path, teacher_file):
+    make = HOSTS[host][0]
+    teacher, path = teacher_file(host)
+    plain = run(config(host, scenes, tmp_path / 'plain', make(4)))
+    cfg = config(host, scenes, tmp_path / 'null', distiller(host, make(4), teacher, path, lipschitz=0.0, kd=0.0))
+    cfg.default_hooks.distillation = HOOK
+    null = run(cfg)
+    expected, got = plain.model.state_dict(), null.model.state_dict()
+    assert list(expected) == list(got)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    # and it did train
+    moments = [m['momentum_buffer'] for m in plain.optim_wrapper.optimizer.state.values()]
+    assert sum(bool(m.any()) for m in moments) > 20
+    # the same curves under the same names, beside the terms' own; a host's bare `loss` becomes loss_task
+    for a, b in zip(scalars(tmp_path / 'plain'), scalars(tmp_path / 'null'), strict=True):
+        for key in a.keys() - {'time', 'data_time', 'memory', 'iter_time'}:
+            assert a[key] == b[key], key
+        assert b['loss_kd'] == 0.0 and b['loss_lipschitz'] == 0.0
+    # a checkpoint loads the same into the plain model
+    load_state_dict(
+        build_model(make(4), host), torch.load(tmp_path / 'null' / 'iter_20.pth')['state_dict'], strict=True
+    )
+
+
+def test_with_weights_the_terms_train_the_student(scenes, tmp_path, teacher_file):
+    teacher, path = teacher_file('mmseg')
+    runs = {}
+    for weight in (0.0, 1.0):
+        model = distiller('mmseg', segmentor(4), teacher, path, lipschitz=weight, kd=0.0)
+        cfg = config('mmseg', scenes, tmp_path / str(weight), model)
+        cfg.default_hooks.distillation = HOOK
+        runs[weight] = run(cfg)
+    a, b = (r.model.student.backbone.layer1[0].conv1.weight for r in runs.values())
+    assert not torch.equal(a, b)
+    connector = runs[1.0].model.terms['loss_lipschitz'].connectors[0][0].weight
+    assert runs[1.0].optim_wrapper.optimizer.state[connector]['momentum_buffer'].abs().sum() > 0
+    assert all(p.grad is None for p in runs[1.0].model.teacher.model.parameters())
+
+
+def seg_distillation(scenes, work_dir, teacher_file, iters=20, **extra):
+    teacher, path = teacher_file('mmseg')
+    model = distiller('mmseg', segmentor(4), teacher, path)
+    cfg = config('mmseg', scenes, work_dir, model, iters, **extra)
+    cfg.default_hooks.distillation = HOOK
+    return cfg
+
+
+PLAIN = """
+import sys, json, torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope, MODELS
+import mmseg.models
+from mmengine.runner import load_checkpoint
+assert not any(name.startswith('lckd_mm') for name in sys.modules)
+init_default_scope('mmseg')
+cfg = Config.fromfile(sys.argv[1])
+for path in sys.argv[2:]:
+    model = MODELS.build(cfg.model)
+    load_checkpoint(model, path, map_location='cpu', strict=True)
+    state = torch.load(path, weights_only=False)['state_dict']
+    assert set(state) == set(model.state_dict()), path
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+assert not any(name.startswith('lckd_mm') for name in sys.modules)
+print('loaded', len(sys.argv) - 2)
+"""
+
+
+def load_in_plain_mmseg(tmp_path, paths):
+    """In a process that never imports this package. (mmengine's own files need weights_only off on torch >= 2.6.)"""
+
+    Config(dict(model=segmentor(4))).dump(tmp_path / 'plain.py')
+    env = dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', PLAIN, tmp_path / 'plain.py', *paths],
+        capture_output=True, text=True, env=env,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert f'loaded {len(paths)}' in out.stdout
+
+
+def test_every_kind_of_checkpoint_is_the_student(scenes, tmp_path, teacher_file):
+    extra = dict(
+        validation(scenes),
+        custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True)],
+    )
+    cfg = seg_distillation(scenes, tmp_path / 'run', teacher_file, **copy.deepcopy(extra))
+    cfg.train_cfg.val_interval = 10
+    cfg.default_hooks.checkpoint.update(save_best='mIoU', rule='greater')
+    full = run(cfg)
+    (best,) = (tmp_path / 'run').glob('best_mIoU_iter_*.pth')
+
+    # EMA: the file's state_dict is the average, ema_state_dict the raw student under EMA's own prefix
+    file = torch.load(tmp_path / 'run' / 'iter_20.pth')
+    raw = {k.removeprefix('module.'): v for k, v in file['ema_state_dict'].items() if k != 'steps'}
+    assert set(raw) == set(file['state_dict'])
+    assert all(torch.equal(v, full.model.state_dict()[k]) for k, v in raw.items())
+    assert not torch.equal(raw['decode_head.conv_seg.weight'], file['state_dict']['decode_head.conv_seg.weight'])
+    assert not any(k.startswith(('teacher', 'terms', 'student')) for k in file['state_dict'])
+    stored = file[STATE_KEY]['terms']
+    assert torch.equal(stored['loss_lipschitz.connectors.0.0.weight'],
+                       full.model.terms['loss_lipschitz'].connectors[0][0].weight)  # fmt: skip
+
+    # interrupted after 10 of 20 iterations, and resumed: the same end, connectors and all, to the bit
+    again = seg_distillation(scenes, tmp_path / 'again', teacher_file, **copy.deepcopy(extra))
+    again.train_cfg.val_interval = 10
+    again.resume, again.load_from = True, str(tmp_path / 'run' / 'iter_10.pth')
+    resumed = run(again)
+    assert resumed.iter == 20
+    for a, b in ((full.model.state_dict(), resumed.model.state_dict()),
+                 (full.model.distillation_state(), resumed.model.distillation_state())):  # fmt: skip
+        assert list(a) == list(b)
+    # (the order of the images and the augmentation are not resumed by mmengine, so the weights differ; state is there)
+    after = torch.load(tmp_path / 'again' / 'iter_20.pth')
+    assert after['meta']['iter'] == 20 and set(after[STATE_KEY]['terms']) == set(stored)
+
+    # load_from: the student only, its iteration from 0
+    fresh = seg_distillation(scenes, tmp_path / 'fresh', teacher_file, iters=10)
+    fresh.load_from = str(best)
+    run(fresh)
+    load_in_plain_mmseg(
+        tmp_path,
+        [
+            best,
+            tmp_path / 'run' / 'iter_10.pth',
+            tmp_path / 'run' / 'iter_20.pth',
+            tmp_path / 'again' / 'iter_20.pth',
+            tmp_path / 'fresh' / 'iter_10.pth',
+        ],
+    )
+
+
+def test_resume_brings_back_what_was_stored(scenes, tmp_path, teacher_file):
+    first = run(seg_distillation(scenes, tmp_path / 'run', teacher_file, iters=10))
+    cfg = seg_distillation(scenes, tmp_path / 'again', teacher_file, iters=20)
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'run' / 'iter_10.pth')
+    DefaultScope._instance_dict.clear()
+    cfg.experiment_name = 'resumed'
+    runner = Runner.from_cfg(cfg)
+    seen = {}
+
+    from mmengine.hooks import Hook
+
+    class Snapshot(Hook):
+        def before_train(self, runner):
+            seen.update(runner.model.distillation_state(), **runner.model.state_dict())
+            seen['iter'] = runner.iter
+            raise KeyboardInterrupt
+
+    runner.register_hook(Snapshot(), priority='LOWEST')
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    assert seen.pop('iter') == 10
+    expected = {**first.model.distillation_state(), **first.model.state_dict()}
+    assert set(seen) == set(expected)
+    assert all(torch.equal(seen[k], expected[k]) for k in expected)
+
+
+def test_resuming_a_plain_run_as_a_distillation_is_refused(scenes, tmp_path, teacher_file):
+    run(config('mmseg', scenes, tmp_path / 'plain', segmentor(4), iters=10))
+    cfg = seg_distillation(scenes, tmp_path / 'kd', teacher_file)
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'plain' / 'iter_10.pth')
+    with pytest.raises(ValueError, match=r"no 'lckd_mm' key.*load_from"):
+        run(cfg)
+
+
+def test_killed_run_leaves_plain_checkpoints(scenes, tmp_path, teacher_file):
+    """A process killed in the middle of training: what it wrote is whole, plain, and resumable."""
+
+    import signal
+    import time
+
+    cfg = seg_distillation(scenes, tmp_path / 'run', teacher_file, iters=10000)
+    cfg.default_hooks.checkpoint.interval = 5
+    cfg.dump(tmp_path / 'config.py')
+    process = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'train.py', tmp_path / 'config.py'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )  # fmt: skip
+    deadline = time.time() + 200
+    while not (tmp_path / 'run' / 'iter_10.pth').exists() and time.time() < deadline:
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    load_in_plain_mmseg(tmp_path, [tmp_path / 'run' / 'iter_5.pth'])
+    last = Path((tmp_path / 'run' / 'last_checkpoint').read_text())
+    load_in_plain_mmseg(tmp_path, [last])
