@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -78,9 +78,12 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
         raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
     try:
         loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        forbidden = re.search(r'Unsupported (?:global: GLOBAL|operand|class) (\S+)', str(error))
-        reason = f'it would run {forbidden[1]}' if forbidden else str(error).strip().splitlines()[0]
+    except OSError:
+        raise  # the disk or the network says it best
+    except Exception as error:  # what a damaged file makes of torch's unpickler is not to be foreseen
+        forbidden = re.search(r'Unsupported (?:global: GLOBAL|class) (\S+)', str(error))
+        lines = str(error).strip().splitlines() if isinstance(error, (UnpicklingError, RuntimeError)) else []
+        reason = f'it would run {forbidden[1]}' if forbidden else (lines or ['it is damaged, or none at all'])[0]
         raise ValueError(f'{who}: cannot read the checkpoint {source!r}: {reason}') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
@@ -91,10 +94,12 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     """The state dict in a checkpoint file: torchvision's names mapped to mmpretrain's, known prefixes taken off."""
     loaded = read_checkpoint(source, who)
     state = loaded.get('state_dict', loaded.get('model', loaded))
-    weights = OrderedDict((key, value) for key, value in state.items() if isinstance(value, Tensor))
+    pairs = state.items() if isinstance(state, Mapping) else ()
+    weights = OrderedDict((k, v) for k, v in pairs if isinstance(k, str) and isinstance(v, Tensor))
     if not weights:
         raise ValueError(f'{who}: {source!r} holds no weights (keys: {", ".join(map(str, list(loaded)[:_SHOWN]))})')
-    weights._metadata = getattr(state, '_metadata', OrderedDict())
+    # Versions, by module, on which the hosts' own key migrations depend.
+    versions = getattr(state, '_metadata', OrderedDict())
     if source.startswith('torchvision://'):
         return OrderedDict(
             (f'head.{key}' if key.startswith('fc.') else f'backbone.{key}', value) for key, value in weights.items()
@@ -109,6 +114,8 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
         stripped = prefix is not None
         if stripped:
             weights = OrderedDict((key[len(prefix) :], value) for key, value in weights.items())
+            versions = {k[len(prefix) :]: v for k, v in versions.items() if f'{k}.'.startswith(prefix)}
+    weights._metadata = versions
     return weights
 
 
@@ -123,7 +130,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     Raises:
         ValueError: missing, unexpected or mis-shaped keys, or values that are not finite.
     """
-    allow = list(allow)
+    allow = [allow] if isinstance(allow, str) else list(allow)
     weights = model_weights(source, who)
     broken = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:

@@ -42,7 +42,7 @@ class FrozenTeacher:
         with preserved_rng():
             self.model = build_model(cfg, scope)
         self.has_preprocessor = cfg.get('data_preprocessor') is not None
-        self.checkpoint, self.bn, self.allow = checkpoint, bn, list(allow)
+        self.checkpoint, self.bn, self.allow = checkpoint, bn, [allow] if isinstance(allow, str) else list(allow)
         self.loaded = False
         self._convert: tuple[Tensor, Tensor, bool] | None = None
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):

@@ -62,7 +62,12 @@ class Term(nn.Module):
             raise ValueError(f'term {name!r}: weight must be a finite number, 0 or above, got {self.weight!r}')
         self.student_names, self.single = self._names(config, 'student', student_taps)
         self.teacher_names, teacher_single = self._names(config, 'teacher', teacher_taps)
-        if self.single != teacher_single or len(self.student_names) != len(self.teacher_names):
+        if self.single != teacher_single:
+            raise ValueError(
+                f"term {name!r}: one side's taps are a name, the other's a list of names; write both as lists, or "
+                f'both as names (student {self.student_names}, teacher {self.teacher_names})'
+            )
+        if len(self.student_names) != len(self.teacher_names):
             raise ValueError(
                 f'term {name!r}: {len(self.student_names)} student taps, but {len(self.teacher_names)} teacher taps'
             )
@@ -106,6 +111,10 @@ class Term(nn.Module):
         names = config.get(side, config.get('on'))
         if names is None:
             raise KeyError(f"term {self.name!r}: no taps for the {side}, expected on='logits' or on=['stage1', …]")
+        if not names or not isinstance(names, (str, list, tuple)):
+            raise ValueError(
+                f"term {self.name!r}: the taps of the {side} are {names!r}, expected on='logits' or on=['stage1', …]"
+            )
         single = isinstance(names, str)
         names = [names] if single else list(names)
         for tap in names:
@@ -138,6 +147,10 @@ class Term(nn.Module):
                 if field not in parameters:
                     continue
                 if isinstance(cfg.get(field), (list, tuple)):
+                    if len(cfg[field]) != len(pairs):
+                        raise ValueError(
+                            f'term {self.name!r}: {key} has {len(cfg[field])} {field}, but there are {len(pairs)} taps'
+                        )
                     cfg[field] = cfg[field][i]
                 elif field not in cfg:
                     if tap not in taps.traces:

@@ -1,0 +1,225 @@
+"""Small models of the three hosts, their data on digit scenes, and whole runs through mmengine's Runner."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+from lckd_mm.data.digit_scenes import CLASSES, write_digit_scenes
+from lckd_mm.hosts import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+NORM = dict(type='BN')
+STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
+
+
+def preprocessor(kind, **extra):
+    return dict(type=kind, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], **extra)
+
+
+def segmentor(width):
+    def head(kind, **extra):
+        loss = dict(type='CrossEntropyLoss', loss_weight=kind)
+        return dict(type='FCNHead', channels=8, num_classes=11, norm_cfg=NORM, loss_decode=loss, **extra)
+
+    return dict(
+        type='EncoderDecoder',
+        data_preprocessor=preprocessor('SegDataPreProcessor', bgr_to_rgb=True, size=(64, 64)),
+        backbone=dict(type='ResNetV1c', depth=18, base_channels=width, stem_channels=8, strides=(1, 2, 1, 1),
+                      dilations=(1, 1, 1, 1), norm_cfg=NORM, norm_eval=False),
+        decode_head=head(1.0, in_channels=8 * width, in_index=3, num_convs=1, concat_input=False),
+        test_cfg=dict(mode='whole'),
+        auxiliary_head=head(0.4, in_channels=4 * width, in_index=2, num_convs=1, concat_input=False),
+    )  # fmt: skip
+
+
+def classifier(width):
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18, base_channels=width, stem_channels=width, norm_cfg=NORM),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=8 * width, loss=dict(type='CrossEntropyLoss')),
+    )
+
+
+def detector(width):
+    return dict(
+        type='RetinaNet',
+        data_preprocessor=preprocessor('DetDataPreprocessor', bgr_to_rgb=True, pad_size_divisor=32),
+        backbone=dict(type='ResNet', depth=18, base_channels=width, stem_channels=width, frozen_stages=-1,
+                      norm_cfg=NORM, norm_eval=False),
+        neck=dict(type='FPN', in_channels=[width, 2 * width, 4 * width, 8 * width], out_channels=8, num_outs=4),
+        bbox_head=dict(type='RetinaHead', num_classes=10, in_channels=8, stacked_convs=1, feat_channels=8,
+                       anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1,
+                                             ratios=[1.0], strides=[4, 8, 16, 32])),
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
+        test_cfg=dict(nms_pre=100, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
+    )  # fmt: skip
+
+
+def segmentation_data(root, split):
+    return dict(
+        type='BaseSegDataset',
+        data_root=str(root),
+        ann_file=f'ImageSets/Segmentation/{split}.txt',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        metainfo=dict(classes=CLASSES, palette=[[i, i, i] for i in range(11)]),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations'),
+            dict(type='PhotoMetricDistortion'),
+            dict(type='PackSegInputs'),
+        ],
+    )
+
+
+def detection_data(root, split):
+    return dict(
+        type='XMLDataset',
+        data_root=str(root),
+        ann_file=f'ImageSets/Main/{split}.txt',
+        data_prefix=dict(sub_data_root=''),
+        metainfo=dict(classes=CLASSES[1:], palette=None),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackDetInputs'),
+        ],
+    )
+
+
+def classification_data(root, split):
+    return dict(
+        type='CustomDataset',
+        data_prefix=str(root / 'JPEGImages'),
+        ann_file=str(root / 'classes.txt'),
+        metainfo=dict(classes=[str(i) for i in range(10)]),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='RandomCrop', crop_size=48),
+            dict(type='PackInputs'),
+        ],
+    )
+
+
+# scope, model by width, data, term's logits, extra config of the whole
+HOSTS = {
+    'mmseg': (segmentor, segmentation_data, dict(logits='decode_head.conv_seg'), {}),
+    'mmpretrain': (
+        classifier,
+        classification_data,
+        dict(logits='head.fc'),
+        dict(data_preprocessor=preprocessor('ClsDataPreprocessor', to_rgb=True, num_classes=10)),
+    ),
+    'mmdet': (detector, detection_data, dict(logits='bbox_head.retina_cls#*'), {}),
+}
+
+
+def config(host, root, work_dir, model, iters=20, **extra):
+    _, data, _, more = HOSTS[host]
+    return Config(
+        dict(
+            default_scope=host,
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True),
+                dataset=data(root, 'train'),
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
+            param_scheduler=dict(type='PolyLR', power=0.9, by_epoch=False, begin=0, end=iters),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=5),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10),
+            ),
+            log_processor=dict(by_epoch=False),
+            randomness=dict(seed=3),
+            log_level='WARNING',
+            **more,
+            **extra,
+        )
+    )
+
+
+def validation(root):
+    return dict(
+        val_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=segmentation_data(root, 'val'),
+        ),
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='IoUMetric'),
+    )
+
+
+def distiller(host, student, teacher, path, lipschitz=1.0, kd=1.0, **lipschitz_term):
+    return dict(
+        type='lckd_mm.Distiller',
+        student=student,
+        teacher=dict(model=teacher, checkpoint=str(path)),
+        taps=dict(STAGES, **HOSTS[host][2]),
+        terms=dict(
+            loss_lipschitz=dict(
+                loss=dict(type='lckd_mm.LipschitzLoss'), on=list(STAGES), weight=lipschitz,
+                **(lipschitz_term or dict(connector=dict(type='lckd_mm.ConvBN'))),
+            ),
+            loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=kd),
+        ),
+    )  # fmt: skip
+
+
+def run(cfg, *hooks):
+    """Train; ``hooks`` are registered beside the config's, after them."""
+    DefaultScope._instance_dict.clear()
+    cfg.experiment_name = f'run-{abs(hash(cfg.work_dir))}-{run.count}'
+    run.count += 1
+    runner = Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook, priority='LOWEST')
+    runner.train()
+    return runner
+
+
+run.count = 0
+
+
+def scalars(work_dir):
+    (file,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+HOOK = dict(type='lckd_mm.DistillationHook')
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    """Small digit scenes, also as a classification set: classes.txt lists the training images."""
+    root = write_digit_scenes(tmp_path_factory.mktemp('data') / 'scenes', train=16, val=4, size=64, progress=False)
+    lines = [f'train_{i:06d}.jpg {i % 10}' for i in range(16)]
+    (root / 'classes.txt').write_text('\n'.join(lines) + '\n')
+    return root
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    def save(host, width=8):
+        cfg = HOSTS[host][0](width)
+        torch.manual_seed(7)
+        model = build_model(cfg, host)
+        torch.save(dict(state_dict=model.state_dict()), tmp_path / f'teacher-{host}.pth')
+        return cfg, tmp_path / f'teacher-{host}.pth'
+
+    return save

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lckd_mm.connectors import ConvBN, MatchSize
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_conv_bn_is_a_convolution_without_bias_and_a_norm():
+    connector = ConvBN(3, 5)
+    x = torch.randn(4, 3, 6, 6)
+    mixed = torch.einsum('oi,bihw->bohw', connector[0].weight[:, :, 0, 0], x)
+    mean, var = mixed.mean((0, 2, 3), keepdim=True), mixed.var((0, 2, 3), keepdim=True, unbiased=False)
+    torch.testing.assert_close(connector(x), (mixed - mean) / (var + 1e-5).sqrt(), rtol=1e-4, atol=1e-5)
+    assert [name for name, _ in connector.named_parameters()] == ['0.weight', '1.weight', '1.bias']
+
+
+def test_conv_bn_starts_he_normal_by_fan_out():
+    weight = ConvBN(128, 256)[0].weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.02)
+    assert weight.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_conv_bn_does_not_look_at_the_other_side():
+    connector, x = ConvBN(3, 5).eval(), torch.randn(1, 3, 2, 2)
+    assert torch.equal(connector(x, torch.zeros(1)), connector(x))
+
+
+def test_conv_bn_trains():
+    connector, x = ConvBN(3, 5), torch.randn(4, 3, 2, 2, requires_grad=True)
+    connector(x).sin().sum().backward()
+    assert all(t.grad.abs().max() > 0 for t in (x, *connector.parameters()))
+
+
+def test_match_size_leaves_an_equal_size_as_it_is():
+    x = torch.randn(1, 3, 4, 6)
+    assert MatchSize()(x, torch.zeros(1, 9, 4, 6)) is x
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('size', [(8, 12), (2, 3), (5, 5)])
+def test_match_size_is_bilinear(align_corners, size):
+    x = torch.randn(2, 3, 4, 6)
+    value = MatchSize(align_corners)(x, torch.zeros(2, 1, *size))
+    assert value.shape == (2, 3, *size)
+    assert torch.equal(value, F.interpolate(x, size, mode='bilinear', align_corners=align_corners))
+
+
+def test_match_size_by_hand():
+    x = torch.tensor([[[[0.0, 4.0]]]])
+    assert MatchSize()(x, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
+    corners = MatchSize(align_corners=True)(x, torch.zeros(1, 1, 1, 3))
+    assert corners.flatten().tolist() == [0.0, 2.0, 4.0]
+
+
+def test_match_size_has_no_parameters():
+    assert list(MatchSize().state_dict()) == []
+    assert isinstance(MatchSize(), nn.Module)

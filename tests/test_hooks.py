@@ -1,0 +1,196 @@
+"""Hooks, each in a real Runner."""
+
+import math
+
+import cv2
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from run_helpers import (
+    HOOK, STAGES, config, distiller, run, scalars, scenes, segmentor, teacher_file, validation,
+)  # fmt: skip
+
+from lckd_mm.functional import transmitting_norm
+from lckd_mm.hooks import LossWeightHook, epoch_length, side_by_side
+
+
+def factors(total=100, times=(0, 25, 50, 75, 100), **kwargs):
+    hook = LossWeightHook('loss_kd', **kwargs)
+    hook.total = total
+    return [round(hook.factor_at(t), 6) for t in times]
+
+
+def test_schedules_by_hand():
+    assert factors(schedule='constant', factor=0.3) == [0.3] * 5
+    assert factors(schedule='step', milestones=[50, 75], gamma=0.5) == [1, 1, 0.5, 0.25, 0.25]
+    assert factors(schedule='linear', begin=25, end=75) == [0, 0, 0.5, 1, 1]
+    assert factors(schedule='linear', end=100, start=1.0, stop=0.0) == [1, 0.75, 0.5, 0.25, 0]
+    cosine = [0, (1 - math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(math.pi / 4)) / 2, 1]
+    assert factors(schedule='cosine', end=100) == [round(c, 6) for c in cosine]
+    assert factors(schedule='stop', end=75) == [1, 1, 1, 0, 0]
+    # a float between 0 and 1 is a part of the training: LONDON's setting a, a quarter after 60 % of it
+    assert factors(total=200, times=(119, 120, 199), schedule='step', milestones=[0.6], gamma=0.25) == [1, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(schedule='sine'), "unknown schedule 'sine'"),
+        (dict(schedule='linear'), 'needs end'),
+        (dict(schedule='step'), 'needs milestones'),
+        (dict(schedule='constant', factor=-1.0), 'factor must be 0 or above'),
+        (dict(schedule='constant', by='step'), "by must be 'iter' or 'epoch'"),
+    ],
+)
+def test_bad_schedules(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LossWeightHook('loss_kd', **kwargs)
+
+
+def kd_run(scenes, work_dir, teacher_file, hooks, iters=16, **extra):
+    teacher, path = teacher_file('mmseg')
+    model = distiller('mmseg', segmentor(4), teacher, path, lipschitz=0.5, kd=2.0)
+    cfg = config('mmseg', scenes, work_dir, model, iters, custom_hooks=hooks, **extra)
+    cfg.default_hooks.distillation = HOOK
+    cfg.default_hooks.logger.interval = 1
+    return cfg
+
+
+def test_weight_in_force_is_logged_and_follows_epochs_of_an_iteration_based_loop(scenes, tmp_path, teacher_file):
+    # 16 images, 2 a batch: an epoch is 8 iterations
+    hook = dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='step', by='epoch', milestones=[1], gamma=0.25)
+    runner = run(kd_run(scenes, tmp_path / 'a', teacher_file, [hook]))
+    assert epoch_length(runner) == 8
+    weights = [entry['weight_kd'] for entry in scalars(tmp_path / 'a')]
+    assert weights == [2.0] * 8 + [0.5] * 8
+    # resumed in the second epoch, the weight is what it would have been
+    cfg = kd_run(scenes, tmp_path / 'b', teacher_file, [hook])
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'a' / 'iter_10.pth')
+    run(cfg)
+    assert [entry['weight_kd'] for entry in scalars(tmp_path / 'b')] == [0.5] * 6
+
+
+def test_weight_scales_the_term(scenes, tmp_path, teacher_file):
+    stop = dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='stop', end=4)
+    run(kd_run(scenes, tmp_path, teacher_file, [stop], iters=6))
+    losses = [entry['loss_kd'] for entry in scalars(tmp_path)]
+    assert min(losses[:4]) > 0
+    # the logged value is a mean over the last 10 iterations: the fifth is that of four terms and a zero
+    assert losses[4] == pytest.approx(losses[3] * 4 / 5, rel=1e-4)
+    assert losses[5] == pytest.approx(losses[3] * 4 / 6, rel=1e-4)
+
+
+def test_unknown_term_and_two_schedules_are_refused_before_training(scenes, tmp_path, teacher_file):
+    hook = dict(type='lckd_mm.LossWeightHook', term='loss_at', schedule='constant')
+    with pytest.raises(KeyError, match="unknown term 'loss_at', the terms are loss_lipschitz, loss_kd"):
+        run(kd_run(scenes, tmp_path / 'a', teacher_file, [hook]))
+    twice = [dict(hook, term='loss_kd'), dict(hook, term='loss_kd')]
+    with pytest.raises(ValueError, match='2 schedules'):
+        run(kd_run(scenes, tmp_path / 'b', teacher_file, twice))
+
+
+def test_monitor_logs_both_nets_layer_by_layer_to_tensorboard_too(scenes, tmp_path, teacher_file):
+    seen = {}
+
+    class Spy(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.observers.append(self.look)
+
+        def look(self, student, teacher, connected, losses):
+            s, c = student, connected['loss_lipschitz']
+            with torch.no_grad():
+                seen['student'] = transmitting_norm(s['stage1'], s['stage2']).mean().item()
+                seen['teacher'] = transmitting_norm(teacher['stage1'], teacher['stage2']).mean().item()
+                seen['connected'] = transmitting_norm(c['stage1'], c['stage2']).mean().item()
+            total = sum(v.mean().item() for k, v in losses.items() if 'loss' in k)
+            seen['share'] = losses['loss_kd'].item() / total
+
+    cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.LipschitzMonitorHook', interval=4)], iters=1)
+    cfg.visualizer = dict(
+        type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    )
+    runner = run(cfg, Spy())
+    (entry,) = scalars(tmp_path)
+    for side in ('student', 'teacher', 'connected'):
+        assert entry[f'sigma_{side}/stage1-stage2'] == pytest.approx(seen[side], rel=1e-5)
+    assert entry['share_kd'] == pytest.approx(seen['share'], rel=1e-4)
+    assert entry['sigma_gap'] > 0
+    assert {k for k in entry if k.startswith('sigma_teacher')} == {
+        f'sigma_teacher/stage{i}-stage{i + 1}' for i in (1, 2, 3)
+    }
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(tmp_path.glob('*/vis_data'))))
+    events.Reload()
+    assert 'train/sigma_teacher/stage1-stage2' in events.Tags()['scalars'] or (
+        'sigma_teacher/stage1-stage2' in events.Tags()['scalars']
+    )
+    # the monitor takes itself away between its intervals; the spy stays
+    assert all(o.__self__.__class__.__name__ == 'Spy' for o in runner.model.observers)
+
+
+def test_monitoring_changes_nothing(scenes, tmp_path, teacher_file):
+    plain = run(kd_run(scenes, tmp_path / 'a', teacher_file, []))
+    hooks = [dict(type='lckd_mm.LipschitzMonitorHook', interval=1)]
+    watched = run(kd_run(scenes, tmp_path / 'b', teacher_file, hooks))
+    for a, b in ((plain.model.state_dict(), watched.model.state_dict()),
+                 (plain.model.distillation_state(), watched.model.distillation_state())):  # fmt: skip
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_teacher_check_and_pictures(scenes, tmp_path, teacher_file):
+    hooks = [
+        dict(type='lckd_mm.TeacherCheckHook'),
+        dict(type='lckd_mm.PredictionHook', indices=[0, 2]),
+    ]
+    extra = validation(scenes)
+    cfg = kd_run(scenes, tmp_path / 'a', teacher_file, hooks, iters=4, **extra)
+    cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    runner = run(cfg)
+    check = next(h for h in runner.hooks if type(h).__name__ == 'TeacherCheckHook')
+
+    # the same metric as the teacher's own plain run gives
+    teacher, path = teacher_file('mmseg')
+    plain = config('mmseg', scenes, tmp_path / 'plain', teacher, iters=1, **validation(scenes))
+    plain.load_from = str(path)
+    plain.experiment_name = 'teacher-alone'
+    metrics = Runner.from_cfg(plain).val()
+    assert check.metrics['mIoU'] == pytest.approx(metrics['mIoU'])
+    beside = [e for e in scalars(tmp_path / 'a') if 'teacher/mIoU' in e]
+    assert beside[-1]['teacher/mIoU'] == pytest.approx(metrics['mIoU'])
+
+    pictures = sorted(tmp_path.glob('a/*/vis_data/vis_image/prediction_*.png'))
+    assert [p.name for p in pictures] == ['prediction_0_4.png', 'prediction_2_4.png']
+    image = cv2.imread(str(pictures[0]))
+    assert image.shape == (192 + 20, 4 * (192 + 4), 3)
+    # the first panel is the image itself, enlarged three times by nearest neighbour
+    original = cv2.imread(str(scenes / 'JPEGImages' / 'val_000000.jpg'))
+    assert (image[20:212:3, 0:192:3] == original).all()
+
+    # neither hook disturbs the training
+    bare = run(kd_run(scenes, tmp_path / 'b', teacher_file, [], iters=4, **validation(scenes)))
+    a, b = runner.model.state_dict(), bare.model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_teacher_below_the_bar_is_refused(scenes, tmp_path, teacher_file):
+    hooks = [dict(type='lckd_mm.TeacherCheckHook', at_least=dict(mIoU=90.0))]
+    with pytest.raises(ValueError, match=r'reaches mIoU .* below the 90\.0'):
+        run(kd_run(scenes, tmp_path, teacher_file, hooks, **validation(scenes)))
+    assert not list(tmp_path.glob('iter_*.pth'))
+
+
+def test_hooks_say_so_on_a_plain_model(scenes, tmp_path):
+    cfg = config('mmseg', scenes, tmp_path, segmentor(4), iters=2)
+    cfg.custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', on=list(STAGES))]
+    with pytest.raises(TypeError, match='EncoderDecoder, not an lckd_mm.Distiller'):
+        run(cfg)
+
+
+def test_side_by_side_keeps_the_panels():
+    import numpy as np
+
+    row = side_by_side({'a': np.full((10, 10, 3), 7, np.uint8), 'b': np.full((10, 20, 3), 9, np.uint8)}, height=50)
+    assert row.shape == (70, 50 + 4 + 100 + 4, 3)
+    assert (row[20:, :50] == 7).all() and (row[20:, 54:154] == 9).all()

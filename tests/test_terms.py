@@ -1,0 +1,295 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lckd_mm.connectors import ConvBN
+from lckd_mm.functional import kd_divergence
+from lckd_mm.losses import KDLoss, LipschitzLoss
+from lckd_mm.registry import MODELS
+from lckd_mm.taps import FeatureTaps, Trace
+from lckd_mm.terms import Term, build_registered, registered_class
+
+KD = dict(type='lckd_mm.KDLoss')
+LIPSCHITZ = dict(type='lckd_mm.LipschitzLoss')
+CONV = dict(type='lckd_mm.ConvBN')
+
+
+class Gap(nn.Module):
+    """The sum of the gaps, so that what reaches a loss is seen in its value."""
+
+    def forward(self, student, teacher):
+        pairs = [(student, teacher)] if isinstance(student, torch.Tensor) else zip(student, teacher, strict=True)
+        return sum((s - t).sum() for s, t in pairs)
+
+
+class Greedy(nn.Module):
+    """Keeps everything that a loss may ask for."""
+
+    def forward(self, student, teacher, raw_student, data_samples):
+        self.seen = dict(student=student, teacher=teacher, raw_student=raw_student, data_samples=data_samples)
+        return torch.zeros(())
+
+
+class Untraceable(nn.Module):
+    def forward(self, student):
+        return student.sum()
+
+
+class Head(nn.Module):
+    """A head as a host's: it knows its classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes, self.cls_out_channels, self.use_sigmoid_cls = 3, 3, True
+        self.cls = nn.Linear(1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def taps():
+    """Of both nets: a (2 against 5 channels), b (4 against 7), logits; aux fires with the loss only, untraced."""
+    made = []
+    for role, a, b in (('student', 2, 4), ('teacher', 5, 7)):
+        made.append(FeatureTaps(dict(a='stem', b='stage', logits='head.cls', aux='aux', levels='stage#*'), role))
+        shapes = dict(a=[(1, a, 8, 8)], b=[(1, b, 4, 4)], logits=[(1, 3)], levels=[(1, b, 4, 4), (1, b, 2, 2)])
+        made[-1].traces = {name: Trace(len(s), s) for name, s in shapes.items()}
+    return made
+
+
+@pytest.fixture
+def make(taps):
+    def term(config, name='loss_x', student=None):
+        net = student or nn.ModuleDict(dict(stem=nn.Identity(), stage=nn.Identity(), head=Head(), aux=nn.Identity()))
+        return Term(name, config, *taps, net)
+
+    return term
+
+
+@pytest.fixture
+def features():
+    def maps(a, b):
+        return dict(
+            a=torch.randn(3, a, 8, 8), b=torch.randn(3, b, 4, 4), logits=torch.randn(3, 3),
+            levels=[torch.randn(3, b, 4, 4), torch.randn(3, b, 2, 2)],
+        )  # fmt: skip
+
+    return maps(2, 4), maps(5, 7)
+
+
+# ---- the sentence of each mistake
+
+
+@pytest.mark.parametrize(
+    ('config', 'error', 'says'),
+    [
+        (dict(loss=KD, on='logits', wieght=1), KeyError, "term 'loss_x': unknown key 'wieght', expected loss, on, "),
+        (dict(on='logits'), KeyError, "term 'loss_x': no loss, expected loss=dict"),
+        (dict(loss=dict(type='lckd_mm.KD'), on='a'), KeyError, r"unknown type 'lckd_mm.KD'; .*lckd_mm.KDLoss.*Lipsch"),
+        (dict(loss=dict(tau=4.0), on='logits'), ValueError, "loss: expected a dict with a type"),
+        (dict(loss='lckd_mm.KDLoss', on='logits'), ValueError, "expected a dict with a type, .* got 'lckd_mm.KDLoss'"),
+        (dict(loss=dict(KD, temperature=4.0), on='logits'), ValueError, r"KDLoss .*'temperature'; it takes \(tau:"),
+        (dict(loss=dict(KD, tau=-4.0), on='logits'), ValueError, 'tau must be above 0, got -4.0'),
+        (dict(loss=KD), KeyError, "no taps for the student, expected on='logits' or"),
+        (dict(loss=KD, student='logits'), KeyError, 'no taps for the teacher'),
+        (dict(loss=KD, teacher='logits'), KeyError, 'no taps for the student'),
+        (dict(loss=KD, on='logit'), KeyError, "unknown student tap 'logit', the taps are 'a', 'b', 'logits', 'aux', "),
+        (dict(loss=KD, student='a', teacher='c'), KeyError, "unknown teacher tap 'c', the taps are 'a', 'b'"),
+        (dict(loss=LIPSCHITZ, student=['a', 'b'], teacher=['a']), ValueError, '2 student taps, but 1 teacher taps'),
+        (dict(loss=KD, student='a', teacher=['a']), ValueError, "one side's taps are a name, the other's a list"),
+        (dict(loss=KD, on=[]), ValueError, r"the taps of the student are \[\], expected on='logits' or"),
+        (dict(loss=KD, on=3), ValueError, "the taps of the student are 3, expected on='logits' or"),
+        ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
+        (dict(loss=dict(type=Untraceable), on='a'), ValueError, r'Untraceable does not take \(student, teacher\)'),
+    ],
+)  # fmt: skip
+def test_mistakes(make, config, error, says):
+    with pytest.raises(error, match=says):
+        make(config)
+
+
+@pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '1', None, [1.0]])
+def test_a_bad_weight_raises(make, weight):
+    with pytest.raises(ValueError, match="term 'loss_x': weight must be a finite number, 0 or above, got"):
+        make(dict(loss=KD, on='logits', weight=weight))
+
+
+def test_the_name_must_begin_with_loss(make):
+    with pytest.raises(ValueError, match="term 'kd': its name must start with 'loss_'"):
+        make(dict(loss=KD, on='logits'), name='kd')
+
+
+def test_a_term_without_taps_of_a_net_lists_none():
+    with pytest.raises(KeyError, match="unknown student tap 'logits', the taps are none"):
+        Term('loss_x', dict(loss=KD, on='logits'), FeatureTaps({}), FeatureTaps({}, 'teacher'), nn.Identity())
+
+
+# ---- types
+
+
+@pytest.mark.parametrize('kind', ['lckd_mm.KDLoss', 'KDLoss', KDLoss])
+def test_a_type_with_and_without_its_scope_and_as_a_class(make, kind):
+    term = make(dict(loss=dict(type=kind, tau=2.0), on='logits'))
+    assert type(term.loss) is KDLoss
+    assert term.loss.tau == 2.0
+    assert registered_class(dict(type=kind), 'x') is KDLoss
+
+
+def test_a_types_own_scope_reaches_a_host(scope):
+    scope('mmseg')
+    loss = build_registered(dict(type='mmseg.CrossEntropyLoss', loss_weight=2.0), 'x')
+    assert type(loss).__module__.startswith('mmseg')
+    assert loss.loss_weight == 2.0
+    assert type(build_registered(LIPSCHITZ, 'x')) is LipschitzLoss
+
+
+def test_every_registered_type_is_listed():
+    with pytest.raises(KeyError, match='those of this package are ') as raised:
+        registered_class(dict(type='lckd_mm.Nothing'), 'term')
+    assert all(f'lckd_mm.{name}' in str(raised.value) for name in MODELS.module_dict)
+
+
+# ---- selecting and weighing
+
+
+def test_on_one_tap_gives_tensors_and_on_several_lists(make, features):
+    s, t = features
+    one = make(dict(loss=dict(type=Greedy), on='logits'))
+    one(s, t, data_samples=['sample'])
+    assert one.loss.seen['student'] is s['logits']
+    assert one.loss.seen['teacher'] is t['logits']
+    assert one.loss.seen['raw_student'] == [s['logits']]
+    assert one.loss.seen['data_samples'] == ['sample']
+    several = make(dict(loss=dict(type=Greedy), student=['a', 'b'], teacher=['b', 'logits']))
+    several(s, t)
+    assert [x is y for x, y in zip(several.loss.seen['student'], (s['a'], s['b']), strict=True)] == [True, True]
+    assert [x is y for x, y in zip(several.loss.seen['teacher'], (t['b'], t['logits']), strict=True)] == [True, True]
+
+
+def test_student_and_teacher_override_on(make):
+    term = make(dict(loss=dict(type=Gap), on='logits', teacher='a'))
+    assert (term.student_names, term.teacher_names) == (['logits'], ['a'])
+
+
+@pytest.mark.parametrize(('weight', 'scale'), [(1, 1.0), (0.5, 1.0), (0.5, 3.0), (0, 1.0), (2.0, 0.0)])
+def test_weight_and_scale_multiply(make, features, weight, scale):
+    term = make(dict(loss=dict(KD, tau=2.0, activation='softmax'), on='logits', weight=weight))
+    term.scale = scale
+    s, t = features[0]['logits'].requires_grad_(), features[1]['logits']
+    value = term(dict(logits=s), dict(logits=t))
+    torch.testing.assert_close(value, weight * scale * kd_divergence(s, t, 2.0).mean())
+    # A weight of 0 multiplies: the graph is there, for DDP.
+    value.backward()
+    assert (s.grad.abs().max() == 0) == (weight * scale == 0)
+
+
+def test_the_default_weight_is_one(make, features):
+    term = make(dict(loss=dict(type=Gap), on='logits'))
+    s, t = features[0]['logits'], features[1]['logits']
+    torch.testing.assert_close(term(*features), (s - t).sum())
+
+
+def test_adapt_sees_the_head_that_owns_the_students_tap(make):
+    term = make(dict(loss=KD, on='logits'))
+    assert (term.loss.activation, term.loss.num_classes) == ('sigmoid', 3)
+    assert make(dict(loss=KD, on='a')).loss.activation == 'softmax'
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'expected'),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_features_are_at_least_float32(make, dtype, expected):
+    term = make(dict(loss=dict(type=Greedy), on=['levels', 'a']))
+    a, levels = torch.randn(1, 2, 8, 8).to(dtype), [torch.randn(1, 4, 4, 4).to(dtype)]
+    term(dict(a=a, levels=levels), dict(a=a, levels=levels))
+    for side in ('student', 'teacher', 'raw_student'):
+        pyramid, single = term.loss.seen[side]
+        assert (pyramid[0].dtype, single.dtype) == (expected, expected)
+
+
+def test_autocast_is_off_inside(make, features):
+    term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
+    plain = term(*features)
+    with torch.autocast('cpu', torch.bfloat16):
+        cast = term(*features)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, plain)
+
+
+# ---- connectors
+
+
+def test_connector_channels_come_from_the_dry_run(make, features):
+    term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
+    assert [type(c) for c in term.connectors] == [ConvBN, ConvBN]
+    assert [tuple(c[0].weight.shape) for c in term.connectors] == [(5, 2, 1, 1), (7, 4, 1, 1)]
+    observed = {}
+    term.eval()
+    value = term(*features, observed=observed)
+    connected = [c(features[0][n]) for c, n in zip(term.connectors, 'ab', strict=True)]
+    torch.testing.assert_close(value, LipschitzLoss()(connected, [features[1]['a'], features[1]['b']]))
+    assert list(observed) == ['a', 'b']
+    assert torch.equal(observed['b'], connected[1])
+
+
+def test_connector_channels_may_be_typed(make):
+    for channels in ([3, 9], 6):
+        term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=channels)))
+        widths = channels if isinstance(channels, list) else [channels] * 2
+        assert [c[0].out_channels for c in term.connectors] == widths
+        assert [c[0].in_channels for c in term.connectors] == [2, 4]
+
+
+def test_teacher_connector_goes_from_the_teacher_to_the_student(make, features):
+    term = make(dict(loss=dict(type=Gap), on='a', teacher_connector=CONV)).eval()
+    assert tuple(term.teacher_connectors[0][0].weight.shape) == (2, 5, 1, 1)
+    s, t = features
+    torch.testing.assert_close(term(s, t), (s['a'] - term.teacher_connectors[0](t['a'])).sum())
+
+
+def test_connectors_see_the_other_side(make, features):
+    term = make(dict(loss=dict(type=Greedy), student='a', teacher='b', connector=dict(type='lckd_mm.MatchSize')))
+    term(*features)
+    assert term.loss.seen['student'].shape == (3, 2, 4, 4)
+    assert term.loss.seen['raw_student'][0] is features[0]['a']
+
+
+def test_one_connector_serves_all_levels_of_a_list(make, features):
+    term = make(dict(loss=dict(type=Greedy), on='levels', connector=CONV)).eval()
+    assert len(term.connectors) == 1
+    term(*features)
+    assert [tuple(x.shape) for x in term.loss.seen['student']] == [(3, 7, 4, 4), (3, 7, 2, 2)]
+
+
+def test_an_untraced_tap_needs_typed_channels(make):
+    says = r"student tap 'aux' does not fire in a plain forward.*connector=dict\(type=…, in_channels=\[…\]\)"
+    with pytest.raises(ValueError, match=says):
+        make(dict(loss=dict(type=Gap), student='aux', teacher='a', connector=CONV))
+    term = make(dict(loss=dict(type=Gap), student='aux', teacher='a', connector=dict(CONV, in_channels=6)))
+    assert tuple(term.connectors[0][0].weight.shape) == (5, 6, 1, 1)
+
+
+def test_a_list_of_channels_that_does_not_fit_raises(make):
+    with pytest.raises(ValueError, match="term 'loss_x': connector has 1 out_channels, but there are 2 taps"):
+        make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])))
+
+
+def test_a_wrong_argument_of_a_connector_names_it(make):
+    with pytest.raises(ValueError, match=r"connector: ConvBN .*'width'; it takes \(in_channels"):
+        make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, width=3)))
+
+
+def test_connectors_are_trained_and_stored(make, features):
+    term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
+    term(*features).backward()
+    assert all(p.grad.abs().max() > 0 for c in term.connectors for p in [c[0].weight])
+    assert {k.split('.')[0] for k in term.state_dict()} == {'connectors'}
