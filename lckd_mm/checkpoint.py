@@ -80,10 +80,16 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
         loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except OSError:
         raise  # the disk or the network says it best
-    except Exception as error:  # what a damaged file makes of torch's unpickler is not to be foreseen
-        forbidden = re.search(r'Unsupported (?:global: GLOBAL|class) (\S+)', str(error))
-        lines = str(error).strip().splitlines() if isinstance(error, (UnpicklingError, RuntimeError)) else []
-        reason = f'it would run {forbidden[1]}' if forbidden else (lines or ['it is damaged, or none at all'])[0]
+    except Exception as error:  # which one a damaged file raises in torch's unpickler is not to be foreseen
+        # torch's own first line advises weights_only=False, which is the one thing not to do.
+        forbidden = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
+        detail = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
+        if forbidden:
+            reason = f'it would run {forbidden[1]}'
+        elif detail:
+            reason = detail[1]
+        else:
+            reason = f'it is damaged, or none at all ({type(error).__name__} {" ".join(str(error).split())[:200]})'
         raise ValueError(f'{who}: cannot read the checkpoint {source!r}: {reason}') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from .checkpoint import load_strictly
 from .hosts import load_config
 
+_MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 DISTILLER = ('lckd_mm.Distiller', 'Distiller')
 _DATA_HINTS = {
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
@@ -77,6 +78,9 @@ def read_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    # mmengine takes None for its own default hooks only; an inherited one of ours goes away with None as well.
+    for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in _MMENGINE_HOOKS]:
+        del cfg.default_hooks[name]
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
     return cfg

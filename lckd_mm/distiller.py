@@ -62,19 +62,21 @@ class Distiller(BaseModel):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
         if not isinstance(teacher, Mapping):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
-        if not terms or not isinstance(terms, Mapping):
+        # An inherited term is taken away by setting it to None.
+        terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
+        if not terms:
             raise ValueError('Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.terms')
         student = dict(student)
         if isinstance(data_preprocessor, Mapping):
             student.setdefault('data_preprocessor', data_preprocessor)
         # The student first: nothing may draw a random number before it, or with it.
         net = build_model(student)
+        if not isinstance(net, BaseModel) or host_of(net) is None:
+            raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
         super().__init__(data_preprocessor=net.data_preprocessor, init_cfg=init_cfg)
         # The preprocessor is the student's, see the property; registered twice it would be in the state twice.
         del self._modules['data_preprocessor']
         self.student = net
-        if host_of(net) is None:
-            raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
         with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
             # A plain attribute, not a submodule.
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
@@ -83,8 +85,7 @@ class Distiller(BaseModel):
             self._dry_run(_as_size(dry_run_size))
             self.terms = nn.ModuleDict()
             for name, config in terms.items():
-                if config is not None:  # an inherited term is taken away by setting it to None
-                    self.terms[name] = Term(name, config, self.student_taps, self.teacher_taps, net)
+                self.terms[name] = Term(name, config, self.student_taps, self.teacher_taps, net)
             self._rehearse()
         self.teacher.match_inputs(net.data_preprocessor)
         #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
@@ -185,19 +186,6 @@ class Distiller(BaseModel):
         if 'teacher' in self.__dict__:
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
-
-    def to(self, *args, **kwargs):
-        # BaseModel.to tells the preprocessor its device by walking the submodules.
-        self.teacher.model.to(*args, **kwargs)
-        return super().to(*args, **kwargs)
-
-    def cuda(self, *args, **kwargs):
-        self.teacher.model.cuda(*args, **kwargs)
-        return super().cuda(*args, **kwargs)
-
-    def cpu(self, *args, **kwargs):
-        self.teacher.model.cpu(*args, **kwargs)
-        return super().cpu(*args, **kwargs)
 
     def _recorded(self) -> tuple[list[str], list[str]]:
         """The taps that somebody reads: the terms', or all of them where there is an observer."""

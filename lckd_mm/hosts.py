@@ -156,16 +156,18 @@ def owner_head(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def normalisation(preprocessor: nn.Module | None) -> tuple[list[float], list[float], bool] | None:
-    """(mean, std, channels flipped) that a preprocessor applies; None where it applies no normalisation.
+    """(mean, std, channels flipped) that a preprocessor applies; None where it does not say.
 
     mean and std count the channels as they come out; flipped is against the order of the loaded image.
     """
-    if preprocessor is None or not getattr(preprocessor, '_enable_normalize', False):
+    if not hasattr(preprocessor, '_enable_normalize'):
         return None
     # The three hosts name the same switch differently.
     flipped = any(
         bool(getattr(preprocessor, name, False)) for name in ('channel_conversion', '_channel_conversion', 'to_rgb')
     )
+    if not preprocessor._enable_normalize:
+        return [0.0] * 3, [1.0] * 3, flipped
     return preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist(), flipped
 
 

@@ -215,6 +215,65 @@ class FeatureTaps:
             self.resolved[name] = Address(paths[module], port='in', call=which)
 
 
+@dataclass
+class Tappable:
+    """One module's output as :func:`list_taps` found it."""
+
+    address: str
+    kind: str
+    calls: int
+    shape: str
+    note: str = ''
+
+
+def list_taps(model: nn.Module, run: Callable[[], Any]) -> list[Tappable]:
+    """Every module whose output can be tapped, from one run, in order of execution.
+
+    The note says 'overwritten' where the output is changed in place later (tap the next activation's input instead),
+    and names ``@preact`` where a module ends in an activation.
+    """
+    seen: dict[str, list] = {}
+    activated: set[int] = set()
+    rows: list[Tappable] = []
+
+    def hook(path):
+        def note(module, args, output):
+            seen.setdefault(path, []).append((output, output._version if isinstance(output, Tensor) else None))
+            if _is_activation(module):
+                activated.add(id(output))
+
+        return note
+
+    modules = {path: module for path, module in model.named_modules() if path}
+    handles = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
+    try:
+        with _not_inplace(m for m in modules.values() if _is_activation(m)):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, calls in seen.items():
+        output, version = calls[-1]
+        address = path if len(calls) == 1 else f'{path}#-1'
+        if isinstance(output, (tuple, list)):
+            for k, item in enumerate(output):
+                if isinstance(item, Tensor):
+                    where = f'{path}[{k}]' + ('' if len(calls) == 1 else '#-1')
+                    rows.append(Tappable(where, type(modules[path]).__name__, len(calls), str(tuple(item.shape))))
+            continue
+        if not isinstance(output, Tensor):
+            continue
+        notes = []
+        if output._version != version:
+            notes.append('overwritten')
+        if id(output) in activated and any(modules[path].children()) and len(calls) == 1:
+            notes.append(f'{path}@preact too')
+        rows.append(
+            Tappable(address, type(modules[path]).__name__, len(calls), str(tuple(output.shape)), ', '.join(notes))
+        )
+    return rows
+
+
 class _Capture:
     """The tensors of one tap during one recording, with their version counters at capture."""
 

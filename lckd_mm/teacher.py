@@ -111,13 +111,10 @@ class FrozenTeacher:
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:
         """Predictions of the teacher alone for a batch from a validation loader."""
         preprocessor = self._preprocessor(student_preprocessor)
+        preprocessor.to(next(self.model.parameters()).device)
         with torch.no_grad(), _eval(self.model):
             data = preprocessor(data, False)
             return self.model(**data, mode='predict')
-
-    def to(self, *args, **kwargs) -> 'FrozenTeacher':
-        self.model.to(*args, **kwargs)
-        return self
 
 
 @contextlib.contextmanager

@@ -8,7 +8,16 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from run_helpers import (
-    HOOK, STAGES, config, distiller, run, scalars, scenes, segmentor, teacher_file, validation,
+    HOOK,
+    STAGES,
+    config,
+    distiller,
+    run,
+    scalars,
+    scenes,
+    segmentor,
+    teacher_file,
+    validation,
 )  # fmt: skip
 
 from lckd_mm.functional import transmitting_norm
@@ -184,7 +193,7 @@ def test_a_teacher_below_the_bar_is_refused(scenes, tmp_path, teacher_file):
 def test_hooks_say_so_on_a_plain_model(scenes, tmp_path):
     cfg = config('mmseg', scenes, tmp_path, segmentor(4), iters=2)
     cfg.custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', on=list(STAGES))]
-    with pytest.raises(TypeError, match='EncoderDecoder, not an lckd_mm.Distiller'):
+    with pytest.raises(TypeError, match=r'EncoderDecoder, not an lckd_mm\.Distiller'):
         run(cfg)
 
 

@@ -17,7 +17,17 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner.checkpoint import load_state_dict
 from run_helpers import (
-    HOOK, HOSTS, ROOT, config, distiller, run, scalars, scenes, segmentor, teacher_file, validation,
+    HOOK,
+    HOSTS,
+    ROOT,
+    config,
+    distiller,
+    run,
+    scalars,
+    scenes,
+    segmentor,
+    teacher_file,
+    validation,
 )  # fmt: skip
 
 from lckd_mm.checkpoint import STATE_KEY

@@ -1,0 +1,559 @@
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+
+from lckd_mm.distiller import Distiller
+from lckd_mm.hosts import build_model, fabricate_samples
+
+STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
+KD = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=0.5)
+LIPSCHITZ = dict(loss=dict(type='lckd_mm.LipschitzLoss'), on=list(STAGES), connector=dict(type='lckd_mm.ConvBN'))
+
+
+class OfNoHost(BaseModel):
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return inputs
+
+
+@pytest.fixture
+def config(scope, tiny_fcn):
+    """A whole distillation config; the teacher's checkpoint does not exist."""
+    scope('mmseg')
+
+    def make(**overrides):
+        return (
+            dict(
+                student=tiny_fcn(),
+                teacher=dict(model=tiny_fcn(width=12), checkpoint='nowhere.pth'),
+                taps=STAGES | dict(logits='decode_head.conv_seg'),
+                terms=dict(loss_lipschitz=LIPSCHITZ, loss_kd=KD),
+            )
+            | overrides
+        )
+
+    return make
+
+
+@pytest.fixture
+def built(config):
+    """A Distiller; its teacher is taken as loaded, with the random weights it has."""
+
+    def make(**overrides):
+        torch.manual_seed(3)
+        model = Distiller(**config(**overrides))
+        model.teacher.loaded = True
+        return model
+
+    return make
+
+
+def seed():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+
+
+def next_numbers():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+
+def batch_for(model, size=(32, 32), count=2):
+    torch.manual_seed(9)
+    samples = fabricate_samples(model, count, size)
+    for sample in samples:
+        if 'gt_sem_seg' in sample:
+            sample.gt_sem_seg.data = torch.randint(0, 5, (1, *size))
+    parameter = next(model.parameters())
+    return torch.randn(count, 3, *size, dtype=parameter.dtype), samples
+
+
+def hooks_in(model):
+    return [
+        (name, kind)
+        for name, module in model.named_modules()
+        for kind, hooks in vars(module).items()
+        if kind in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks') and hooks
+    ]
+
+
+def inplace_switches(model):
+    return {name: m.inplace for name, m in model.named_modules() if hasattr(m, 'inplace')}
+
+
+# ---- the sentence of each mistake
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'error', 'says'),
+    [
+        (dict(terms={}), ValueError, 'terms must be a dict of name to term, with at least one'),
+        (dict(terms=[KD]), ValueError, 'terms must be a dict of name to term'),
+        (dict(terms=dict(loss_kd=None)), ValueError, 'terms must be a dict of name to term, with at least one'),
+        (dict(terms=dict(kd=KD)), ValueError, "term 'kd': its name must start with 'loss_'"),
+        (dict(terms=dict(loss_kd=dict(KD, on='logit'))), KeyError, "unknown student tap 'logit', the taps are 'st"),
+        (dict(student='mmseg::fcn'), TypeError, 'student must be a model dict, got str'),
+        (dict(student=dict(type=OfNoHost)), TypeError, 'student OfNoHost is no model of mmpretrain, mmseg or mmdet'),
+        (dict(student=dict(type='ResNet', depth=18)), TypeError, 'the student ResNet is no model of mmpretrain'),
+        (dict(teacher='mmseg::fcn'), TypeError, r'teacher must be dict\(model=…, checkpoint=…\)'),
+        (dict(taps='stages'), ValueError, "unknown preset 'stages', expected 'backbone' or a dict"),
+        (dict(taps=['backbone']), TypeError, 'taps: expected a dict of name to address or a preset, got list'),
+        (dict(student_taps=dict(logits='decode_head.')), ValueError, "tap address 'decode_head.' is malformed"),
+        (
+            dict(student_taps=dict(stage2='backbone.layer9@preact')),
+            KeyError,
+            "student tap 'stage2': no module 'backbone.layer9' in EncoderDecoder; closest: 'backbone.layer",
+        ),
+        (dict(teacher_taps=dict(logits='head.fc')), KeyError, "teacher tap 'logits': no module 'head.fc'"),
+        (
+            dict(taps=dict(logits='decode_head'), terms=dict(loss_kd=KD)),
+            ValueError,
+            "teacher tap 'logits': 'decode_head' never fires.*decode_head.conv_seg",
+        ),
+        (
+            dict(student_taps=dict(logits='decode_head')),
+            ValueError,
+            "student tap 'logits': 'decode_head' never fires: no forward calls this module",
+        ),
+        (
+            dict(teacher_taps=dict(logits='auxiliary_head.conv_seg')),
+            ValueError,
+            "teacher tap 'logits': 'auxiliary_head.conv_seg' never fires",
+        ),
+        (dict(student_taps=dict(logits='backbone.layer1.0.bn2')), ValueError, 'student tap .* overwritten in place'),
+        (dict(student_taps=dict(logits='backbone.layer1.0.relu#3')), ValueError, 'so there is no call #3'),
+        (
+            dict(terms=dict(loss_kd=dict(KD, student='stage1', teacher='logits'))),
+            ValueError,
+            r"'loss_kd': KDLoss does not take these features \(student stage1 \(1, 8, .*; teacher logits \(1, 5, 4",
+        ),
+        (dict(dry_run_size=0), ValueError, r"teacher: its dry run on one image of 0 x 0 \(mode='tensor'\) failed"),
+    ],
+)  # fmt: skip
+def test_mistakes(config, overrides, error, says):
+    with pytest.raises(error, match=says):
+        Distiller(**config(**overrides))
+
+
+def test_another_number_of_classes_under_a_logits_term(config, tiny_fcn):
+    says = (
+        r"term 'loss_kd': KDLoss does not take .*logits \(1, 5, 4, 4\); teacher logits \(1, 7, 4, 4\)\): .*same classes"
+    )
+    with pytest.raises(ValueError, match=says):
+        Distiller(**config(teacher=dict(model=tiny_fcn(classes=7), checkpoint='nowhere.pth')))
+
+
+def test_another_number_of_classes_is_no_matter_to_features(config, tiny_fcn):
+    teacher = dict(model=tiny_fcn(classes=7), checkpoint='nowhere.pth')
+    assert list(Distiller(**config(teacher=teacher, terms=dict(loss_lipschitz=LIPSCHITZ))).terms) == ['loss_lipschitz']
+
+
+def test_a_loss_that_is_no_scalar(config):
+    class PerSample(nn.Module):
+        def forward(self, student, teacher):
+            return (student - teacher).flatten(1).mean(1)
+
+    with pytest.raises(ValueError, match=r"term 'loss_kd': PerSample gives \(1,\), not a scalar"):
+        Distiller(**config(terms=dict(loss_kd=dict(loss=dict(type=PerSample), on='logits'))))
+
+
+def test_a_failed_build_restores_the_random_state_past_the_student(config, tiny_fcn):
+    seed()
+    build_model(tiny_fcn())
+    expected = next_numbers()
+    seed()
+    with pytest.raises(KeyError):
+        Distiller(**config(terms=dict(loss_kd=dict(KD, on='logit'))))
+    assert next_numbers() == expected
+
+
+def test_training_without_the_teachers_weights_is_refused(config):
+    model = Distiller(**config())
+    with pytest.raises(RuntimeError, match=r'teacher is not loaded; call init_weights\(\) before training'):
+        model(*batch_for(model.student), mode='loss')
+    with pytest.raises(FileNotFoundError, match=r"teacher: no checkpoint at 'nowhere\.pth'"):
+        model.init_weights()
+
+
+# ---- taps and terms
+
+
+def test_a_term_set_to_none_is_taken_away(built):
+    assert list(built(terms=dict(loss_lipschitz=None, loss_kd=KD)).terms) == ['loss_kd']
+
+
+def test_the_preset_and_its_overrides(built):
+    model = built(taps='backbone', teacher_taps=dict(stage4='backbone.layer4'), terms=dict(loss_lipschitz=LIPSCHITZ))
+    assert {n: str(a) for n, a in model.student_taps.addresses.items()} == STAGES
+    assert {n: str(a) for n, a in model.teacher_taps.addresses.items()} == STAGES | dict(stage4='backbone.layer4')
+    assert model.student_taps.traces['stage4'].shapes == [(1, 64, 4, 4)]
+    assert model.teacher_taps.traces['stage4'].shapes == [(1, 96, 4, 4)]
+
+
+def test_connectors_have_the_channels_of_the_dry_run(built):
+    connectors = built().terms['loss_lipschitz'].connectors
+    assert [tuple(c[0].weight.shape[:2]) for c in connectors] == [(12, 8), (24, 16), (48, 32), (96, 64)]
+
+
+def test_an_auxiliary_heads_tap_is_found_by_the_dry_run_with_the_loss(built):
+    model = built(
+        student_taps=dict(aux='auxiliary_head.conv_seg'),
+        terms=dict(loss_aux=dict(loss=dict(type='lckd_mm.KDLoss'), student='aux', teacher='logits')),
+    )
+    assert model.student_taps.traces['aux'].shapes == [(1, 5, 4, 4)]
+    losses = model(*batch_for(model.student), mode='loss')
+    assert losses['loss_aux'].item() > 0
+
+
+def test_the_dry_run_takes_the_training_size_or_the_one_given(built):
+    assert built().student_taps.traces['logits'].shapes == [(1, 5, 4, 4)]
+    assert built(dry_run_size=64).student_taps.traces['logits'].shapes == [(1, 5, 8, 8)]
+    assert built(dry_run_size=(32, 64)).teacher_taps.traces['logits'].shapes == [(1, 5, 4, 8)]
+
+
+@pytest.mark.parametrize(('host', 'logits'), [('mmpretrain', 'head.fc'), ('mmdet', 'bbox_head.retina_cls#*')])
+def test_the_other_hosts(built, scope, tiny_classifier, tiny_detector, host, logits):
+    scope(host)
+    tiny = dict(mmpretrain=tiny_classifier, mmdet=tiny_detector)[host]
+    model = built(
+        student=tiny(),
+        teacher=dict(model=tiny(width=12), checkpoint='nowhere.pth'),
+        taps=STAGES | dict(logits=logits),
+        dry_run_size=64,
+    )
+    losses = model(*batch_for(model.student, (64, 64)), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert all(losses[name].item() > 0 for name in ('loss_lipschitz', 'loss_kd'))
+    assert model.terms['loss_kd'].loss.activation == ('sigmoid' if host == 'mmdet' else 'softmax')
+    # mmpretrain's own loss is called 'loss', under which mmengine logs the total.
+    assert 'loss' not in losses
+    assert ('loss_task' in losses) == (host == 'mmpretrain')
+    assert not hooks_in(model)
+
+
+def test_mmpretrains_top_level_preprocessor_goes_to_the_student(built, scope, tiny_classifier):
+    scope('mmpretrain')
+    student = tiny_classifier()
+    preprocessor = student.pop('data_preprocessor')
+    model = built(
+        student=student,
+        teacher=dict(model=tiny_classifier(), checkpoint='nowhere.pth'),
+        data_preprocessor=dict(preprocessor, mean=[1.0, 2.0, 3.0]),
+        taps=dict(logits='head.fc'),
+        terms=dict(loss_kd=KD),
+        dry_run_size=32,
+    )
+    assert model.data_preprocessor is model.student.data_preprocessor
+    assert model.data_preprocessor.mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert 'data_preprocessor' not in student
+
+
+# ---- null equivalence of the build
+
+
+def test_building_consumes_the_random_numbers_of_the_bare_student(config, tiny_fcn):
+    seed()
+    bare = build_model(tiny_fcn())
+    expected = next_numbers()
+    bare.init_weights()
+    afterwards = next_numbers()
+    seed()
+    model = Distiller(**config())
+    assert next_numbers() == expected
+    model.student.init_weights()
+    assert next_numbers() == afterwards
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), model.student.parameters(), strict=True))
+
+
+def test_init_weights_draws_as_the_bare_student_and_loads_the_teacher(config, tiny_fcn, save_teacher, tmp_path):
+    path = save_teacher(tmp_path / 't.pth', tiny_fcn(width=12), 'mmseg')
+    seed()
+    bare = build_model(tiny_fcn())
+    bare.init_weights()
+    expected = next_numbers()
+    seed()
+    model = Distiller(**config(teacher=dict(model=tiny_fcn(width=12), checkpoint=path)))
+    model.init_weights()
+    assert next_numbers() == expected
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), model.student.parameters(), strict=True))
+    saved = torch.load(path)['state_dict']
+    assert model.teacher.loaded
+    assert all(torch.equal(v, saved[k]) for k, v in model.teacher.model.state_dict().items())
+
+
+def test_connectors_depend_on_the_seed_and_differ_from_one_another(config):
+    weights = []
+    for value in (1, 1, 2):
+        torch.manual_seed(value)
+        weights.append(Distiller(**config()).terms['loss_lipschitz'].connectors[0][0].weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_modes_and_running_statistics_are_as_before(built, tiny_fcn):
+    model, bare = built(), build_model(tiny_fcn())
+    modes = {name: m.training for name, m in bare.named_modules()}
+    assert {name: m.training for name, m in model.student.named_modules()} == modes
+    assert all(m.training for m in model.terms.modules())
+    for name, value in (*model.student.state_dict().items(), *model.terms.state_dict().items()):
+        if 'running_mean' in name or 'num_batches_tracked' in name:
+            assert not value.any(), name
+        if 'running_var' in name:
+            assert (value == 1).all(), name
+    assert not any(m.training for m in model.teacher.model.modules())
+    model.train()
+    assert not any(m.training for m in model.teacher.model.modules())
+    assert model.student.training
+
+
+def test_weight_zero_gives_the_bare_students_losses_and_gradients(built):
+    model = built(terms=dict(loss_lipschitz=dict(LIPSCHITZ, weight=0), loss_kd=dict(KD, weight=0.0)))
+    bare = copy.deepcopy(model.student)
+    inputs, samples = batch_for(bare)
+    results = []
+    for net in (bare, model):
+        torch.manual_seed(11)
+        losses = net(inputs, copy.deepcopy(samples), mode='loss')
+        total, logged = net.parse_losses(losses)
+        total.backward()
+        results.append((total, logged, torch.rand(2)))
+    (total, logged, after), (distilled, distilled_logged, distilled_after) = results
+    assert torch.equal(total, distilled)
+    assert torch.equal(after, distilled_after)
+    assert all(torch.equal(v, distilled_logged[k]) for k, v in logged.items())
+    for (name, a), b in zip(bare.named_parameters(), model.student.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+    for (name, a), b in zip(bare.named_buffers(), model.student.buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+# ---- state
+
+
+def test_state_dict_is_the_plain_students(built):
+    model = built()
+    plain = model.student.state_dict()
+    state = model.state_dict()
+    assert list(state) == list(plain)
+    assert all(torch.equal(state[k], v) for k, v in plain.items())
+    assert dict(state._metadata) == dict(plain._metadata)
+    assert set(model.distillation_state()) == set(model.terms.state_dict())
+
+
+def test_state_dict_in_a_wrapper_is_plain_under_its_prefix(built):
+    model = built()
+    wrapper = nn.ModuleDict(dict(module=model, other=nn.Linear(1, 1)))
+    assert list(wrapper.state_dict()) == [f'module.{k}' for k in model.student.state_dict()] + [
+        'other.weight',
+        'other.bias',
+    ]
+
+
+def new_values(state):
+    return {k: torch.randn_like(v) if v.is_floating_point() else v + 3 for k, v in state.items()}
+
+
+@pytest.mark.parametrize('loader', ['torch', 'mmengine', 'torch-wrapped', 'mmengine-wrapped'])
+def test_a_plain_state_dict_loads_strictly(built, loader):
+    model = built()
+    connectors = {k: v.clone() for k, v in model.terms.state_dict().items()}
+    plain = new_values(model.student.state_dict())
+    given, target = dict(plain), model
+    if loader.endswith('wrapped'):
+        given, target = {f'module.{k}': v for k, v in plain.items()}, nn.ModuleDict(dict(module=model))
+    keys = list(given)
+    if loader.startswith('torch'):
+        target.load_state_dict(given, strict=True)
+    else:
+        load_state_dict(target, given, strict=True)
+    assert list(given) == keys
+    for name, value in model.student.state_dict().items():
+        assert torch.equal(value, plain[name]), name
+    assert all(torch.equal(v, connectors[k]) for k, v in model.terms.state_dict().items())
+
+
+@pytest.mark.parametrize('loader', ['torch', 'mmengine'])
+def test_strict_is_strict(built, loader):
+    model = built()
+    for change in ('missing', 'unexpected', 'shape'):
+        state = dict(model.state_dict())
+        value = state.pop('decode_head.conv_seg.bias')
+        if change == 'unexpected':
+            state |= {'decode_head.conv_seg.bias': value, 'decode_head.extra': value}
+        elif change == 'shape':
+            state['decode_head.conv_seg.bias'] = torch.zeros(9)
+        named = 'decode_head.extra' if change == 'unexpected' else 'decode_head.conv_seg.bias'
+        with pytest.raises(RuntimeError, match=named):
+            model.load_state_dict(state) if loader == 'torch' else load_state_dict(model, state, strict=True)
+
+
+def test_a_deep_copy_stands_on_its_own_and_shares_the_teacher(built):
+    model = built()
+    twin = copy.deepcopy(model)
+    assert twin.teacher is model.teacher
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    connectors = {k: v.clone() for k, v in model.terms.state_dict().items()}
+    twin.load_state_dict(new_values(twin.state_dict()), strict=True)
+    assert list(twin.state_dict()) == list(before)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not torch.equal(twin.backbone.stem[0].weight, model.backbone.stem[0].weight)
+    with torch.no_grad():
+        for parameter in twin.terms.parameters():
+            parameter.zero_()
+    assert all(torch.equal(v, connectors[k]) for k, v in model.terms.state_dict().items())
+    assert set(twin(*batch_for(twin.student), mode='loss')) == set(model(*batch_for(model.student), mode='loss'))
+
+
+def test_distillation_state_round_trip_and_mismatch(built):
+    model = built()
+    state = new_values(model.distillation_state())
+    model.load_distillation_state(state)
+    assert all(torch.equal(v, state[k]) for k, v in model.distillation_state().items())
+    with pytest.raises(ValueError, match='stored connectors are of other terms than the config has'):
+        model.load_distillation_state({k: v for k, v in state.items() if '.3.' not in k})
+
+
+# ---- what hosts look for
+
+
+def test_attributes_are_the_students(built):
+    model = built()
+    assert model.backbone is model.student.backbone
+    assert model.decode_head is model.student.decode_head
+    assert model.with_auxiliary_head is True
+    assert model.num_classes == 5
+    with pytest.raises(AttributeError, match='no_such_thing'):
+        model.no_such_thing  # noqa: B018
+    assert not hasattr(model, 'bbox_head')
+
+
+def test_named_parameters_are_plain_and_the_teacher_is_not_among_them(built):
+    model = built()
+    plain = [name for name, _ in model.student.named_parameters()]
+    named = dict(model.named_parameters())
+    assert list(named)[: len(plain)] == plain
+    assert all(name.startswith('terms.loss_lipschitz.connectors.') for name in list(named)[len(plain) :])
+    assert named['backbone.layer1.0.conv1.weight'] is model.student.backbone.layer1[0].conv1.weight
+    assert next(n for n, _ in model.named_parameters(prefix='ema')) == f'ema.{plain[0]}'
+    mine = {id(p) for p in model.teacher.model.parameters()}
+    assert not mine & {id(p) for p in model.parameters()}
+    assert not mine & {id(m) for m in model.modules()}
+    assert not any(m is model.teacher.model for m in model.modules())
+
+
+def test_predict_and_tensor_are_the_students(built):
+    model = built().eval()
+    inputs, samples = batch_for(model.student)
+    with torch.no_grad():
+        assert torch.equal(model(inputs), model.student(inputs))
+        ours = model(inputs, copy.deepcopy(samples), mode='predict')
+        theirs = model.student(inputs, copy.deepcopy(samples), mode='predict')
+        assert all(torch.equal(a.seg_logits.data, b.seg_logits.data) for a, b in zip(ours, theirs, strict=True))
+        raw = dict(inputs=[torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)], data_samples=samples[:1])
+        for step in ('val_step', 'test_step'):
+            a, b = (getattr(m, step)(copy.deepcopy(raw))[0] for m in (model, model.student))
+            assert torch.equal(a.seg_logits.data, b.seg_logits.data)
+
+
+@pytest.mark.parametrize('how', [lambda m: m.double(), lambda m: m.to(torch.float64), lambda m: m.to('cpu').double()])
+def test_the_teacher_follows_to_another_type(built, how):
+    model = how(built())
+    assert {p.dtype for p in model.teacher.model.parameters()} == {torch.float64}
+    losses = model(*batch_for(model.student), mode='loss')
+    assert losses['loss_lipschitz'].dtype == losses['loss_kd'].dtype == torch.float64
+
+
+def test_the_teacher_follows_to_another_device(built):
+    for model in (built().to('meta'), built().to(device='meta')):
+        assert {p.device.type for p in model.teacher.model.parameters()} == {'meta'}
+        assert {b.device.type for b in model.teacher.model.buffers()} == {'meta'}
+        assert {p.device.type for p in model.parameters()} == {'meta'}
+
+
+# ---- one loss
+
+
+def test_a_loss_has_the_students_members_and_the_terms(built):
+    model = built()
+    batch = batch_for(model.student)
+    bare = copy.deepcopy(model.student)(*batch, mode='loss')
+    losses = model(*batch, mode='loss')
+    assert list(losses) == [*bare, 'loss_lipschitz', 'loss_kd']
+    total, logged = model.parse_losses(losses)
+    members = [v.mean() for k, v in losses.items() if 'loss' in k]
+    torch.testing.assert_close(total, sum(members))
+    torch.testing.assert_close(logged['loss'], total)
+    assert losses['loss_lipschitz'].item() > 0
+
+
+def test_gradient_reaches_student_and_connectors_and_never_the_teacher(built):
+    model = built()
+    total, _ = model.parse_losses(model(*batch_for(model.student), mode='loss'))
+    total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # A shift after a norm's mean is taken away has none; every other parameter is trained.
+        if name.endswith('weight'):
+            assert parameter.grad.abs().max() > 0, name
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.model.parameters())
+
+
+def test_the_terms_alone_reach_the_tapped_layers(built):
+    model = built()
+    losses = model(*batch_for(model.student), mode='loss')
+    losses['loss_lipschitz'].backward()
+    for name, parameter in model.student.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert reached == name.startswith('backbone.') or 'bias' in name, name
+    assert all(c[0].weight.grad.abs().max() > 0 for c in model.terms['loss_lipschitz'].connectors)
+
+
+@pytest.mark.parametrize('bn', ['eval', 'batch'])
+def test_a_loss_changes_nothing_of_the_teacher(built, tiny_fcn, bn):
+    model = built(teacher=dict(model=tiny_fcn(width=12), checkpoint='nowhere.pth', bn=bn))
+    before = {k: v.clone() for k, v in model.teacher.model.state_dict().items()}
+    batch = batch_for(model.student)
+    losses = [model(*batch, mode='loss') for _ in range(2)]
+    assert all(torch.equal(v, before[k]) for k, v in model.teacher.model.state_dict().items())
+    assert losses[0]['loss_lipschitz'].item() > 0
+
+
+def test_nothing_is_left_after_a_loss_or_a_failed_one(built):
+    model = built()
+    switches = inplace_switches(model), inplace_switches(model.teacher.model)
+    batch = batch_for(model.student)
+    model(*batch, mode='loss')
+    assert not hooks_in(model) and not hooks_in(model.teacher.model)
+    for net, broken in ((model.student, 'backbone.layer3'), (model.teacher.model, 'backbone.layer2')):
+        handle = net.get_submodule(broken).register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(*batch, mode='loss')
+        handle.remove()
+        assert not hooks_in(model) and not hooks_in(model.teacher.model)
+    assert switches == (inplace_switches(model), inplace_switches(model.teacher.model))
+    assert model(*batch, mode='loss')['loss_kd'].item() > 0
+
+
+def test_a_frozen_stage_under_a_term_is_refused(built, tiny_fcn):
+    student = tiny_fcn()
+    student['backbone']['frozen_stages'] = 1
+    model = built(student=student)
+    model.train()
+    with pytest.raises(ValueError, match=r"student tap 'stage1': .* carries no gradient"):
+        model(*batch_for(model.student), mode='loss')
+    with torch.no_grad():
+        assert 'loss_lipschitz' in model(*batch_for(model.student), mode='loss')
+
+
+def test_a_term_named_as_a_loss_of_the_student_is_refused(built):
+    model = built(terms=dict(loss_own=KD))
+    own = model.student.forward
+    model.student.forward = lambda *args, **kwargs: {**own(*args, **kwargs), 'loss_own': torch.zeros(())}
+    with pytest.raises(KeyError, match="term 'loss_own': the student has a loss of this name; rename the term"):
+        model(*batch_for(model.student), mode='loss')

@@ -1,0 +1,140 @@
+"""The main job in miniature, by the tools a user calls: teacher, student, distilled student, plain mmsegmentation."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from run_helpers import ROOT
+
+from lckd_mm.checkpoint import load_strictly
+from lckd_mm.data.digit_scenes import write_digit_scenes
+from lckd_mm.functional import lipschitz_gap, transmitting_norm
+from lckd_mm.hosts import build_model
+from lckd_mm.taps import FeatureTaps
+
+ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
+LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+ITERS = 60
+
+PLAIN_TEST = """
+import sys, json
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile(sys.argv[1])
+cfg.load_from, cfg.work_dir = sys.argv[2], sys.argv[3]
+metrics = Runner.from_cfg(cfg).test()
+assert not any(name.startswith('lckd_mm') for name in sys.modules)
+print('METRICS', json.dumps({k: float(v) for k, v in metrics.items()}))
+"""
+
+
+def call(*command, **env):
+    command = [sys.executable, '-W', 'ignore', *map(str, command)]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env})
+    assert out.returncode == 0, out.stderr[-2000:]
+    return out.stdout
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """The folders of three short trainings, and the options that they share."""
+    root = tmp_path_factory.mktemp('end_to_end')
+    data = write_digit_scenes(root / 'scenes', train=64, val=8, progress=False)
+    shared = [
+        f'train_dataloader.dataset.data_root={data}',
+        f'val_dataloader.dataset.data_root={data}',
+        f'test_dataloader.dataset.data_root={data}',
+        f'train_cfg.max_iters={ITERS}',
+        f'train_cfg.val_interval={ITERS}',
+        f'param_scheduler.0.total_steps={ITERS}',
+        f'default_hooks.checkpoint.interval={ITERS}',
+        'default_hooks.logger.interval=1',
+    ]
+    narrow = {
+        'model.backbone.base_channels': 16,
+        'model.decode_head.in_channels': 128,
+        'model.auxiliary_head.in_channels': 64,
+    }
+    distil = [
+        f'model.teacher.checkpoint={root}/teacher/iter_{ITERS}.pth',
+        f'model.teacher.model={root}/teacher.py',
+        'default_hooks.lipschitz.interval=1',
+    ]
+    teacher = Config.fromfile(ROOT / TEACHER)
+    teacher.merge_from_dict(narrow)
+    teacher.dump(root / 'teacher.py')
+    for name, config, options in (
+        ('teacher', root / 'teacher.py', []),
+        ('off', LCKD, [*distil, 'model.terms.loss_lipschitz.weight=0']),
+        ('on', LCKD, [*distil, 'model.terms.loss_lipschitz.weight=5']),
+    ):
+        call('tools/train.py', config, '--work-dir', root / name, '--cfg-options', *shared, *options)
+    return root, shared
+
+
+def history(folder):
+    (file,) = folder.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_losses_fall(runs):
+    root, _ = runs
+    for name in ('teacher', 'off', 'on'):
+        losses = [e['loss'] for e in history(root / name) if 'loss' in e]
+        assert len(losses) == ITERS
+        # logged values are means over 10 iterations
+        assert losses[-1] < 0.5 * losses[9]
+
+
+def validation_gap(root, name):
+    """Mean |ln sigma_S - ln sigma_T| over layers and validation images, raw taps, from the files on disk."""
+    init_default_scope('mmseg')
+    sigmas = []
+    for config, checkpoint in (
+        (ROOT / ALONE, root / name / f'iter_{ITERS}.pth'),
+        (root / 'teacher.py', root / 'teacher' / f'iter_{ITERS}.pth'),
+    ):
+        cfg = Config.fromfile(config)
+        cfg.val_dataloader.dataset.data_root = str(root / 'scenes')
+        model = build_model(cfg.model, 'mmseg').eval()
+        load_strictly(model, str(checkpoint), 'test')
+        (batch,) = Runner.build_dataloader(cfg.val_dataloader)
+        data = model.data_preprocessor(batch, False)
+        taps = FeatureTaps({f's{i}': f'backbone.layer{i}@preact' for i in range(1, 5)})
+        with torch.no_grad():
+            taps.trace(model, lambda: model(**data, mode='tensor'))  # noqa: B023
+            with taps.record(model) as f:
+                model(**data, mode='tensor')
+            sigmas.append(torch.stack([transmitting_norm(a, b) for a, b in pairwise(f.values())]))
+    return lipschitz_gap(*sigmas, 'log').sqrt().mean().item()
+
+
+def test_lipschitz_term_closes_the_gap_of_the_raw_taps(runs):
+    root, _ = runs
+    off, on = validation_gap(root, 'off'), validation_gap(root, 'on')
+    assert on < 0.5 * off, (on, off)
+
+
+def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
+    root, shared = runs
+    checkpoint = root / 'on' / f'iter_{ITERS}.pth'
+    call('tools/test.py', LCKD, checkpoint, '--work-dir', tmp_path / 'ours', '--out', tmp_path / 'ours.json',
+         '--cfg-options', *shared)  # fmt: skip
+    plain = Config.fromfile(ROOT / ALONE)
+    plain.test_dataloader.dataset.data_root = str(root / 'scenes')
+    plain.dump(tmp_path / 'plain.py')
+    out = call('-c', PLAIN_TEST, tmp_path / 'plain.py', checkpoint, tmp_path / 'plain',
+               TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # fmt: skip
+    theirs = json.loads(next(line for line in out.splitlines() if line.startswith('METRICS')).split(' ', 1)[1])
+    ours = json.loads((tmp_path / 'ours.json').read_text())
+    assert ours == theirs
+    validated = [e for e in history(root / 'on') if 'mIoU' in e][-1]['mIoU']
+    assert theirs['mIoU'] == pytest.approx(validated)

@@ -1,0 +1,175 @@
+"""tools/train.py and tools/test.py: what bad input gets, and what good input gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from run_helpers import ROOT, scenes
+
+from lckd_mm import cli
+from lckd_mm.hosts import build_model
+
+KD = 'configs/demo/kd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope='session')
+def teacher(tmp_path_factory):
+    """A small teacher's file; the demo's teacher with a quarter of its width."""
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    model = build_model(Config.fromfile(ALONE).model, 'mmseg')
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return path
+
+
+@pytest.fixture
+def train(scenes, teacher, tmp_path, capsys):
+    """train(config, *options) -> (exit status, stderr)"""
+
+    def call(config, *options, data=True, debug=False):
+        roots = [f'{loader}.dataset.data_root={scenes}' for loader in ('train_dataloader', 'val_dataloader')]
+        argv = [config, '--work-dir', str(tmp_path / 'run'), '--cfg-options', *(roots if data else [])]
+        if 'lckd' in config or 'kd_' in config:
+            argv += [f'model.teacher.checkpoint={teacher}', f'model.teacher.model={ALONE}']
+        argv += [*options, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2']
+        status = cli.run_tool(cli.train, argv + (['--debug'] if debug else []))
+        return status, capsys.readouterr().err
+
+    return call
+
+
+BAD = {
+    'missing data': (
+        LCKD,
+        ['train_dataloader.dataset.data_root=data/nowhere/digit_scenes'],
+        ['data/nowhere/digit_scenes', 'python tools/prepare_data.py digit-scenes'],
+    ),
+    'missing teacher': (LCKD, ['model.teacher.checkpoint=nowhere.pth'], ["no checkpoint at 'nowhere.pth'", 'train']),
+    'teacher of another width': (LCKD, [f'model.teacher.model={TEACHER}'], ['size mismatch', 'backbone.']),
+    'teacher of another kind': (
+        LCKD,
+        ['model.teacher.model=mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', 'model.terms.loss_kd=None'],
+        ['teacher', 'size mismatch'],
+    ),
+    'no such module': (LCKD, ['model.taps.stage2=backbone.layer9'], ["'backbone.layer9'", 'closest', 'layer']),
+    'a tap that never fires': (LCKD, ['model.taps.logits=decode_head'], ["'decode_head'", 'never fire']),
+    'an overwritten tap': (LCKD, ['model.taps.stage2=backbone.layer2.1.bn2'], ['overwritten in place', '@preact']),
+    'malformed address': (LCKD, ['model.taps.stage2=backbone..layer2'], ["'backbone..layer2'", 'malformed']),
+    'class counts': (
+        LCKD,
+        ['model.student.decode_head.num_classes=7'],
+        ["term 'loss_kd'", 'differ in shape', '7', '11'],
+    ),
+    'unknown tap in a term': (LCKD, ['model.terms.loss_kd.on=scores'], ["unknown student tap 'scores'", "'logits'"]),
+    'unknown loss': (
+        LCKD,
+        ['model.terms.loss_kd.loss.type=lckd_mm.NoSuchLoss'],
+        ["'lckd_mm.NoSuchLoss'", 'lckd_mm.KDLoss', 'lckd_mm.LipschitzLoss'],
+    ),
+    'unknown argument of a loss': (LCKD, ['model.terms.loss_kd.loss.temperature=3'], ['KDLoss', 'temperature', 'tau']),
+    'negative weight': (LCKD, ['model.terms.loss_kd.weight=-1'], ["term 'loss_kd'", '0 or above', '-1']),
+    'unknown key of a term': (LCKD, ['model.terms.loss_kd.wieght=1'], ["unknown key 'wieght'", 'weight']),
+    'unknown gap': (LCKD, ['model.terms.loss_lipschitz.loss.gap=linear'], ["'linear'", 'absolute, relative, log']),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_sentence_before_training(case, train, tmp_path):
+    config, options, words = BAD[case]
+    status, err = train(config, *options)
+    assert status == 1
+    lines = [line for line in err.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and 'Traceback' not in err
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_config_without_model_and_missing_config(tmp_path, capsys):
+    (tmp_path / 'empty.py').write_text('train_cfg = dict(max_iters=1)\n')
+    assert cli.run_tool(cli.train, [str(tmp_path / 'empty.py')]) == 1
+    assert 'no `model`' in capsys.readouterr().err
+    assert cli.run_tool(cli.train, ['configs/none.py']) == 1
+    assert "no config file 'configs/none.py'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_a_gpu_says_so(train, capsys):
+    assert cli.run_tool(cli.train, [ALONE, '--amp']) == 1
+    assert '--amp: mixed precision needs a GPU' in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(train):
+    with pytest.raises(ValueError, match='0 or above'):
+        train(LCKD, 'model.terms.loss_kd.weight=-1', debug=True)
+
+
+def test_the_script_itself_exits_with_1_and_no_traceback(tmp_path):
+    command = [sys.executable, '-W', 'ignore', 'tools/train.py', 'configs/lckd_fcn_voc.py', '--work-dir', tmp_path]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 1
+    assert 'Traceback' not in out.stderr
+    assert "no data at 'data/VOCdevkit/VOC2012'" in out.stderr and 'README' in out.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_student(train, scenes, tmp_path):
+    status, err = train(LCKD, 'model.terms.loss_kd.weight=0', 'model.terms.loss_lipschitz.loss.gap=absolute')
+    assert status == 0, err
+    run = tmp_path / 'run'
+    (file,) = run.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    # connectors' state stands beside the student in the file
+    saved = torch.load(run / 'iter_2.pth')
+    assert 'lckd_mm' in saved and not any(k.startswith('student') for k in saved['state_dict'])
+    (dumped,) = run.glob('lckd*.py')
+    assert Config.fromfile(dumped).model.terms.loss_kd.weight == 0
+    validated = [e for e in entries if 'mIoU' in e][-1]['mIoU']
+
+    for config in (LCKD, ALONE):  # of a distillation config, the student alone; the same as the student's own config
+        out = tmp_path / 'metrics.json'
+        roots = [f'{loader}.dataset.data_root={scenes}' for loader in ('test_dataloader', 'val_dataloader')]
+        argv = [config, str(run / 'iter_2.pth'), '--work-dir', str(tmp_path / 'test'), '--out', str(out)]
+        assert cli.run_tool(cli.test, [*argv, '--cfg-options', *roots]) == 0
+        assert json.loads(out.read_text())['mIoU'] == pytest.approx(validated)
+
+
+def test_testing_another_nets_checkpoint_is_refused(scenes, teacher, tmp_path, capsys):
+    argv = [
+        TEACHER,
+        str(teacher),
+        '--work-dir',
+        str(tmp_path),
+        '--cfg-options',
+        f'test_dataloader.dataset.data_root={scenes}',
+    ]
+    assert cli.run_tool(cli.test, argv) == 1
+    assert 'size mismatch' in capsys.readouterr().err
+
+
+def test_two_processes_without_gpus(scenes, teacher, tmp_path):
+    """tools/dist_train.sh on gloo: it trains, and no connector counts as unused."""
+    command = [
+        'tools/dist_train.sh', LCKD, '2', '--work-dir', tmp_path / 'run', '--cfg-options',
+        f'train_dataloader.dataset.data_root={scenes}', f'val_dataloader.dataset.data_root={scenes}',
+        f'model.teacher.checkpoint={teacher}', f'model.teacher.model={ALONE}', 'train_cfg.max_iters=3',
+        'train_cfg.val_interval=3', 'train_dataloader.batch_size=2', 'default_hooks.prediction=None',
+        'model.terms.loss_lipschitz.connector.type=lckd_mm.ConvBN', 'model.terms.loss_kd.weight=0',
+    ]  # fmt: skip
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='')
+    out = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=250)
+    assert out.returncode == 0, out.stderr[-3000:]
+    saved = torch.load(tmp_path / 'run' / 'iter_3.pth')
+    assert len(saved['lckd_mm']['terms']) > 0
