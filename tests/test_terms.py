@@ -254,6 +254,8 @@ def test_teacher_connector_goes_from_the_teacher_to_the_student(make, features):
     assert tuple(term.teacher_connectors[0][0].weight.shape) == (2, 5, 1, 1)
     s, t = features
     torch.testing.assert_close(term(s, t), (s['a'] - term.teacher_connectors[0](t['a'])).sum())
+    term = make(dict(loss=dict(type=Gap), student='a', teacher='b', teacher_connector=CONV))
+    assert tuple(term.teacher_connectors[0][0].weight.shape) == (2, 7, 1, 1)
 
 
 def test_connectors_see_the_other_side(make, features):
