@@ -308,6 +308,16 @@ def test_the_model_may_be_a_config_file(tmp_path, fcn):
     assert (type(teacher.model).__name__, teacher.scope, teacher.has_preprocessor) == ('EncoderDecoder', 'mmseg', True)
 
 
+def test_a_config_files_top_level_preprocessor_is_the_models(tmp_path, tiny_classifier):
+    model = tiny_classifier()
+    preprocessor = model.pop('data_preprocessor')
+    path = tmp_path / 'config.py'
+    path.write_text(f"default_scope = 'mmpretrain'\nmodel = {model!r}\ndata_preprocessor = {preprocessor!r}\n")
+    teacher = FrozenTeacher(str(path), 'a.pth')
+    assert teacher.has_preprocessor
+    assert teacher.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(preprocessor['mean'])
+
+
 @pytest.fixture
 def running(fcn, save_teacher, tmp_path):
     """A loaded teacher with running statistics of its own, and its traced taps."""

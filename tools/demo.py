@@ -1,6 +1,7 @@
 """The main job on the embedded data set: a teacher, its student alone, with KD, and with KD + Lipschitz matching.
 
     python tools/demo.py [--seed 0] [--work-dir work_dirs/demo]
+    python tools/demo.py --summary
 
 Each training is tools/train.py on a config of configs/demo. What is finished is kept and reused by the next run, what
 was interrupted is resumed. The end is one table and one picture.
@@ -10,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -36,9 +38,13 @@ def main(argv: list[str]) -> None:
     p.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     p.add_argument('--only', nargs='+', choices=CONFIGS, default=list(CONFIGS), help='train only these')
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
+    p.add_argument('--summary', action='store_true', help='only print mean and deviation over the seeds that were run')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     os.chdir(ROOT)
+    if args.summary:
+        print(summary(args.work_dir))
+        return
     start = time.time()
     call('tools/prepare_data.py', 'digit-scenes', '--out', DATA)
     folder = args.work_dir / f'seed{args.seed}'
@@ -126,6 +132,7 @@ def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
     import mmseg.datasets  # noqa: F401
     import torch
     from mmengine.evaluator import Evaluator
+    from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
@@ -134,6 +141,7 @@ def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
     from lckd_mm.taps import FeatureTaps
 
     init_default_scope('mmseg')
+    MMLogger.get_instance('demo', log_level='ERROR')  # the metric would print a table of classes for each net
     rows, sigma = {}, {}
     for name, checkpoint in finished.items():
         model, cfg = load(name, checkpoint)
@@ -175,6 +183,27 @@ def print_table(rows: dict[str, dict], seed: int) -> None:
         table.add_row(TITLES[name], f'{row["mIoU"]:.2f}', f'{row["parameters"]:,}', gap)
     Console().print(table)
     print('σ gap: mean over layers and images of |ln σ(student) - ln σ(teacher)|, raw taps, no connectors.')
+
+
+def summary(work_dir: Path) -> str:
+    """A Markdown table of mean and (sample) standard deviation over all seeds in a work_dir."""
+    runs = [json.loads(path.read_text()) for path in sorted(work_dir.glob('seed*/results.json'))]
+    if len(runs) < 2:
+        raise FileNotFoundError(f'{work_dir}: {len(runs)} seeds have results, and a deviation needs two')
+
+    def spread(values: list[float], digits: int) -> str:
+        return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
+
+    head = f'| {len(runs)} seeds | mIoU | better than alone | parameters | σ gap to the teacher |'
+    lines = [head, '|---|---|---|---|---|']
+    for name, title in TITLES.items():
+        better = sum(run[name]['mIoU'] > run['alone']['mIoU'] for run in runs)
+        lines.append(
+            f'| {title} | {spread([run[name]["mIoU"] for run in runs], 2)} | '
+            f'{"" if name == "alone" else f"{better} of {len(runs)}"} | {runs[0][name]["parameters"]:,} | '
+            f'{"" if name == "teacher" else spread([run[name]["sigma_gap"] for run in runs], 3)} |'
+        )
+    return '\n'.join(lines)
 
 
 def draw(finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
