@@ -62,6 +62,9 @@ class Distiller(BaseModel):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
         if not isinstance(teacher, Mapping):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
+        known = ('model', 'checkpoint', 'bn', 'allow')
+        if 'model' not in teacher or set(teacher) - set(known):
+            raise KeyError(f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(teacher)}')
         # An inherited term is taken away by setting it to None.
         terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
         if not terms:

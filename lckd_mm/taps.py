@@ -89,7 +89,8 @@ class FeatureTaps:
 
     def check_paths(self, model: nn.Module) -> None:
         """Raise KeyError, naming the closest modules, where an address names a module that the model lacks."""
-        known = dict(model.named_modules())
+        # With duplicates: a shared module can be tapped by any of its names.
+        known = dict(model.named_modules(remove_duplicate=False))
         for name, address in self.addresses.items():
             if address.path not in known:
                 names = [n for n in known if n]
@@ -167,7 +168,7 @@ class FeatureTaps:
         if not stages:
             return
         modules = dict(model.named_modules())
-        paths = {m: p for p, m in reversed(modules.items())}
+        paths = {m: p for p, m in modules.items()}
         leaves = [m for p, m in modules.items() if p and not any(m.children())]
         activations = [m for m in leaves if _is_activation(m)]
         order: list[tuple[nn.Module, int, Any]] = []  # (leaf, its call number, output), in order of execution

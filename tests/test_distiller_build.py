@@ -112,6 +112,7 @@ def inplace_switches(model):
         (dict(student='mmseg::fcn'), TypeError, 'student must be a model dict, got str'),
         (dict(student=dict(type=OfNoHost)), TypeError, 'student OfNoHost is no model of mmpretrain, mmseg or mmdet'),
         (dict(student=dict(type='ResNet', depth=18)), TypeError, 'the student ResNet is no model of mmpretrain'),
+        (dict(teacher=dict(checkpoint='a.pth')), KeyError, 'teacher: expected the keys model, checkpoint, bn, allow'),
         (dict(teacher='mmseg::fcn'), TypeError, r'teacher must be dict\(model=…, checkpoint=…\)'),
         (dict(taps='stages'), ValueError, "unknown preset 'stages', expected 'backbone' or a dict"),
         (dict(taps=['backbone']), TypeError, 'taps: expected a dict of name to address or a preset, got list'),
