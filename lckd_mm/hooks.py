@@ -357,8 +357,12 @@ def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -
 
 
 def _draw_detection(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+    sample = sample.clone().cpu()
+    if truth and not isinstance(sample.gt_instances.bboxes, Tensor):
+        # Data sets give their boxes wrapped; the host draws plain ones.
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
     runner.visualizer.add_datasample(
-        'prediction', image, sample.cpu(), draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3, show=False,
+        'prediction', image, sample, draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3, show=False,
         out_file=None,
     )  # fmt: skip
     return runner.visualizer.get_image()

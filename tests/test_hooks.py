@@ -9,8 +9,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from run_helpers import (
     HOOK,
+    HOSTS,
     STAGES,
+    classification_data,
     config,
+    detection_data,
     distiller,
     run,
     scalars,
@@ -203,3 +206,42 @@ def test_side_by_side_keeps_the_panels():
     row = side_by_side({'a': np.full((10, 10, 3), 7, np.uint8), 'b': np.full((10, 20, 3), 9, np.uint8)}, height=50)
     assert row.shape == (70, 50 + 4 + 100 + 4, 3)
     assert (row[20:, :50] == 7).all() and (row[20:, 54:154] == 9).all()
+
+
+def predictions_of(host, scenes, tmp_path, teacher_file, data, evaluator, visualizer, **extra):
+    teacher, path = teacher_file(host)
+    model = distiller(host, HOSTS[host][0](4), teacher, path)
+    loader = dict(batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=data)
+    cfg = config(host, scenes, tmp_path, model, iters=2, val_dataloader=loader, val_cfg=dict(type='ValLoop'),
+                 val_evaluator=evaluator)  # fmt: skip
+    cfg.default_hooks.distillation = HOOK
+    cfg.custom_hooks = [dict(type='lckd_mm.TeacherCheckHook'), dict(type='lckd_mm.PredictionHook', indices=[1])]
+    cfg.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')])
+    run(cfg)
+    (picture,) = tmp_path.glob('*/vis_data/vis_image/prediction_1_2.png')
+    return cv2.imread(str(picture))
+
+
+def test_pictures_of_a_detector(scenes, tmp_path, teacher_file):
+    data = detection_data(scenes, 'val')
+    data['test_mode'] = True
+    data['pipeline'] = [step for step in data['pipeline'] if step['type'] != 'RandomFlip']
+    data['pipeline'][-1] = dict(type='PackDetInputs', meta_keys=(
+        'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))  # fmt: skip
+    data['pipeline'].insert(1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
+    image = predictions_of(
+        'mmdet', scenes, tmp_path, teacher_file, data, dict(type='VOCMetric', metric='mAP'), 'DetLocalVisualizer'
+    )
+    assert image.shape == (192 + 20, 4 * (192 + 4), 3)
+    # boxes of the truth are drawn
+    assert (image[20:, :192] != image[20:, 196 : 196 + 192]).any()
+
+
+def test_pictures_of_a_classifier(scenes, tmp_path, teacher_file):
+    data = classification_data(scenes, 'val')
+    data['pipeline'] = [step for step in data['pipeline'] if step['type'] != 'RandomCrop']
+    image = predictions_of(
+        'mmpretrain', scenes, tmp_path, teacher_file, data, dict(type='Accuracy'), 'UniversalVisualizer'
+    )
+    assert image.shape[1] == 4 * (image.shape[0] - 20 + 4)
+    assert (image[20:, :192] != image[20:, 196 : 196 + 192]).any()
