@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--summary', action='store_true', help='only print mean and deviation over the seeds that were run')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
+    warnings.simplefilter('ignore')  # of the hosts' imports
     os.chdir(ROOT)
     if args.summary:
         print(summary(args.work_dir))
