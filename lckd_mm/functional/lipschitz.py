@@ -6,7 +6,6 @@ Source: Shang, Duan, Zong, Nie, Yan, "Lipschitz Continuity Guided Knowledge Dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 GAPS = ('absolute', 'relative', 'log')
 
@@ -51,8 +50,8 @@ def spectral_norm(matrix: Tensor) -> Tensor:
         :math:`r^{512}`, that of the value about :math:`r^{1024}` (rounding apart). Where :math:`r` is so close to 1
         that this is not small, the value still is: below 1e-3 for every spectrum tested.
     Raises:
-        ValueError: where ``matrix`` has fewer than two dimensions; RuntimeError on a second derivative, which the
-        rank-one formula does not give.
+        ValueError: where ``matrix`` has fewer than two dimensions. RuntimeError: under ``create_graph=True``, since the
+        rank-one formula gives no second derivative.
     """
     if matrix.dim() < 2:
         raise ValueError(f'spectral_norm: expected (..., M, N), got shape {tuple(matrix.shape)}')
@@ -110,8 +109,8 @@ class _SpectralNorm(torch.autograd.Function):
         return sigma
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
+        _refuse_second_derivative()
         u, v = ctx.saved_tensors
         return (grad[..., None] * u)[..., :, None] * v[..., None, :]
 
@@ -125,8 +124,8 @@ class _TransmittingNorm(torch.autograd.Function):
         return sigma
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        _refuse_second_derivative()
         first, second, u, v = ctx.saved_tensors
         scale = (grad / first.shape[2])[:, None, None]
         grad_first = grad_second = None
@@ -136,6 +135,16 @@ class _TransmittingNorm(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 grad_second = (scale * v[:, :, None]) @ (u[:, None, :] @ first)
         return grad_first, grad_second
+
+
+def _refuse_second_derivative() -> None:
+    # Gradients are recorded in a backward pass exactly where create_graph=True asked for it. The singular vectors are
+    # constants there, so that the graph would be wrong in silence.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            'spectral_norm, transmitting_norm: their gradient cannot be differentiated again (create_graph=True); take '
+            'this term out of what is differentiated twice, or use torch.linalg.svdvals'
+        )
 
 
 def _top_singular_triple(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
