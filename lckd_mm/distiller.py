@@ -1,5 +1,6 @@
 """Distiller: a batch becomes a loss dict in one method, :meth:`Distiller.loss`."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .checkpoint import export_keys, import_keys
 from .hosts import build_model, host_of, preserved_rng, preset_taps, run_once, training_size
 from .registry import MODELS
-from .taps import FeatureTaps
+from .taps import LIST_ALL, FeatureTaps
 from .teacher import FrozenTeacher
 from .terms import Term
 
@@ -132,7 +133,7 @@ class Distiller(BaseModel):
                 'Distiller: its connectors will be in no checkpoint, so that a resumed run would begin with new ones; '
                 "add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as tools/train.py does",
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
@@ -220,7 +221,7 @@ class Distiller(BaseModel):
         raise ValueError(
             f'{taps.role} tap {name!r}: {str(taps.addresses[name])!r} never fires: no forward calls this module '
             '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
-            'list all: python tools/analysis/list_taps.py CONFIG'
+            + LIST_ALL
         )
 
     def _rehearse(self) -> None:

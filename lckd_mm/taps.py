@@ -21,7 +21,7 @@ from torch import Tensor, nn
 _GRAMMAR = re.compile(
     r'(?P<path>\w+(?:\.\w+)*)(?:\[(?P<item>-?\d+)\])?(?:@(?P<port>in|preact))?(?:#(?P<call>-?\d+|\*))?'
 )
-_LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
+LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class FeatureTaps:
                 close = difflib.get_close_matches(address.path, names, n=3, cutoff=0.5)
                 raise KeyError(
                     f'{self.role} tap {name!r}: no module {address.path!r} in {type(model).__name__}; closest: '
-                    f'{", ".join(map(repr, close or names[:3]))}; {_LIST_ALL}'
+                    f'{", ".join(map(repr, close or names[:3]))}; {LIST_ALL}'
                 )
 
     def trace(self, model: nn.Module, run: Callable[[], Any], names: Iterable[str] | None = None) -> set[str]:
@@ -340,7 +340,7 @@ class _Capture:
         return tensors if wanted == '*' else tensors[0]
 
     def _error(self, what: str) -> ValueError:
-        return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {_LIST_ALL}')
+        return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
 
 
 @contextlib.contextmanager
