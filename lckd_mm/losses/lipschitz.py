@@ -1,12 +1,11 @@
 """Lipschitz matching of consecutive feature maps."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import lipschitz_gap, transmitting_norm
+from ..functional import lipschitz_gap, transmitting_norm, transmitting_norms
 from ..functional.lipschitz import GAPS
 from ..registry import MODELS
 
@@ -19,7 +18,7 @@ class LipschitzLoss(nn.Module):
               \qquad w_i = 2^{-(n-1-i)}
 
     with :math:`\sigma_i` the largest singular value of the transmitting matrix of taps i and i+1
-    (:func:`~lckd_mm.functional.transmitting_norm`) and the gap squared
+    (:func:`~lckd_mm.functional.transmitting_norms`) and the gap squared
     (:func:`~lckd_mm.functional.lipschitz_gap`).
 
     Args:
@@ -57,10 +56,11 @@ class LipschitzLoss(nn.Module):
         weights = self.layer_weights or [2.0 ** -(pairs - i) for i in range(pairs)]
         if len(weights) != pairs:
             raise ValueError(f'LipschitzLoss: {len(weights)} layer_weights for {pairs} pairs of consecutive taps')
-        backs = raw_student[1:] if self.raw_back and raw_student is not None else student[1:]
-        total = 0.0
-        for weight, front, back, teacher_pair in zip(weights, student, backs, pairwise(teacher), strict=False):
-            with torch.no_grad():
-                target = transmitting_norm(*teacher_pair)
-            total = total + weight * lipschitz_gap(transmitting_norm(front, back), target, self.gap).mean()
-        return total
+        with torch.no_grad():
+            targets = transmitting_norms(teacher)
+        if self.raw_back and raw_student is not None:
+            norms = [transmitting_norm(front, back) for front, back in zip(student, raw_student[1:])]
+        else:
+            norms = transmitting_norms(student)
+        gaps = (lipschitz_gap(s, t, self.gap).mean() for s, t in zip(norms, targets))
+        return sum(weight * gap for weight, gap in zip(weights, gaps))

@@ -1,16 +1,27 @@
-"""The Lipschitz core: the transmitting matrix of two feature maps, its largest singular value, and gaps of it.
+"""The transmitting matrix of two feature maps and its largest singular value, with its exact gradient.
 
 Source: Shang, Duan, Zong, Nie, Yan, "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021 (LONDON).
 """
+
+from collections.abc import Sequence
+from functools import lru_cache, reduce
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GAPS = ('absolute', 'relative', 'log')
+from .krylov import generic_start, leading_eigenvector, tolerance
+from .precision import full_precision, inverse_scale, refuse_second_derivative, wide_type
 
-# 2**8 = 256 power steps on the Gram matrix, that is a factor (sigma_2 / sigma_1) ** 512 on the wrong direction.
-_SQUARINGS = 8
+# Bytes of both maps that are worked on at a time: on a CPU so much stays in its cache from product to product.
+_CHUNK = {'cpu': 24 << 20}
+_CHUNK_ELSEWHERE = 256 << 20
+# Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample and a chunk.
+_POOLED_SAMPLE = 512 << 10
+_POOLED_CHUNK = 2 << 20
+
+Size = tuple[int, int]
 
 
 def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:
@@ -30,173 +41,286 @@ def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:
         ValueError: where a map is not 4-D, or the batch sizes differ.
     Source: LONDON, section 3, and the authors' code. Deviation: none.
     """
-    first, second = _flatten_to_common_size(front, back)
-    with _full_precision(first):
-        return first @ second.transpose(1, 2) / first.shape[2]
-
-
-def spectral_norm(matrix: Tensor) -> Tensor:
-    r"""Largest singular value of each matrix, with its exact gradient :math:`u v^\top`.
-
-    The dominant eigenvector of the Gram matrix of the smaller side is found by repeated squaring (large matrix
-    products, the same work whatever the spectrum), and :math:`\sigma = \lVert A v \rVert` by one step from it.
-
-    Args:
-        matrix: ``(..., M, N)``, of any floating type; computed in at least float32.
-    Returns:
-        ``(...)``, in the units of ``matrix``; 0 with zero gradient for a zero matrix. Not-a-number and infinity
-        come out as not-a-number.
-    Error: from below; with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is about
-        :math:`r^{512}`, that of the value about :math:`r^{1024}` (rounding apart). Where :math:`r` is so close to 1
-        that this is not small, the value still is: below 1e-3 for every spectrum tested.
-    Raises:
-        ValueError: where ``matrix`` has fewer than two dimensions. RuntimeError: under ``create_graph=True``, since the
-        rank-one formula gives no second derivative.
-    """
-    if matrix.dim() < 2:
-        raise ValueError(f'spectral_norm: expected (..., M, N), got shape {tuple(matrix.shape)}')
-    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    return _SpectralNorm.apply(wide)
+    _check_maps([front, back])
+    size = _smaller(front, back)
+    dtype = wide_type(front, back)
+    first, second = (
+        (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(2)
+        for x in (front.to(dtype), back.to(dtype))
+    )
+    with full_precision(first):
+        return first @ second.mT / first.shape[2]
 
 
 def transmitting_norm(front: Tensor, back: Tensor) -> Tensor:
     r"""Largest singular value of :func:`transmitting_matrix`, per sample, with its exact gradient.
 
-    With unit singular vectors :math:`u, v` of :math:`M`, :math:`\partial\sigma/\partial F_1 = u (F_2^\top v)^\top / HW`
-    and :math:`\partial\sigma/\partial F_2 = v (F_1^\top u)^\top / HW`: rank one, so that backward keeps and forms no
-    matrix of size C1 x C2.
-
     Args:
-        front: ``(B, C1, H1, W1)``. back: ``(B, C2, H2, W2)``.
+        front: ``(B, C1, H1, W1)``. back: ``(B, C2, H2, W2)``, of any floating type and memory format.
     Returns:
         ``(B,)``, at least float32.
-    Error and what it raises: see :func:`spectral_norm` and :func:`transmitting_matrix`.
-    Source: LONDON, section 3. Deviation: the authors run 5 or 10 power steps on :math:`M M^\top`, unrolled through
-        autograd; on zero-mean (pre-ReLU) features that underestimates the value by up to 11 %.
+    How, error, and what it raises: see :func:`transmitting_norms`.
     """
-    return _TransmittingNorm.apply(*_flatten_to_common_size(front, back))
+    return transmitting_norms([front, back])[0]
 
 
-def lipschitz_gap(student: Tensor, teacher: Tensor, gap: str = 'log', eps: float = 1e-6) -> Tensor:
-    r"""Squared gap of two Lipschitz constants, elementwise.
+def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
+    r"""Largest singular value of the transmitting matrix of each map and the next, per sample.
 
-    ``absolute`` :math:`(s - t)^2` (the authors' code), ``relative`` :math:`((s - t) / (t + \epsilon))^2`, ``log``
-    :math:`(\ln(s + \epsilon) - \ln(t + \epsilon))^2`. The last two do not depend on the unit of the features when
-    both nets' are scaled alike, which the first does with its square.
+    No matrix is formed, and no map is pooled: :math:`M` is only multiplied with vectors,
+    :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions. A
+    Lanczos iteration on :math:`M M^\top` stops when its residual says that the singular vectors are found.
+
+    With unit singular vectors :math:`u, v` the gradient is of rank one,
+    :math:`\partial\sigma/\partial F_1 = u \, (P_1^\top P_2 F_2^\top v)^\top / HW` and alike for :math:`F_2`, and is
+    written straight into the gradient of the unpooled map. Between forward and backward four vectors a sample and pair
+    are kept, and no map.
 
     Args:
-        student: ``(...)`` not negative. teacher: the same shape. eps: in the units of both.
+        maps: n >= 2 maps ``(B, C_i, H_i, W_i)`` of one net in order of depth, of any floating type and memory format.
     Returns:
-        ``(...)``; finite for zeros on either side.
+        ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero. Not-a-number and infinity come out
+        as not-a-number.
+    Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2`, 3e-3 where no
+        gradient is asked for, and 1e-9 in float64. So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative
+        error is at most about 1e-3 / (1 - r^2) (on real features, a tenth of that), and the value's about its square;
+        but for rounding, the value is never above the true one. Where 64 products are not enough, as for a crowd of
+        nearly equal singular values, the gradient is that of a vector from among theirs; the value stays good.
     Raises:
-        ValueError: for an unknown ``gap``.
+        ValueError: where there are fewer than two maps, one is not 4-D, or the batch sizes differ. RuntimeError: under
+            ``create_graph=True``, since the rank-one formula gives no second derivative.
+    Source: LONDON, section 3. Deviation: the authors form :math:`M` and :math:`M M^\top` and run 5 or 10 power steps,
+        unrolled through autograd; on zero-mean (pre-ReLU) features that underestimates the value by up to 11 %.
     """
-    if gap == 'absolute':
-        return (student - teacher).square()
-    if gap == 'relative':
-        return ((student - teacher) / (teacher + eps)).square()
-    if gap == 'log':
-        return ((student + eps).log() - (teacher + eps).log()).square()
-    raise ValueError(f'lipschitz_gap: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
+    maps = tuple(maps)
+    if len(maps) < 2:
+        raise ValueError(f'transmitting matrix: it takes two maps, got {len(maps)}')
+    _check_maps(maps)
+    return _TransmittingNorms.apply(*maps)
 
 
-class _SpectralNorm(torch.autograd.Function):
+class _TransmittingNorms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, matrix: Tensor) -> Tensor:
-        with _full_precision(matrix):
-            sigma, u, v = _top_singular_triple(matrix)
-        ctx.save_for_backward(u, v)
-        return sigma
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        _refuse_second_derivative()
-        u, v = ctx.saved_tensors
-        return (grad[..., None] * u)[..., :, None] * v[..., None, :]
-
-
-class _TransmittingNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, first: Tensor, second: Tensor) -> Tensor:
-        with _full_precision(first):
-            sigma, u, v = _top_singular_triple(first @ second.transpose(1, 2) / first.shape[2])
-        ctx.save_for_backward(first, second, u, v)
-        return sigma
+    def forward(ctx, *maps: Tensor) -> Tensor:
+        dtype = wide_type(*maps)
+        keep = any(ctx.needs_input_grad)
+        sigmas, saved = [], []
+        with full_precision(maps[0]):
+            for front, back in pairwise(maps):
+                sigma, *vectors = _norms_of_pair(front, back, dtype, keep)
+                sigmas.append(sigma)
+                saved += vectors
+        ctx.save_for_backward(*saved)
+        ctx.kinds = [(x.shape, x.dtype, _memory_format(x)) for x in maps]
+        ctx.sizes = [_smaller(*pair) for pair in pairwise(maps)]
+        return torch.stack(sigmas)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        _refuse_second_derivative()
-        first, second, u, v = ctx.saved_tensors
-        scale = (grad / first.shape[2])[:, None, None]
-        grad_first = grad_second = None
-        with _full_precision(first):
-            if ctx.needs_input_grad[0]:
-                grad_first = (scale * u[:, :, None]) @ (v[:, None, :] @ second)
-            if ctx.needs_input_grad[1]:
-                grad_second = (scale * v[:, :, None]) @ (u[:, None, :] @ first)
-        return grad_first, grad_second
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        vectors = [ctx.saved_tensors[i : i + 4] for i in range(0, len(ctx.saved_tensors), 4)]
+        grads: list[Tensor | None] = []
+        for i, (shape, dtype, memory_format) in enumerate(ctx.kinds):
+            if not ctx.needs_input_grad[i]:
+                grads.append(None)
+                continue
+            columns, rows = [], []  # along the channels and the positions: one each a pair that the map is part of
+            for k, column, row in ((i, 0, 3), (i - 1, 1, 2)):
+                if 0 <= k < len(vectors):
+                    columns.append(vectors[k][column] * grad[k][:, None])
+                    pooling = _Pooling(tuple(shape[2:]), ctx.sizes[k], grad)
+                    rows.append(pooling.adjoint(vectors[k][row][:, None])[:, 0])
+            grads.append(_low_rank(columns, rows, shape, dtype, memory_format))
+        return tuple(grads)
 
 
-def _refuse_second_derivative() -> None:
-    # Gradients are recorded in a backward pass exactly where create_graph=True asked for it. The singular vectors are
-    # constants there, so that the graph would be wrong in silence.
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            'spectral_norm, transmitting_norm: their gradient cannot be differentiated again (create_graph=True); take '
-            'this term out of what is differentiated twice, or use torch.linalg.svdvals'
-        )
+def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
+    """``(B,)`` singular values and, where ``keep``, the vectors that the gradient is made of.
+
+    They are u ``(B, C1)``, v ``(B, C2)`` and, over HW, F1^T u and F2^T v at the common positions, ``(B, HW)``.
+    """
+    size = _smaller(front, back)
+    samples, pools, touched = _plan((front, back), size, dtype)
+    sides = [(front, pools[0]), (back, pools[1])]
+    # The iteration starts on the side that costs less to read.
+    order = (0, 1) if touched[0] <= touched[1] else (1, 0)
+    parts = []
+    for i in range(0, max(1, len(front)), samples):
+        operators = (_Operator(x[i : i + samples].to(dtype), size, pool) for x, pool in (sides[k] for k in order))
+        parts.append(_leading_triple(*operators, size[0] * size[1], keep))
+    sigma, *vectors = (torch.cat(column) for column in zip(*parts))
+    return (sigma, *(vectors[2 * i + k] for i in range(2) for k in order)) if keep else (sigma,)
 
 
-def _top_singular_triple(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest singular value ``(...)`` and its unit vectors ``(..., M)``, ``(..., N)``; zeros for a zero matrix."""
-    # Scaled by the largest entry, so that the squares neither overflow nor underflow; infinity turns into nan here.
-    largest = matrix.abs().amax((-2, -1), keepdim=True)
-    scaled = matrix / torch.where(largest == 0, 1, largest)
-    gram = scaled @ scaled.mT if matrix.shape[-2] <= matrix.shape[-1] else scaled.mT @ scaled
-    power = gram
-    for _ in range(_SQUARINGS):
-        power = _divide(power, power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])
-        power = power @ power
-    # power is now close to q q^T: its largest column points along q.
-    column = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*power.shape[:-1], 1)
-    q = _unit((gram @ power.gather(-1, column)).squeeze(-1))
-    if matrix.shape[-2] <= matrix.shape[-1]:
-        v = _unit((scaled.mT @ q[..., None]).squeeze(-1))
-        image = (scaled @ v[..., None]).squeeze(-1)
-        u = _unit(image)
-    else:
-        u = _unit((scaled @ q[..., None]).squeeze(-1))
-        image = (scaled.mT @ u[..., None]).squeeze(-1)
-        v = _unit(image)
-    return torch.linalg.vector_norm(image, dim=-1) * largest[..., 0, 0], u, v
+def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
+    """:func:`_norms_of_pair` of one chunk, the near side's vectors first."""
+    # The mean over the positions is a good guess, and a generic vector added to it cannot be orthogonal to what is
+    # sought. The product of both maps is brought to the order of one by a power of two, so that it neither overflows
+    # nor underflows when it is squared; by which, the first one tells.
+    start = near.to_channels((1 + generic_start(area, near.matrix) / 2).expand(near.batch, 1, -1))
+    start = start * inverse_scale(start)
+    scale: Tensor | None = None
+
+    def apply(u: Tensor) -> tuple[Tensor, ...]:
+        nonlocal scale
+        near_positions = near.to_positions(u)
+        image = far.to_channels(near_positions)
+        if scale is None:
+            scale = inverse_scale(image)
+        image = image * scale
+        far_positions = far.to_positions(image)
+        product = near.to_channels(far_positions) * scale
+        return (product, image, near_positions, far_positions) if keep else (product, image)
+
+    u, image, *positions = leading_eigenvector(apply, start, tolerance(start.dtype, keep))
+    sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    value = (sigma / (scale * area)).flatten()
+    if not keep:
+        return (value,)
+    inverse = 1 / torch.where(sigma == 0, 1, sigma)
+    near_positions, far_positions = positions[0] / area, positions[1] * (inverse / area)
+    return value, *(x[:, 0] for x in (u, image * inverse, near_positions, far_positions))
 
 
-def _divide(x: Tensor, by: Tensor) -> Tensor:
-    return x / torch.where(by == 0, 1, by)
+def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> tuple[int, list[bool], list[int]]:
+    """How many samples to work on at a time, which maps to pool before (and not their vectors after), bytes touched."""
+    limit = _CHUNK.get(maps[0].device.type, _CHUNK_ELSEWHERE)
+    samples, pools, touched = max(1, len(maps[0])), [], []
+    for x in maps:
+        channels = x.shape[1] * torch.finfo(dtype).bits // 8
+        full, pooled = channels * x.shape[2] * x.shape[3], channels * size[0] * size[1]
+        divides = x.shape[2] % size[0] == x.shape[3] % size[1] == 0
+        pays = 0 < pooled < full and divides and pooled <= _POOLED_SAMPLE
+        if pays:
+            samples = min(samples, _POOLED_CHUNK // pooled)
+        pools.append(pays)
+        touched.append(pooled if pays else full)
+    return max(1, min(samples, limit // max(1, sum(touched)))), pools, touched
 
 
-def _unit(x: Tensor) -> Tensor:
-    return _divide(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+class _Operator:
+    """A chunk of maps as a linear operator between channels ``(b, 1, C)`` and common positions ``(b, 1, hw)``."""
+
+    def __init__(self, maps: Tensor, size: Size, pool: bool):
+        self.batch = len(maps)
+        self.pooling = _Pooling(tuple(maps.shape[2:]), size, maps)
+        self.matrix = maps.flatten(2)
+        if pool:
+            self.matrix = _block_means(maps, size).flatten(2)
+            self.pooling = _Pooling(size, size, maps)
+        # A product of one matrix and one vector runs on one core: a lone sample is split by channels, one part a core.
+        cores = torch.get_num_threads() if maps.device.type == 'cpu' and len(maps) == 1 else 1
+        self.parts = next(p for p in range(cores, 0, -1) if maps.shape[1] % p == 0)
+        if self.parts > 1:
+            self.matrix = self.matrix.unflatten(1, (self.parts, -1))[0]
+
+    def to_positions(self, u: Tensor) -> Tensor:
+        """The map's transpose times u, pooled."""
+        if self.parts == 1:
+            return self.pooling(torch.bmm(u, self.matrix))
+        return self.pooling(torch.bmm(u.view(self.parts, 1, -1), self.matrix).sum(0, keepdim=True))
+
+    def to_channels(self, w: Tensor) -> Tensor:
+        """The map times w, which is first spread to the map's own positions."""
+        w = self.pooling.adjoint(w)
+        if self.parts == 1:
+            return torch.bmm(w, self.matrix.mT)
+        return torch.bmm(w.expand(self.parts, 1, -1), self.matrix.mT).view(1, 1, -1)
 
 
-def _flatten_to_common_size(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps pooled to the smaller height and width, flattened to ``(B, C, HW)``, at least float32."""
-    for name, x in (('front', front), ('back', back)):
+class _Pooling:
+    """Adaptive average pooling of positions, ``(..., HW)`` to ``(..., hw)``, and its adjoint.
+
+    Along each axis it is a product with a matrix; where the heights divide, one product does both.
+    """
+
+    def __init__(self, source: Size, target: Size, like: Tensor):
+        self.source, self.target = source, target
+        self.together = source[0] // target[0] if source[0] % target[0] == 0 else 1
+        rows, columns = (source[0] // self.together, target[0]), (source[1], target[1])
+        self.rows = None if rows[0] == rows[1] else _pooling_matrix(*rows, 1, like.dtype, like.device)
+        self.columns = None if source == target else _pooling_matrix(*columns, self.together, like.dtype, like.device)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        if self.columns is None:
+            return w
+        if self.rows is None:
+            w = w.unflatten(-1, (self.target[0], self.together * self.source[1]))
+        else:
+            w = self.rows @ w.unflatten(-1, self.source)
+        return (w @ self.columns.mT).flatten(-2)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        if self.columns is None:
+            return w
+        w = w.unflatten(-1, self.target) @ self.columns
+        return (w if self.rows is None else self.rows.mT @ w).flatten(-2)
+
+
+def _block_means(maps: Tensor, size: Size) -> Tensor:
+    """Average pooling where the sizes divide; on a CPU by sums of slices, several times faster than torch's own."""
+    a, b = maps.shape[2] // size[0], maps.shape[3] // size[1]
+    if maps.device.type != 'cpu':
+        return F.avg_pool2d(maps, (a, b))
+    out = maps.new_empty(*maps.shape[:2], *size)
+    # Few samples at a time, so that the sums of rows stay in the cache and take no memory to speak of.
+    samples = max(1, (512 << 10) // max(1, out[:1].numel() * b * out.element_size()))
+    for i in range(0, len(maps), samples):
+        _pool_into(out[i : i + samples], maps[i : i + samples], a, b)
+    return out.mul_(1 / (a * b))
+
+
+def _pool_into(out: Tensor, maps: Tensor, a: int, b: int) -> None:
+    rows = maps if a == 1 else reduce(torch.add, (maps[:, :, k::a] for k in range(a)))
+    if b == 1:
+        out.copy_(rows)
+        return
+    torch.add(rows[..., ::b], rows[..., 1::b], out=out)
+    for k in range(2, b):
+        out.add_(rows[..., k::b])
+
+
+@lru_cache(maxsize=256)
+def _pooling_matrix(n: int, m: int, together: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(m, together * n)``: adaptive average pooling along one axis, with torch's bins, of several rows at once."""
+    one = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0].T / together
+    return one.tile(1, together).to(device, dtype)
+
+
+def _low_rank(
+    columns: list[Tensor], rows: list[Tensor], shape: torch.Size, dtype: torch.dtype, memory_format: torch.memory_format
+) -> Tensor:
+    """Sum of outer products ``(B, C)`` by ``(B, HW)`` as a map, written once."""
+    out = torch.empty(shape, dtype=dtype, device=columns[0].device, memory_format=memory_format)
+    flat = out.flatten(2)
+    if dtype == columns[0].dtype:
+        torch.mul(columns[0][:, :, None], rows[0][:, None], out=flat)
+        for column, row in zip(columns[1:], rows[1:]):
+            flat.addcmul_(column[:, :, None], row[:, None])
+        return out
+    for i in range(len(flat)):
+        # Half precision: a sample at a time, so that the wide sum is never as large as the map.
+        flat[i] = sum(column[i, :, None] * row[i] for column, row in zip(columns, rows))
+    return out
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _check_maps(maps: Sequence[Tensor]) -> None:
+    names = ('front', 'back') if len(maps) == 2 else [f'map {i}' for i in range(len(maps))]
+    for name, x in zip(names, maps):
         if x.dim() != 4:
             raise ValueError(f'transmitting matrix: {name} must be a map (B, C, H, W), got shape {tuple(x.shape)}')
-    if front.shape[0] != back.shape[0]:
-        raise ValueError(
-            f'transmitting matrix: front has batch size {front.shape[0]} and back {back.shape[0]}, '
-            'but both must be maps of the same samples'
-        )
-    size = tuple(map(min, front.shape[2:], back.shape[2:]))
-    dtype = torch.promote_types(torch.promote_types(front.dtype, back.dtype), torch.float32)
-    maps = []
-    for x in (front, back):
-        x = x.to(dtype)
-        maps.append((x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(2))
-    return maps[0], maps[1]
+        if x.shape[0] != maps[0].shape[0]:
+            raise ValueError(
+                f'transmitting matrix: {names[0]} has batch size {maps[0].shape[0]} and {name} {x.shape[0]}, '
+                'but all must be maps of the same samples'
+            )
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
+def _smaller(a: Tensor, b: Tensor) -> Size:
+    """The size of positions that two maps have in common."""
+    return min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])

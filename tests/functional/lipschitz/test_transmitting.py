@@ -1,42 +1,20 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm, with_spectrum
 
-from lckd_mm.functional import lipschitz_gap, spectral_norm, transmitting_matrix, transmitting_norm
-from lckd_mm.functional.lipschitz import GAPS
-
-DOUBLE = torch.float64
+from lckd_mm.functional import spectral_norm, transmitting_matrix, transmitting_norm, transmitting_norms
+from lckd_mm.functional.lipschitz import transmitting
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def with_spectrum(values, rows, cols):
-    """A random matrix (rows, cols) with the given singular values, the rest 0."""
-    u = torch.linalg.qr(torch.randn(rows, rows, dtype=DOUBLE)).Q[:, : len(values)]
-    v = torch.linalg.qr(torch.randn(cols, cols, dtype=DOUBLE)).Q[:, : len(values)]
-    return u @ torch.diag(torch.tensor(values, dtype=DOUBLE)) @ v.T
-
-
-def maps_with_spectrum(values, c1, c2, size):
-    """Maps (1, c1, size, size) and (1, c2, size, size) whose transmitting matrix has the given singular values."""
-    area = size * size
-    back = torch.linalg.qr(torch.randn(area, c2, dtype=DOUBLE)).Q.T
-    front = with_spectrum(values, c1, c2) @ back * area
-    return front.view(1, c1, size, size), back.reshape(1, c2, size, size)
-
-
-def reference_norm(front, back):
-    return torch.linalg.svdvals(transmitting_matrix(front, back))[..., 0]
-
-
-def assert_relative(actual, expected, tolerance):
-    error = torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)
-    assert error <= tolerance, f'relative error {error:.3g} > {tolerance:g}'
 
 
 # ---- transmitting_matrix
@@ -82,68 +60,6 @@ def test_pooling_by_hand():
 def test_bad_shapes_of_maps_raise(function, front, back, says):
     with pytest.raises(ValueError, match=says):
         function(torch.zeros(front), torch.zeros(back))
-
-
-# ---- spectral_norm
-
-
-@pytest.mark.parametrize(
-    ('matrix', 'expected'),
-    [
-        ([[3.0, 0.0], [4.0, 5.0]], math.sqrt(45)),
-        ([[0.0, -7.0]], 7.0),
-        ([[1.0], [2.0], [2.0]], 3.0),
-        ([[-2.5]], 2.5),
-        ([[2.0, 0.0], [0.0, 2.0]], 2.0),
-    ],
-)
-def test_spectral_norm_by_hand(matrix, expected):
-    assert spectral_norm(torch.tensor(matrix, dtype=DOUBLE)).item() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize('shape', [(1, 9), (9, 1), (1, 1), (5, 40), (40, 5), (16, 16), (3, 8, 12), (2, 3, 12, 7)])
-def test_spectral_norm_of_random_matrices_equals_svd(shape):
-    matrix = torch.randn(shape, dtype=DOUBLE)
-    exact = torch.linalg.svdvals(matrix)
-    value = spectral_norm(matrix)
-    assert value.shape == shape[:-2]
-    ratio = exact[..., 1] / exact[..., 0] if min(shape[-2:]) > 1 else torch.zeros_like(value)
-    error = (value - exact[..., 0]).abs() / exact[..., 0]
-    assert (error[ratio <= 0.95] <= 1e-9).all()
-    assert (error <= 1e-3).all()
-
-
-@pytest.mark.parametrize('ratio', [0.0, 0.5, 0.8, 0.95])
-@pytest.mark.parametrize('shape', [(6, 6), (4, 20), (20, 4)])
-def test_spectral_norm_of_a_known_spectrum(ratio, shape):
-    matrix = with_spectrum([3.0, 3.0 * ratio, 0.1], *shape)
-    assert spectral_norm(matrix).item() == pytest.approx(3.0, rel=1e-9)
-
-
-@pytest.mark.parametrize('ratio', [0.99, 0.999, 0.9999, 1.0])
-def test_spectral_norm_of_a_near_double_value_stays_close(ratio):
-    values = [1.0, *[ratio] * 7]
-    value = spectral_norm(with_spectrum(values, 8, 12)).item()
-    assert 1 - 1e-3 <= value <= 1 + 1e-12
-
-
-@pytest.mark.parametrize(('ratio', 'tolerance'), [(0.1, 1e-4), (0.5, 1e-4), (0.8, 1e-2), (0.95, 1e-2)])
-@pytest.mark.parametrize('shape', [(5, 9), (9, 5)])
-def test_spectral_norm_gradient_equals_svd(ratio, tolerance, shape):
-    matrix = with_spectrum([2.0, 2.0 * ratio, ratio, 0.5 * ratio], *shape).requires_grad_()
-    (exact,) = torch.autograd.grad(torch.linalg.svdvals(matrix)[0], matrix)
-    (gradient,) = torch.autograd.grad(spectral_norm(matrix), matrix)
-    assert_relative(gradient, exact, tolerance)
-
-
-def test_spectral_norm_gradcheck():
-    matrix = torch.stack([with_spectrum([2.0, 1.0, 0.5], 3, 4), with_spectrum([1.0, 0.6], 3, 4)]).requires_grad_()
-    assert torch.autograd.gradcheck(spectral_norm, matrix)
-
-
-def test_spectral_norm_of_a_vector_raises():
-    with pytest.raises(ValueError, match=r'expected \(..., M, N\), got shape \(3,\)'):
-        spectral_norm(torch.zeros(3))
 
 
 # ---- transmitting_norm
@@ -291,47 +207,185 @@ def test_orthogonal_mixing_of_channels_leaves_the_value():
     torch.testing.assert_close(transmitting_norm(*mixed), transmitting_norm(front, back), rtol=1e-10, atol=0)
 
 
-# ---- lipschitz_gap
+# ---- transmitting_norms, and how the work is done
+
+
+def chain(batch=3, dtype=DOUBLE):
+    """Four maps, of which sizes divide, do not divide, and stay."""
+    shapes = [(5, 12, 8), (7, 6, 4), (4, 5, 4), (6, 5, 4)]
+    return [torch.randn(batch, *shape, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def by_pairs(maps):
+    return torch.stack([reference_norm(a, b) for a, b in pairwise(maps)])
+
+
+def test_norms_of_a_chain_equal_those_of_its_pairs():
+    maps = chain()
+    norms = transmitting_norms(maps)
+    assert norms.shape == (3, 3)
+    torch.testing.assert_close(norms, by_pairs(maps), rtol=1e-9, atol=0)
+    torch.testing.assert_close(norms, torch.stack([transmitting_norm(a, b) for a, b in pairwise(maps)]))
+
+
+def test_gradient_of_a_chain_adds_up_over_the_pairs():
+    maps, weights = chain(), torch.rand(3, 3, dtype=DOUBLE)
+    exact = torch.autograd.grad((by_pairs(maps) * weights).sum(), maps)
+    ours = torch.autograd.grad((transmitting_norms(maps) * weights).sum(), maps)
+    for gradient, reference in zip(ours, exact, strict=True):
+        assert_relative(gradient, reference, 1e-6)
+
+
+def test_chain_gradcheck():
+    front, back = maps_with_spectrum([2.0, 1.0], 2, 3, 4)
+    third = torch.randn(1, 2, 2, 2, dtype=DOUBLE)
+    assert torch.autograd.gradcheck(transmitting_norms_of, [x.requires_grad_() for x in (front, back, third)])
+
+
+def transmitting_norms_of(*maps):
+    return transmitting_norms(maps)
 
 
 @pytest.mark.parametrize(
-    ('gap', 'expected'), [('absolute', 4.0), ('relative', (2 / 1.5) ** 2), ('log', math.log(3.5 / 1.5) ** 2)]
+    'wanted', [(True, False, False, False), (False, True, False, True), (False, False, True, False)]
 )
-def test_gap_by_hand(gap, expected):
-    student, teacher = torch.tensor(3.0, dtype=DOUBLE), torch.tensor(1.0, dtype=DOUBLE)
-    assert lipschitz_gap(student, teacher, gap, eps=0.5).item() == pytest.approx(expected, rel=1e-12)
+def test_gradient_reaches_the_maps_that_ask_for_it(wanted):
+    maps = chain()
+    expected = torch.autograd.grad(transmitting_norms(maps).sum(), maps)
+    leaves = [x.detach().clone().requires_grad_(w) for x, w in zip(maps, wanted, strict=True)]
+    transmitting_norms(leaves).sum().backward()
+    for x, w, gradient in zip(leaves, wanted, expected, strict=True):
+        assert (x.grad is not None) == w
+        if w:
+            torch.testing.assert_close(x.grad, gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize('gap', GAPS)
-def test_gap_of_equals_is_zero(gap):
-    x = torch.tensor([0.0, 1e-9, 1.0, 1e9])
-    assert torch.equal(lipschitz_gap(x, x, gap), torch.zeros(4))
+@pytest.mark.parametrize('chunk', [1, 3000, 1 << 30])
+@pytest.mark.parametrize('pooled', [0, 1 << 30])
+def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, chunk, pooled):
+    monkeypatch.setitem(transmitting._CHUNK, 'cpu', chunk)
+    monkeypatch.setattr(transmitting, '_POOLED_SAMPLE', pooled)
+    maps = chain(batch=5)
+    norms = transmitting_norms(maps)
+    torch.testing.assert_close(norms, by_pairs(maps), rtol=1e-9, atol=0)
+    exact = torch.autograd.grad(by_pairs(maps).sum(), maps)
+    for gradient, reference in zip(torch.autograd.grad(norms.sum(), maps), exact, strict=True):
+        assert_relative(gradient, reference, 1e-6)
 
 
-@pytest.mark.parametrize('gap', GAPS)
-@pytest.mark.parametrize('zero', ['student', 'teacher'])
-def test_gap_with_a_zero_on_either_side_is_finite_with_finite_gradient(gap, zero):
-    s = torch.tensor([0.0 if zero == 'student' else 2.0], requires_grad=True)
-    value = lipschitz_gap(s, torch.tensor([0.0 if zero == 'teacher' else 2.0]), gap)
-    value.sum().backward()
-    assert torch.isfinite(value).all()
-    assert torch.isfinite(s.grad).all()
-    assert s.grad.item() * (1 if zero == 'teacher' else -1) > 0
+@pytest.mark.parametrize('threads', [1, 2, 4])
+def test_a_lone_sample_is_split_over_the_cores(threads):
+    front, back = torch.randn(1, 12, 6, 6, dtype=DOUBLE), torch.randn(1, 7, 3, 3, dtype=DOUBLE)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        value = transmitting_norm(front, back)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(value, reference_norm(front, back), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(('gap', 'degree'), [('log', 0), ('relative', 0), ('absolute', 2)])
-def test_gap_under_a_common_scaling(gap, degree):
-    s, t = torch.rand(5, dtype=DOUBLE) + 0.5, torch.rand(5, dtype=DOUBLE) + 0.5
-    scaled = lipschitz_gap(100 * s, 100 * t, gap)
-    torch.testing.assert_close(scaled, 100.0**degree * lipschitz_gap(s, t, gap), rtol=1e-4, atol=1e-9)
+@pytest.mark.parametrize('channels', [(1, 1), (1, 9), (9, 1), (40, 30)])
+@pytest.mark.parametrize('area', [1, 2, 5])
+def test_any_of_the_three_sides_may_be_the_smallest(channels, area):
+    front, back = (torch.randn(2, c, area, 1, dtype=DOUBLE) for c in channels)
+    torch.testing.assert_close(transmitting_norm(front, back), reference_norm(front, back), rtol=1e-9, atol=0)
 
 
-def test_log_gap_is_symmetric_and_relative_is_not():
-    s, t = torch.tensor(2.0), torch.tensor(1.0)
-    assert lipschitz_gap(s, t, 'log') == lipschitz_gap(t, s, 'log')
-    assert lipschitz_gap(s, t, 'relative') > 3 * lipschitz_gap(t, s, 'relative')
+@given(
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4),
+    st.integers(0, 2**20),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shapes(batch, shapes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(batch, *shape, dtype=DOUBLE, generator=generator) for shape in shapes]
+    torch.testing.assert_close(transmitting_norms(maps), by_pairs(maps), rtol=1e-7, atol=1e-12)
 
 
-def test_unknown_gap_raises():
-    with pytest.raises(ValueError, match="unknown gap 'ratio', expected one of absolute, relative, log"):
-        lipschitz_gap(torch.ones(1), torch.ones(1), 'ratio')
+def test_an_empty_batch_gives_an_empty_result():
+    maps = [torch.randn(0, 3, 4, 4).requires_grad_(), torch.randn(0, 5, 2, 2)]
+    norms = transmitting_norms(maps)
+    assert norms.shape == (1, 0)
+    norms.sum().backward()
+    assert maps[0].grad.shape == (0, 3, 4, 4)
+
+
+def test_channels_last_maps_give_the_same_and_channels_last_gradients():
+    maps = chain(dtype=torch.float32)
+    expected = transmitting_norms(maps)
+    gradients = torch.autograd.grad(expected.sum(), maps)
+    last = [x.detach().to(memory_format=torch.channels_last).requires_grad_() for x in maps]
+    norms = transmitting_norms(last)
+    torch.testing.assert_close(norms, expected, rtol=1e-5, atol=0)
+    for gradient, reference in zip(torch.autograd.grad(norms.sum(), last), gradients, strict=True):
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        assert_relative(gradient, reference, 1e-3)
+
+
+def test_strided_maps_give_the_same():
+    wide = torch.randn(3, 8, 9, 10, dtype=DOUBLE)
+    front, back = wide[:, ::2, :, 1:9], wide[:, 1:6].transpose(2, 3)
+    torch.testing.assert_close(transmitting_norm(front, back), reference_norm(front, back), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_gradient_is_the_rounded_wide_one(dtype):
+    maps = [x.detach().to(dtype).requires_grad_() for x in chain()]
+    wide = [x.detach().float().requires_grad_() for x in maps]
+    gradients = torch.autograd.grad(transmitting_norms(maps).sum(), maps)
+    for gradient, reference in zip(gradients, torch.autograd.grad(transmitting_norms(wide).sum(), wide), strict=True):
+        assert torch.equal(gradient, reference.to(dtype))
+
+
+def test_four_vectors_a_sample_are_kept_and_no_map():
+    maps, kept = chain(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        transmitting_norms(maps)
+    positions = [24, 20, 20]
+    vectors = sum(a.shape[1] + b.shape[1] + 2 * n for (a, b), n in zip(pairwise(maps), positions, strict=True))
+    assert sum(kept) == 3 * vectors
+
+
+def test_no_random_number_is_drawn_and_results_repeat():
+    maps, before = chain(dtype=torch.float32), torch.get_rng_state()
+    first = transmitting_norms(maps)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(transmitting_norms(maps), first)
+
+
+@pytest.mark.parametrize('setting', ['high', 'medium'])
+def test_a_lower_matmul_precision_changes_nothing_and_is_restored(setting):
+    front, back = torch.randn(2, 256, 16, 16, requires_grad=True), torch.randn(2, 256, 16, 16)
+    expected = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+    torch.set_float32_matmul_precision(setting)
+    try:
+        found = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision('highest')
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('ratio', [0.99, 0.999, 1.0])
+def test_a_crowded_top_of_the_spectrum_keeps_the_value(ratio):
+    values = [ratio**i for i in range(60)]
+    front, back = (x.float() for x in maps_with_spectrum(values, 60, 64, 9))
+    assert 1 - 1e-3 <= transmitting_norm(front, back).item() <= 1 + 1e-5
+
+
+def test_a_start_without_overlap_finds_the_top_all_the_same():
+    # Positions of zero mean at the top: the guess, the mean over the positions, sees nothing of them.
+    wave = torch.tensor([1.0, -1.0]).repeat(8).view(1, 1, 4, 4).double()
+    flat = torch.ones(1, 1, 4, 4, dtype=DOUBLE)
+    front, back = torch.cat([3 * wave, flat], 1), torch.cat([flat, wave], 1)
+    assert transmitting_norm(front, back).item() == pytest.approx(3.0, rel=1e-9)
+
+
+def test_one_map_or_a_batch_that_differs_raises():
+    with pytest.raises(ValueError, match='it takes two maps, got 1'):
+        transmitting_norms([torch.zeros(1, 2, 3, 3)])
+    with pytest.raises(ValueError, match='map 0 has batch size 2 and map 2 1'):
+        transmitting_norms([torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3), torch.zeros(1, 2, 3, 3)])

@@ -1,0 +1,18 @@
+"""The Lipschitz core: transmitting matrices and their norms, gaps, and the estimators to compare them with."""
+
+from .estimators import layer_norms, local_lipschitz, product_bound
+from .gaps import GAPS, lipschitz_gap
+from .spectral import spectral_norm
+from .transmitting import transmitting_matrix, transmitting_norm, transmitting_norms
+
+__all__ = [
+    'GAPS',
+    'layer_norms',
+    'lipschitz_gap',
+    'local_lipschitz',
+    'product_bound',
+    'spectral_norm',
+    'transmitting_matrix',
+    'transmitting_norm',
+    'transmitting_norms',
+]

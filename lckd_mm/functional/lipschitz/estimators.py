@@ -1,0 +1,189 @@
+"""Estimates of a network's Lipschitz constant that the transmitting norm can be held against.
+
+All norms are Euclidean. ``local_lipschitz`` at any inputs is a lower bound of the constant, ``product_bound`` an upper
+one. None of them carries a gradient.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .krylov import generic_start, leading_eigenvector
+from .precision import full_precision
+from .spectral import spectral_norm
+
+# Largest slope. Of GELU, SiLU and the like it is above 1 and not needed to be known here: they are refused.
+_SLOPES = {
+    nn.Identity: 1.0,
+    nn.Flatten: 1.0,
+    nn.Unflatten: 1.0,
+    nn.Dropout: 1.0,
+    nn.Dropout2d: 1.0,
+    nn.ReLU: 1.0,
+    nn.ReLU6: 1.0,
+    nn.Hardtanh: 1.0,
+    nn.Tanh: 1.0,
+    nn.Softplus: 1.0,
+    nn.Softshrink: 1.0,
+    nn.Sigmoid: 0.25,
+}
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_LINEAR_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+
+def local_lipschitz(
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float = 1e-4, max_steps: int = 64
+) -> Tensor:
+    r"""Local Lipschitz constant at each input: the largest singular value of the Jacobian there.
+
+    .. math:: \sigma_1(J_f(x)), \qquad J_f(x) = \partial f(x) / \partial x
+
+    The Jacobian is never formed: one forward, then two backward passes a Lanczos step, for :math:`J u` (the gradient of
+    the gradient) and :math:`J^\top v`.
+
+    Args:
+        function: a module or function that treats each sample for itself, twice differentiable by torch; a module in
+            evaluation mode, or without BatchNorm.
+        inputs: ``(B, ...)``, floating.
+        tol: residual over eigenvalue of :math:`J^\top J` at which the iteration stops.
+        max_steps: of the iteration; each keeps one more vector of the inputs' size.
+    Returns:
+        ``(B,)``, in units of output over input, without gradient; 0 where the function is flat.
+    Error: from below, relatively about ``tol`` :math:`^2` where the largest two singular values differ, and at most
+        ``tol``.
+    Raises:
+        ValueError: a module whose BatchNorm would couple the samples of the batch.
+    Source: the definition; the supremum over a region is its Lipschitz constant there (Federer 1969, 3.1.6).
+    """
+    if isinstance(function, nn.Module):
+        for name, module in function.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+                raise ValueError(
+                    f'local_lipschitz: BatchNorm {name!r} takes statistics of the batch, so that no sample has a '
+                    'constant of its own; call eval() on the module first'
+                )
+    with torch.enable_grad(), full_precision(inputs):
+        x = inputs.detach().requires_grad_()
+        y = function(x)
+        if not y.requires_grad:
+            return inputs.new_zeros(len(inputs))
+        # Linear in the cotangent, so that its own gradient is the forward derivative.
+        cotangent = torch.zeros_like(y).requires_grad_()
+        (pulled,) = torch.autograd.grad(y, x, cotangent, create_graph=True)
+
+        def apply(u: Tensor) -> tuple[Tensor, Tensor]:
+            (image,) = torch.autograd.grad(pulled, cotangent, u.view_as(x), retain_graph=True)
+            (product,) = torch.autograd.grad(y, x, image, retain_graph=True)
+            return product.reshape(u.shape), image.reshape(len(u), 1, -1)
+
+        if pulled.requires_grad:
+            start = generic_start(x[0].numel(), inputs).expand(len(x), 1, -1)
+            _, image = leading_eigenvector(apply, start, tol, max_steps)
+            return torch.linalg.vector_norm(image, dim=-1).flatten().detach()
+    return inputs.new_zeros(len(inputs))
+
+
+def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> dict[str, Tensor]:
+    r"""Largest singular value of each convolution and linear layer, as an operator on inputs of the size that it sees.
+
+    Padding, stride, dilation and groups are the layer's own; the bias plays no part.
+
+    Args:
+        module: run once on ``inputs``, in its own mode, without gradient. inputs: ``(B, ...)``.
+        tol: as in :func:`local_lipschitz`.
+    Returns:
+        Name of the layer to a scalar, in order of execution. A layer that runs on several sizes has the largest.
+    Error: as :func:`local_lipschitz`. A convolution's norm grows slowly with the size of its input and is bounded.
+    Source: the definition; Sedghi, Gupta, Long, ICLR 2019, give the case of circular padding in closed form.
+    """
+    seen: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(name: str):
+        def hook(layer: nn.Module, args: tuple) -> None:
+            shapes = seen.setdefault(name, [])
+            if args[0].shape[1:] not in shapes:
+                shapes.append(args[0].shape[1:])
+
+        return hook
+
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(note(name)).remove)
+        module(inputs)
+    return {
+        name: torch.stack([_norm_of_layer(layers[name], shape, tol) for shape in shapes]).amax()
+        for name, shapes in seen.items()
+    }
+
+
+def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> Tensor:
+    r"""Upper bound of a chain's Lipschitz constant: the product of its layers' constants.
+
+    Layers: convolutions and linear layers (:func:`layer_norms`), BatchNorm in evaluation mode
+    (:math:`\max |\gamma| / \sqrt{v + \epsilon}`), average pooling (as the linear operator that it is), max pooling
+    (the square root of the number of windows that an entry is part of), and activations by their largest slope.
+
+    Args:
+        module: an ``nn.Sequential``, nested or not, or a single layer. inputs: ``(B, ...)``, of which the sizes matter.
+        tol: as in :func:`local_lipschitz`.
+    Returns:
+        A scalar, in units of output over input.
+    Error: an upper bound, apart from the layers' own norms, which are found from below to within ``tol``; loose, since
+        no input need stretch most in every layer.
+    Raises:
+        ValueError: a module that is no chain of such layers (a residual block, attention), or BatchNorm in training.
+    Source: Szegedy et al., ICLR 2014, section 4.3; Virmaux and Scaman, NeurIPS 2018, show how far off it can be.
+    """
+    bound, x = inputs.new_ones(()), inputs
+    with torch.no_grad():
+        for name, layer in _chain(module, ''):
+            bound = bound * _constant(layer, name, x, tol)
+            x = layer(x)
+    return bound
+
+
+def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(module, nn.Sequential):
+        yield name, module
+        return
+    for key, child in module.named_children():
+        yield from _chain(child, f'{name}.{key}' if name else key)
+
+
+def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | float:
+    if isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+        return _norm_of_layer(layer, x.shape[1:], tol)
+    if isinstance(layer, _LINEAR_POOLS):
+        return local_lipschitz(layer, x.new_zeros(1, *x.shape[1:]), tol)[0]
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.training and layer.running_var is not None:
+        scale = (layer.running_var + layer.eps).rsqrt()
+        return (scale if layer.weight is None else scale * layer.weight.abs()).amax()
+    if isinstance(layer, _MAX_POOLS):
+        sides = x.dim() - 2
+        size, stride, dilation = (
+            (v,) * sides if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        # Windows that share an entry, along each axis.
+        return math.sqrt(math.prod(math.ceil((d * (k - 1) + 1) / s) for k, s, d in zip(size, stride, dilation)))
+    if isinstance(layer, nn.LeakyReLU):
+        return max(1.0, abs(layer.negative_slope))
+    slope = _SLOPES.get(type(layer))
+    if slope is None or (isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training):
+        raise ValueError(
+            f'product_bound: {name!r} ({type(layer).__name__}) has no constant that is known here; it takes chains '
+            '(nn.Sequential) of convolutions, linear layers, BatchNorm and Dropout in evaluation mode, pooling and '
+            'activations; a residual net is no chain: take its branches one by one, or local_lipschitz'
+        )
+    return slope
+
+
+def _norm_of_layer(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return spectral_norm(layer.weight.detach())
+    # Affine, so that the Jacobian is the same everywhere.
+    return local_lipschitz(layer, layer.weight.new_zeros(1, *shape), tol)[0]

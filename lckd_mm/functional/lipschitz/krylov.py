@@ -1,0 +1,103 @@
+"""The leading eigenvector of a positive semidefinite operator that is known by its products alone, batch by batch."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MAX_STEPS = 64
+
+
+def tolerance(dtype: torch.dtype, vectors: bool = True) -> float:
+    """Residual over eigenvalue at which the iteration stops.
+
+    The error of a vector is of the order of the residual, that of the value of its square: where only the value is
+    wanted, a larger residual does.
+    """
+    if dtype == torch.float64:
+        return 1e-9
+    return 1e-3 if vectors else 3e-3
+
+
+def leading_eigenvector(
+    apply: Callable[[Tensor], tuple[Tensor, ...]], start: Tensor, tol: float, max_steps: int = _MAX_STEPS
+) -> tuple[Tensor, ...]:
+    r"""Unit eigenvector of the largest eigenvalue, by the Lanczos method with full reorthogonalisation.
+
+    The Krylov space grows by one product at a time until, for every matrix of the batch, the Ritz pair
+    :math:`(\theta, x)` has a residual :math:`\lVert A x - \theta x \rVert \le` ``tol`` :math:`\theta`. Then
+    :math:`|\lambda_1 - \theta| \le` ``tol`` :math:`\theta` and, to first order, the angle to the eigenvector is at
+    most ``tol`` :math:`/ (1 - \lambda_2 / \lambda_1)`.
+
+    Args:
+        apply: x ``(B, 1, n)`` to a tuple of A x, of the same shape, and any further tensors ``(B, 1, m)`` linear in x.
+        start: ``(B, 1, n)``; a zero start stays zero.
+        max_steps: the eigenvector is exact after n steps at the latest; a batch that has not converged after
+            ``max_steps`` keeps the best vector found.
+    Returns:
+        The eigenvector ``(B, 1, n)`` and the further tensors for it: linear, so that they cost no product more.
+        A matrix that holds nan or infinity gives nan.
+    Source: Golub and Van Loan, Matrix Computations, section 10.3; the stopping rule is Parlett's, The Symmetric
+        Eigenvalue Problem, section 11.7. Deviation: the products' side results are combined, too.
+    """
+    batch, _, n = start.shape
+    steps = min(n, max_steps)
+    # The slowest of many takes longer.
+    first_test = 3 if batch <= 8 else 4
+    capacity = min(steps, 8)
+    basis, projected = start.new_empty(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
+    images: list[tuple[Tensor, ...]] = []
+    tiny = torch.finfo(start.dtype).tiny
+    x = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny)
+    for j in range(steps):
+        if j == capacity:
+            capacity = min(steps, 2 * capacity)
+            basis = F.pad(basis, (0, 0, 0, capacity - j))
+            projected = F.pad(projected, (0, capacity - j, 0, capacity - j))
+        basis[:, j : j + 1] = x
+        image, *rest = apply(x)
+        images.append(tuple(rest))
+        known = basis[:, : j + 1]
+        row = torch.bmm(image, known.mT)
+        projected[:, j : j + 1, : j + 1] = row
+        # Twice is enough: one pass leaves what rounding brought back in.
+        image = torch.baddbmm(image, row, known, alpha=-1)
+        image = torch.baddbmm(image, torch.bmm(image, known.mT), known, alpha=-1)
+        beta = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+        # Each test waits for an accelerator to catch up, so there it is made less often.
+        due = j + 1 >= first_test and (start.device.type == 'cpu' or j % 2)
+        if due or j + 1 == steps:
+            ritz, vector = _leading_of_small(projected[:, : j + 1, : j + 1])
+            residual = beta.flatten().to(ritz) * vector[:, -1].abs()
+            # Negated, so that nan counts as done.
+            if not bool((residual > tol * ritz).any()):
+                break
+        x = image / beta.clamp(min=tiny)
+    weights = vector[:, None].to(start)
+    found = torch.bmm(weights, known)
+    # The basis is orthonormal up to rounding; the images follow the vector.
+    weights /= torch.linalg.vector_norm(found, dim=-1, keepdim=True).clamp(min=tiny)
+    return torch.bmm(weights, known), *(torch.bmm(weights, torch.cat(column, 1)) for column in zip(*images))
+
+
+def generic_start(n: int, like: Tensor) -> Tensor:
+    """``(1, 1, n)``: a fixed vector without structure, so that no random number is drawn and results repeat."""
+    return _generic(n).to(like)
+
+
+@lru_cache(maxsize=64)
+def _generic(n: int) -> Tensor:
+    return torch.randn(1, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+
+
+def _leading_of_small(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue ``(B,)`` and its vector ``(B, k)`` of what stands in the lower triangle.
+
+    In float64 and on the CPU, where a factorisation of so small matrices costs least.
+    """
+    # eigh refuses what is not finite; the vectors of the basis themselves carry it on.
+    wide = matrix.to('cpu', torch.float64).nan_to_num(0.0, 0.0, 0.0)
+    values, vectors = torch.linalg.eigh(wide)
+    return values[:, -1].to(matrix.device), vectors[:, :, -1].to(matrix.device)

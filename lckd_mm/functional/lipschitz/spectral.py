@@ -1,0 +1,59 @@
+"""The largest singular value of plain matrices, with its exact gradient."""
+
+import torch
+from torch import Tensor
+
+from .krylov import generic_start, leading_eigenvector, tolerance
+from .precision import full_precision, inverse_scale, refuse_second_derivative, wide_type
+
+
+def spectral_norm(matrix: Tensor) -> Tensor:
+    r"""Largest singular value of each matrix, with its exact gradient :math:`u v^\top`.
+
+    Args:
+        matrix: ``(..., M, N)``, of any floating type; computed in at least float32.
+    Returns:
+        ``(...)``, in the units of ``matrix``; 0 with zero gradient for a zero matrix. Not-a-number and infinity
+        come out as not-a-number.
+    Error: as :func:`~lckd_mm.functional.transmitting_norms`: a Lanczos iteration with the same stopping rule.
+    Raises:
+        ValueError: where ``matrix`` has fewer than two dimensions. RuntimeError: under ``create_graph=True``, since the
+        rank-one formula gives no second derivative.
+    """
+    if matrix.dim() < 2:
+        raise ValueError(f'spectral_norm: expected (..., M, N), got shape {tuple(matrix.shape)}')
+    return _SpectralNorm.apply(matrix.to(wide_type(matrix)))
+
+
+class _SpectralNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, matrix: Tensor) -> Tensor:
+        with full_precision(matrix):
+            sigma, u, v = _leading_triple(matrix.reshape(-1, *matrix.shape[-2:]))
+        ctx.save_for_backward(u, v)
+        ctx.shape = matrix.shape
+        return sigma.reshape(matrix.shape[:-2])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        refuse_second_derivative()
+        u, v = ctx.saved_tensors
+        return ((grad.reshape(-1, 1) * u)[:, :, None] * v[:, None]).reshape(ctx.shape)
+
+
+def _leading_triple(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest singular value ``(B,)`` and its unit vectors ``(B, M)``, ``(B, N)``; v is 0 for a zero matrix."""
+    if matrix.shape[1] > matrix.shape[2]:
+        sigma, v, u = _leading_triple(matrix.mT)
+        return sigma, u, v
+    scale = inverse_scale(matrix, (1, 2))
+
+    def apply(u: Tensor) -> tuple[Tensor, Tensor]:
+        image = torch.bmm(u, matrix) * scale
+        return torch.bmm(image, matrix.mT) * scale, image
+
+    start = generic_start(matrix.shape[1], matrix).expand(len(matrix), 1, -1)
+    u, image = leading_eigenvector(apply, start, tolerance(matrix.dtype))
+    sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    v = image / torch.where(sigma == 0, 1, sigma)
+    return (sigma / scale).flatten(), u[:, 0], v[:, 0]
