@@ -1,0 +1,114 @@
+"""The benchmarks run, and the accuracy that they promise holds on real features; times are not asserted."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from run_helpers import ROOT
+
+BENCH = ROOT / 'tools' / 'bench'
+DEMO = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The modules of tools/bench."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import features
+    import lipschitz
+
+    return features, lipschitz
+
+
+def small_set(features, name):
+    """The shape set at a fraction of its cost: the same hosts, taps and depths of features."""
+    which = features.SETS[name]
+    if name == 'cifar':
+        nets = dict(student=features._wrn(16), teacher=features._wrn(16))
+        return replace(which, batch=48, train_batch=32, **nets)
+    if name == 'imagenet':
+        return replace(which, student=features._resnet(50), teacher=features._resnet(50), batch=2, size=(96, 96))
+    size = {'fcn': (96, 96), 'retinanet': (160, 224)}[name]
+    return replace(which, teacher=which.student, batch=1, size=size)
+
+
+@pytest.mark.parametrize(
+    ('name', 'steps'), [('cifar', 0), ('cifar', 12), ('imagenet', 0), ('fcn', 0), ('retinanet', 0)]
+)
+def test_errors_on_real_features_are_below_the_bars(bench, monkeypatch, tmp_path, name, steps):
+    features, lipschitz = bench
+    monkeypatch.setitem(features.SETS, name, small_set(features, name))
+    student, teacher = features.feature_maps(name, steps, tmp_path)
+    errors = lipschitz.errors(student, teacher)
+    assert errors['value_99_ours'] <= 1e-3
+    assert errors['gradients'] > 0
+    assert errors['gradient_99'] <= 1e-2
+    if name == 'cifar':
+        # What the bars are for: on spectra that are not well apart, a few power steps are not enough.
+        assert errors['value_99_authors5'] > 1e-2
+
+
+def test_every_side_computes_the_same_gap(bench):
+    _, lipschitz = bench
+    torch.manual_seed(0)
+    nets = [[torch.randn(2, c, s, s).double() for c, s in ((6, 8), (8, 4), (5, 2))] for _ in range(2)]
+    exact = lipschitz.SIDES['matrix_norm'](*nets)
+    torch.testing.assert_close(lipschitz.SIDES['ours'](*nets), exact, rtol=1e-9, atol=0)
+    many = lipschitz.gap_of(lipschitz.authors_norm(400), *([x.float() for x in maps] for maps in nets))
+    torch.testing.assert_close(many.double(), exact, rtol=1e-3, atol=0)
+
+
+def test_the_exact_spectrum_is_that_of_the_matrix(bench):
+    _, lipschitz = bench
+    from lckd_mm.functional import transmitting_matrix
+
+    torch.manual_seed(0)
+    for shapes in (((1, 6, 8, 8), (1, 5, 4, 4)), ((1, 20, 3, 2), (1, 30, 3, 2))):
+        front, back = (torch.randn(s).double() for s in shapes)
+        exact = torch.linalg.svdvals(transmitting_matrix(front, back)[0])
+        spectrum = lipschitz.exact_spectrum(front, back)
+        torch.testing.assert_close(spectrum, exact[: len(spectrum)], rtol=1e-9, atol=1e-12)
+
+
+def run(*command):
+    out = subprocess.run([sys.executable, '-W', 'ignore', *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return out.stdout
+
+
+def test_the_lipschitz_bench_prints_its_tables_and_writes_json(tmp_path):
+    command = (BENCH / 'lipschitz.py', '--sets', 'cifar', '--steps', 0, '--rounds', 1, '--skip', 'matrix_norm')
+    text = run(*command, '--work-dir', tmp_path, '--json', tmp_path / 'out.json', '--device', 'cpu')
+    rows = json.loads((tmp_path / 'out.json').read_text())['rows']
+    assert [(row['set'], row['state']) for row in rows] == [('cifar', 'fresh'), ('cifar', 'trained')]
+    assert rows[0]['shapes'] == [[128, 64, 32, 32], [128, 128, 16, 16], [128, 256, 8, 8]]
+    for side in ('ours', 'authors10', 'authors5', 'mse'):
+        assert rows[0]['sides'][side]['ms'] > 0
+    # Memory does not depend on the machine's load, so this bar can be held.
+    assert rows[0]['sides']['ours']['mib'] <= 0.1 * rows[0]['sides']['authors10']['mib']
+    assert text.count('| WRN28-4 → WRN16-4, 128 x 32 x 32 |') == 6
+
+
+def test_the_step_bench_takes_a_step_apart(tmp_path):
+    options = ('model.teacher.checkpoint=absent.pth', f'train_dataloader.dataset.data_root={tmp_path}/absent')
+    text = run(BENCH / 'step.py', DEMO, '--rounds', 1, '--json', tmp_path / 'out.json', '--device', 'cpu',
+               '--cfg-options', *options)  # fmt: skip
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert result['batch'] == '8 made-up images of 96 x 96'
+    parts = {'student', 'teacher', 'teacher_whole', 'distillation', 'teacher for loss_kd', 'teacher for loss_lipschitz'}
+    assert set(result['ms']) == parts | {'without loss_kd', 'without loss_lipschitz'}
+    assert 'of student + teacher' in text
+
+
+def test_the_step_bench_refuses_a_plain_config():
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(BENCH / 'step.py'), 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert out.returncode == 1
+    assert 'is no distillation config' in out.stderr

@@ -1,0 +1,107 @@
+"""What the benchmarks share: alternating timings, peak memory, and a description of the machine."""
+
+import ctypes
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+MIB = 2**20
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, as torch's own allocator does on GPUs.
+
+    Otherwise every tensor above 32 MiB is unmapped and mapped again, and the kernel's clearing of fresh pages is
+    most of the time of whatever is measured. On systems without glibc nothing is changed.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        pass
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, slow: float = 10.0
+) -> dict[str, list[float]]:
+    """Seconds of each side, all of them in turn, ``rounds`` times after one round that does not count.
+
+    A side whose first run takes longer than ``slow`` seconds is not run again: that run is its time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    waived = set()
+    for round_ in range(rounds + 1):
+        for name, side in sides.items():
+            if name in waived:
+                continue
+            synchronise(device)
+            start = time.perf_counter()
+            side()
+            synchronise(device)
+            seconds = time.perf_counter() - start
+            if round_ == 0 and seconds > slow:
+                waived.add(name)
+                times[name].append(seconds)
+            elif round_:
+                times[name].append(seconds)
+    return times
+
+
+def median_ms(times: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[object, int, int]:
+    """What ``run`` returns, and the bytes allocated beyond those at its start: the most at any time, and at its end."""
+    if device.type == 'cuda':
+        synchronise(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = run()
+        synchronise(device)
+        return result, *(
+            x - before for x in (torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device))
+        )
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = run()
+    # The allocator's own events, in order of time.
+    events = [(e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == '[memory]']
+    held = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        held += size
+        peak = max(peak, held)
+    return result, peak, held
+
+
+def machine(device: torch.device) -> str:
+    """One line that says where a table was measured."""
+    if device.type == 'cuda':
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f'{_processor()}, {torch.get_num_threads()} threads'
+    return (
+        f'{where}; torch {torch.__version__.partition("+")[0]}, {platform.system()}, Python {platform.python_version()}'
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        name = next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    vector = 'AVX-512' if 'avx512' in torch.backends.cpu.get_cpu_capability().lower() else ''
+    return ' '.join(filter(None, [name, f'{os.cpu_count()} cores', vector]))

@@ -1,0 +1,192 @@
+"""The training step of a distillation config against its parts.
+
+    python tools/bench/step.py CONFIG [--rounds 7] [--cfg-options KEY=VALUE …] [--json FILE]
+
+One batch of the config's own training data (made-up images where the data is not on disk) is prepared once; then the
+student's step alone, the teacher's forward pass, the whole distillation step, and that step without each of its terms
+are run in turn. A step is forward, backward and the optimizer's update.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def main(argv: list[str]) -> None:
+    import torch
+    from measure import alternate, keep_freed_memory, machine, median_ms
+    from mmengine.config import DictAction
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+
+    from lckd_mm.cli import is_distillation, read_config
+    from lckd_mm.hosts import build_model
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('config')
+    p.add_argument('--rounds', type=int, default=7)
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--json', type=Path, help='write the figures to this file, too')
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    args = p.parse_args(argv)
+    args.launcher, args.work_dir = 'none', None
+    cfg = read_config(args)
+    if not is_distillation(cfg):
+        raise ValueError(f'{args.config!r} is no distillation config: its model is a {cfg.model.type}')
+    keep_freed_memory()
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    MMLogger.get_instance('bench', log_level='ERROR')
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    _plain_bn(cfg.model)
+    distiller = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
+    # The times do not depend on the weights, and the teacher's may not be on disk.
+    distiller.teacher.loaded = True
+    batch, source = _batch(cfg, distiller)
+    data = distiller.data_preprocessor(batch, True)
+    times = alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
+    result = dict(config=args.config, machine=machine(device), batch=source, rounds=args.rounds)
+    result |= dict(ms=median_ms(times), terms=list(distiller.terms))
+    print(markdown(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def _plain_bn(node: Any) -> None:
+    """Without processes SyncBN is BatchNorm, as mmengine's Runner makes it."""
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        for value in node.values():
+            _plain_bn(value)
+
+
+def _batch(cfg, distiller) -> tuple[dict, str]:
+    """One batch of the training data as a loader gives it, and what it is."""
+    import torch
+    from mmengine.runner import Runner
+
+    from lckd_mm.cli import check_data
+    from lckd_mm.hosts import fabricate_samples, training_size
+
+    try:
+        check_data(cfg, ('train_dataloader',))
+    except FileNotFoundError:
+        size, count = training_size(distiller.student), cfg.train_dataloader.batch_size
+        images = torch.randint(0, 256, (count, 3, *size), generator=torch.Generator().manual_seed(0))
+        batch = dict(
+            inputs=list(images.to(torch.uint8)), data_samples=fabricate_samples(distiller.student, count, size)
+        )
+        return batch, f'{count} made-up images of {size[0]} x {size[1]}'
+    loader = copy.deepcopy(cfg.train_dataloader)
+    loader.num_workers, loader.persistent_workers = 0, False
+    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    return batch, f'{len(batch["inputs"])} images of the training data'
+
+
+def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
+    """What is timed, by name."""
+    import torch
+    from mmengine.optim import build_optim_wrapper
+
+    inputs, samples = data['inputs'], data['data_samples']
+    alone = copy.deepcopy(distiller.student)
+    teacher, terms = distiller.teacher, distiller.terms
+    wrappers = {id(m): build_optim_wrapper(m, copy.deepcopy(cfg.optim_wrapper)) for m in (alone, distiller)}
+
+    def step(model) -> None:
+        losses = model(inputs, samples, mode='loss')
+        loss, _ = model.parse_losses(losses)
+        wrappers[id(model)].update_params(loss)
+
+    def without(names: set[str]) -> Callable[[], None]:
+        def run() -> None:
+            distiller.terms = torch.nn.ModuleDict({n: t for n, t in terms.items() if n not in names})
+            try:
+                step(distiller)
+            finally:
+                distiller.terms = terms
+
+        return run
+
+    def teacher_for(names: list[str]) -> Callable[[], None]:
+        return lambda: teacher(distiller.teacher_taps, names, inputs, samples) and None
+
+    @torch.no_grad()
+    def teacher_whole() -> None:
+        teacher.model(teacher.convert(inputs, samples), samples, mode='tensor')
+
+    sides = {
+        'student': lambda: step(alone),
+        'teacher': teacher_for(distiller._recorded()[1]),
+        'teacher_whole': teacher_whole,
+        **{f'teacher for {name}': teacher_for(term.teacher_names) for name, term in terms.items()},
+        'distillation': lambda: step(distiller),
+        **{f'without {name}': without({name}) for name in terms},
+    }
+    connected = {name: _connectors(distiller, term, data) for name, term in terms.items() if len(term.connectors)}
+    return sides | {f'connectors {name}': run for name, run in connected.items()}
+
+
+def _connectors(distiller, term, data: dict) -> Callable[[], None]:
+    """The connectors of one term, forward and backward, on the features of one batch."""
+    import torch
+
+    with torch.no_grad(), distiller.student_taps.record(distiller.student, term.student_names) as features:
+        distiller.student(data['inputs'], data['data_samples'], mode='loss')
+    maps = [features[name].detach().clone().requires_grad_() for name in term.student_names]
+
+    def run() -> None:
+        outputs = [connector(x, None) for connector, x in zip(term.connectors, maps)]
+        torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+
+    return run
+
+
+def markdown(result: dict) -> str:
+    ms = result['ms']
+    parts = ms['student'] + ms['teacher']
+    connectors = sum(value for name, value in ms.items() if name.startswith('connectors '))
+    whole = ms['teacher_whole']
+
+    def saved(value: float) -> str:
+        return f'stopping early saves {1 - value / whole:.1%} of the whole'
+
+    rows = [
+        ('student, step alone', ms['student'], ''),
+        ('teacher, whole forward', whole, ''),
+        ('teacher, forward to its last tap', ms['teacher'], saved(ms['teacher'])),
+        *(
+            (f'teacher, for {name} alone', ms[f'teacher for {name}'], saved(ms[f'teacher for {name}']))
+            for name in result['terms']
+        ),
+        ('distillation, step', ms['distillation'], f'{ms["distillation"] / parts:.3f} of student + teacher'),
+    ]
+    if connectors:
+        less = ms['distillation'] - connectors
+        rows.append(('connectors, forward and backward', connectors, f'without them: {less / parts:.3f}'))
+    for name in result['terms']:
+        value = ms[f'without {name}']
+        rows.append((f'distillation without {name}', value, f'the term takes {ms["distillation"] - value:.1f} ms'))
+    lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']
+    lines += [f'Medians of {result["rounds"]} rounds.', '', '| | ms | |', '|---|---:|---|']
+    lines += [f'| {title} | {value:,.1f} | {note} |' for title, value, note in rows]
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    try:
+        from lckd_mm.cli import run_tool
+    except ImportError as error:
+        sys.exit(f'error: {error}')
+    sys.exit(run_tool(main))
