@@ -53,7 +53,7 @@ class LipschitzLoss(nn.Module):
         if len(student) != len(teacher):
             raise ValueError(f'LipschitzLoss: {len(student)} student taps, but {len(teacher)} teacher taps')
         pairs = len(student) - 1
-        weights = self.layer_weights or [2.0 ** -(pairs - i) for i in range(pairs)]
+        weights = [2.0 ** -(pairs - i) for i in range(pairs)] if self.layer_weights is None else self.layer_weights
         if len(weights) != pairs:
             raise ValueError(f'LipschitzLoss: {len(weights)} layer_weights for {pairs} pairs of consecutive taps')
         with torch.no_grad():

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .krylov import generic_start, leading_eigenvector
-from .precision import full_precision
-from .spectral import spectral_norm
+from .precision import full_precision, inverse_scale, wide_type
+from .spectral import leading_triple
 
 # Largest slope. Of GELU, SiLU and the like it is above 1 and not needed to be known here: they are refused.
 _SLOPES = {
@@ -36,7 +36,7 @@ _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
 def local_lipschitz(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float = 1e-4, max_steps: int = 64
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float = 1e-5, max_steps: int = 64
 ) -> Tensor:
     r"""Local Lipschitz constant at each input: the largest singular value of the Jacobian there.
 
@@ -46,15 +46,16 @@ def local_lipschitz(
     the gradient) and :math:`J^\top v`.
 
     Args:
-        function: a module or function that treats each sample for itself, twice differentiable by torch; a module in
-            evaluation mode, or without BatchNorm.
-        inputs: ``(B, ...)``, floating.
+        function: a module or function that treats each sample for itself, twice differentiable by torch (fused
+            attention is not: run it under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); a module in evaluation
+            mode, or without BatchNorm.
+        inputs: ``(B, ...)``, floating; the iteration itself runs in at least float32.
         tol: residual over eigenvalue of :math:`J^\top J` at which the iteration stops.
         max_steps: of the iteration; each keeps one more vector of the inputs' size.
     Returns:
         ``(B,)``, in units of output over input, without gradient; 0 where the function is flat.
     Error: from below, relatively about ``tol`` :math:`^2` where the largest two singular values differ, and at most
-        ``tol``.
+        ``tol`` else, with the reservation of :func:`~lckd_mm.functional.transmitting_norms` on close rivals.
     Raises:
         ValueError: a module whose BatchNorm would couple the samples of the batch.
     Source: the definition; the supremum over a region is its Lipschitz constant there (Federer 1969, 3.1.6).
@@ -66,54 +67,66 @@ def local_lipschitz(
                     f'local_lipschitz: BatchNorm {name!r} takes statistics of the batch, so that no sample has a '
                     'constant of its own; call eval() on the module first'
                 )
-    with torch.enable_grad(), full_precision(inputs):
-        x = inputs.detach().requires_grad_()
-        y = function(x)
-        if not y.requires_grad:
-            return inputs.new_zeros(len(inputs))
+    dtype = wide_type(inputs)
+    if not inputs.numel():
+        return inputs.new_zeros(len(inputs), dtype=dtype)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(inputs):
+        x = inputs.detach().clone().requires_grad_()
+        y = function(x.clone())  # a copy, which the function may overwrite
         # Linear in the cotangent, so that its own gradient is the forward derivative.
         cotangent = torch.zeros_like(y).requires_grad_()
-        (pulled,) = torch.autograd.grad(y, x, cotangent, create_graph=True)
+        pulled = None
+        if y.requires_grad:
+            (pulled,) = torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)
+        if pulled is None or not pulled.requires_grad:
+            return inputs.new_zeros(len(inputs), dtype=dtype)
+        scale: Tensor | None = None
 
         def apply(u: Tensor) -> tuple[Tensor, Tensor]:
-            (image,) = torch.autograd.grad(pulled, cotangent, u.view_as(x), retain_graph=True)
-            (product,) = torch.autograd.grad(y, x, image, retain_graph=True)
-            return product.reshape(u.shape), image.reshape(len(u), 1, -1)
+            nonlocal scale
+            (image,) = torch.autograd.grad(pulled, cotangent, u.view_as(x).to(x.dtype), retain_graph=True)
+            flat = image.reshape(len(u), 1, -1).to(dtype)
+            if scale is None:
+                scale = inverse_scale(flat)
+            flat = flat * scale
+            (product,) = torch.autograd.grad(y, x, flat.view_as(y).to(y.dtype), retain_graph=True)
+            return product.reshape(u.shape).to(dtype) * scale, flat
 
-        if pulled.requires_grad:
-            start = generic_start(x[0].numel(), inputs).expand(len(x), 1, -1)
-            _, image = leading_eigenvector(apply, start, tol, max_steps)
-            return torch.linalg.vector_norm(image, dim=-1).flatten().detach()
-    return inputs.new_zeros(len(inputs))
+        start = generic_start(x[0].numel(), x.to(dtype)).expand(len(x), 1, -1)
+        _, image = leading_eigenvector(apply, start, tol, max_steps)
+        return (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten().detach()
 
 
-def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> dict[str, Tensor]:
+def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> dict[str, Tensor]:
     r"""Largest singular value of each convolution and linear layer, as an operator on inputs of the size that it sees.
 
     Padding, stride, dilation and groups are the layer's own; the bias plays no part.
 
     Args:
-        module: run once on ``inputs``, in its own mode, without gradient. inputs: ``(B, ...)``.
+        module: run once on ``inputs``, without gradient and in its own mode: call ``eval()`` first where BatchNorm's
+            running statistics are to stay. inputs: ``(B, ...)``.
         tol: as in :func:`local_lipschitz`.
     Returns:
-        Name of the layer to a scalar, in order of execution. A layer that runs on several sizes has the largest.
+        Name of the layer to a scalar, in order of execution. A layer that runs on several sizes has the largest; one
+        whose weight is used without its being called (inside attention) is missing.
     Error: as :func:`local_lipschitz`. A convolution's norm grows slowly with the size of its input and is bounded.
     Source: the definition; Sedghi, Gupta, Long, ICLR 2019, give the case of circular padding in closed form.
     """
     seen: dict[str, list[tuple[int, ...]]] = {}
 
     def note(name: str):
-        def hook(layer: nn.Module, args: tuple) -> None:
+        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
             shapes = seen.setdefault(name, [])
-            if args[0].shape[1:] not in shapes:
-                shapes.append(args[0].shape[1:])
+            shape = (args[0] if args else next(iter(kwargs.values()))).shape[1:]
+            if shape not in shapes:
+                shapes.append(shape)
 
         return hook
 
     layers = {n: m for n, m in module.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
     with contextlib.ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(note(name)).remove)
+            stack.callback(layer.register_forward_pre_hook(note(name), with_kwargs=True).remove)
         module(inputs)
     return {
         name: torch.stack([_norm_of_layer(layers[name], shape, tol) for shape in shapes]).amax()
@@ -121,7 +134,7 @@ def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> dict[st
     }
 
 
-def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> Tensor:
+def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> Tensor:
     r"""Upper bound of a chain's Lipschitz constant: the product of its layers' constants.
 
     Layers: convolutions and linear layers (:func:`layer_norms`), BatchNorm in evaluation mode
@@ -139,8 +152,9 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> Tenso
         ValueError: a module that is no chain of such layers (a residual block, attention), or BatchNorm in training.
     Source: Szegedy et al., ICLR 2014, section 4.3; Virmaux and Scaman, NeurIPS 2018, show how far off it can be.
     """
-    bound, x = inputs.new_ones(()), inputs
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        x = inputs.clone()  # a layer may work in place
+        bound = x.new_ones((), dtype=wide_type(x))
         for name, layer in _chain(module, ''):
             bound = bound * _constant(layer, name, x, tol)
             x = layer(x)
@@ -148,7 +162,7 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-4) -> Tenso
 
 
 def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if not isinstance(module, nn.Sequential):
+    if type(module).forward is not nn.Sequential.forward:
         yield name, module
         return
     for key, child in module.named_children():
@@ -183,7 +197,8 @@ def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | fl
 
 
 def _norm_of_layer(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return spectral_norm(layer.weight.detach())
+    if type(layer).forward is nn.Linear.forward:
+        with full_precision(layer.weight):
+            return leading_triple(layer.weight.detach().to(wide_type(layer.weight))[None], tol)[0][0]
     # Affine, so that the Jacobian is the same everywhere.
     return local_lipschitz(layer, layer.weight.new_zeros(1, *shape), tol)[0]

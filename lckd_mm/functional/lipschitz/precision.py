@@ -7,31 +7,52 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+# Where torch may compute float32 products with fewer digits. Before torch 2.9 there is one switch for all.
+_BACKENDS = [
+    part
+    for backend, names in ((torch.backends.cuda, ['matmul']), (torch.backends.cudnn, ['conv']))
+    for part in (getattr(backend, name, None) for name in names)
+    if hasattr(part, 'fp32_precision')
+]
+if _BACKENDS:
+    _BACKENDS += [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
+
 
 def wide_type(*tensors: Tensor) -> torch.dtype:
-    """The type to compute in: the widest of the tensors', at least float32."""
-    return reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    """The type to compute in: the widest of the tensors', at least float32; ValueError for complex ones."""
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    if dtype.is_complex:
+        raise ValueError(f'Lipschitz core: expected real tensors, got {", ".join(str(x.dtype) for x in tensors)}')
+    return dtype
 
 
 @contextlib.contextmanager
 def full_precision(like: Tensor) -> Iterator[None]:
-    """No autocast, and no TF32 or bfloat16 inside float32 products."""
-    before = torch.get_float32_matmul_precision()
-    with torch.autocast(like.device.type, enabled=False):
-        if before == 'highest':
-            yield
-            return
-        torch.set_float32_matmul_precision('highest')
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    """No autocast, and no TF32 or bfloat16 inside float32 products and convolutions."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(like.device.type, enabled=False))
+        for backend in _BACKENDS:
+            before = backend.fp32_precision
+            if before != 'ieee':
+                backend.fp32_precision = 'ieee'
+                stack.callback(setattr, backend, 'fp32_precision', before)
+        if not _BACKENDS:
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision('highest')
+            stack.callback(setattr, torch.backends.cudnn, 'allow_tf32', torch.backends.cudnn.allow_tf32)
+            torch.backends.cudnn.allow_tf32 = False
+        yield
 
 
 def inverse_scale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
-    """A power of two that brings the largest entry along ``dim`` below 1, exactly; 1 for zeros. Dimensions are kept."""
+    """A power of two that brings the largest entry along ``dim`` to the order of one, exactly; 1 for zeros.
+
+    Dimensions are kept. Entries next to the ends of the type's range come as near to one as a factor within it brings
+    them.
+    """
     exponent = torch.frexp(torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)).exponent
-    return torch.exp2(-exponent.to(x.dtype))
+    limit = 126 if x.dtype == torch.float32 else 1022
+    return torch.exp2(-exponent.clamp(-limit, limit).to(x.dtype))
 
 
 def refuse_second_derivative() -> None:

@@ -17,11 +17,13 @@ def spectral_norm(matrix: Tensor) -> Tensor:
         come out as not-a-number.
     Error: as :func:`~lckd_mm.functional.transmitting_norms`: a Lanczos iteration with the same stopping rule.
     Raises:
-        ValueError: where ``matrix`` has fewer than two dimensions. RuntimeError: under ``create_graph=True``, since the
-        rank-one formula gives no second derivative.
+        ValueError: where ``matrix`` has fewer than two dimensions, or no entries, or is complex. RuntimeError: under
+            ``create_graph=True``, since the rank-one formula gives no second derivative.
     """
     if matrix.dim() < 2:
         raise ValueError(f'spectral_norm: expected (..., M, N), got shape {tuple(matrix.shape)}')
+    if not matrix.shape[-2:].numel():
+        raise ValueError(f'spectral_norm: a matrix without entries has no singular value, got {tuple(matrix.shape)}')
     return _SpectralNorm.apply(matrix.to(wide_type(matrix)))
 
 
@@ -29,7 +31,7 @@ class _SpectralNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, matrix: Tensor) -> Tensor:
         with full_precision(matrix):
-            sigma, u, v = _leading_triple(matrix.reshape(-1, *matrix.shape[-2:]))
+            sigma, u, v = leading_triple(matrix.reshape(-1, *matrix.shape[-2:]))
         ctx.save_for_backward(u, v)
         ctx.shape = matrix.shape
         return sigma.reshape(matrix.shape[:-2])
@@ -41,19 +43,19 @@ class _SpectralNorm(torch.autograd.Function):
         return ((grad.reshape(-1, 1) * u)[:, :, None] * v[:, None]).reshape(ctx.shape)
 
 
-def _leading_triple(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def leading_triple(matrix: Tensor, tol: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Largest singular value ``(B,)`` and its unit vectors ``(B, M)``, ``(B, N)``; v is 0 for a zero matrix."""
     if matrix.shape[1] > matrix.shape[2]:
-        sigma, v, u = _leading_triple(matrix.mT)
+        sigma, v, u = leading_triple(matrix.mT, tol)
         return sigma, u, v
     scale = inverse_scale(matrix, (1, 2))
 
     def apply(u: Tensor) -> tuple[Tensor, Tensor]:
-        image = torch.bmm(u, matrix) * scale
-        return torch.bmm(image, matrix.mT) * scale, image
+        image = torch.bmm(u * scale, matrix)
+        return torch.bmm(image * scale, matrix.mT), image
 
     start = generic_start(matrix.shape[1], matrix).expand(len(matrix), 1, -1)
-    u, image = leading_eigenvector(apply, start, tolerance(matrix.dtype))
+    u, image = leading_eigenvector(apply, start, tol or tolerance(matrix.dtype))
     sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
     v = image / torch.where(sigma == 0, 1, sigma)
     return (sigma / scale).flatten(), u[:, 0], v[:, 0]

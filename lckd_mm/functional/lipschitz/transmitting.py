@@ -3,6 +3,7 @@
 Source: Shang, Duan, Zong, Nie, Yan, "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021 (LONDON).
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache, reduce
 from itertools import pairwise
@@ -19,7 +20,7 @@ _CHUNK = {'cpu': 24 << 20}
 _CHUNK_ELSEWHERE = 256 << 20
 # Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample and a chunk.
 _POOLED_SAMPLE = 512 << 10
-_POOLED_CHUNK = 2 << 20
+_POOLED_CHUNK = 11 << 18
 
 Size = tuple[int, int]
 
@@ -81,14 +82,16 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero. Not-a-number and infinity come out
         as not-a-number.
-    Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2`, 3e-3 where no
-        gradient is asked for, and 1e-9 in float64. So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative
-        error is at most about 1e-3 / (1 - r^2) (on real features, a tenth of that), and the value's about its square;
-        but for rounding, the value is never above the true one. Where 64 products are not enough, as for a crowd of
-        nearly equal singular values, the gradient is that of a vector from among theirs; the value stays good.
+    Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (3e-3 where no
+        gradient is asked for; in float64 1e-9). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error
+        is at most about 1e-3 / (1 - r^2) (on real features, a tenth of that), and the value's about its square; but for
+        rounding, the value is never above the true one. Two cases are worse. Where 64 products are not enough, as for a
+        crowd of nearly equal singular values, the gradient is that of a vector from among theirs; the value stays good.
+        And where the start, a fixed generic vector, happens to have next to no share of the first singular vector and a
+        rival is close (r above 0.95), the rival is what is found, with an error of 1 - r.
     Raises:
-        ValueError: where there are fewer than two maps, one is not 4-D, or the batch sizes differ. RuntimeError: under
-            ``create_graph=True``, since the rank-one formula gives no second derivative.
+        ValueError: where there are fewer than two maps, one is not 4-D, empty or complex, or the batch sizes differ.
+            RuntimeError: under ``create_graph=True``, since the rank-one formula gives no second derivative.
     Source: LONDON, section 3. Deviation: the authors form :math:`M` and :math:`M M^\top` and run 5 or 10 power steps,
         unrolled through autograd; on zero-mean (pre-ReLU) features that underestimates the value by up to 11 %.
     """
@@ -96,14 +99,13 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     if len(maps) < 2:
         raise ValueError(f'transmitting matrix: it takes two maps, got {len(maps)}')
     _check_maps(maps)
-    return _TransmittingNorms.apply(*maps)
+    return _TransmittingNorms.apply(torch.is_grad_enabled() and any(x.requires_grad for x in maps), *maps)
 
 
 class _TransmittingNorms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *maps: Tensor) -> Tensor:
+    def forward(ctx, keep: bool, *maps: Tensor) -> Tensor:
         dtype = wide_type(*maps)
-        keep = any(ctx.needs_input_grad)
         sigmas, saved = [], []
         with full_precision(maps[0]):
             for front, back in pairwise(maps):
@@ -118,10 +120,11 @@ class _TransmittingNorms(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        vectors = [ctx.saved_tensors[i : i + 4] for i in range(0, len(ctx.saved_tensors), 4)]
-        grads: list[Tensor | None] = []
+        saved = ctx.saved_tensors  # once: each access unpacks all of them
+        vectors = [saved[i : i + 4] for i in range(0, len(saved), 4)]
+        grads: list[Tensor | None] = [None]
         for i, (shape, dtype, memory_format) in enumerate(ctx.kinds):
-            if not ctx.needs_input_grad[i]:
+            if not ctx.needs_input_grad[i + 1]:
                 grads.append(None)
                 continue
             columns, rows = [], []  # along the channels and the positions: one each a pair that the map is part of
@@ -154,31 +157,31 @@ def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) 
 
 def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
     """:func:`_norms_of_pair` of one chunk, the near side's vectors first."""
-    # The mean over the positions is a good guess, and a generic vector added to it cannot be orthogonal to what is
-    # sought. The product of both maps is brought to the order of one by a power of two, so that it neither overflows
-    # nor underflows when it is squared; by which, the first one tells.
-    start = near.to_channels((1 + generic_start(area, near.matrix) / 2).expand(near.batch, 1, -1))
-    start = start * inverse_scale(start)
-    scale: Tensor | None = None
+    # A generic vector in the near map's range. Both maps are brought to the order of one by powers of two, so that no
+    # product overflows or underflows; by which, the first product with each tells.
+    start = near.to_channels(generic_start(area, near.matrix).expand(near.batch, 1, -1))
+    near_scale, far_scale = inverse_scale(start), None
 
     def apply(u: Tensor) -> tuple[Tensor, ...]:
-        nonlocal scale
-        near_positions = near.to_positions(u)
+        nonlocal far_scale
+        near_positions = near.to_positions(u) * near_scale
         image = far.to_channels(near_positions)
-        if scale is None:
-            scale = inverse_scale(image)
-        image = image * scale
-        far_positions = far.to_positions(image)
-        product = near.to_channels(far_positions) * scale
+        if far_scale is None:
+            far_scale = inverse_scale(image)
+        image = image * far_scale
+        far_positions = far.to_positions(image) * far_scale
+        product = near.to_channels(far_positions) * near_scale
         return (product, image, near_positions, far_positions) if keep else (product, image)
 
-    u, image, *positions = leading_eigenvector(apply, start, tolerance(start.dtype, keep))
+    tol = tolerance(start.dtype, vectors=keep)
+    u, image, *positions = leading_eigenvector(apply, start * near_scale, tol)
     sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
-    value = (sigma / (scale * area)).flatten()
+    value = (sigma / near_scale / far_scale / area).flatten()
     if not keep:
         return (value,)
     inverse = 1 / torch.where(sigma == 0, 1, sigma)
-    near_positions, far_positions = positions[0] / area, positions[1] * (inverse / area)
+    near_positions = positions[0] / near_scale / area
+    far_positions = positions[1] * inverse / far_scale / area
     return value, *(x[:, 0] for x in (u, image * inverse, near_positions, far_positions))
 
 
@@ -195,7 +198,9 @@ def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> tuple[int, 
             samples = min(samples, _POOLED_CHUNK // pooled)
         pools.append(pays)
         touched.append(pooled if pays else full)
-    return max(1, min(samples, limit // max(1, sum(touched)))), pools, touched
+    samples = max(1, min(samples, limit // max(1, sum(touched))))
+    # Chunks of one size.
+    return math.ceil(len(maps[0]) / math.ceil(len(maps[0]) / samples)) if len(maps[0]) else 1, pools, touched
 
 
 class _Operator:
@@ -283,7 +288,7 @@ def _pool_into(out: Tensor, maps: Tensor, a: int, b: int) -> None:
 @lru_cache(maxsize=256)
 def _pooling_matrix(n: int, m: int, together: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(m, together * n)``: adaptive average pooling along one axis, with torch's bins, of several rows at once."""
-    one = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0].T / together
+    one = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64, device='cpu')[None], m)[0].T / together
     return one.tile(1, together).to(device, dtype)
 
 
@@ -314,6 +319,8 @@ def _check_maps(maps: Sequence[Tensor]) -> None:
     for name, x in zip(names, maps):
         if x.dim() != 4:
             raise ValueError(f'transmitting matrix: {name} must be a map (B, C, H, W), got shape {tuple(x.shape)}')
+        if not x.shape[1:].numel():
+            raise ValueError(f'transmitting matrix: {name} is empty, of shape {tuple(x.shape)}')
         if x.shape[0] != maps[0].shape[0]:
             raise ValueError(
                 f'transmitting matrix: {names[0]} has batch size {maps[0].shape[0]} and {name} {x.shape[0]}, '

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm, with_spectrum
+from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm
+from torch.utils.checkpoint import checkpoint
 
 from lckd_mm.functional import spectral_norm, transmitting_matrix, transmitting_norm, transmitting_norms
 from lckd_mm.functional.lipschitz import transmitting
@@ -355,16 +356,29 @@ def test_no_random_number_is_drawn_and_results_repeat():
     assert torch.equal(transmitting_norms(maps), first)
 
 
-@pytest.mark.parametrize('setting', ['high', 'medium'])
-def test_a_lower_matmul_precision_changes_nothing_and_is_restored(setting):
+def lower_precision(how):
+    if how in ('high', 'medium'):
+        torch.set_float32_matmul_precision(how)
+    else:
+        torch.backends.mkldnn.matmul.fp32_precision = 'bf16'
+        torch.backends.cuda.matmul.fp32_precision = 'tf32'
+
+
+@pytest.mark.parametrize('how', ['high', 'medium', 'by backend'])
+def test_a_lower_precision_of_products_changes_nothing_and_is_restored(how):
     front, back = torch.randn(2, 256, 16, 16, requires_grad=True), torch.randn(2, 256, 16, 16)
     expected = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
-    torch.set_float32_matmul_precision(setting)
+    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    initially = [b.fp32_precision for b in backends]
+    lower_precision(how)
     try:
+        before = [b.fp32_precision for b in backends]
         found = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
-        assert torch.get_float32_matmul_precision() == setting
+        assert [b.fp32_precision for b in backends] == before
     finally:
         torch.set_float32_matmul_precision('highest')
+        for backend, setting in zip(backends, initially):
+            backend.fp32_precision = setting
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
@@ -377,11 +391,72 @@ def test_a_crowded_top_of_the_spectrum_keeps_the_value(ratio):
 
 
 def test_a_start_without_overlap_finds_the_top_all_the_same():
-    # Positions of zero mean at the top: the guess, the mean over the positions, sees nothing of them.
+    # Positions of zero mean at the top: the mean over the positions sees nothing of them.
     wave = torch.tensor([1.0, -1.0]).repeat(8).view(1, 1, 4, 4).double()
     flat = torch.ones(1, 1, 4, 4, dtype=DOUBLE)
     front, back = torch.cat([3 * wave, flat], 1), torch.cat([flat, wave], 1)
     assert transmitting_norm(front, back).item() == pytest.approx(3.0, rel=1e-9)
+
+
+@pytest.mark.parametrize('ratio', [0.6, 0.9, 0.95])
+@pytest.mark.parametrize('grad', [False, True])
+def test_a_constant_channel_next_to_the_top_is_not_mistaken_for_it(ratio, grad):
+    # Channels that are orthogonal to one another; the constant one is an exact singular vector, but not the first.
+    side, channels = 14, 64
+    for _ in range(20):
+        rows = torch.linalg.qr(torch.cat([torch.ones(side**2, 1), torch.randn(side**2, channels - 1)], 1))[0].T * side
+        sigma = torch.cat([torch.tensor([ratio]), torch.arange(1, channels)[torch.randperm(channels - 1)] ** -0.5])
+        x = (sigma.sqrt()[:, None] * rows).view(1, channels, side, side)
+        value = transmitting_norm(x.clone().requires_grad_(grad), x)
+        assert value.item() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'), [(1e-21, 1e-21), (1e-30, 1e30), (1e18, 1e18), (1e35, 1e-30), (1e-37, 1.0), (1e-30, 1e-30)]
+)
+def test_maps_near_the_ends_of_the_range(one, other):
+    front, back = (x.float() for x in maps_with_spectrum([2.0, 1.0, 0.5], 16, 12, 8))
+    front, back = (front * one).requires_grad_(), (back * other).requires_grad_()
+    expected = torch.linalg.svdvals(transmitting_matrix(front.double(), back.double()))[:, 0]
+    value = transmitting_norm(front, back)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-43)
+    value.sum().backward()
+    assert torch.isfinite(front.grad).all()
+    assert torch.isfinite(back.grad).all()
+
+
+def test_saved_tensors_are_unpacked_once():
+    maps, unpacked = chain(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: unpacked.append(1) or x):
+        norms = transmitting_norms(maps)
+    norms.sum().backward()
+    assert len(unpacked) == 12
+
+
+def test_it_works_inside_checkpointing():
+    maps = chain()
+    expected = torch.autograd.grad(transmitting_norms(maps).sum(), maps)
+    value = checkpoint(lambda *x: transmitting_norms(x).sum(), *maps, use_reentrant=False)
+    for gradient, reference in zip(torch.autograd.grad(value, maps), expected, strict=True):
+        assert torch.equal(gradient, reference)
+
+
+def test_without_grad_mode_nothing_is_kept():
+    maps, kept = chain(), []
+    with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(1) or x, lambda x: x):
+        transmitting_norms(maps)
+    assert not kept
+
+
+@pytest.mark.parametrize('maps', [[torch.zeros(1, 2, 0, 3)] * 2, [torch.zeros(1, 0, 3, 3)] * 2])
+def test_empty_maps_raise(maps):
+    with pytest.raises(ValueError, match='front is empty'):
+        transmitting_norms(maps)
+
+
+def test_complex_maps_raise():
+    with pytest.raises(ValueError, match='expected real tensors'):
+        transmitting_norm(torch.zeros(1, 2, 3, 3, dtype=torch.complex64), torch.zeros(1, 2, 3, 3))
 
 
 def test_one_map_or_a_batch_that_differs_raises():
