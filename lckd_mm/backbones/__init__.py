@@ -1,5 +1,8 @@
 """Backbones of the papers' tables, in which every feature before a ReLU is the output of a named module."""
 
+from .cifar_resnet import CifarResNet
+from .mobilenet_v1 import MobileNetV1
+from .pyramidnet import PyramidNet
 from .wide_resnet import WideResNet
 
-__all__ = ['WideResNet']
+__all__ = ['CifarResNet', 'MobileNetV1', 'PyramidNet', 'WideResNet']

@@ -1,0 +1,100 @@
+"""Residual networks for images of 32 x 32."""
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..registry import MODELS
+
+
+class _PaddedShortcut(nn.Module):
+    """Option A: every ``stride``-th pixel of the input, with channels of zeros appended."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.added, self.stride = channels - in_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+
+
+class _ProjectedShortcut(nn.Sequential):
+    """Option B: conv1x1 - BN."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+
+_SHORTCUTS = {'A': _PaddedShortcut, 'B': _ProjectedShortcut}
+
+
+class _Block(nn.Module):
+    """conv3x3 - BN - ReLU - conv3x3 - BN, plus the identity or, where the shape changes, a shortcut, then ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = None
+        if in_channels != channels or stride != 1:
+            self.shortcut = _SHORTCUTS[shortcut](in_channels, channels, stride)
+        # Gives the sum, which stands before a ReLU, an address.
+        self.sum = nn.Identity()
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        carried = x if self.shortcut is None else self.shortcut(x)
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.sum(carried + out))
+
+
+@MODELS.register_module()
+class CifarResNet(BaseModule):
+    """ResNet-depth: three groups of post-activation blocks of two 3x3 convolutions, of 16, 32 and 64 channels.
+
+    Features before a ReLU, the positions of OFD and LONDON, are the sums that end each group, outputs of ``sum`` in
+    its last block: for depth 56 ``backbone.layer1.8.sum``, ``backbone.layer2.8.sum``, ``backbone.layer3.8.sum``, or
+    for any depth ``backbone.layer1@preact`` and so on. The BatchNorm before each sum is ``bn2`` of the same block. No
+    ReLU works in place, so that they can be tapped.
+
+    Args:
+        depth: 6 n + 2 layers, n blocks a group: 20, 32, 44, 56 or 110 in the paper. shortcut: where the shape changes,
+        'B' for conv1x1 - BN, 'A' for the input itself at every second pixel, padded with channels of zeros.
+    Shapes: (B, 3, H, W) to a tuple of one map (B, 64, H/4, W/4), after the last ReLU.
+    Raises:
+        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'.
+    Source: He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. Deviation:
+        shortcut 'B' by default, as in OFD's ResNet56, where the paper has 'A' for images of 32 x 32.
+    """
+
+    def __init__(self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None):
+        super().__init__(
+            init_cfg
+            or [
+                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
+            ]
+        )
+        blocks, rest = divmod(depth - 2, 6)
+        if blocks < 1 or rest:
+            raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')
+        if shortcut not in _SHORTCUTS:
+            raise ValueError(f"CifarResNet: shortcut must be 'A' (zero padding) or 'B' (conv1x1), got {shortcut!r}")
+        widths = [16, 16, 32, 64]
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
+        for i in range(3):
+            group = [
+                _Block(widths[i] if n == 0 else widths[i + 1], widths[i + 1], 2 if i and n == 0 else 1, shortcut)
+                for n in range(blocks)
+            ]
+            self.add_module(f'layer{i + 1}', nn.Sequential(*group))
+        self.out_channels = widths[3]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        return (self.layer3(self.layer2(self.layer1(x))),)

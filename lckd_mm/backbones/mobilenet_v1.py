@@ -1,0 +1,77 @@
+"""MobileNetV1, for images of 224 x 224 or of 32 x 32."""
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..registry import MODELS
+
+# Channels and stride of each block at full width.
+_BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+
+
+class _Block(nn.Module):
+    """depthwise conv3x3 - BN - ReLU - conv1x1 - BN - ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.pointwise = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.depthwise(x)))
+        return self.relu2(self.bn2(self.pointwise(x)))
+
+
+@MODELS.register_module()
+class MobileNetV1(BaseModule):
+    """A convolution of 32 channels, then 13 depthwise separable blocks of 64 to 1024, times ``width_multiplier``.
+
+    Features before a ReLU, the positions of OFD, are outputs of the last BatchNorm of blocks 3, 5, 11 and 13, of 128,
+    256, 512 and 1024 channels: ``backbone.block3.bn2``, ``backbone.block5.bn2``, ``backbone.block11.bn2``,
+    ``backbone.block13.bn2``. No ReLU works in place, so that they can be tapped.
+
+    Args:
+        stem: 'imagenet' (the paper's), or 'cifar', in which the first convolution and block2 have stride 1, so that
+        the positions above have sides of 32, 16, 8 and 4 for images of 32. width_multiplier: the paper's alpha.
+    Shapes: (B, 3, H, W) to a tuple of one map (B, 1024 width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar',
+        after the last ReLU.
+    Raises:
+        ValueError: a stem that is neither; a width_multiplier that leaves no channel.
+    Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
+        paper's table 1 prints stride 2, with a map that grows no smaller); stem 'cifar' is not the paper's.
+    """
+
+    def __init__(self, stem: str = 'imagenet', width_multiplier: float = 1.0, init_cfg: dict | None = None):
+        super().__init__(
+            init_cfg
+            or [
+                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
+            ]
+        )
+        if stem not in ('imagenet', 'cifar'):
+            raise ValueError(f"MobileNetV1: stem must be 'imagenet' or 'cifar', got {stem!r}")
+        width = round(32 * width_multiplier)
+        if width < 1:
+            raise ValueError(
+                f'MobileNetV1: width_multiplier must leave at least one of 32 channels, such as 0.25 or 1, got '
+                f'{width_multiplier}'
+            )
+        self.conv1 = nn.Conv2d(3, width, 3, 2 if stem == 'imagenet' else 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        for i, (full, stride) in enumerate(_BLOCKS, start=1):
+            channels = round(full * width_multiplier)
+            self.add_module(f'block{i}', _Block(width, channels, 1 if stem == 'cifar' and i == 2 else stride))
+            width = channels
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        for i in range(1, len(_BLOCKS) + 1):
+            x = getattr(self, f'block{i}')(x)
+        return (x,)

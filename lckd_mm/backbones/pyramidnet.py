@@ -1,0 +1,121 @@
+"""Pyramidal residual networks for images of 32 x 32."""
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..registry import MODELS
+
+
+class _Block(nn.Module):
+    """BN - conv3x3 - BN - ReLU - conv3x3 - BN, plus the input with channels of zeros appended."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.pool = _halving(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.bn1(x))
+        out = self.bn3(self.conv2(self.relu2(self.bn2(out))))
+        return _padded(self.pool(x), out.shape[1]) + out
+
+
+class _Bottleneck(nn.Module):
+    """BN - conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 - BN, four times ``channels`` wide, plus the same."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.relu3 = nn.ReLU()
+        self.conv3 = nn.Conv2d(channels, self.expansion * channels, 1, bias=False)
+        self.bn4 = nn.BatchNorm2d(self.expansion * channels)
+        self.pool = _halving(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.bn1(x))
+        out = self.conv2(self.relu2(self.bn2(out)))
+        out = self.bn4(self.conv3(self.relu3(self.bn3(out))))
+        return _padded(self.pool(x), out.shape[1]) + out
+
+
+def _halving(stride: int) -> nn.Module:
+    # ceil_mode: an odd side is halved as the convolution with a stride halves it.
+    return nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)
+
+
+def _padded(x: Tensor, channels: int) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
+@MODELS.register_module()
+class PyramidNet(BaseModule):
+    """PyramidNet-depth(alpha): every block of three groups is a little wider than the one before it.
+
+    Block k of N is ``round(16 + alpha * k / N)`` channels wide, and four times that at its output with ``bottleneck``.
+
+    The positions of OFD and LONDON are outputs of the first BatchNorm after each group, with ``bottleneck`` of the
+    first one before a ReLU: ``backbone.layer2.0.bn1``, ``backbone.layer3.0.bn1``, ``backbone.bn_final``; with
+    ``bottleneck`` ``backbone.layer2.0.bn2``, ``backbone.layer3.0.bn2``, ``backbone.bn_final``. No ReLU follows ``bn1``,
+    and none works in place, so that all can be tapped.
+
+    Args:
+        depth: 6 n + 2 layers, or 9 n + 2 with ``bottleneck``, n blocks a group. alpha: by how many channels the last
+        block is wider than the first convolution. bottleneck: blocks of 1x1, 3x3 and 1x1 instead of two 3x3.
+    Shapes: (B, 3, H, W) to a tuple of one map (B, 16 + alpha, H/4, W/4), after the last ReLU; 4 (16 + alpha) channels
+        with ``bottleneck``.
+    Raises:
+        ValueError: a depth that is not 6 n + 2 (9 n + 2), a negative alpha.
+    Source: Han, Kim and Kim, Deep Pyramidal Residual Networks, CVPR 2017. Deviation: widths are rounded to the nearest
+        where the paper rounds down, for so the parameter counts of OFD's table come out; a shortcut that halves the
+        map averages 2 x 2 pixels, as in OFD's code.
+    """
+
+    def __init__(self, depth: int, alpha: float, bottleneck: bool = False, init_cfg: dict | None = None):
+        super().__init__(
+            init_cfg
+            or [
+                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
+            ]
+        )
+        block, layers = (_Bottleneck, 9) if bottleneck else (_Block, 6)
+        blocks, rest = divmod(depth - 2, layers)
+        if blocks < 1 or rest:
+            raise ValueError(
+                f'PyramidNet: depth must be {layers} n + 2 with n at least 1 where bottleneck={bottleneck}, such as '
+                f'{"164 or 200" if bottleneck else "20 or 110"}, got {depth}'
+            )
+        if alpha < 0:
+            raise ValueError(f'PyramidNet: alpha, the channels added in all, must be at least 0, got {alpha}')
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        width = 16
+        for i in range(3):
+            group = []
+            for n in range(blocks):
+                channels = round(16 + alpha * (i * blocks + n + 1) / (3 * blocks))
+                group.append(block(width, channels, 2 if i and n == 0 else 1))
+                width = block.expansion * channels
+            self.add_module(f'layer{i + 1}', nn.Sequential(*group))
+        self.bn_final = nn.BatchNorm2d(width)
+        self.relu_final = nn.ReLU()
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)))))
+        return (self.relu_final(self.bn_final(x)),)
