@@ -5,9 +5,11 @@ connector may use the shape. Where its constructor has ``in_channels`` and ``out
 :class:`~lckd_mm.terms.Term` fills them in from the dry run.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .functional import bn_margin, margin_relu
 from .registry import MODELS
 
 
@@ -44,3 +46,64 @@ class MatchSize(nn.Module):
         if x.shape[2:] == like.shape[2:]:
             return x
         return F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=self.align_corners)
+
+
+@MODELS.register_module()
+class MarginReLU(nn.Module):
+    """``max(x, m)`` with a margin m below zero for each channel: what OFD makes of the teacher's feature.
+
+    As ``teacher_connector`` of a term whose taps lie before a ReLU.
+
+    Args:
+        in_channels: of the feature.
+        margin: 'bn' takes it from the BatchNorm that runs last before the tap (:func:`~lckd_mm.functional.bn_margin`);
+            'data' is the mean of the negative responses over training images, for nets without BatchNorm: the
+            DistillationHook finds it before the first iteration, on ``batches`` batches.
+        batches: of the estimate from data.
+    Raises:
+        ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
+    Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: of a residual stage the last block's last BatchNorm is
+        taken, as the authors do, although the identity is added after it.
+    """
+
+    def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
+        super().__init__()
+        if margin not in ('bn', 'data'):
+            raise ValueError(f"MarginReLU: unknown margin {margin!r}, expected 'bn' or 'data'")
+        if batches < 1:
+            raise ValueError(f'MarginReLU: batches must be at least 1, got {batches}')
+        self.source, self.batches = margin, batches
+        self.register_buffer('margin', torch.zeros(in_channels))
+        self.register_buffer('known', torch.zeros((), dtype=torch.uint8))
+
+    @property
+    def waits_for_data(self) -> bool:
+        return self.source == 'data' and not self.known
+
+    @torch.no_grad()
+    def bind(self, norm: nn.Module | None, who: str) -> None:
+        """Take the margin from the BatchNorm before the tap."""
+        if self.source != 'bn':
+            return
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
+            found = 'no normalisation layer' if norm is None else f'{type(norm).__name__} without the two'
+            raise ValueError(
+                f'{who}: MarginReLU needs a BatchNorm with weight and bias, but before the tap comes {found}; '
+                "estimate the margin from training images: dict(type='lckd_mm.MarginReLU', margin='data')"
+            )
+        if len(norm.weight) != len(self.margin):
+            raise ValueError(
+                f'{who}: the last BatchNorm before the tap has {len(norm.weight)} channels, the feature '
+                f"{len(self.margin)}; tap the BatchNorm's own output, or use MarginReLU with margin='data'"
+            )
+        self.margin.copy_(bn_margin(norm.weight, norm.bias))
+        self.known.fill_(1)
+
+    @torch.no_grad()
+    def settle(self, sums: Tensor, counts: Tensor) -> None:
+        """Take the margin from the sums and counts of negative responses, per channel."""
+        self.margin.copy_(sums / counts.clamp(min=1))
+        self.known.fill_(1)
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return margin_relu(x, self.margin)

@@ -12,7 +12,15 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from .checkpoint import export_keys, import_keys
-from .hosts import build_model, host_of, preserved_rng, preset_taps, run_once, training_size
+from .hosts import (
+    build_model,
+    fabricate_samples,
+    host_of,
+    preserved_rng,
+    preset_taps,
+    run_once,
+    training_size,
+)
 from .registry import MODELS
 from .taps import LIST_ALL, FeatureTaps
 from .teacher import FrozenTeacher
@@ -89,12 +97,16 @@ class Distiller(BaseModel):
             self._dry_run(_as_size(dry_run_size))
             self.terms = nn.ModuleDict()
             for name, config in terms.items():
-                self.terms[name] = Term(name, config, self.student_taps, self.teacher_taps, net)
-            self._rehearse()
+                self.terms[name] = Term(
+                    name, config, self.student_taps, self.teacher_taps, net, dict(self.terms.items())
+                )
+            self._bind()
+            self._rehearse(_as_size(dry_run_size))
         self.teacher.match_inputs(net.data_preprocessor)
         #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
+        self._ready = False
         #: True while a hook stores the connectors in checkpoints.
         self.state_is_stored = False
         self._register_state_dict_hook(export_keys)
@@ -124,6 +136,7 @@ class Distiller(BaseModel):
         self.student.init_weights()
         with preserved_rng():
             self.teacher.load()
+        self._bind()
         if is_distributed():
             # Runner broadcasts the state dict, which holds the student alone.
             for tensor in self.terms.state_dict().values():
@@ -146,6 +159,8 @@ class Distiller(BaseModel):
         """The student's own losses, and every term. The features are gone when this returns."""
         if not self.teacher.loaded:
             raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
+        if not self._ready:
+            self._check_ready()
         student_names, teacher_names = self._recorded()
         with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
@@ -158,7 +173,7 @@ class Distiller(BaseModel):
             if name in losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
             observed[name] = {}
-            losses[name] = term(s, t, data_samples, observed[name] if self.observers else None)
+            losses[name] = term(s, t, data_samples, observed[name], observed.get(term.shares))
         for observer in self.observers:
             observer(s, t, observed, losses)
         return losses
@@ -190,6 +205,20 @@ class Distiller(BaseModel):
         if 'teacher' in self.__dict__:
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
+
+    def _bind(self) -> None:
+        for term in self.terms.values():
+            term.bind(self.teacher.model)
+
+    def _check_ready(self) -> None:
+        for name, term in self.terms.items():
+            for tap, connector in term.waiting():
+                raise RuntimeError(
+                    f'term {name!r}, tap {tap!r}: {type(connector).__name__} needs training images before the first '
+                    "iteration; add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as "
+                    'tools/train.py does'
+                )
+        self._ready = True
 
     def _recorded(self) -> tuple[list[str], list[str]]:
         """The taps that somebody reads: the terms', or all of them where there is an observer."""
@@ -224,7 +253,7 @@ class Distiller(BaseModel):
             + LIST_ALL
         )
 
-    def _rehearse(self) -> None:
+    def _rehearse(self, size: tuple[int, int] | None) -> None:
         """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here."""
 
         def zeros(taps: FeatureTaps) -> dict:
@@ -236,12 +265,15 @@ class Distiller(BaseModel):
             }
 
         s, t = zeros(self.student_taps), zeros(self.teacher_taps)
+        samples = fabricate_samples(self.student, 1, size or training_size(self.student))
+        observed: dict[str, dict] = {}
         for name, term in self.terms.items():
+            observed[name] = {}
             mode = [(m, m.training) for m in term.modules()]
             term.eval()
             try:
                 with torch.no_grad():
-                    value = term(s, t, None)
+                    value = term(s, t, samples, observed[name], observed.get(term.shares))
             except (RuntimeError, ValueError) as error:
                 shapes = [
                     f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)

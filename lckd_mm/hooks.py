@@ -1,5 +1,6 @@
 """mmengine hooks: storing connectors, weight schedules, the Lipschitz monitor, the teacher's check, pictures."""
 
+import copy
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler, pseudo_collate
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import all_reduce, get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
@@ -36,7 +37,8 @@ class DistillationHook(Hook):
     """Stores connectors and losses' buffers beside the student in every checkpoint, and brings them back on resume.
 
     They stand under the key ``lckd_mm`` of the file; ``state_dict`` is the student's alone. ``load_from`` takes the
-    student and leaves the connectors as they are. ``tools/train.py`` adds this hook by itself.
+    student and leaves the connectors as they are. Before the first iteration it also fills what a connector estimates
+    from training images (:class:`~lckd_mm.connectors.MarginReLU`). ``tools/train.py`` adds this hook by itself.
 
     Raises:
         ValueError: on resuming from a file that has no such key (a plain run's), or has other connectors.
@@ -60,6 +62,34 @@ class DistillationHook(Hook):
                 'distillation; start from it with load_from instead of resuming'
             )
         distiller_of(runner, 'DistillationHook').load_distillation_state(checkpoint[STATE_KEY]['terms'])
+
+    @torch.no_grad()
+    def before_train(self, runner) -> None:
+        """Estimate from training images what waits for them: margins of nets without BatchNorm."""
+        model = distiller_of(runner, 'DistillationHook')
+        waiting = [pair for term in model.terms.values() for pair in term.waiting()]
+        if not waiting:
+            return
+        loader_cfg = copy.deepcopy(runner.cfg.train_dataloader)
+        loader_cfg.update(num_workers=0, persistent_workers=False)
+        names = list(dict.fromkeys(tap for tap, _ in waiting))
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        with preserved_rng():
+            # A loader of its own: the run's own sampler would go on from where this one stops.
+            loader = runner.build_dataloader(loader_cfg, seed=runner.seed)
+            for _, batch in zip(range(max(connector.batches for _, connector in waiting)), loader):
+                data = model.data_preprocessor(batch, True)
+                for tap, x in model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples']).items():
+                    x = x.transpose(0, 1).flatten(1).float()
+                    sums[tap] = sums.get(tap, 0) + x.clamp(max=0).sum(1)
+                    counts[tap] = counts.get(tap, 0) + (x < 0).sum(1).float()
+        for tap in names:
+            all_reduce(sums[tap])
+            all_reduce(counts[tap])
+        for tap, connector in waiting:
+            connector.settle(sums[tap], counts[tap])
+        runner.logger.info(f'margins of {", ".join(names)} estimated from training images')
 
 
 @HOOKS.register_module()

@@ -30,5 +30,5 @@ MODELS = Registry(
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=[])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=[])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])

@@ -63,6 +63,8 @@ class Trace:
 
     calls: int
     shapes: list[tuple[int, ...]]
+    #: Path of the normalisation layer that ran last before the tensor was read (itself, where that is tapped).
+    norm: str | None = None
 
 
 class _Finished(BaseException):
@@ -117,8 +119,23 @@ class FeatureTaps:
         self._resolve_preact(model, run, [n for n in names if self.addresses[n].port == 'preact'])
         silent = set()
         captures = {n: _Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
-        with _attached(model, captures.values()):
-            run()
+        last_norm: list[str | None] = [None]
+
+        def note_norm(path: str) -> Callable[..., None]:
+            def hook(*_) -> None:
+                last_norm[0] = path
+
+            return hook
+
+        handles = [m.register_forward_hook(note_norm(p)) for p, m in model.named_modules() if _is_norm(m)]
+        for capture in captures.values():
+            capture.note = lambda: last_norm[0]
+        try:
+            with _attached(model, captures.values()):
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
         for name in names:
             if name not in captures or captures[name].calls == 0:
                 silent.add(name)
@@ -127,6 +144,7 @@ class FeatureTaps:
             self.traces[name] = Trace(
                 calls=captures[name].calls,
                 shapes=[tuple(x.shape) for x in (picked if isinstance(picked, list) else [picked])],
+                norm=captures[name].noted(),
             )
         return silent
 
@@ -281,7 +299,9 @@ class _Capture:
     def __init__(self, name: str, address: Address, role: str, keep_all: bool = False):
         self.name, self.address, self.role, self.keep_all = name, address, role, keep_all
         self.calls = 0
+        self.note: Callable[[], Any] = lambda: None
         self._kept: list[tuple[int, Tensor, int]] = []  # (call, tensor, version)
+        self._notes: list[Any] = []
 
     def __call__(self, value: Any) -> None:
         call, wanted = self.calls, self.address.call
@@ -294,6 +314,13 @@ class _Capture:
                 del self._kept[: max(0, len(self._kept) + 1 + wanted)]
         tensor = self._select(value)
         self._kept.append((call, tensor, tensor._version))
+        if self.keep_all:
+            self._notes.append(self.note())
+
+    def noted(self) -> Any:
+        """What :attr:`note` said when the wanted call was read, of a capture that keeps all of them."""
+        wanted = self.address.call
+        return self._notes[wanted if isinstance(wanted, int) else -1]
 
     def _select(self, value: Any) -> Tensor:
         item = self.address.item

@@ -28,10 +28,12 @@ class Term(nn.Module):
         on: a tap's name, or a list of them, of both nets; ``student`` and ``teacher`` name them apart.
         weight: not negative. A weight of 0 multiplies, it does not skip: a skipped connector would be an unused
             parameter under DDP.
-        connector: config of the student-side connector, one instance a tap; None compares the raw features.
+        connector: config of the student-side connector, one instance a tap; None compares the raw features. The name
+            of a term before this one shares its connectors: the same features, made once.
         teacher_connector: the same for the teacher's features.
         student_taps, teacher_taps: traced taps, from which names, shapes and channels are taken.
         student: the student, of which the head that owns the tap is shown to losses that have ``adapt``.
+        others: the terms before this one.
     Raises:
         KeyError: an unknown tap, loss, connector or key. ValueError: a bad weight, name or count of taps.
     """
@@ -43,6 +45,7 @@ class Term(nn.Module):
         student_taps: FeatureTaps,
         teacher_taps: FeatureTaps,
         student: nn.Module,
+        others: Mapping[str, 'Term'] | None = None,
     ):
         super().__init__()
         self.name = name
@@ -74,9 +77,18 @@ class Term(nn.Module):
         self.loss = build_registered(config['loss'], f'term {name!r}: loss')
         self._wanted = self._extras()
         pairs = list(zip(self.student_names, self.teacher_names, strict=True))
+        #: The term whose connectors this one shares.
+        self.shares: str | None = None
+        if isinstance(config.get('connector'), str):
+            self.shares = self._shared(config['connector'], others or {})
+            config = {**config, 'connector': None}
         self.connectors = self._connectors(config, 'connector', pairs, student_taps, teacher_taps)
         flipped = [(t, s) for s, t in pairs]
         self.teacher_connectors = self._connectors(config, 'teacher_connector', flipped, teacher_taps, student_taps)
+        if any(hasattr(connector, 'bind') for connector in self.connectors):
+            kind = type(self.connectors[0]).__name__
+            raise ValueError(f"term {name!r}: {kind} looks at the teacher's layers; write it as teacher_connector")
+        self._teacher_norms = [taps.norm if (taps := teacher_taps.traces.get(n)) else None for n in self.teacher_names]
         if hasattr(self.loss, 'adapt'):
             self.loss.adapt(owner_head(student, student_taps.addresses[self.student_names[0]].path))
 
@@ -86,16 +98,21 @@ class Term(nn.Module):
         teacher: Mapping[str, Feature],
         data_samples: list | None = None,
         observed: dict[str, Feature] | None = None,
+        shared: Mapping[str, Feature] | None = None,
     ) -> Tensor:
         """The weighted term, a scalar of at least float32 whatever the autocast state.
 
-        ``observed`` is filled with the student's connected features, by tap name.
+        ``observed`` is filled with the student's connected features, by tap name; ``shared`` holds those of the term
+        whose connectors this one shares.
         """
         device = next(iter(_tensors(next(iter(student.values()))))).device.type
         with torch.autocast(device, enabled=False):
             raw = [_widen(student[name]) for name in self.student_names]
             target = [_widen(teacher[name]) for name in self.teacher_names]
-            connected = _connect(self.connectors, raw, target)
+            if self.shares is None:
+                connected = _connect(self.connectors, raw, target)
+            else:
+                connected = [shared[name] for name in self.student_names]
             target = _connect(self.teacher_connectors, target, raw)
             if observed is not None:
                 observed.update(zip(self.student_names, connected, strict=True))
@@ -106,6 +123,17 @@ class Term(nn.Module):
                 **{key: extras[key] for key in self._wanted},
             )
             return self.weight * self.scale * value
+
+    def bind(self, teacher: nn.Module) -> None:
+        """Let connectors take what they need from the teacher's layers: once built, and again once it is loaded."""
+        for connector, tap, path in zip(self.teacher_connectors, self.teacher_names, self._teacher_norms):
+            if hasattr(connector, 'bind'):
+                connector.bind(teacher.get_submodule(path) if path else None, f'term {self.name!r}, tap {tap!r}')
+
+    def waiting(self) -> list[tuple[str, nn.Module]]:
+        """Teacher taps and their connectors that need training images before the first iteration."""
+        pairs = zip(self.teacher_names, self.teacher_connectors)
+        return [(tap, connector) for tap, connector in pairs if getattr(connector, 'waits_for_data', False)]
 
     def _names(self, config: Mapping, side: str, taps: FeatureTaps) -> tuple[list[str], bool]:
         names = config.get(side, config.get('on'))
@@ -124,6 +152,22 @@ class Term(nn.Module):
                     + (', '.join(map(repr, taps.addresses)) or 'none')
                 )
         return names, single
+
+    def _shared(self, name: str, others: Mapping[str, 'Term']) -> str:
+        if name not in others:
+            known = ', '.join(map(repr, others)) or 'none'
+            raise KeyError(
+                f'term {self.name!r}: connector={name!r} names no term before this one (they are: {known}); give a '
+                "dict(type='lckd_mm.ConvBN') for connectors of its own"
+            )
+        theirs = dict(zip(others[name].student_names, others[name].teacher_names))
+        for mine, opposite in zip(self.student_names, self.teacher_names):
+            if theirs.get(mine) != opposite:
+                raise ValueError(
+                    f'term {self.name!r}: it shares the connectors of {name!r}, which has none from student tap '
+                    f'{mine!r} to teacher tap {opposite!r}'
+                )
+        return others[name].shares or name
 
     def _extras(self) -> list[str]:
         parameters = list(inspect.signature(self.loss.forward).parameters)

@@ -25,14 +25,16 @@ def in_the_repository(monkeypatch):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_builds(path):
     cfg = Config.fromfile(path)
-    init_default_scope('mmseg')
+    init_default_scope(cfg.default_scope)
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.data_preprocessor = cfg.data_preprocessor  # as the Runner does
     if is_distillation(cfg):
-        cfg.model.dry_run_size = 64
+        cfg.model.dry_run_size = 32 if 'cifar100' in path.stem else 64
     model = MODELS.build(cfg.model)
     assert sum(p.numel() for p in model.parameters()) > 1e4
     if is_distillation(cfg):
         # by name and by architecture the student is its own baseline
-        student = build_model(student_config(cfg).model, 'mmseg')
+        student = build_model(student_config(cfg).model, cfg.default_scope)
         assert list(model.state_dict()) == list(student.state_dict())
 
 

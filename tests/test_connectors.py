@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lckd_mm.connectors import ConvBN, MatchSize
+from lckd_mm.connectors import ConvBN, MarginReLU, MatchSize
+from lckd_mm.functional import bn_margin
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +64,55 @@ def test_match_size_by_hand():
 def test_match_size_has_no_parameters():
     assert list(MatchSize().state_dict()) == []
     assert isinstance(MatchSize(), nn.Module)
+
+
+# ---- MarginReLU
+
+
+def test_margin_relu_takes_its_margin_from_the_batch_norm():
+    norm = nn.BatchNorm2d(3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    connector = MarginReLU(3)
+    connector.bind(norm, 'term')
+    expected = bn_margin(norm.weight, norm.bias).detach()
+    assert torch.equal(connector.margin, expected)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(connector(x), torch.maximum(x, expected.view(1, 3, 1, 1)))
+    assert not connector.margin.requires_grad
+
+
+@pytest.mark.parametrize(
+    ('norm', 'says'),
+    [
+        (None, 'before the tap comes no normalisation layer'),
+        (nn.LayerNorm(3), 'before the tap comes LayerNorm without the two'),
+        (nn.BatchNorm2d(3, affine=False), 'before the tap comes BatchNorm2d without the two'),
+        (nn.BatchNorm2d(5), 'the last BatchNorm before the tap has 5 channels, the feature 3'),
+    ],
+)
+def test_a_margin_without_a_fitting_batch_norm_raises(norm, says):
+    with pytest.raises(ValueError, match=f"tap 'stage1': .*{says}"):
+        MarginReLU(3).bind(norm, "tap 'stage1'")
+
+
+def test_a_margin_from_data_waits_and_is_settled_in_place():
+    connector = MarginReLU(2, margin='data')
+    buffer = connector.margin
+    connector.bind(None, 'term')
+    assert connector.waits_for_data
+    connector.settle(torch.tensor([-6.0, 0.0]), torch.tensor([4.0, 0.0]))
+    assert not connector.waits_for_data
+    assert connector.margin is buffer
+    assert buffer.tolist() == [-1.5, 0.0]
+    other = MarginReLU(2, margin='data')
+    other.load_state_dict(connector.state_dict())
+    assert not other.waits_for_data
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'), [(dict(margin='bm'), "'bn' or 'data'"), (dict(batches=0), 'at least 1')]
+)
+def test_margin_relu_arguments_are_checked(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        MarginReLU(3, **arguments)

@@ -64,9 +64,9 @@ def taps():
 
 @pytest.fixture
 def make(taps):
-    def term(config, name='loss_x', student=None):
+    def term(config, name='loss_x', student=None, others=None):
         net = student or nn.ModuleDict(dict(stem=nn.Identity(), stage=nn.Identity(), head=Head(), aux=nn.Identity()))
-        return Term(name, config, *taps, net)
+        return Term(name, config, *taps, net, others)
 
     return term
 
@@ -295,3 +295,37 @@ def test_connectors_are_trained_and_stored(make, features):
     term(*features).backward()
     assert all(p.grad.abs().max() > 0 for c in term.connectors for p in [c[0].weight])
     assert {k.split('.')[0] for k in term.state_dict()} == {'connectors'}
+
+
+# ---- shared connectors
+
+
+def test_a_shared_connector_is_the_other_terms_own_feature(make, features):
+    first = make(dict(loss=dict(type=Gap), on=['a', 'b'], connector=CONV), 'loss_first')
+    second = make(
+        dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), 'loss_second', others={'loss_first': first}
+    )
+    assert second.shares == 'loss_first'
+    assert not list(second.parameters())
+    observed = {}
+    first(*features, None, observed)
+    second(*features, None, {}, observed)
+    assert second.loss.seen['student'][0] is observed['b']
+    assert second.loss.seen['raw_student'][0] is features[0]['b']
+
+
+def test_sharing_from_a_term_that_shares_goes_to_the_source(make):
+    first = make(dict(loss=dict(type=Gap), on=['a', 'b'], connector=CONV), 'loss_first')
+    second = make(
+        dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), 'loss_second', others={'loss_first': first}
+    )
+    both = {'loss_first': first, 'loss_second': second}
+    assert make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_second'), others=both).shares == 'loss_first'
+
+
+def test_sharing_what_is_not_there_raises(make):
+    first = make(dict(loss=dict(type=Gap), on=['a'], connector=CONV), 'loss_first')
+    with pytest.raises(KeyError, match=r"connector='loss_late' names no term before this one .*'loss_first'"):
+        make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_late'), others={'loss_first': first})
+    with pytest.raises(ValueError, match="'loss_first', which has none from student tap 'b' to teacher tap 'b'"):
+        make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), others={'loss_first': first})

@@ -1,5 +1,6 @@
 """Pure tensor functions: they need torch and nothing else."""
 
+from .features import activation_boundary, attention_map, bn_margin, margin_relu, partial_l2
 from .lipschitz import (
     layer_norms,
     lipschitz_gap,
@@ -10,14 +11,23 @@ from .lipschitz import (
     transmitting_norm,
     transmitting_norms,
 )
-from .logits import binary_kd_divergence, kd_divergence
+from .logits import binary_kd_divergence, decoupled_kd, kd_divergence
+from .relations import pairwise_angles, pairwise_distances
 
 __all__ = [
+    'activation_boundary',
+    'attention_map',
     'binary_kd_divergence',
+    'bn_margin',
+    'decoupled_kd',
     'kd_divergence',
     'layer_norms',
     'lipschitz_gap',
     'local_lipschitz',
+    'margin_relu',
+    'pairwise_angles',
+    'pairwise_distances',
+    'partial_l2',
     'product_bound',
     'spectral_norm',
     'transmitting_matrix',

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import binary_kd_divergence, kd_divergence
+from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
 from ..registry import MODELS
 
 _ACTIVATIONS = ('softmax', 'sigmoid')
@@ -90,5 +90,78 @@ class KDLoss(nn.Module):
     def _valid(self, z: Tensor, data_samples: list | None) -> Tensor | None:
         if z.dim() != 4 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
             return None
-        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
-        return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1) != self.ignore_index
+        return resized_labels(z, data_samples) != self.ignore_index
+
+
+def resized_labels(z: Tensor, data_samples: list) -> Tensor:
+    """The segmentation labels ``(N, H, W)`` at the size of logits (N, C, H, W), by nearest neighbour."""
+    labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
+    return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1).long()
+
+
+@MODELS.register_module()
+class DKDLoss(nn.Module):
+    r"""Decoupled divergence of softened class scores, averaged over samples and positions.
+
+    .. math:: L = \alpha\,\mathrm{TCKD} + \beta\,\mathrm{NCKD}
+
+    with the parts of :func:`~lckd_mm.functional.decoupled_kd`; ``alpha = 1`` and ``beta`` equal to the teacher's doubt
+    :math:`1 - p^T_y` would be :class:`KDLoss`. For classification and segmentation: the positions of a detection head
+    have no labels outside the head's own assignment, so that the target class is not known, and it is refused.
+
+    Args:
+        tau: temperature. alpha, beta: of the target class against the rest, and among the rest.
+        ignore_index: of segmentation labels.
+    Shapes:
+        student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
+    Returns:
+        A scalar, in nats times tau squared.
+    Raises:
+        ValueError: shapes that differ, temperature not above 0, negative weights, a head of sigmoids or of a detector,
+            samples without a label of one class.
+    Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 7. Deviation: none for (N, C); the mean
+        over positions is an extension. The authors also raise the weight linearly over the first epochs:
+        LossWeightHook(schedule='linear').
+    """
+
+    def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f'DKDLoss: temperature tau must be above 0, got {tau}')
+        if min(alpha, beta) < 0:
+            raise ValueError(f'DKDLoss: alpha and beta must be 0 or above, got {alpha} and {beta}')
+        self.tau, self.alpha, self.beta, self.ignore_index = tau, alpha, beta, ignore_index
+
+    def adapt(self, head: nn.Module | None) -> None:
+        """Refuse heads whose scores have no softmax over classes with one label."""
+        name = type(head).__name__
+        if getattr(getattr(head, 'loss_decode', None), 'use_sigmoid', False):
+            raise ValueError(f'DKDLoss: {name} has a sigmoid for each class, and no target class; use KDLoss')
+        if hasattr(head, 'use_sigmoid_cls') or hasattr(head, 'cls_out_channels'):
+            raise ValueError(
+                f'DKDLoss: the positions of the detection head {name} have labels only inside its own assignment, so '
+                'that the target class is not known; use KDLoss'
+            )
+
+    def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
+        if not isinstance(student, Tensor):
+            raise ValueError("DKDLoss: takes one tap, as in on='logits', got a list")
+        target = self._target(student, data_samples)
+        valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
+        # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+        student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
+        of_target, among = decoupled_kd(student, teacher, torch.where(valid, target, 0), self.tau)
+        value = (self.alpha * of_target + self.beta * among) * valid
+        return value.sum() / valid.sum().clamp(min=1)
+
+    def _target(self, z: Tensor, data_samples: list | None) -> Tensor:
+        if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
+            return resized_labels(z, data_samples)
+        if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
+            labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
+            if labels.shape == (len(z), 1):
+                return labels.flatten()
+        raise ValueError(
+            'DKDLoss: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
+            'or many labels a sample have no target class'
+        )

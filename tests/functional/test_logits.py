@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lckd_mm.functional import binary_kd_divergence, kd_divergence
+from lckd_mm.functional import binary_kd_divergence, decoupled_kd, kd_divergence
 
 DOUBLE = torch.float64
 FUNCTIONS = [kd_divergence, binary_kd_divergence]
@@ -96,3 +96,46 @@ def test_gradient_is_tau_times_the_gap_of_probabilities(function, squash):
 def test_shapes_that_differ_raise(function):
     with pytest.raises(ValueError, match=r'student \(2, 3\) and teacher \(2, 4\) differ in shape'):
         function(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+# ---- decoupled_kd
+
+
+def test_decoupled_parts_by_hand():
+    # Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4), target 0.
+    teacher, student = (torch.tensor([p]).double().log() for p in ([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]))
+    of_target, among = decoupled_kd(student, teacher, torch.tensor([0]))
+    assert of_target.item() == pytest.approx(0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75))
+    assert among.item() == pytest.approx(0.5 * math.log(0.5 / (2 / 3)) + 0.5 * math.log(0.5 / (1 / 3)))
+
+
+@pytest.mark.parametrize('shape', [(4, 5), (2, 5, 3, 3)])
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+def test_decoupled_parts_add_up_to_kd(shape, tau):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(shape).double(), torch.randn(shape).double()
+    target = torch.randint(5, (shape[0], *shape[2:]))
+    of_target, among = decoupled_kd(student, teacher, target, tau)
+    doubt = 1 - (teacher / tau).softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(of_target + doubt * among, kd_divergence(student, teacher, tau))
+
+
+def test_decoupled_parts_stay_finite_for_a_sure_teacher():
+    teacher = torch.tensor([[200.0, 0.0, -200.0]])
+    student = torch.tensor([[-200.0, 0.0, 200.0]], requires_grad=True)
+    parts = decoupled_kd(student, teacher, torch.tensor([0]))
+    sum(parts).sum().backward()
+    assert all(torch.isfinite(p).all() for p in parts)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_decoupled_gradcheck():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.randn(3, 4).double()
+    target = torch.tensor([0, 3, 1])
+    assert torch.autograd.gradcheck(lambda s: decoupled_kd(s, teacher, target, 2.0), student)
+
+
+def test_one_class_has_nothing_beside_the_target():
+    with pytest.raises(ValueError, match='at least two classes'):
+        decoupled_kd(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2).long())

@@ -1,5 +1,6 @@
 import copy
 import math
+import types
 from itertools import pairwise
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
 
-from lckd_mm.functional import binary_kd_divergence, kd_divergence
+from lckd_mm.functional import binary_kd_divergence, decoupled_kd, kd_divergence
 from lckd_mm.hosts import build_model, owner_head
-from lckd_mm.losses import KDLoss
+from lckd_mm.losses import DKDLoss, KDLoss
 
 DOUBLE = torch.float64
 
@@ -208,3 +209,70 @@ def test_bad_shapes_raise(student, teacher, says):
 def test_levels_that_differ_in_number_raise():
     with pytest.raises(ValueError, match='2 student logits, but 1 teacher logits'):
         KDLoss()([torch.zeros(1, 2)] * 2, [torch.zeros(1, 2)])
+
+
+# ---- DKDLoss
+
+
+def labelled(labels):
+    from mmpretrain.structures import DataSample
+
+    return [DataSample().set_gt_label(y) for y in labels]
+
+
+def segmented(labels):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    return [SegDataSample(gt_sem_seg=PixelData(data=y[None])) for y in labels]
+
+
+def test_dkd_equals_its_two_parts():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 5).double(), torch.randn(4, 5).double()
+    of_target, among = decoupled_kd(student, teacher, torch.tensor([0, 4, 2, 2]), 4.0)
+    loss = DKDLoss(tau=4.0, alpha=0.5, beta=3.0)(student, teacher, labelled([0, 4, 2, 2]))
+    torch.testing.assert_close(loss, (0.5 * of_target + 3 * among).mean())
+
+
+def test_dkd_leaves_ignored_pixels_out():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 3, 2, 2).double(), torch.randn(1, 3, 2, 2).double()
+    labels = torch.tensor([[[0, 255], [2, 1]]])
+    teacher[0, 0, 0, 1] = torch.inf
+    student.requires_grad_()
+    loss = DKDLoss()(student, teacher, segmented(labels))
+    loss.backward()
+    kept = [(0, 0, 0), (1, 0, 2), (1, 1, 1)]
+    parts = [decoupled_kd(student[:, :, i, j], teacher[:, :, i, j], torch.tensor([y]), 4.0) for i, j, y in kept]
+    torch.testing.assert_close(loss, sum(t + 8 * n for t, n in parts)[0] / 3)
+    assert torch.isfinite(student.grad).all()
+    assert not student.grad[0, :, 0, 1].any()
+
+
+@pytest.mark.parametrize('samples', [None, [], 'soft'])
+def test_dkd_without_one_label_a_sample_raises(samples):
+    if samples == 'soft':
+        from mmpretrain.structures import DataSample
+
+        samples = [DataSample().set_gt_score(torch.tensor([0.5, 0.5])) for _ in range(2)]
+    with pytest.raises(ValueError, match='needs one label a sample'):
+        DKDLoss()(torch.zeros(2, 2), torch.zeros(2, 2), samples)
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'says'),
+    [
+        (dict(loss_decode=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid for each class'),
+        (dict(use_sigmoid_cls=False, cls_out_channels=4), 'the positions of the detection head'),
+    ],
+)
+def test_dkd_refuses_heads_without_a_target_class(attributes, says):
+    with pytest.raises(ValueError, match=says):
+        DKDLoss().adapt(types.SimpleNamespace(**attributes))
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [(dict(tau=0), 'temperature'), (dict(beta=-1), 'alpha and beta')])
+def test_dkd_arguments_are_checked(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        DKDLoss(**arguments)

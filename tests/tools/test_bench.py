@@ -103,6 +103,25 @@ def test_the_step_bench_takes_a_step_apart(tmp_path):
     assert 'of student + teacher' in text
 
 
+def test_methods_train_resume_and_are_compared(tmp_path):
+    quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
+             'param_scheduler.0.T_max=1', 'default_hooks.checkpoint.interval=1')  # fmt: skip
+    command = (BENCH / 'methods.py', '--seeds', 1, '--methods', 'alone', 'lckd-ofd-kd', '--work-dir', tmp_path)
+    text = run(*command, '--cfg-options', *quick)
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert list(results) == ['teacher', 'alone', 'lckd-ofd-kd']
+    parts = results['lckd-ofd-kd']['0']
+    assert set(parts) == {'accuracy', 'share kd', 'share lipschitz', 'share ofd'}
+    assert all(0 < parts[k] < 1 for k in parts if k != 'accuracy')
+    assert '| OFD + KD + Lipschitz, log | ' in text
+    assert (tmp_path / 'methods.png').stat().st_size > 5000
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob('seed0/*/train.log')}
+    assert len(logs) == 3
+    # A second run has nothing to train.
+    assert run(*command, '--cfg-options', *quick).startswith('| 1 seeds')
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
 def test_the_step_bench_refuses_a_plain_config():
     out = subprocess.run(
         [sys.executable, '-W', 'ignore', str(BENCH / 'step.py'), 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'],

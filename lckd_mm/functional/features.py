@@ -1,0 +1,99 @@
+"""Comparisons of feature maps."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Partial squared distance, elementwise: where both are negative enough, a ReLU makes them equal anyway.
+
+    .. math:: d = (s - t)^2 \; [s > t \ \text{or}\ t > 0]
+
+    Args:
+        student: ``(B, C, H, W)``, connected. teacher: the same shape, after the margin ReLU (:func:`margin_relu`).
+    Returns:
+        The same shape, in squared units.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3. Deviation: none.
+    """
+    _same_shape('partial L2', student, teacher)
+    return (student - teacher).square() * ((student > teacher) | (teacher > 0))
+
+
+def margin_relu(x: Tensor, margin: Tensor) -> Tensor:
+    r"""``max(x, m)`` with a margin below zero for each channel.
+
+    Args:
+        x: ``(B, C, ...)``. margin: ``(C,)``.
+    Source: OFD, eq. 1. Deviation: none.
+    """
+    return torch.maximum(x, margin.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype))
+
+
+def bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    r"""Margin of each channel of a BatchNorm's output: its mean where it is negative, if it is normal.
+
+    .. math:: m = E[x \mid x < 0] = \mu - s\,\frac{\varphi(\mu / s)}{\Phi(-\mu / s)}, \qquad \mu = \beta,\ s = |\gamma|
+
+    and :math:`-3 s` where :math:`\Phi(-\mu / s) \le 0.001`, that is where next to nothing is negative.
+
+    Args:
+        weight: :math:`\gamma`, ``(C,)``. bias: :math:`\beta`, ``(C,)``.
+    Returns:
+        ``(C,)``, in the type of ``weight``; computed in float64. A channel with weight 0 is constant: its margin is its
+        own value where that is negative, and 0 else.
+    Source: OFD, eq. 4, and the authors' code for the second case. Deviation: in closed form for all channels at once.
+    """
+    mean, std = bias.double(), weight.double().abs()
+    z = mean / torch.where(std == 0, 1, std)
+    tail = torch.special.ndtr(-z)
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    margin = torch.where(tail > 0.001, mean - std * density / tail.clamp(min=1e-300), -3 * std)
+    return torch.where(std == 0, mean.clamp(max=0), margin).to(weight.dtype)
+
+
+def attention_map(x: Tensor) -> Tensor:
+    r"""Spatial attention: the mean over channels of squares, flattened and of unit length.
+
+    .. math:: a = \mathrm{vec}\!\left(\tfrac1C \sum_c x_c^2\right), \qquad a / \lVert a \rVert_2
+
+    Args:
+        x: ``(B, C, H, W)``.
+    Returns:
+        ``(B, HW)``; zeros for a zero map.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention (AT), ICLR 2017, p = 2. Deviation: none.
+    """
+    if x.dim() != 4:
+        raise ValueError(f'attention map: expected (B, C, H, W), got shape {tuple(x.shape)}')
+    return F.normalize(x.square().mean(1).flatten(1), dim=1)
+
+
+def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    r"""Squared hinge on the signs of the features before a ReLU, elementwise.
+
+    .. math:: [t > 0]\,\max(0, \mu - s)^2 + [t \le 0]\,\max(0, \mu + s)^2
+
+    Args:
+        student: ``(B, C, H, W)``, connected, before the ReLU. teacher: the same shape. margin: :math:`\mu`, in their
+            units.
+    Returns:
+        The same shape, in squared units.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Heo et al., Knowledge Transfer via Distillation of Activation Boundaries (AB), AAAI 2019, eq. 5.
+    Deviation: none.
+    """
+    _same_shape('activation boundary', student, teacher)
+    return F.relu(margin - torch.where(teacher > 0, student, -student)).square()
+
+
+def _same_shape(who: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'{who}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a connector '
+            "maps the student's channels (connector=dict(type='lckd_mm.ConvBN')) and resizes (lckd_mm.MatchSize)"
+        )

@@ -1,0 +1,192 @@
+"""Distillation of feature maps."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import activation_boundary, attention_map, partial_l2, transmitting_matrix
+from ..registry import MODELS
+
+
+def depth_weights(count: int) -> list[float]:
+    """The weights of OFD and LONDON for layers, or pairs of layers: each twice the one before it, the last one 1."""
+    return [2.0 ** -(count - 1 - i) for i in range(count)]
+
+
+def weighted_layers(
+    who: str,
+    student: Sequence[Tensor] | Tensor,
+    teacher: Sequence[Tensor] | Tensor,
+    weights: Sequence[float] | None,
+    compare: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Sum over layers of weight times ``compare``; without weights, the mean. A single tensor is one layer."""
+    student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
+    if len(student) != len(teacher):
+        raise ValueError(f'{who}: {len(student)} student taps, but {len(teacher)} teacher taps')
+    if weights is None:
+        weights = [1 / len(student)] * len(student)
+    if len(weights) != len(student):
+        raise ValueError(f'{who}: {len(weights)} layer_weights for {len(student)} layers')
+    return sum(w * compare(s, t) for w, s, t in zip(weights, student, teacher))
+
+
+@MODELS.register_module()
+class OFDLoss(nn.Module):
+    r"""Partial squared distance of features before a ReLU.
+
+    .. math:: L = \sum_{i=0}^{n-1} w_i \frac1B \sum_{b, c, h, w} d(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
+
+    with d of :func:`~lckd_mm.functional.partial_l2`. The student's features come through
+    :class:`~lckd_mm.connectors.ConvBN`, the teacher's through :class:`~lckd_mm.connectors.MarginReLU`.
+
+    Args:
+        layer_weights: :math:`w_i`; the authors' segmentation recipe divides by 8, 4, 2, 1, 1 and 16.
+    Shapes:
+        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one.
+    Returns:
+        A scalar, in squared units; the authors' weight is 1e-3 on CIFAR, 1e-4 on ImageNet, 1e-5 on VOC.
+    Raises:
+        ValueError: shapes that differ; a count of taps or weights that does not fit.
+    Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3, and the authors'
+        code for the weights. Deviation: none.
+    """
+
+    def __init__(self, layer_weights: Sequence[float] | None = None):
+        super().__init__()
+        self.layer_weights = layer_weights
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        count = 1 if isinstance(student, Tensor) else len(student)
+        weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
+        return weighted_layers(
+            'OFDLoss', student, teacher, weights, lambda s, t: partial_l2(s, t).flatten(1).sum(1).mean()
+        )
+
+
+@MODELS.register_module()
+class FitNetsLoss(nn.Module):
+    r"""Mean squared distance of features, the hint of FitNets; averaged over layers.
+
+    .. math:: L = \frac1n \sum_i \mathrm{mean}\,(s_i - t_i)^2
+
+    Shapes:
+        student, teacher: tensors of the same shapes, a list or one; a connector maps the student's.
+    Returns:
+        A scalar, in squared units.
+    Raises:
+        ValueError: shapes that differ.
+    Source: Romero et al., FitNets, ICLR 2015, eq. 3. Deviation: the mean in place of half the sum; trained together
+        with the task, not in a stage before it.
+    """
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        return weighted_layers('FitNetsLoss', student, teacher, None, _mean_squared_distance)
+
+
+def _mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'FitNetsLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a '
+            "connector maps the student's channels (connector=dict(type='lckd_mm.ConvBN'))"
+        )
+    return F.mse_loss(student, teacher)
+
+
+@MODELS.register_module()
+class ATLoss(nn.Module):
+    r"""Squared distance of attention maps (:func:`~lckd_mm.functional.attention_map`), averaged over layers.
+
+    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b, hw} (a(s_i) - a(t_i))^2
+
+    Shapes:
+        student, teacher: maps (B, C, H_i, W_i), a list or one; channels may differ, sizes may not.
+    Returns:
+        A scalar, without unit; small, so that a weight of 1000 is usual.
+    Raises:
+        ValueError: sizes that differ.
+    Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017. Deviation: the squared distance, averaged, is
+        that of the authors' code; their eq. 2 has the norm itself.
+    """
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        return weighted_layers('ATLoss', student, teacher, None, self._distance)
+
+    @staticmethod
+    def _distance(student: Tensor, teacher: Tensor) -> Tensor:
+        if student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(
+                f'ATLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in size; resize one '
+                "of them (connector=dict(type='lckd_mm.MatchSize'))"
+            )
+        return F.mse_loss(attention_map(student), attention_map(teacher))
+
+
+@MODELS.register_module()
+class FSPLoss(nn.Module):
+    r"""Mean squared gap of the FSP matrices of consecutive maps, averaged over the pairs.
+
+    .. math:: L = \frac{1}{n-1} \sum_i \mathrm{mean}\,(G^S_i - G^T_i)^2
+
+    with G the :func:`~lckd_mm.functional.transmitting_matrix` of maps i and i+1.
+
+    Shapes:
+        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, of the same channels (or connected).
+    Returns:
+        A scalar, in units of features to the fourth power.
+    Raises:
+        ValueError: fewer than two taps, counts or channels that differ.
+    Source: Yim et al., A Gift from Knowledge Distillation, CVPR 2017, eq. 1-2. Deviation: maps of two sizes are pooled
+        to the smaller by average (the paper takes pairs of one size); trained together with the task.
+    """
+
+    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        if isinstance(student, Tensor) or len(student) < 2:
+            raise ValueError('FSPLoss: needs at least two taps of each net, in order of depth')
+        if len(student) != len(teacher):
+            raise ValueError(f'FSPLoss: {len(student)} student taps, but {len(teacher)} teacher taps')
+        total = 0.0
+        for s, t in zip(pairwise(student), pairwise(teacher)):
+            ours, theirs = transmitting_matrix(*s), transmitting_matrix(*t)
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f'FSPLoss: the FSP matrices have {tuple(ours.shape[1:])} and {tuple(theirs.shape[1:])} channels; a '
+                    "connector maps the student's (connector=dict(type='lckd_mm.ConvBN'))"
+                )
+            total = total + F.mse_loss(ours, theirs)
+        return total / (len(student) - 1)
+
+
+@MODELS.register_module()
+class ABLoss(nn.Module):
+    r"""Hinge on the activation boundaries of features before a ReLU.
+
+    .. math:: L = \sum_i w_i \frac1B \sum_{b, c, h, w} a(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
+
+    with a of :func:`~lckd_mm.functional.activation_boundary`.
+
+    Args:
+        margin: of the hinge, in the features' units. layer_weights: :math:`w_i`.
+    Shapes, result and what it raises: as :class:`OFDLoss`.
+    Source: Heo et al., Activation Boundaries (AB), AAAI 2019, eq. 5; the layers' weights are OFD's.
+        Deviation: trained together with the task, not in a stage before it.
+    """
+
+    def __init__(self, margin: float = 1.0, layer_weights: Sequence[float] | None = None):
+        super().__init__()
+        if not margin > 0:
+            raise ValueError(f'ABLoss: margin must be above 0, got {margin}')
+        self.margin, self.layer_weights = margin, layer_weights
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        count = 1 if isinstance(student, Tensor) else len(student)
+        weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
+        return weighted_layers(
+            'ABLoss',
+            student,
+            teacher,
+            weights,
+            lambda s, t: activation_boundary(s, t, self.margin).flatten(1).sum(1).mean(),
+        )

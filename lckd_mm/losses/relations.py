@@ -1,0 +1,49 @@
+"""Distillation of the relations between samples."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import pairwise_angles, pairwise_distances
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class RKDLoss(nn.Module):
+    r"""Huber distance of the relations of the samples of a batch, by distance and by angle.
+
+    .. math:: L = w_d \, \mathrm{mean}\, l_1(d^S, d^T) + w_a \, \mathrm{mean}\, l_1(\psi^S, \psi^T)
+
+    with :func:`~lckd_mm.functional.pairwise_distances`, :func:`~lckd_mm.functional.pairwise_angles`, and l_1 the
+    smooth L1 distance. The nets' features may have any shapes of their own: only relations are compared.
+
+    Args:
+        distance_weight: :math:`w_d`. angle_weight: :math:`w_a`; 0 leaves the angles out, whose cost grows with B^3.
+    Shapes:
+        student: (B, ...). teacher: (B, ...), another shape if need be; B at least 2 (3 for angles), else the loss is 0.
+    Returns:
+        A scalar, without unit.
+    Raises:
+        ValueError: a negative weight, both weights 0, several taps.
+    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: none. Ranks compare
+        their own samples only.
+    """
+
+    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0):
+        super().__init__()
+        if min(distance_weight, angle_weight) < 0 or max(distance_weight, angle_weight) == 0:
+            raise ValueError(
+                'RKDLoss: distance_weight and angle_weight must be 0 or above, and one of them above 0, got '
+                f'{distance_weight} and {angle_weight}'
+            )
+        self.distance_weight, self.angle_weight = distance_weight, angle_weight
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if not isinstance(student, Tensor):
+            raise ValueError("RKDLoss: takes one tap, as in on='embedding', got a list")
+        loss = student.new_zeros(())
+        if self.distance_weight:
+            gap = F.smooth_l1_loss(pairwise_distances(student), pairwise_distances(teacher))
+            loss = loss + self.distance_weight * gap
+        if self.angle_weight:
+            loss = loss + self.angle_weight * F.smooth_l1_loss(pairwise_angles(student), pairwise_angles(teacher))
+        return loss

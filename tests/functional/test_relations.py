@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from lckd_mm.functional import pairwise_angles, pairwise_distances
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_distances_by_hand():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]], dtype=DOUBLE)
+    # 5, 8 and 5, each twice; their mean is 6.
+    expected = torch.tensor([[0, 5, 8], [5, 0, 5], [8, 5, 0]], dtype=DOUBLE) / 6
+    torch.testing.assert_close(pairwise_distances(x), expected)
+
+
+def test_distances_have_mean_one_and_no_scale():
+    x = torch.randn(6, 3, 4, dtype=DOUBLE)
+    d = pairwise_distances(x)
+    assert d.sum().item() / 30 == pytest.approx(1)
+    torch.testing.assert_close(pairwise_distances(5 * x + 0), d)
+    torch.testing.assert_close(
+        d, torch.cdist(x.flatten(1), x.flatten(1)) / torch.cdist(x.flatten(1), x.flatten(1)).sum() * 30
+    )
+
+
+def test_samples_that_coincide_have_no_distance_and_no_gradient():
+    x = torch.ones(3, 4, requires_grad=True)
+    d = pairwise_distances(x)
+    d.sum().backward()
+    assert torch.equal(d, torch.zeros(3, 3))
+    assert torch.equal(x.grad, torch.zeros(3, 4))
+
+
+def test_distances_gradcheck():
+    assert torch.autograd.gradcheck(pairwise_distances, torch.randn(4, 3, dtype=DOUBLE, requires_grad=True))
+
+
+def test_angles_by_hand():
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=DOUBLE)
+    angles = pairwise_angles(x)
+    assert angles[0, 1, 2].item() == pytest.approx(0)  # a right angle at the first
+    assert angles[1, 0, 2].item() == pytest.approx(1 / math.sqrt(5))
+    assert angles[2, 0, 1].item() == pytest.approx(2 / math.sqrt(5))
+    assert angles[0, 1, 1].item() == pytest.approx(1)
+    assert angles[0, 0, 1].item() == 0
+
+
+def test_angles_are_those_of_triangles():
+    # The three angles of any triangle add up to half a turn.
+    angles = pairwise_angles(torch.randn(3, 5, dtype=DOUBLE)).clamp(-1, 1).arccos()
+    assert (angles[0, 1, 2] + angles[1, 0, 2] + angles[2, 0, 1]).item() == pytest.approx(math.pi)
+
+
+def test_angles_gradcheck():
+    assert torch.autograd.gradcheck(pairwise_angles, torch.randn(3, 2, dtype=DOUBLE, requires_grad=True))

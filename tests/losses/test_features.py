@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from lckd_mm.functional import activation_boundary, attention_map, partial_l2, transmitting_matrix
+from lckd_mm.losses import ABLoss, ATLoss, FitNetsLoss, FSPLoss, OFDLoss
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def maps(n=3, batch=2, widths=(3, 4, 5)):
+    return [torch.randn(batch, widths[i], 2 ** (3 - i), 2 ** (3 - i), dtype=torch.float64) for i in range(n)]
+
+
+def total(x):
+    """Sum over elements, mean over the batch."""
+    return x.sum() / len(x)
+
+
+def test_ofd_is_the_published_sum():
+    student, teacher = maps(), maps()
+    expected = sum(w * total(partial_l2(s, t)) for w, s, t in zip((0.25, 0.5, 1.0), student, teacher))
+    torch.testing.assert_close(OFDLoss()(student, teacher), expected)
+
+
+def test_ofd_by_hand():
+    student = [torch.full((1, 1, 1, 2), 3.0), torch.full((1, 1, 1, 1), -5.0)]
+    teacher = [torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 1), -1.0)]
+    # Twice 2^2 at half the weight; the second layer's student is below a teacher that the ReLU cuts.
+    assert OFDLoss()(student, teacher).item() == 4.0
+    assert OFDLoss(layer_weights=[2, 1])(student, teacher).item() == 16.0
+    assert OFDLoss()(student[0], teacher[0]).item() == 8.0
+
+
+def test_fitnets_is_the_mean_over_layers_of_mean_squares():
+    student, teacher = maps(), maps()
+    expected = sum((s - t).square().mean() for s, t in zip(student, teacher)) / 3
+    torch.testing.assert_close(FitNetsLoss()(student, teacher), expected)
+    assert FitNetsLoss()(torch.ones(2, 3), torch.full((2, 3), 3.0)).item() == 4.0
+
+
+def test_at_equals_its_maps_and_takes_other_widths():
+    student, teacher = maps(), maps(widths=(6, 7, 8))
+    expected = sum((attention_map(s) - attention_map(t)).square().mean() for s, t in zip(student, teacher)) / 3
+    torch.testing.assert_close(ATLoss()(student, teacher), expected)
+
+
+def test_fsp_equals_its_matrices():
+    student, teacher = maps(), maps()
+    expected = sum(
+        (transmitting_matrix(*student[i : i + 2]) - transmitting_matrix(*teacher[i : i + 2])).square().mean()
+        for i in range(2)
+    )
+    torch.testing.assert_close(FSPLoss()(student, teacher), expected / 2)
+
+
+def test_ab_is_the_weighted_sum_of_hinges():
+    student, teacher = maps(), maps()
+    expected = sum(w * total(activation_boundary(s, t, 2.0)) for w, s, t in zip((0.25, 0.5, 1.0), student, teacher))
+    torch.testing.assert_close(ABLoss(margin=2.0)(student, teacher), expected)
+
+
+@pytest.mark.parametrize('loss', [OFDLoss(), FitNetsLoss(), ATLoss(), FSPLoss()], ids=lambda x: type(x).__name__)
+def test_a_net_that_equals_its_teacher_has_no_loss(loss):
+    both = [x.abs() for x in maps()]
+    assert loss(both, both).item() == 0
+
+
+@pytest.mark.parametrize(
+    'loss', [OFDLoss(), FitNetsLoss(), ATLoss(), FSPLoss(), ABLoss()], ids=lambda x: type(x).__name__
+)
+def test_a_step_against_the_gradient_lowers_the_loss(loss):
+    student, teacher = [x.requires_grad_() for x in maps()], maps()
+    before = loss(student, teacher)
+    gradients = torch.autograd.grad(before, student)
+    assert all(g.any() for g in gradients)
+    moved = [x - 1e-4 * g for x, g in zip(student, gradients)]
+    assert loss(moved, teacher) < before
+
+
+@pytest.mark.parametrize(
+    ('loss', 'student', 'teacher', 'says'),
+    [
+        (OFDLoss(), maps(3), maps(2), 'OFDLoss: 3 student taps, but 2 teacher taps'),
+        (OFDLoss([1.0]), maps(2), maps(2), 'OFDLoss: 1 layer_weights for 2 layers'),
+        (OFDLoss(), maps(1), maps(1, widths=(9,)), 'partial L2: student .* differ in shape; a connector'),
+        (ABLoss(), maps(1), maps(1, widths=(9,)), 'activation boundary: student .* differ in shape'),
+        (FitNetsLoss(), maps(1), maps(1, widths=(9,)), 'FitNetsLoss: student .* differ in shape'),
+        (ATLoss(), maps(1), [x[..., :2] for x in maps(1)], 'ATLoss: student .* differ in size; resize'),
+        (FSPLoss(), maps(1), maps(1), 'FSPLoss: needs at least two taps'),
+        (FSPLoss(), maps(2), maps(3), 'FSPLoss: 2 student taps, but 3 teacher taps'),
+        (FSPLoss(), maps(2), maps(2, widths=(3, 9)), r'FSP matrices have \(3, 4\) and \(3, 9\) channels'),
+    ],
+)
+def test_what_does_not_fit_raises(loss, student, teacher, says):
+    with pytest.raises(ValueError, match=says):
+        loss(student, teacher)
+
+
+def test_a_margin_that_is_not_above_zero_raises():
+    with pytest.raises(ValueError, match='ABLoss: margin must be above 0, got 0'):
+        ABLoss(margin=0)

@@ -1,0 +1,167 @@
+"""Every method in a real Runner, on every host where it makes sense; else it is refused with a sentence."""
+
+import math
+
+import pytest
+import torch
+from mmengine.config import Config
+from run_helpers import (
+    HOOK,
+    HOSTS,
+    STAGES,
+    classifier,
+    config,
+    distiller,
+    run,
+    scalars,
+    scenes,
+    teacher_file,
+)  # fmt: skip
+
+from lckd_mm.functional import bn_margin
+from lckd_mm.hosts import build_model
+
+CONNECTED = dict(connector=dict(type='lckd_mm.ConvBN'))
+STAGE_NAMES = list(STAGES)
+METHODS = {
+    'loss_ofd': dict(
+        loss=dict(type='lckd_mm.OFDLoss'), on=STAGE_NAMES, weight=1e-3,
+        teacher_connector=dict(type='lckd_mm.MarginReLU'), **CONNECTED,
+    ),
+    'loss_fitnets': dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='stage3', **CONNECTED),
+    'loss_at': dict(loss=dict(type='lckd_mm.ATLoss'), on=STAGE_NAMES, weight=1000.0),
+    'loss_fsp': dict(loss=dict(type='lckd_mm.FSPLoss'), on=STAGE_NAMES, **CONNECTED),
+    'loss_ab': dict(loss=dict(type='lckd_mm.ABLoss'), on=STAGE_NAMES, weight=1e-3, **CONNECTED),
+    'loss_rkd': dict(loss=dict(type='lckd_mm.RKDLoss'), on='stage4'),
+    'loss_dkd': dict(loss=dict(type='lckd_mm.DKDLoss'), on='logits'),
+}  # fmt: skip
+
+
+def distillation(host, teacher_file, **terms):
+    teacher, path = teacher_file(host)
+    model = distiller(host, HOSTS[host][0](4), teacher, path)
+    model['terms'] = terms
+    return model
+
+
+@pytest.mark.parametrize('host', HOSTS)
+@pytest.mark.parametrize('method', METHODS)
+def test_it_trains(host, method, scenes, teacher_file, tmp_path):
+    if (host, method) == ('mmdet', 'loss_dkd'):
+        pytest.skip('refused: test_dkd_on_a_detector_is_refused_before_training')
+    model = distillation(host, teacher_file, **{method: METHODS[method]})
+    cfg = config(host, scenes, tmp_path / 'run', model, iters=3)
+    cfg.default_hooks.distillation = HOOK
+    cfg.default_hooks.logger.interval = 1
+    cfg.train_dataloader.batch_size = 4  # two samples alone have one distance, and no angle
+    runner = run(cfg)
+    values = [entry[method] for entry in scalars(tmp_path / 'run') if method in entry]
+    assert len(values) == 3
+    assert all(math.isfinite(v) and v > 0 for v in values)
+    # Connectors are trained with the student.
+    torch.manual_seed(0)
+    fresh = build_model(Config(dict(model=model)).model, host)
+    for (name, a), (_, b) in zip(runner.model.terms.named_parameters(), fresh.terms.named_parameters(), strict=True):
+        assert not torch.equal(a, b), name
+
+
+def test_dkd_on_a_detector_is_refused_before_training(scenes, teacher_file, tmp_path):
+    model = distillation('mmdet', teacher_file, loss_dkd=METHODS['loss_dkd'])
+    with pytest.raises(ValueError, match='DKDLoss: the positions of the detection head RetinaHead have labels only'):
+        run(config('mmdet', scenes, tmp_path / 'run', model, iters=1))
+
+
+@pytest.mark.parametrize('method', ['loss_ofd', 'loss_fitnets', 'loss_fsp', 'loss_ab'])
+def test_other_widths_without_a_connector_are_refused_before_training(method, teacher_file, scope):
+    scope('mmpretrain')
+    term = {key: value for key, value in METHODS[method].items() if key != 'connector'}
+    with pytest.raises(ValueError, match=f'term {method!r}: .* does not take these features .*student'):
+        build_model(distillation('mmpretrain', teacher_file, **{method: term}), 'mmpretrain')
+
+
+def test_the_margin_is_that_of_the_loaded_teacher(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_ofd=METHODS['loss_ofd'])
+    model['terms']['loss_ofd']['weight'] = 0.0
+    torch.manual_seed(3)
+    _, path = teacher_file('mmpretrain')
+    file = torch.load(path)
+    for name in file['state_dict']:
+        if name.endswith(('bn2.weight', 'bn2.bias')):
+            file['state_dict'][name] = torch.randn_like(file['state_dict'][name])
+    torch.save(file, path)
+    runner = run(config('mmpretrain', scenes, tmp_path / 'run', model, iters=1))
+    margins = [connector.margin for connector in runner.model.terms['loss_ofd'].teacher_connectors]
+    for i, margin in enumerate(margins, 1):
+        weight, bias = (file['state_dict'][f'backbone.layer{i}.1.bn2.{key}'] for key in ('weight', 'bias'))
+        torch.testing.assert_close(margin, bn_margin(weight, bias))
+
+
+# ---- margins from data
+
+
+def group_normed(width):
+    model = classifier(width)
+    model['backbone']['norm_cfg'] = dict(type='GN', num_groups=2)
+    return model
+
+
+@pytest.fixture
+def without_batch_norm(teacher_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(HOSTS, 'mmpretrain', (group_normed, *HOSTS['mmpretrain'][1:]))
+
+    def model(margin, weight):
+        term = dict(METHODS['loss_ofd'], weight=weight, teacher_connector=dict(type='lckd_mm.MarginReLU', **margin))
+        return distillation('mmpretrain', teacher_file, loss_ofd=term)
+
+    return model
+
+
+def test_a_margin_from_batch_norm_is_refused_where_there_is_none(without_batch_norm, scope):
+    scope('mmpretrain')
+    with pytest.raises(ValueError, match=r"term 'loss_ofd', tap 'stage1': MarginReLU needs a BatchNorm .* GroupNorm"):
+        build_model(without_batch_norm({}, 1.0), 'mmpretrain')
+
+
+def test_a_margin_from_data_is_the_mean_negative_response(scenes, without_batch_norm, tmp_path):
+    model = without_batch_norm(dict(margin='data', batches=3), 1e-3)
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=2)
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type='CenterCrop', crop_size=48)  # the same images once more
+    cfg.default_hooks.distillation = HOOK
+    runner = run(cfg)
+    distilled = runner.model
+    loader = runner.build_dataloader(cfg.train_dataloader, seed=3)
+    responses = []
+    for _, batch in zip(range(3), loader):
+        data = distilled.data_preprocessor(batch, True)
+        responses.append(distilled.teacher(distilled.teacher_taps, STAGE_NAMES, data['inputs'], data['data_samples']))
+    for name, connector in zip(STAGE_NAMES, distilled.terms['loss_ofd'].teacher_connectors):
+        channels = torch.cat([r[name].transpose(0, 1).flatten(1) for r in responses], 1)
+        for channel, margin in zip(channels, connector.margin):
+            negative = channel[channel < 0]
+            assert margin.item() == pytest.approx(negative.mean().item() if len(negative) else 0.0, abs=1e-5)
+        assert connector.margin.any()
+    stored = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=False)['lckd_mm']['terms']
+    margin = distilled.terms['loss_ofd'].teacher_connectors[0].margin
+    assert torch.equal(stored['loss_ofd.teacher_connectors.0.margin'], margin)
+
+
+def test_estimating_margins_leaves_the_training_as_it_was(scenes, without_batch_norm, tmp_path):
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 0.0), iters=4)
+    cfg.default_hooks.distillation = HOOK
+    distilled = run(cfg).model.student.state_dict()
+    plain = run(config('mmpretrain', scenes, tmp_path / 'plain', group_normed(4), iters=4)).model.state_dict()
+    assert distilled.keys() == plain.keys()
+    assert all(torch.equal(distilled[key], plain[key]) for key in plain)
+
+
+def test_without_the_hook_a_margin_from_data_stops_at_the_first_iteration(scenes, without_batch_norm, tmp_path):
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
+    with pytest.raises(RuntimeError, match="tap 'stage1': MarginReLU needs training images before the first iteration"):
+        run(cfg)
+
+
+def test_a_margin_on_the_students_side_is_refused(teacher_file, scope):
+    scope('mmpretrain')
+    term = dict(METHODS['loss_ofd'], connector=dict(type='lckd_mm.MarginReLU'))
+    with pytest.raises(ValueError, match="term 'loss_ofd': MarginReLU looks at the teacher's layers"):
+        build_model(distillation('mmpretrain', teacher_file, loss_ofd=term), 'mmpretrain')
