@@ -1,0 +1,6 @@
+wrn28_4 = dict(
+    type='ImageClassifier',
+    backbone=dict(type='lckd_mm.WideResNet', depth=28, widen_factor=4),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=256, loss=dict(type='CrossEntropyLoss')),
+)

@@ -1,0 +1,6 @@
+# OFD's and LONDON's schedule: 200 epochs, a tenth of the learning rate after 100 and 150.
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True))
+param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[100, 150], gamma=0.1)]
+train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
+val_cfg = {}
+test_cfg = {}

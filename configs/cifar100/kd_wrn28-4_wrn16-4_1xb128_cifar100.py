@@ -1,0 +1,20 @@
+# Setting a, KD: wrn28-4 teaches wrn16-4. Temperature and weight are ours; the papers give none.
+_base_ = [
+    './wrn16-4_1xb128_cifar100.py',
+    '../_base_/models/wrn28-4_cifar100.py',
+    '../_base_/taps/wrn.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(
+        model=_base_.wrn28_4,
+        checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth',
+    ),
+    taps=_base_.wrn_taps,
+    terms=dict(
+        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+    ),
+)

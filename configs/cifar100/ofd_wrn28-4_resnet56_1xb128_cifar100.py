@@ -1,0 +1,29 @@
+# Setting d, OFD: wrn28-4 teaches resnet56, on batch statistics as the authors run it.
+_base_ = [
+    './resnet56_1xb128_cifar100.py',
+    '../_base_/models/wrn28-4_cifar100.py',
+    '../_base_/taps/wrn.py',
+    '../_base_/taps/cifar_resnet.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(
+        model=_base_.wrn28_4,
+        checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth',
+        bn='batch',
+    ),
+    student_taps=_base_.cifar_resnet_taps,
+    teacher_taps=_base_.wrn_taps,
+    terms=dict(
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'),
+            on=['stage1', 'stage2', 'stage3'],
+            connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+            weight=1e-3,
+        ),
+    ),
+)

@@ -1,0 +1,9 @@
+# Student of setting b alone: wrn28-2.
+_base_ = [
+    '../_base_/runtimes/mmpretrain.py',
+    '../_base_/datasets/cifar100_bs128.py',
+    '../_base_/schedules/cifar100_200e.py',
+    '../_base_/models/wrn28-2_cifar100.py',
+]
+
+model = _base_.wrn28_2

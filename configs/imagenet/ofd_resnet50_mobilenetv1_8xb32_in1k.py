@@ -1,0 +1,25 @@
+# OFD: resnet50, with torchvision's weights and on batch statistics, teaches mobilenetv1.
+_base_ = [
+    './mobilenetv1_8xb32_in1k.py',
+    '../_base_/models/resnet50_imagenet.py',
+    '../_base_/taps/resnet.py',
+    '../_base_/taps/mobilenetv1.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(model=_base_.resnet50, checkpoint='torchvision://resnet50', bn='batch'),
+    student_taps=_base_.mobilenetv1_taps,
+    teacher_taps=_base_.resnet_taps,
+    terms=dict(
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'),
+            on=['stage1', 'stage2', 'stage3', 'stage4'],
+            connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+            weight=1e-4,
+        ),
+    ),
+)
