@@ -77,7 +77,7 @@ SETS = {
         (512, 512),
         4,
         96,
-        {'decode_head.num_classes': 11, 'auxiliary_head.num_classes': 11, 'data_preprocessor.size': None},
+        {'decode_head.num_classes': 11, 'auxiliary_head.num_classes': 11, 'data_preprocessor.size': (96, 96)},
     ),
     'retinanet': ShapeSet(
         'RetinaNet R101 → R50, P3-P7, 2 x 800 x 1344',

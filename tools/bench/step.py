@@ -132,7 +132,8 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
         'teacher_whole': teacher_whole,
         **{f'teacher for {name}': teacher_for(term.teacher_names) for name, term in terms.items()},
         'distillation': lambda: step(distiller),
-        **{f'without {name}': without({name}) for name in terms},
+        # A term whose connectors another one shares cannot go alone.
+        **{f'without {n}': without({n}) for n in terms if all(t.shares != n for t in terms.values())},
     }
     connected = {name: _connectors(distiller, term, data) for name, term in terms.items() if len(term.connectors)}
     return sides | {f'connectors {name}': run for name, run in connected.items()}
@@ -175,7 +176,7 @@ def markdown(result: dict) -> str:
     if connectors:
         less = ms['distillation'] - connectors
         rows.append(('connectors, forward and backward', connectors, f'without them: {less / parts:.3f}'))
-    for name in result['terms']:
+    for name in (name for name in result['terms'] if f'without {name}' in ms):
         value = ms[f'without {name}']
         rows.append((f'distillation without {name}', value, f'the term takes {ms["distillation"] - value:.1f} ms'))
     lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']

@@ -1,0 +1,160 @@
+"""Every method on the digits, with equal budgets, over several seeds.
+
+    python tools/bench/methods.py [--seeds 5] [--jobs 2] [--work-dir work_dirs/digits]
+
+For each seed a teacher is trained, then the student alone and by each config of configs/digits. What is finished is
+kept and not run again. The end is a Markdown table (mean and deviation of the accuracy on the 899 scans of the second
+half, after the last epoch), the same figures as JSON, and a plot.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIX = '_wrn16-4_wrn10-1_1xb30_digits300.py'
+TEACHER, ALONE = 'wrn16-4_1xb30_digits.py', 'wrn10-1_1xb30_digits300.py'
+TITLES = {
+    'teacher': 'teacher (WRN16-4, 898 scans)',
+    'alone': 'student alone (WRN10-1, 300 scans)',
+    'kd': 'KD',
+    'dkd': 'DKD',
+    'fitnets': 'FitNets',
+    'at': 'AT',
+    'fsp': 'FSP',
+    'ab': 'AB',
+    'rkd': 'RKD',
+    'ofd': 'OFD',
+    'lckd-absolute': 'Lipschitz, absolute',
+    'lckd-relative': 'Lipschitz, relative',
+    'lckd-log': 'Lipschitz, log',
+    'lckd-kd': 'KD + Lipschitz, log',
+    'kd-ofd': 'KD + OFD',
+    'lckd-ofd': 'OFD + Lipschitz, log',
+    'lckd-ofd-kd': 'OFD + KD + Lipschitz, log',
+}
+
+
+def config_of(method: str) -> str:
+    name = {'teacher': TEACHER, 'alone': ALONE}.get(method, method + SUFFIX)
+    return f'configs/digits/{name}'
+
+
+def main(argv: list[str]) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=5, help='seeds 0 to this, exclusive')
+    p.add_argument('--first-seed', type=int, default=0)
+    p.add_argument('--methods', nargs='+', choices=TITLES, default=list(TITLES))
+    p.add_argument('--jobs', type=int, default=os.cpu_count() or 1, help='trainings at a time, a thread each')
+    p.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits'))
+    p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
+    args = p.parse_args(argv)
+    os.chdir(ROOT)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    methods = [m for m in TITLES if m in args.methods and m != 'teacher']
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # The teachers first; every distillation reads its own seed's.
+        list(pool.map(lambda seed: train('teacher', seed, args), seeds))
+        list(pool.map(lambda job: train(*job, args), [(m, s) for s in seeds for m in methods]))
+    results = {m: {s: result(m, s, args.work_dir) for s in seeds} for m in ['teacher', *methods]}
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    (args.work_dir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    table = markdown(results)
+    (args.work_dir / 'results.md').write_text(table + '\n')
+    print(table)
+    print(f'figures: {args.work_dir / "results.json"}; picture: {draw(results, args.work_dir / "methods.png")}')
+
+
+def train(method: str, seed: int, args: argparse.Namespace) -> None:
+    """One training, if it is not finished already."""
+    folder = args.work_dir / f'seed{seed}' / method
+    recipe = json.dumps([config_of(method), Path(config_of(method)).read_text(), args.cfg_options])
+    if (folder / 'recipe.json').exists() and (folder / 'recipe.json').read_text() == recipe:
+        return
+    options = [f'randomness.seed={seed}', *args.cfg_options]
+    if method not in ('teacher', 'alone'):
+        last = (args.work_dir / f'seed{seed}' / 'teacher' / 'last_checkpoint').read_text().strip()
+        options.append(f'model.teacher.checkpoint={last}')
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob('*/vis_data/scalars.json'):
+        old.unlink()  # of a run that was interrupted, or had another recipe
+    command = [sys.executable, '-W', 'ignore', 'tools/train.py', config_of(method), '--work-dir', str(folder)]
+    with open(folder / 'train.log', 'w') as log:
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+        done = subprocess.run([*command, '--cfg-options', *options], stdout=log, stderr=subprocess.STDOUT, env=env)
+    if done.returncode:
+        raise RuntimeError(f'{method}, seed {seed}: training failed; see {folder / "train.log"}')
+    (folder / 'recipe.json').write_text(recipe)
+    print(f'seed {seed}, {TITLES[method]}: {result(method, seed, args.work_dir)["accuracy"]:.2f} %', flush=True)
+
+
+def result(method: str, seed: int, work_dir: Path) -> dict[str, float]:
+    """The last validation's accuracy in percent, and each term's mean part of the loss."""
+    (file,) = (work_dir / f'seed{seed}' / method).glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    training = [e for e in entries if 'loss' in e]
+    terms = sorted({k for e in training for k in e if k.startswith('loss_') and k != 'loss_task'})
+    shares = {t: statistics.mean(e[t] / e['loss'] for e in training if e['loss'] > 0) for t in terms}
+    accuracy = [e['accuracy/top1'] for e in entries if 'accuracy/top1' in e][-1]
+    return dict(accuracy=accuracy, **{f'share {t.removeprefix("loss_")}': s for t, s in shares.items()})
+
+
+def accuracies(runs: dict) -> list[float]:
+    return [run['accuracy'] for run in runs.values()]
+
+
+def spread(values: list[float]) -> str:
+    return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{values[0]:.2f}'
+
+
+def markdown(results: dict) -> str:
+    count = len(next(iter(results.values())))
+    alone = results.get('alone')
+    lines = [f'| {count} seeds | accuracy, % | against alone | better in | part of the loss |', '|---|---|---|---|---|']
+    for method, runs in results.items():
+        gain = wins = ''
+        if alone and method not in ('alone', 'teacher'):
+            differences = [a - b for a, b in zip(accuracies(runs), accuracies(alone), strict=True)]
+            gain = f'{statistics.mean(differences):+.2f}'
+            wins = f'{sum(d > 0 for d in differences)} of {count}'
+        keys = [k for k in next(iter(runs.values())) if k.startswith('share ')]
+        parts = [f'{k.removeprefix("share ")} {statistics.mean(r[k] for r in runs.values()):.0%}' for k in keys]
+        lines.append(f'| {TITLES[method]} | {spread(accuracies(runs))} | {gain} | {wins} | {", ".join(parts)} |')
+    return '\n'.join(lines)
+
+
+def draw(results: dict, path: Path) -> Path:
+    """Every run as a dot, means as bars."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    shown = {m: accuracies(r) for m, r in results.items() if m != 'teacher'}
+    figure, axis = plt.subplots(figsize=(7, 0.36 * len(shown) + 1), layout='constrained')
+    for row, values in enumerate(shown.values()):
+        axis.plot(values, [row] * len(values), 'o', color='tab:blue', alpha=0.6, markersize=5)
+        axis.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color='black', linewidth=2)
+    if 'alone' in shown:
+        axis.axvline(statistics.mean(shown['alone']), color='grey', linestyle=':', linewidth=1)
+    axis.set_yticks(range(len(shown)), [TITLES[m] for m in shown])
+    axis.invert_yaxis()
+    axis.set_xlabel('accuracy on the second half of the scans, %; a dot a seed, a bar the mean')
+    axis.grid(axis='x', alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit('interrupted; run it again to go on')
+    except RuntimeError as error:
+        sys.exit(f'error: {error}')
