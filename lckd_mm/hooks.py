@@ -183,6 +183,58 @@ class LossWeightHook(Hook):
         return value * self.total if isinstance(value, float) and 0 < value < 1 else value
 
 
+@HOOKS.register_module()
+class ConnectorWarmupHook(Hook):
+    """Trains the connectors alone at first: the student's weights stand still, so that it is not pulled by random ones.
+
+    Until ``end`` the student's parameters are put back after every update, and what the optimizer remembers of them is
+    forgotten when the warm-up is over. BatchNorm's running statistics move, as in the authors' code; so do schedules.
+
+    Args:
+        end: of the warm-up, in units of ``by``; a float between 0 and 1 is a part of the whole training.
+        by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
+    Raises:
+        ValueError: an unknown unit, a warm-up that is not above 0, or terms without connectors to train.
+    Source: the first epoch of OFD's segmentation recipe (Heo et al., ICCV 2019, authors' code).
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, end: float = 1, by: str = 'epoch'):
+        if by not in ('iter', 'epoch'):
+            raise ValueError(f"ConnectorWarmupHook: by must be 'iter' or 'epoch', got {by!r}")
+        if not end > 0:
+            raise ValueError(f'ConnectorWarmupHook: end must be above 0, got {end}')
+        self.end, self.by = end, by
+        self._last = 0
+        self._before: list[tuple[torch.nn.Parameter, Tensor]] = []
+
+    def before_train(self, runner) -> None:
+        model = distiller_of(runner, 'ConnectorWarmupHook')
+        if not any(p.requires_grad for p in model.terms.parameters()):
+            raise ValueError(
+                'ConnectorWarmupHook: no term has connectors to train; give one connector=dict(type=...), or take the '
+                'hook away'
+            )
+        unit = 1 if self.by == 'iter' else epoch_length(runner)
+        part = isinstance(self.end, float) and self.end < 1
+        self._last = math.ceil(self.end * (runner.max_iters if part else unit))
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter < self._last:
+            student = distiller_of(runner, 'ConnectorWarmupHook').student
+            self._before = [(p, p.detach().clone()) for p in student.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        for parameter, value in self._before:
+            parameter.copy_(value)
+        if self._before and runner.iter + 1 >= self._last:
+            for parameter, _ in self._before:
+                runner.optim_wrapper.optimizer.state.pop(parameter, None)
+        self._before = []
+
+
 def epoch_length(runner) -> int:
     """Iterations in a pass over the training data, by all ranks together."""
     loader = runner.train_dataloader

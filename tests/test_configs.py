@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
@@ -111,3 +112,14 @@ def test_front_door_trains_on_files_in_the_vocs_format(tmp_path):
     logged = runner.message_hub.log_scalars
     assert logged['train/loss_lipschitz'].current() > 0 and logged['train/loss_kd'].current() > 0
     assert 'train/sigma_teacher/stage3-stage4' in logged
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('metafile.yml')), ids=lambda p: p.parent.name)
+def test_a_metafile_lists_each_config_of_its_folder(path):
+    index = yaml.safe_load(path.read_text())
+    listed = [model['Config'] for model in index['Models']]
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT)) for p in path.parent.glob('*.py'))
+    assert [model['Name'] for model in index['Models']] == [Path(p).stem for p in listed]
+    collections = {c['Name']: c for c in index['Collections']}
+    assert {model['In Collection'] for model in index['Models']} <= set(collections)
+    assert all((ROOT / c['README']).is_file() for c in collections.values())

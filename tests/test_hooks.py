@@ -1,6 +1,7 @@
 """Hooks, each in a real Runner."""
 
 import math
+from itertools import pairwise
 
 import cv2
 import pytest
@@ -24,7 +25,7 @@ from run_helpers import (
 )  # fmt: skip
 
 from lckd_mm.functional import transmitting_norm
-from lckd_mm.hooks import LossWeightHook, epoch_length, side_by_side
+from lckd_mm.hooks import ConnectorWarmupHook, LossWeightHook, epoch_length, side_by_side
 
 
 def factors(total=100, times=(0, 25, 50, 75, 100), **kwargs):
@@ -245,3 +246,62 @@ def test_pictures_of_a_classifier(scenes, tmp_path, teacher_file):
     )
     assert image.shape[1] == 4 * (image.shape[0] - 20 + 4)
     assert (image[20:, :192] != image[20:, 196 : 196 + 192]).any()
+
+
+# ---- ConnectorWarmupHook
+
+
+class Weights(Hook):
+    """The student's and the connectors' parameters after every iteration."""
+
+    def before_train(self, runner):
+        self.seen = [self.now(runner.model)]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(self.now(runner.model))
+
+    @staticmethod
+    def now(model):
+        return [[p.detach().clone() for p in part.parameters()] for part in (model.student, model.terms)]
+
+
+@pytest.mark.parametrize(('arguments', 'still'), [(dict(end=3, by='iter'), 3), (dict(end=1), 8), (dict(end=0.25), 3)])
+def test_warm_up_moves_the_connectors_alone(scenes, tmp_path, teacher_file, arguments, still):
+    weights = Weights()
+    hooks = [dict(type='lckd_mm.ConnectorWarmupHook', **arguments)]
+    # 16 images by 2 are 8 iterations an epoch; a quarter of 10 iterations are 3.
+    run(kd_run(scenes, tmp_path, teacher_file, hooks, iters=10), weights)
+    for i, (before, after) in enumerate(pairwise(weights.seen[:-1])):  # the last learning rate is 0
+        moved = [any(not torch.equal(a, b) for a, b in zip(*parts)) for parts in zip(before, after)]
+        assert moved == [i >= still, True], i
+
+
+def test_after_the_warm_up_the_optimizer_remembers_nothing_of_it(scenes, tmp_path, teacher_file):
+    class Momentum(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            state = runner.optim_wrapper.optimizer.state
+            if runner.iter == 1:
+                self.kept = [
+                    p in state for part in (runner.model.student, runner.model.terms) for p in part.parameters()
+                ]
+
+    momentum = Momentum()
+    hooks = [dict(type='lckd_mm.ConnectorWarmupHook', end=2, by='iter')]
+    runner = run(kd_run(scenes, tmp_path, teacher_file, hooks, iters=3), momentum)
+    students = len(list(runner.model.student.parameters()))
+    assert momentum.kept == [False] * students + [True] * (len(momentum.kept) - students)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'), [(dict(by='step'), "by must be 'iter' or 'epoch'"), (dict(end=0), 'end must be above 0')]
+)
+def test_bad_warm_ups_raise(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        ConnectorWarmupHook(**arguments)
+
+
+def test_a_warm_up_without_connectors_raises(scenes, tmp_path, teacher_file):
+    cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=1)
+    cfg.model.terms.loss_lipschitz.connector = None
+    with pytest.raises(ValueError, match='no term has connectors to train'):
+        run(cfg)

@@ -2,6 +2,7 @@
 _base_ = [
     './wrn28-4_1xb64_cifar100.py',
     '../_base_/models/pyramidnet200-240_cifar100.py',
+    '../_base_/terms/cifar100.py',
     '../_base_/taps/pyramidnet.py',
     '../_base_/taps/wrn.py',
 ]
@@ -17,6 +18,6 @@ model = dict(
     student_taps=_base_.wrn_taps,
     teacher_taps=_base_.pyramidnet_bottleneck_taps,
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

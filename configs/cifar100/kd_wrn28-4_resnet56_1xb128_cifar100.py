@@ -2,6 +2,7 @@
 _base_ = [
     './resnet56_1xb128_cifar100.py',
     '../_base_/models/wrn28-4_cifar100.py',
+    '../_base_/terms/cifar100.py',
     '../_base_/taps/wrn.py',
     '../_base_/taps/cifar_resnet.py',
 ]
@@ -17,6 +18,6 @@ model = dict(
     student_taps=_base_.cifar_resnet_taps,
     teacher_taps=_base_.wrn_taps,
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

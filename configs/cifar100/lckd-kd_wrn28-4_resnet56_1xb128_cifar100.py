@@ -3,6 +3,6 @@ _base_ = './lckd_wrn28-4_resnet56_1xb128_cifar100.py'
 
 model = dict(
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

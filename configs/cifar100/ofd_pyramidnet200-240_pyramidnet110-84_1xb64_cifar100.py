@@ -2,6 +2,7 @@
 _base_ = [
     './pyramidnet110-84_1xb64_cifar100.py',
     '../_base_/models/pyramidnet200-240_cifar100.py',
+    '../_base_/terms/cifar100.py',
     '../_base_/taps/pyramidnet.py',
 ]
 
@@ -17,12 +18,6 @@ model = dict(
     student_taps=_base_.pyramidnet_taps,
     teacher_taps=_base_.pyramidnet_bottleneck_taps,
     terms=dict(
-        loss_ofd=dict(
-            loss=dict(type='lckd_mm.OFDLoss'),
-            on=['stage1', 'stage2', 'stage3'],
-            connector=dict(type='lckd_mm.ConvBN'),
-            teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=1e-3,
-        ),
+        loss_ofd=_base_.ofd_term,
     ),
 )

@@ -2,6 +2,7 @@
 _base_ = [
     './resnet56_1xb128_cifar100.py',
     '../_base_/models/wrn28-4_cifar100.py',
+    '../_base_/terms/cifar100.py',
     '../_base_/taps/wrn.py',
     '../_base_/taps/cifar_resnet.py',
 ]
@@ -18,12 +19,6 @@ model = dict(
     student_taps=_base_.cifar_resnet_taps,
     teacher_taps=_base_.wrn_taps,
     terms=dict(
-        loss_ofd=dict(
-            loss=dict(type='lckd_mm.OFDLoss'),
-            on=['stage1', 'stage2', 'stage3'],
-            connector=dict(type='lckd_mm.ConvBN'),
-            teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=1e-3,
-        ),
+        loss_ofd=_base_.ofd_term,
     ),
 )

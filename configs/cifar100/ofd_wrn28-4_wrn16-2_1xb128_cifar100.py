@@ -2,6 +2,7 @@
 _base_ = [
     './wrn16-2_1xb128_cifar100.py',
     '../_base_/models/wrn28-4_cifar100.py',
+    '../_base_/terms/cifar100.py',
     '../_base_/taps/wrn.py',
 ]
 
@@ -16,12 +17,6 @@ model = dict(
     ),
     taps=_base_.wrn_taps,
     terms=dict(
-        loss_ofd=dict(
-            loss=dict(type='lckd_mm.OFDLoss'),
-            on=['stage1', 'stage2', 'stage3'],
-            connector=dict(type='lckd_mm.ConvBN'),
-            teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=1e-3,
-        ),
+        loss_ofd=_base_.ofd_term,
     ),
 )

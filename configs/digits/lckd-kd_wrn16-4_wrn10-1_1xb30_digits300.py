@@ -16,7 +16,7 @@ model = dict(
         loss_lipschitz=dict(
             loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=['stage1', 'stage2', 'stage3'],
-            weight=0.5,
+            weight=1.0,
         ),
     ),
 )

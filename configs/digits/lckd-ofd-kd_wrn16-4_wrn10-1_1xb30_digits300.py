@@ -24,7 +24,7 @@ model = dict(
             loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=['stage1', 'stage2', 'stage3'],
             connector='loss_ofd',
-            weight=0.5,
+            weight=3.0,
         ),
     ),
 )

@@ -11,7 +11,7 @@ model = dict(
         loss_lipschitz=dict(
             loss=dict(type='lckd_mm.LipschitzLoss', gap='relative'),
             on=['stage1', 'stage2', 'stage3'],
-            weight=0.5,
+            weight=0.2,
         ),
     ),
 )

@@ -2,6 +2,7 @@
 _base_ = [
     './resnet50_8xb32_in1k.py',
     '../_base_/models/resnet152_imagenet.py',
+    '../_base_/terms/imagenet.py',
     '../_base_/taps/resnet.py',
 ]
 
@@ -12,6 +13,6 @@ model = dict(
     teacher=dict(model=_base_.resnet152, checkpoint='torchvision://resnet152'),
     taps=_base_.resnet_taps,
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

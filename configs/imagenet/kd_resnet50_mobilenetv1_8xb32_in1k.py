@@ -2,6 +2,7 @@
 _base_ = [
     './mobilenetv1_8xb32_in1k.py',
     '../_base_/models/resnet50_imagenet.py',
+    '../_base_/terms/imagenet.py',
     '../_base_/taps/resnet.py',
     '../_base_/taps/mobilenetv1.py',
 ]
@@ -14,6 +15,6 @@ model = dict(
     student_taps=_base_.mobilenetv1_taps,
     teacher_taps=_base_.resnet_taps,
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

@@ -3,6 +3,6 @@ _base_ = './lckd_resnet50_mobilenetv1_8xb32_in1k.py'
 
 model = dict(
     terms=dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0),
+        loss_kd=_base_.kd_term,
     ),
 )

@@ -2,6 +2,7 @@
 _base_ = [
     './resnet50_8xb32_in1k.py',
     '../_base_/models/resnet152_imagenet.py',
+    '../_base_/terms/imagenet.py',
     '../_base_/taps/resnet.py',
 ]
 
@@ -12,12 +13,6 @@ model = dict(
     teacher=dict(model=_base_.resnet152, checkpoint='torchvision://resnet152', bn='batch'),
     taps=_base_.resnet_taps,
     terms=dict(
-        loss_ofd=dict(
-            loss=dict(type='lckd_mm.OFDLoss'),
-            on=['stage1', 'stage2', 'stage3', 'stage4'],
-            connector=dict(type='lckd_mm.ConvBN'),
-            teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=1e-4,
-        ),
+        loss_ofd=_base_.ofd_term,
     ),
 )

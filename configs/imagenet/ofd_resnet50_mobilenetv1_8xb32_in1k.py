@@ -2,6 +2,7 @@
 _base_ = [
     './mobilenetv1_8xb32_in1k.py',
     '../_base_/models/resnet50_imagenet.py',
+    '../_base_/terms/imagenet.py',
     '../_base_/taps/resnet.py',
     '../_base_/taps/mobilenetv1.py',
 ]
@@ -14,12 +15,6 @@ model = dict(
     student_taps=_base_.mobilenetv1_taps,
     teacher_taps=_base_.resnet_taps,
     terms=dict(
-        loss_ofd=dict(
-            loss=dict(type='lckd_mm.OFDLoss'),
-            on=['stage1', 'stage2', 'stage3', 'stage4'],
-            connector=dict(type='lckd_mm.ConvBN'),
-            teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=1e-4,
-        ),
+        loss_ofd=_base_.ofd_term,
     ),
 )

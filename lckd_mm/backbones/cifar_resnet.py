@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..registry import MODELS
+from .initialisation import HE_NORMAL
 
 
 class _PaddedShortcut(nn.Module):
@@ -71,13 +72,7 @@ class CifarResNet(BaseModule):
     """
 
     def __init__(self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None):
-        super().__init__(
-            init_cfg
-            or [
-                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
-                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
-            ]
-        )
+        super().__init__(init_cfg or HE_NORMAL)
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')

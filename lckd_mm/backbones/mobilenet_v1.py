@@ -4,6 +4,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..registry import MODELS
+from .initialisation import HE_NORMAL
 
 # Channels and stride of each block at full width.
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -46,13 +47,7 @@ class MobileNetV1(BaseModule):
     """
 
     def __init__(self, stem: str = 'imagenet', width_multiplier: float = 1.0, init_cfg: dict | None = None):
-        super().__init__(
-            init_cfg
-            or [
-                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
-                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
-            ]
-        )
+        super().__init__(init_cfg or HE_NORMAL)
         if stem not in ('imagenet', 'cifar'):
             raise ValueError(f"MobileNetV1: stem must be 'imagenet' or 'cifar', got {stem!r}")
         width = round(32 * width_multiplier)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..registry import MODELS
+from .initialisation import HE_NORMAL
 
 
 class _Block(nn.Module):
@@ -86,13 +87,7 @@ class PyramidNet(BaseModule):
     """
 
     def __init__(self, depth: int, alpha: float, bottleneck: bool = False, init_cfg: dict | None = None):
-        super().__init__(
-            init_cfg
-            or [
-                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
-                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
-            ]
-        )
+        super().__init__(init_cfg or HE_NORMAL)
         block, layers = (_Bottleneck, 9) if bottleneck else (_Block, 6)
         blocks, rest = divmod(depth - 2, layers)
         if blocks < 1 or rest:

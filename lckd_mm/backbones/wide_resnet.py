@@ -4,6 +4,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..registry import MODELS
+from .initialisation import HE_NORMAL
 
 
 class _Block(nn.Module):
@@ -47,13 +48,7 @@ class WideResNet(BaseModule):
     """
 
     def __init__(self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, init_cfg: dict | None = None):
-        super().__init__(
-            init_cfg
-            or [
-                dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
-                dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
-            ]
-        )
+        super().__init__(init_cfg or HE_NORMAL)
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
             raise ValueError(f'WideResNet: depth must be 6 n + 4 with n at least 1, such as 16 or 28, got {depth}')

@@ -1,0 +1,9 @@
+# OFD with the authors' weight; KD, whose temperature and weight are ours.
+ofd_term = dict(
+    loss=dict(type='lckd_mm.OFDLoss'),
+    on=['stage1', 'stage2', 'stage3'],
+    connector=dict(type='lckd_mm.ConvBN'),
+    teacher_connector=dict(type='lckd_mm.MarginReLU'),
+    weight=1e-3,
+)
+kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0)
