@@ -56,10 +56,11 @@ class MarginReLU(nn.Module):
 
     Args:
         in_channels: of the feature.
-        margin: 'bn' takes it from the BatchNorm that runs last before the tap (:func:`~lckd_mm.functional.bn_margin`);
+        margin: 'bn' takes it from the BatchNorm whose output the tap reads, itself or after the addition that ends a
+            residual block (:func:`~lckd_mm.functional.bn_margin`);
             'data' is the mean of the negative responses over training images, for nets without BatchNorm: the
             DistillationHook finds it before the first iteration, on ``batches`` batches.
-        batches: of the estimate from data.
+        batches: of the estimate from data; of several connectors, the largest number counts for all.
     Raises:
         ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
     Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: of a residual stage the last block's last BatchNorm is
@@ -86,7 +87,9 @@ class MarginReLU(nn.Module):
         if self.source != 'bn':
             return
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
-            found = 'no normalisation layer' if norm is None else f'{type(norm).__name__} without the two'
+            found = 'no normalisation layer' if norm is None else type(norm).__name__
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                found += ' without the two'
             raise ValueError(
                 f'{who}: MarginReLU needs a BatchNorm with weight and bias, but before the tap comes {found}; '
                 "estimate the margin from training images: dict(type='lckd_mm.MarginReLU', margin='data')"

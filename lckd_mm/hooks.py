@@ -70,7 +70,14 @@ class DistillationHook(Hook):
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if not waiting:
             return
-        loader_cfg = copy.deepcopy(runner.cfg.train_dataloader)
+        loader_cfg = copy.deepcopy(runner.cfg.get('train_dataloader'))
+        if not isinstance(loader_cfg, dict):
+            raise ValueError(
+                f'DistillationHook: {waiting[0][0]!r} needs training images for its margin, and the runner has no '
+                'train_dataloader in its config to read them from; build it from a config'
+            )
+        for key in ('prefetch_factor', 'timeout', 'multiprocessing_context'):
+            loader_cfg.pop(key, None)  # of worker processes
         loader_cfg.update(num_workers=0, persistent_workers=False)
         names = list(dict.fromkeys(tap for tap, _ in waiting))
         sums: dict[str, Tensor] = {}
@@ -81,9 +88,10 @@ class DistillationHook(Hook):
             for _, batch in zip(range(max(connector.batches for _, connector in waiting)), loader):
                 data = model.data_preprocessor(batch, True)
                 for tap, x in model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples']).items():
-                    x = x.transpose(0, 1).flatten(1).float()
-                    sums[tap] = sums.get(tap, 0) + x.clamp(max=0).sum(1)
-                    counts[tap] = counts.get(tap, 0) + (x < 0).sum(1).float()
+                    for level in [x] if isinstance(x, Tensor) else x:
+                        level = level.transpose(0, 1).flatten(1).float()
+                        sums[tap] = sums.get(tap, 0) + level.clamp(max=0).sum(1)
+                        counts[tap] = counts.get(tap, 0) + (level < 0).sum(1).float()
         for tap in names:
             all_reduce(sums[tap])
             all_reduce(counts[tap])
@@ -189,6 +197,7 @@ class ConnectorWarmupHook(Hook):
 
     Until ``end`` the student's parameters are put back after every update, and what the optimizer remembers of them is
     forgotten when the warm-up is over. BatchNorm's running statistics move, as in the authors' code; so do schedules.
+    With gradient accumulation, let it end with an update.
 
     Args:
         end: of the warm-up, in units of ``by``; a float between 0 and 1 is a part of the whole training.
@@ -219,6 +228,11 @@ class ConnectorWarmupHook(Hook):
         unit = 1 if self.by == 'iter' else epoch_length(runner)
         part = isinstance(self.end, float) and self.end < 1
         self._last = math.ceil(self.end * (runner.max_iters if part else unit))
+        if self._last >= runner.max_iters:
+            raise ValueError(
+                f'ConnectorWarmupHook: its {self._last} iterations are all of the training ({runner.max_iters}), and '
+                'the student would never be trained; make end smaller'
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         if runner.iter < self._last:

@@ -63,7 +63,8 @@ class Trace:
 
     calls: int
     shapes: list[tuple[int, ...]]
-    #: Path of the normalisation layer that ran last before the tensor was read (itself, where that is tapped).
+    #: Path of the normalisation layer whose output this is, perhaps after an addition; None where another layer with
+    #: weights or an activation ran since.
     norm: str | None = None
 
 
@@ -119,23 +120,8 @@ class FeatureTaps:
         self._resolve_preact(model, run, [n for n in names if self.addresses[n].port == 'preact'])
         silent = set()
         captures = {n: _Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
-        last_norm: list[str | None] = [None]
-
-        def note_norm(path: str) -> Callable[..., None]:
-            def hook(*_) -> None:
-                last_norm[0] = path
-
-            return hook
-
-        handles = [m.register_forward_hook(note_norm(p)) for p, m in model.named_modules() if _is_norm(m)]
-        for capture in captures.values():
-            capture.note = lambda: last_norm[0]
-        try:
-            with _attached(model, captures.values()):
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with _watched_norms(model, captures.values()), _attached(model, captures.values()):
+            run()
         for name in names:
             if name not in captures or captures[name].calls == 0:
                 silent.add(name)
@@ -406,6 +392,39 @@ def _attached(
                 handles.append(module.register_forward_hook(output_hook(capture)))
         with _not_inplace(read_before):
             yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _watched_norms(model: nn.Module, captures: Iterable[_Capture]) -> Iterator[None]:
+    """Let each capture note the normalisation layer that its tensor comes from."""
+    last: list[str | None] = [None]
+
+    def note(path: str | None) -> Callable[..., None]:
+        def hook(*_) -> None:
+            last[0] = path
+
+        return hook
+
+    handles = []
+    norms = set()
+    for path, module in model.named_modules():
+        if _is_norm(module):
+            norms.add(path)
+        # A block's projection runs beside its own layers, in some hosts after the last of them.
+        if {'downsample', 'shortcut'} & set(path.split('.')):
+            continue
+        if _is_norm(module):
+            handles.append(module.register_forward_hook(note(path)))
+        elif _is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            handles.append(module.register_forward_hook(note(None)))
+    for capture in captures:
+        itself = capture.address.path if capture.address.port == 'out' and capture.address.path in norms else None
+        capture.note = lambda itself=itself: itself or last[0]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -160,6 +160,8 @@ class Term(nn.Module):
                 f'term {self.name!r}: connector={name!r} names no term before this one (they are: {known}); give a '
                 "dict(type='lckd_mm.ConvBN') for connectors of its own"
             )
+        if not others[name].connectors and others[name].shares is None:
+            raise ValueError(f'term {self.name!r}: connector={name!r} names a term that has no connectors itself')
         theirs = dict(zip(others[name].student_names, others[name].teacher_names))
         for mine, opposite in zip(self.student_names, self.teacher_names):
             if theirs.get(mine) != opposite:

@@ -86,7 +86,7 @@ def test_margin_relu_takes_its_margin_from_the_batch_norm():
     ('norm', 'says'),
     [
         (None, 'before the tap comes no normalisation layer'),
-        (nn.LayerNorm(3), 'before the tap comes LayerNorm without the two'),
+        (nn.LayerNorm(3), 'before the tap comes LayerNorm;'),
         (nn.BatchNorm2d(3, affine=False), 'before the tap comes BatchNorm2d without the two'),
         (nn.BatchNorm2d(5), 'the last BatchNorm before the tap has 5 channels, the feature 3'),
     ],

@@ -305,3 +305,9 @@ def test_a_warm_up_without_connectors_raises(scenes, tmp_path, teacher_file):
     cfg.model.terms.loss_lipschitz.connector = None
     with pytest.raises(ValueError, match='no term has connectors to train'):
         run(cfg)
+
+
+def test_a_warm_up_as_long_as_the_training_raises(scenes, tmp_path, teacher_file):
+    cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=8)
+    with pytest.raises(ValueError, match='its 8 iterations are all of the training'):
+        run(cfg)

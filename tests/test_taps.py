@@ -511,3 +511,43 @@ def test_taps_hold_no_modules(net, image):
     with taps.record(net) as f:
         net(image)
     assert (f['stage'] < 0).any()
+
+
+# ---- the normalisation layer that a tap reads
+
+
+def norms_of(model, size, **addresses):
+    taps = FeatureTaps(addresses)
+    taps.trace(model, lambda: run_once(model, size, 'tensor'))
+    return {name: trace.norm for name, trace in taps.traces.items()}
+
+
+def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope):
+    scope('mmpretrain')
+    model = build_model(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=64, loss=dict(type='CrossEntropyLoss')),
+        ),
+        'mmpretrain',
+    )
+    found = norms_of(
+        model,
+        (32, 32),
+        stage='backbone.layer2@preact',
+        projected='backbone.layer2.0.relu@in#-1',
+        itself='backbone.layer3.0.downsample.1',
+        convolution='backbone.layer3.1.conv2',
+        activated='backbone.layer3',
+        pooled='neck[0]',
+    )
+    assert found == dict(
+        stage='backbone.layer2.1.bn2',
+        projected='backbone.layer2.0.bn2',  # and not its projection's, which runs later
+        itself='backbone.layer3.0.downsample.1',
+        convolution=None,
+        activated=None,
+        pooled=None,
+    )

@@ -329,3 +329,6 @@ def test_sharing_what_is_not_there_raises(make):
         make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_late'), others={'loss_first': first})
     with pytest.raises(ValueError, match="'loss_first', which has none from student tap 'b' to teacher tap 'b'"):
         make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), others={'loss_first': first})
+    bare = make(dict(loss=dict(type=Gap), on=['a']), 'loss_bare')
+    with pytest.raises(ValueError, match='names a term that has no connectors itself'):
+        make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_bare'), others={'loss_bare': bare})

@@ -43,7 +43,8 @@ class MobileNetV1(BaseModule):
     Raises:
         ValueError: a stem that is neither; a width_multiplier that leaves no channel.
     Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
-        paper's table 1 prints stride 2, with a map that grows no smaller); stem 'cifar' is not the paper's.
+        paper's table 1 prints stride 2, with a map that grows no smaller); stem 'cifar' is not the paper's; depthwise
+        convolutions begin with torch's fan-out, which does not know of groups (BatchNorm takes the scale away).
     """
 
     def __init__(self, stem: str = 'imagenet', width_multiplier: float = 1.0, init_cfg: dict | None = None):

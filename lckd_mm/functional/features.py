@@ -64,7 +64,7 @@ def attention_map(x: Tensor) -> Tensor:
     Args:
         x: ``(B, C, H, W)``.
     Returns:
-        ``(B, HW)``; zeros for a zero map.
+        ``(B, HW)``; zeros for a zero map, and shorter than a unit where all features are below 1e-6.
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention (AT), ICLR 2017, p = 2. Deviation: none.
     """
     if x.dim() != 4:

@@ -51,10 +51,7 @@ class KDLoss(nn.Module):
     def adapt(self, head: nn.Module | None) -> None:
         """Take what was left open from the host's head that owns the student's tap."""
         if self.activation is None:
-            sigmoid = getattr(head, 'use_sigmoid_cls', None)
-            if sigmoid is None:
-                sigmoid = getattr(getattr(head, 'loss_decode', None), 'use_sigmoid', False)
-            self.activation = 'sigmoid' if sigmoid else 'softmax'
+            self.activation = 'sigmoid' if has_sigmoids(head) else 'softmax'
         if self.num_classes is None:
             self.num_classes = getattr(head, 'cls_out_channels', None)
 
@@ -91,6 +88,16 @@ class KDLoss(nn.Module):
         if z.dim() != 4 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
             return None
         return resized_labels(z, data_samples) != self.ignore_index
+
+
+def has_sigmoids(head: nn.Module | None) -> bool:
+    """Whether a host's head scores each class by a sigmoid of its own."""
+    own = getattr(head, 'use_sigmoid_cls', None)
+    if own is not None:
+        return bool(own)
+    losses = [getattr(head, name, None) for name in ('loss_decode', 'loss_module')]
+    losses = [part for loss in losses for part in (loss if isinstance(loss, nn.ModuleList) else [loss])]
+    return any(getattr(loss, 'use_sigmoid', False) for loss in losses)
 
 
 def resized_labels(z: Tensor, data_samples: list) -> Tensor:
@@ -135,7 +142,7 @@ class DKDLoss(nn.Module):
     def adapt(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
         name = type(head).__name__
-        if getattr(getattr(head, 'loss_decode', None), 'use_sigmoid', False):
+        if has_sigmoids(head) and not hasattr(head, 'cls_out_channels'):
             raise ValueError(f'DKDLoss: {name} has a sigmoid for each class, and no target class; use KDLoss')
         if hasattr(head, 'use_sigmoid_cls') or hasattr(head, 'cls_out_channels'):
             raise ValueError(
@@ -159,7 +166,9 @@ class DKDLoss(nn.Module):
             return resized_labels(z, data_samples)
         if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
             labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
-            if labels.shape == (len(z), 1):
+            # Mixup and its like leave the first label in place, and write the mixture beside it.
+            mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
+            if labels.shape == (len(z), 1) and not mixed:
                 return labels.flatten()
         raise ValueError(
             'DKDLoss: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '

@@ -31,11 +31,17 @@ def test_distances_have_mean_one_and_no_scale():
 
 
 def test_samples_that_coincide_have_no_distance_and_no_gradient():
-    x = torch.ones(3, 4, requires_grad=True)
+    x = torch.rand(1, 640).repeat(3, 1).requires_grad_()
     d = pairwise_distances(x)
     d.sum().backward()
     assert torch.equal(d, torch.zeros(3, 3))
-    assert torch.equal(x.grad, torch.zeros(3, 4))
+    assert torch.equal(x.grad, torch.zeros(3, 640))
+
+
+def test_close_samples_far_from_the_origin_keep_their_distances():
+    x = torch.rand(16, 640) * 0.01 + 1
+    reference = torch.cdist(x.double(), x.double())
+    torch.testing.assert_close(pairwise_distances(x).double(), reference / reference.sum() * 240, rtol=1e-3, atol=1e-6)
 
 
 def test_distances_gradcheck():
@@ -60,3 +66,11 @@ def test_angles_are_those_of_triangles():
 
 def test_angles_gradcheck():
     assert torch.autograd.gradcheck(pairwise_angles, torch.randn(3, 2, dtype=DOUBLE, requires_grad=True))
+
+
+def test_angles_at_samples_that_coincide_have_no_gradient():
+    x = torch.randn(8, 64)
+    x[1] = x[0]
+    x.requires_grad_()
+    (pairwise_angles(x) - pairwise_angles(torch.randn(8, 64))).square().sum().backward()
+    assert x.grad.abs().max() < 100

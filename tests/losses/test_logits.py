@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
+from torch import nn
 
 from lckd_mm.functional import binary_kd_divergence, decoupled_kd, kd_divergence
 from lckd_mm.hosts import build_model, owner_head
@@ -250,20 +251,28 @@ def test_dkd_leaves_ignored_pixels_out():
     assert not student.grad[0, :, 0, 1].any()
 
 
-@pytest.mark.parametrize('samples', [None, [], 'soft'])
+@pytest.mark.parametrize('samples', [None, [], 'soft', 'mixed'])
 def test_dkd_without_one_label_a_sample_raises(samples):
-    if samples == 'soft':
+    if samples in ('soft', 'mixed'):
         from mmpretrain.structures import DataSample
 
-        samples = [DataSample().set_gt_score(torch.tensor([0.5, 0.5])) for _ in range(2)]
+        kind, samples = samples, [DataSample().set_gt_score(torch.tensor([0.6, 0.4])) for _ in range(2)]
+        if kind == 'mixed':  # what Mixup leaves of a sample
+            samples = [sample.set_gt_label(0) for sample in samples]
     with pytest.raises(ValueError, match='needs one label a sample'):
         DKDLoss()(torch.zeros(2, 2), torch.zeros(2, 2), samples)
+
+
+class Sigmoids(nn.Module):
+    use_sigmoid = True
 
 
 @pytest.mark.parametrize(
     ('attributes', 'says'),
     [
         (dict(loss_decode=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid for each class'),
+        (dict(loss_module=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid for each class'),
+        (dict(loss_decode=nn.ModuleList([nn.Identity(), Sigmoids()])), 'has a sigmoid for each class'),
         (dict(use_sigmoid_cls=False, cls_out_channels=4), 'the positions of the detection head'),
     ],
 )

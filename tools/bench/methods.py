@@ -8,6 +8,7 @@ half, after the last epoch), the same figures as JSON, and a plot.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -73,8 +74,8 @@ def main(argv: list[str]) -> None:
 def train(method: str, seed: int, args: argparse.Namespace) -> None:
     """One training, if it is not finished already."""
     folder = args.work_dir / f'seed{seed}' / method
-    recipe = json.dumps([config_of(method), Path(config_of(method)).read_text(), args.cfg_options])
-    if (folder / 'recipe.json').exists() and (folder / 'recipe.json').read_text() == recipe:
+    recipe = recipe_of(method, seed, args)
+    if (folder / 'recipe').exists() and (folder / 'recipe').read_text() == recipe:
         return
     options = [f'randomness.seed={seed}', *args.cfg_options]
     if method not in ('teacher', 'alone'):
@@ -89,8 +90,18 @@ def train(method: str, seed: int, args: argparse.Namespace) -> None:
         done = subprocess.run([*command, '--cfg-options', *options], stdout=log, stderr=subprocess.STDOUT, env=env)
     if done.returncode:
         raise RuntimeError(f'{method}, seed {seed}: training failed; see {folder / "train.log"}')
-    (folder / 'recipe.json').write_text(recipe)
+    (folder / 'recipe').write_text(recipe)
     print(f'seed {seed}, {TITLES[method]}: {result(method, seed, args.work_dir)["accuracy"]:.2f} %', flush=True)
+
+
+def recipe_of(method: str, seed: int, args: argparse.Namespace) -> str:
+    """A checksum of all that a training follows from: its config with what it inherits, options, and the teacher's."""
+    from mmengine.config import Config
+
+    text = Config.fromfile(config_of(method)).pretty_text + json.dumps(args.cfg_options)
+    if method not in ('teacher', 'alone'):
+        text += recipe_of('teacher', seed, args)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def result(method: str, seed: int, work_dir: Path) -> dict[str, float]:

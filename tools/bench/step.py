@@ -90,6 +90,7 @@ def _batch(cfg, distiller) -> tuple[dict, str]:
         return batch, f'{count} made-up images of {size[0]} x {size[1]}'
     loader = copy.deepcopy(cfg.train_dataloader)
     loader.num_workers, loader.persistent_workers = 0, False
+    loader.pop('prefetch_factor', None)
     batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     return batch, f'{len(batch["inputs"])} images of the training data'
 
@@ -132,8 +133,10 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
         'teacher_whole': teacher_whole,
         **{f'teacher for {name}': teacher_for(term.teacher_names) for name, term in terms.items()},
         'distillation': lambda: step(distiller),
-        # A term whose connectors another one shares cannot go alone.
-        **{f'without {n}': without({n}) for n in terms if all(t.shares != n for t in terms.values())},
+        # A term whose connectors another one shares cannot go alone; without the only one it is the student alone.
+        **{
+            f'without {n}': without({n}) for n in terms if len(terms) > 1 and all(t.shares != n for t in terms.values())
+        },
     }
     connected = {name: _connectors(distiller, term, data) for name, term in terms.items() if len(term.connectors)}
     return sides | {f'connectors {name}': run for name, run in connected.items()}
@@ -143,12 +146,21 @@ def _connectors(distiller, term, data: dict) -> Callable[[], None]:
     """The connectors of one term, forward and backward, on the features of one batch."""
     import torch
 
+    def levels(x) -> list:
+        return [x] if isinstance(x, torch.Tensor) else x
+
+    inputs, samples = data['inputs'], data['data_samples']
     with torch.no_grad(), distiller.student_taps.record(distiller.student, term.student_names) as features:
-        distiller.student(data['inputs'], data['data_samples'], mode='loss')
-    maps = [features[name].detach().clone().requires_grad_() for name in term.student_names]
+        distiller.student(inputs, samples, mode='loss')
+    targets = distiller.teacher(distiller.teacher_taps, term.teacher_names, inputs, samples)
+    pairs = [
+        (connector, x.detach().clone().requires_grad_(), like)
+        for connector, mine, theirs in zip(term.connectors, term.student_names, term.teacher_names)
+        for x, like in zip(levels(features[mine]), levels(targets[theirs]))
+    ]
 
     def run() -> None:
-        outputs = [connector(x, None) for connector, x in zip(term.connectors, maps)]
+        outputs = [connector(x, like) for connector, x, like in pairs]
         torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
 
     return run
