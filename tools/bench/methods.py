@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,13 +56,18 @@ def main(argv: list[str]) -> None:
     p.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits'))
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
     args = p.parse_args(argv)
+    warnings.simplefilter('ignore')  # of the hosts' imports
     os.chdir(ROOT)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     methods = [m for m in TITLES if m in args.methods and m != 'teacher']
+    # Read here, one by one: the libraries that read configs are not made for threads.
+    teachers, students = (
+        [(m, seed, args, recipe_of(m, seed, args)) for seed in seeds for m in names] for names in (['teacher'], methods)
+    )
     with ThreadPoolExecutor(args.jobs) as pool:
         # The teachers first; every distillation reads its own seed's.
-        list(pool.map(lambda seed: train('teacher', seed, args), seeds))
-        list(pool.map(lambda job: train(*job, args), [(m, s) for s in seeds for m in methods]))
+        for jobs in (teachers, students):
+            list(pool.map(lambda job: train(*job), jobs))
     results = {m: {s: result(m, s, args.work_dir) for s in seeds} for m in ['teacher', *methods]}
     args.work_dir.mkdir(parents=True, exist_ok=True)
     (args.work_dir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
@@ -71,10 +77,9 @@ def main(argv: list[str]) -> None:
     print(f'figures: {args.work_dir / "results.json"}; picture: {draw(results, args.work_dir / "methods.png")}')
 
 
-def train(method: str, seed: int, args: argparse.Namespace) -> None:
+def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None:
     """One training, if it is not finished already."""
     folder = args.work_dir / f'seed{seed}' / method
-    recipe = recipe_of(method, seed, args)
     if (folder / 'recipe').exists() and (folder / 'recipe').read_text() == recipe:
         return
     options = [f'randomness.seed={seed}', *args.cfg_options]
