@@ -241,7 +241,7 @@ def prepare_launch(cfg: Config) -> None:
         'device_ids': None,
     }
     # SyncBN trains on GPUs only.
-    _replace_sync_bn(cfg.model)
+    replace_sync_bn(cfg.model)
 
 
 def _slurm_environment() -> None:
@@ -258,12 +258,13 @@ def _slurm_environment() -> None:
     os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ.get('SLURM_JOB_ID', '0')) % 20000))
 
 
-def _replace_sync_bn(node: Any) -> None:
+def replace_sync_bn(node: Any) -> None:
+    """Turn SyncBN into BatchNorm all over a model dict, in place."""
     if isinstance(node, dict):
         if node.get('type') in ('SyncBN', 'MMSyncBN'):
             node['type'] = 'BN'
         for value in node.values():
-            _replace_sync_bn(value)
+            replace_sync_bn(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _replace_sync_bn(value)
+            replace_sync_bn(value)

@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
+from lckd_mm.cli import replace_sync_bn
 from lckd_mm.data.digit_scenes import compose_scene
 from lckd_mm.hosts import build_model, read_model_config
 from lckd_mm.taps import FeatureTaps
@@ -106,16 +107,8 @@ def model_config(which: ShapeSet, role: str) -> dict:
     if cfg.get('pretrained') is not None:
         cfg['pretrained'] = None
     cfg['backbone'].pop('init_cfg', None)
-    _plain_bn(cfg)
+    replace_sync_bn(cfg)
     return cfg
-
-
-def _plain_bn(node: Any) -> None:
-    if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
-        for value in node.values():
-            _plain_bn(value)
 
 
 def batches(which: ShapeSet, batch: int, size: tuple[int, int], split: str = 'train', start: int = 0) -> Iterator[dict]:

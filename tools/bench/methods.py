@@ -152,15 +152,15 @@ def draw(results: dict, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     shown = {m: accuracies(r) for m, r in results.items() if m != 'teacher'}
-    figure, axis = plt.subplots(figsize=(7, 0.36 * len(shown) + 1), layout='constrained')
+    figure, axis = plt.subplots(figsize=(7, 0.3 * len(shown) + 0.9), layout='constrained')
     for row, values in enumerate(shown.values()):
         axis.plot(values, [row] * len(values), 'o', color='tab:blue', alpha=0.6, markersize=5)
         axis.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color='black', linewidth=2)
     if 'alone' in shown:
         axis.axvline(statistics.mean(shown['alone']), color='grey', linestyle=':', linewidth=1)
     axis.set_yticks(range(len(shown)), [TITLES[m] for m in shown])
-    axis.invert_yaxis()
-    axis.set_xlabel('accuracy on the second half of the scans, %; a dot a seed, a bar the mean')
+    axis.set_xlabel('accuracy, %; a dot a seed, a bar the mean')
+    axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.grid(axis='x', alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

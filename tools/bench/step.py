@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> None:
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import is_distillation, read_config
+    from lckd_mm.cli import is_distillation, read_config, replace_sync_bn
     from lckd_mm.hosts import build_model
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,7 +46,8 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(0)
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    _plain_bn(cfg.model)
+    # Without processes SyncBN is BatchNorm, as mmengine's Runner makes it.
+    replace_sync_bn(cfg.model)
     distiller = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
     # The times do not depend on the weights, and the teacher's may not be on disk.
     distiller.teacher.loaded = True
@@ -60,15 +60,6 @@ def main(argv: list[str]) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + '\n')
-
-
-def _plain_bn(node: Any) -> None:
-    """Without processes SyncBN is BatchNorm, as mmengine's Runner makes it."""
-    if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
-        for value in node.values():
-            _plain_bn(value)
 
 
 def _batch(cfg, distiller) -> tuple[dict, str]:
