@@ -93,7 +93,7 @@ def local_lipschitz(
             return product.reshape(u.shape).to(dtype) * scale, flat
 
         start = generic_start(x[0].numel(), x.to(dtype)).expand(len(x), 1, -1)
-        _, image = leading_eigenvector(apply, start, tol, max_steps)
+        _, _, image = leading_eigenvector(apply, start, tol, max_steps)
         return (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten().detach()
 
 

@@ -39,26 +39,29 @@ def leading_eigenvector(
         max_steps: the eigenvector is exact after n steps at the latest; a batch that has not converged after
             ``max_steps`` keeps the best vector found.
     Returns:
-        The eigenvector ``(B, 1, n)`` and the further tensors for it: linear, so that they cost no product more.
-        A matrix that holds nan or infinity gives nan.
+        The eigenvalue ``(B, 1, 1)``, the eigenvector ``(B, 1, n)`` and the further tensors for it: linear, so that they
+        cost no product more. A matrix that holds nan or infinity gives nan.
     Source: Golub and Van Loan, Matrix Computations, section 10.3; the stopping rule is Parlett's, The Symmetric
         Eigenvalue Problem, section 11.7. Deviation: the products' side results are combined, too.
     """
     batch, _, n = start.shape
     steps = min(n, max_steps)
     # A test at once would trust an unlucky start; and the slowest of many takes longer.
-    first_test = 3 if batch <= 8 else 4
+    first_test = 3 if batch <= 8 else 5
     capacity = min(steps, 8)
     basis, projected = start.new_empty(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
+    # What each passed the test with: the value, and the weights of the basis in the vector.
+    values, weights = start.new_zeros(batch, 1, 1), start.new_zeros(batch, 1, capacity)
     images: list[tuple[Tensor, ...]] = []
-    waiting: Tensor | slice = slice(None)  # those that have not passed the test
+    waiting: Tensor | slice = slice(None)  # those that have not passed
     tiny = torch.finfo(start.dtype).tiny
     x = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny)
     for j in range(steps):
         if j == capacity:
-            capacity = min(steps, 2 * capacity)
-            basis = F.pad(basis, (0, 0, 0, capacity - j))
-            projected = F.pad(projected, (0, capacity - j, 0, capacity - j))
+            more = min(steps, 2 * capacity) - capacity
+            basis, weights = F.pad(basis, (0, 0, 0, more)), F.pad(weights, (0, more))
+            projected = F.pad(projected, (0, more, 0, more))
+            capacity += more
         basis[:, j : j + 1] = x
         image, *rest = apply(x)
         images.append(tuple(rest))
@@ -66,27 +69,26 @@ def leading_eigenvector(
         row = torch.bmm(image, known.mT)
         projected[:, j : j + 1, : j + 1] = row
         # Twice is enough: one pass leaves what rounding brought back in.
-        image = torch.baddbmm(image, row, known, alpha=-1)
-        image = torch.baddbmm(image, torch.bmm(image, known.mT), known, alpha=-1)
+        image = image - torch.bmm(row, known)
+        image = image - torch.bmm(torch.bmm(image, known.mT), known)
         beta = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+        last = j + 1 == steps
         # Each test waits for an accelerator to catch up, so there it is made less often.
-        due = j + 1 >= first_test and (start.device.type == 'cpu' or j % 2)
-        if due and j + 1 < steps:
+        if last or (j + 1 >= first_test and (start.device.type == 'cpu' or j % 2)):
             ritz, vector = _leading_of_small(projected[waiting, : j + 1, : j + 1])
+            values[waiting, 0, 0], weights[waiting, 0, : j + 1] = ritz, vector
             # Nan does not fail.
             failed = beta[waiting, 0, 0] * vector[:, -1].abs() > tol * ritz
-            if not bool(failed.any()):
+            if last or not bool(failed.any()):
                 break
             waiting = failed.nonzero()[:, 0] if isinstance(waiting, slice) else waiting[failed]
         x = image / beta.clamp(min=tiny)
-    if j + 1 == steps or not isinstance(waiting, slice):
-        # Not all of them were in the last test.
-        _, vector = _leading_of_small(projected[:, : j + 1, : j + 1])
-    weights = vector[:, None]
-    found = torch.bmm(weights, known)
-    # The basis is orthonormal up to rounding; the images follow the vector.
-    weights /= torch.linalg.vector_norm(found, dim=-1, keepdim=True).clamp(min=tiny)
-    return torch.bmm(weights, known), *(torch.bmm(weights, torch.cat(column, 1)) for column in zip(*images))
+    weights = weights[..., : j + 1]
+    vector = torch.bmm(weights, known)
+    # Where the space is exhausted, the basis goes on with vectors that are not orthogonal. Images follow the vector.
+    inverse = 1 / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=tiny)
+    weights = weights * inverse
+    return values, vector * inverse, *(torch.bmm(weights, torch.cat(column, 1)) for column in zip(*images))
 
 
 def generic_start(n: int, like: Tensor) -> Tensor:
@@ -103,9 +105,8 @@ def _generic(n: int) -> Tensor:
 def _leading_of_small(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Largest eigenvalue ``(B,)`` and its vector ``(B, k)`` of what stands in the lower triangle.
 
-    In float64 and on the CPU, where a factorisation of so small matrices costs least.
+    On the CPU, where a factorisation of so small matrices costs least.
     """
-    # eigh refuses what is not finite; the vectors of the basis themselves carry it on.
-    wide = matrix.to('cpu', torch.float64).nan_to_num(0.0, 0.0, 0.0)
-    values, vectors = torch.linalg.eigh(wide)
-    return values[:, -1].to(matrix), vectors[:, :, -1].to(matrix)
+    # eigh refuses what is not finite: the value carries it on here, and the vectors of the basis themselves.
+    values, vectors = torch.linalg.eigh(matrix.cpu().nan_to_num(0.0, 0.0, 0.0))
+    return values[:, -1].to(matrix) + 0 * matrix[:, -1, -1], vectors[:, :, -1].to(matrix)

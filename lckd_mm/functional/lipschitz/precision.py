@@ -55,6 +55,26 @@ def inverse_scale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     return torch.exp2(-exponent.clamp(-limit, limit).to(x.dtype))
 
 
+def needed_scale(x: Tensor) -> Tensor | None:
+    """:func:`inverse_scale`, or None where four products of such entries stay within float32's range without it.
+
+    An accelerator is not waited for.
+    """
+    if x.device.type == 'cpu' and x.numel():
+        low, high = torch.linalg.vector_norm(x, torch.inf, -1).aminmax()
+        if low.item() >= 2.0**-20 and high.item() <= 2.0**20:
+            return None
+    return inverse_scale(x)
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
+
+
+def unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x / scale
+
+
 def refuse_second_derivative() -> None:
     """Raise RuntimeError inside a backward pass under ``create_graph=True``.
 

@@ -55,7 +55,7 @@ def leading_triple(matrix: Tensor, tol: float | None = None) -> tuple[Tensor, Te
         return torch.bmm(image * scale, matrix.mT), image
 
     start = generic_start(matrix.shape[1], matrix).expand(len(matrix), 1, -1)
-    u, image = leading_eigenvector(apply, start, tol or tolerance(matrix.dtype))
+    _, u, image = leading_eigenvector(apply, start, tol or tolerance(matrix.dtype))
     sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
     v = image / torch.where(sigma == 0, 1, sigma)
     return (sigma / scale).flatten(), u[:, 0], v[:, 0]

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .krylov import generic_start, leading_eigenvector, tolerance
-from .precision import full_precision, inverse_scale, refuse_second_derivative, wide_type
+from .precision import full_precision, needed_scale, refuse_second_derivative, scaled, unscaled, wide_type
 
 # Bytes of both maps that are worked on at a time: on a CPU so much stays in its cache from product to product.
 _CHUNK = {'cpu': 24 << 20}
 _CHUNK_ELSEWHERE = 256 << 20
 # Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample and a chunk.
 _POOLED_SAMPLE = 512 << 10
-_POOLED_CHUNK = 11 << 18
+# Where vectors are kept, these take memory beside.
+_POOLED_CHUNK = {True: 11 << 18, False: 4 << 20}
 
 Size = tuple[int, int]
 
@@ -144,7 +145,7 @@ def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) 
     They are u ``(B, C1)``, v ``(B, C2)`` and, over HW, F1^T u and F2^T v at the common positions, ``(B, HW)``.
     """
     size = _smaller(front, back)
-    samples, pools, touched = _plan((front, back), size, dtype)
+    samples, pools, touched = _plan((front, back), size, dtype, keep)
     sides = [(front, pools[0]), (back, pools[1])]
     # The iteration starts on the side that costs less to read.
     order = (0, 1) if touched[0] <= touched[1] else (1, 0)
@@ -152,41 +153,30 @@ def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) 
     for i in range(0, max(1, len(front)), samples):
         operators = (_Operator(x[i : i + samples].to(dtype), size, pool) for x, pool in (sides[k] for k in order))
         parts.append(_leading_triple(*operators, size[0] * size[1], keep))
-    sigma, *vectors = (torch.cat(column) for column in zip(*parts))
+    sigma, *vectors = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts))
     return (sigma, *(vectors[2 * i + k] for i in range(2) for k in order)) if keep else (sigma,)
 
 
 def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
     """:func:`_norms_of_pair` of one chunk, the near side's vectors first."""
-    # A generic vector in the near map's range. Both maps are brought to the order of one by powers of two, so that no
-    # product overflows or underflows; by which, the first product with each tells.
-    start = near.to_channels(generic_start(area, near.matrix).expand(near.batch, 1, -1))
-    near_scale, far_scale = inverse_scale(start), None
-
-    def apply(u: Tensor) -> tuple[Tensor, ...]:
-        nonlocal far_scale
-        near_positions = near.to_positions(u) * near_scale
-        image = far.to_channels(near_positions)
-        if far_scale is None:
-            far_scale = inverse_scale(image)
-        image = image * far_scale
-        far_positions = far.to_positions(image) * far_scale
-        product = near.to_channels(far_positions) * near_scale
-        return (product, image, near_positions, far_positions) if keep else (product, image)
-
+    product = _Product(near, far, keep)
+    # A generic vector in the near map's range.
+    start = product.begin(generic_start(area, near.matrix).expand(near.batch, 1, -1))
     tol = tolerance(start.dtype, vectors=keep)
-    u, image, *positions = leading_eigenvector(apply, start * near_scale, tol)
-    sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
-    value = (sigma / near_scale / far_scale / area).flatten()
+    square, u, *rest = leading_eigenvector(product, start, tol)
+    near_scale, far_scale = product.scales
+    sigma = torch.linalg.vector_norm(rest[0], dim=-1, keepdim=True) if keep else square.clamp(min=0).sqrt()
+    value = (unscaled(unscaled(sigma, near_scale), far_scale) / area).flatten()
     if not keep:
         return (value,)
+    image, *positions = rest
     inverse = 1 / torch.where(sigma == 0, 1, sigma)
-    near_positions = positions[0] / near_scale / area
-    far_positions = positions[1] * inverse / far_scale / area
+    near_positions = unscaled(positions[0], near_scale) / area
+    far_positions = unscaled(positions[1] * inverse, far_scale) / area
     return value, *(x[:, 0] for x in (u, image * inverse, near_positions, far_positions))
 
 
-def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> tuple[int, list[bool], list[int]]:
+def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype, keep: bool) -> tuple[int, list[bool], list[int]]:
     """How many samples to work on at a time, which maps to pool before (and not their vectors after), bytes touched."""
     limit = _CHUNK.get(maps[0].device.type, _CHUNK_ELSEWHERE)
     samples, pools, touched = max(1, len(maps[0])), [], []
@@ -196,12 +186,40 @@ def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> tuple[int, 
         divides = x.shape[2] % size[0] == x.shape[3] % size[1] == 0
         pays = 0 < pooled < full and divides and pooled <= _POOLED_SAMPLE
         if pays:
-            samples = min(samples, _POOLED_CHUNK // pooled)
+            samples = min(samples, _POOLED_CHUNK[keep] // pooled)
         pools.append(pays)
         touched.append(pooled if pays else full)
     samples = max(1, min(samples, limit // max(1, sum(touched))))
     # Chunks of one size.
     return math.ceil(len(maps[0]) / math.ceil(len(maps[0]) / samples)) if len(maps[0]) else 1, pools, touched
+
+
+class _Product:
+    """:math:`M M^\top` of a chunk, times vectors ``(b, 1, C)`` of the near map's channels, and what is met on the way.
+
+    Both maps are brought to the order of one by powers of two, so that no product overflows or underflows; by which,
+    the first product with each tells.
+    """
+
+    def __init__(self, near: '_Operator', far: '_Operator', keep: bool):
+        self.near, self.far, self.keep = near, far, keep
+        self.scales: list[Tensor | None] = []
+
+    def begin(self, positions: Tensor) -> Tensor:
+        """A vector of the near map's range, from one of positions."""
+        start = self.near.to_channels(positions)
+        self.scales = [needed_scale(start)]
+        return scaled(start, self.scales[0])
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
+        near_positions = scaled(self.near.to_positions(u), self.scales[0])
+        image = self.far.to_channels(near_positions)
+        if len(self.scales) == 1:
+            self.scales.append(needed_scale(image))
+        image = scaled(image, self.scales[1])
+        far_positions = scaled(self.far.to_positions(image), self.scales[1])
+        product = scaled(self.near.to_channels(far_positions), self.scales[0])
+        return (product, image, near_positions, far_positions) if self.keep else (product,)
 
 
 class _Operator:
@@ -270,7 +288,7 @@ def _block_means(maps: Tensor, size: Size) -> Tensor:
         return F.avg_pool2d(maps, (a, b))
     out = maps.new_empty(*maps.shape[:2], *size)
     # Few samples at a time, so that the sums of rows stay in the cache and take no memory to speak of.
-    samples = max(1, (512 << 10) // max(1, out[:1].numel() * b * out.element_size()))
+    samples = max(1, (1 << 20) // max(1, out[:1].numel() * b * out.element_size()))
     for i in range(0, len(maps), samples):
         _pool_into(out[i : i + samples], maps[i : i + samples], a, b)
     return out.mul_(1 / (a * b))

@@ -337,7 +337,8 @@ def test_half_precision_gradient_is_the_rounded_wide_one(dtype):
     wide = [x.detach().float().requires_grad_() for x in maps]
     gradients = torch.autograd.grad(transmitting_norms(maps).sum(), maps)
     for gradient, reference in zip(gradients, torch.autograd.grad(transmitting_norms(wide).sum(), wide), strict=True):
-        assert torch.equal(gradient, reference.to(dtype))
+        # The wide one is summed in another order: at a boundary between two halves, its last bit decides.
+        torch.testing.assert_close(gradient, reference.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 def test_four_vectors_a_sample_are_kept_and_no_map():
