@@ -2,11 +2,16 @@
 
 A connector is a module ``forward(x, like)``: ``x`` the feature of its own side, ``like`` the other side's, of which a
 connector may use the shape. Where its constructor has ``in_channels`` and ``out_channels``, a
-:class:`~lckd_mm.terms.Term` fills them in from the dry run.
+:class:`~lckd_mm.terms.Term` fills them in from the dry run. A teacher's connector that needs training images says so by
+``waits_for_data``: then :class:`~lckd_mm.hooks.DistillationHook` shows it ``batches`` features by ``observe`` before
+the first iteration, and calls ``settle``.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from .functional import bn_margin, margin_relu
@@ -60,7 +65,7 @@ class MarginReLU(nn.Module):
             residual block (:func:`~lckd_mm.functional.bn_margin`);
             'data' is the mean of the negative responses over training images, for nets without BatchNorm: the
             DistillationHook finds it before the first iteration, on ``batches`` batches.
-        batches: of the estimate from data; of several connectors, the largest number counts for all.
+        batches: of the estimate from data.
     Raises:
         ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
     Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: of a residual stage the last block's last BatchNorm is
@@ -74,6 +79,7 @@ class MarginReLU(nn.Module):
         if batches < 1:
             raise ValueError(f'MarginReLU: batches must be at least 1, got {batches}')
         self.source, self.batches = margin, batches
+        self._sums: Tensor | None = None
         self.register_buffer('margin', torch.zeros(in_channels))
         self.register_buffer('known', torch.zeros((), dtype=torch.uint8))
 
@@ -103,10 +109,128 @@ class MarginReLU(nn.Module):
         self.known.fill_(1)
 
     @torch.no_grad()
-    def settle(self, sums: Tensor, counts: Tensor) -> None:
-        """Take the margin from the sums and counts of negative responses, per channel."""
-        self.margin.copy_(sums / counts.clamp(min=1))
+    def observe(self, x: Tensor) -> None:
+        negative = x.transpose(0, 1).flatten(1).float().clamp(max=0)
+        sums = torch.stack([negative.sum(1), (negative < 0).sum(1).float()])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    @torch.no_grad()
+    def settle(self) -> str:
+        """Take the margin from what was observed on all ranks; says so."""
+        all_reduce(self._sums)
+        self.margin.copy_(self._sums[0] / self._sums[1].clamp(min=1))
         self.known.fill_(1)
+        self._sums = None
+        return 'its margins are estimated from training images'
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         return margin_relu(x, self.margin)
+
+
+def _paraphrased(channels: int, rate: float, who: str) -> int:
+    if not rate > 0:
+        raise ValueError(f'{who}: rate must be above 0, got {rate}')
+    return max(1, round(channels * rate))
+
+
+def _conv_layers(*widths: int) -> list[nn.Module]:
+    """3x3 convolutions of these widths, each with BatchNorm and a leaky ReLU."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
+    return layers
+
+
+@MODELS.register_module()
+class Translator(nn.Sequential):
+    """Three 3x3 convolutions that make a factor of the student's feature; trained with the student.
+
+    Args:
+        in_channels: of the feature. out_channels: of the teacher's feature.
+        rate: channels of the factor over the teacher's; that of the :class:`Paraphraser`.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
+        factor = _paraphrased(out_channels, rate, 'Translator')
+        super().__init__(*_conv_layers(in_channels, in_channels, factor, factor))
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+@MODELS.register_module()
+class Paraphraser(nn.Module):
+    """Makes a factor of the teacher's feature: the encoder of an auto-encoder that is trained first, then frozen.
+
+    As ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it by the
+    squared error of its reconstruction, with Adam, on the teacher's features of training images; a resumed run takes
+    it from the checkpoint.
+
+    Args:
+        in_channels: of the feature.
+        rate: channels of the factor over the feature's.
+        batches: that it is trained on, one update each. lr: of Adam.
+    Raises:
+        ValueError: a rate, batches or lr that are not above 0.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder ends without norm and
+        activation, so that it can give any feature; Adam in place of SGD.
+    """
+
+    def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
+        super().__init__()
+        if batches < 1 or not lr > 0:
+            raise ValueError(f'Paraphraser: batches and lr must be above 0, got {batches} and {lr}')
+        factor = _paraphrased(in_channels, rate, 'Paraphraser')
+        self.batches, self.lr = batches, lr
+        self.encoder = nn.Sequential(*_conv_layers(in_channels, in_channels, factor, factor))
+        layers: list[nn.Module] = []
+        for a, b in ((factor, factor), (factor, in_channels)):
+            layers += [nn.ConvTranspose2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
+        self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(in_channels, in_channels, 3, padding=1))
+        self.register_buffer('known', torch.zeros((), dtype=torch.uint8))
+        self._errors: list[float] = []
+        self._optimizer: torch.optim.Optimizer | None = None
+        self.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def waits_for_data(self) -> bool:
+        return not self.known
+
+    def train(self, mode: bool = True) -> 'Paraphraser':
+        # Frozen: it uses its running statistics whatever the student does.
+        return super().train(False)
+
+    @torch.enable_grad()
+    def observe(self, x: Tensor) -> None:
+        """One update on a feature ``(B, C, H, W)``; gradients are averaged over the ranks."""
+        x = x.detach().float()
+        if self._optimizer is None:
+            self.requires_grad_(True)
+            self._optimizer = torch.optim.Adam(self.parameters(), self.lr)
+        super().train(True)
+        error = F.mse_loss(self.decoder(self.encoder(x)), x)
+        self._optimizer.zero_grad()
+        error.backward()
+        for parameter in self.parameters():
+            all_reduce(parameter.grad, 'mean')
+        self._optimizer.step()
+        self._errors.append((error / x.var(correction=0).clamp(min=1e-12)).item())
+
+    def settle(self) -> str:
+        """Freeze; says how much of the feature's variance is lost."""
+        self._optimizer.zero_grad()
+        self._optimizer = None
+        self.requires_grad_(False)
+        super().train(False)
+        for buffer in self.buffers():
+            if buffer.is_floating_point():
+                all_reduce(buffer, 'mean')
+        self.known.fill_(1)
+        first, last = self._errors[0], self._errors[-10:]
+        self._errors = []
+        return f'its auto-encoder loses {sum(last) / len(last):.1%} of the variance, {first:.0%} at first'
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return self.encoder(x)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from .checkpoint import export_keys, import_keys
 from .hosts import (
+    RNGState,
     build_model,
     fabricate_samples,
     host_of,
     preserved_rng,
     preset_taps,
+    rng_state,
     run_once,
     training_size,
+    untracked_statistics,
 )
 from .registry import MODELS
 from .taps import LIST_ALL, FeatureTaps
@@ -162,6 +166,7 @@ class Distiller(BaseModel):
         if not self._ready:
             self._check_ready()
         student_names, teacher_names = self._recorded()
+        state = rng_state(inputs.device) if any(term.replays for term in self.terms.values()) else None
         with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
@@ -173,10 +178,26 @@ class Distiller(BaseModel):
             if name in losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
             observed[name] = {}
-            losses[name] = term(s, t, data_samples, observed[name], observed.get(term.shares))
+            replay = partial(self._replay, data_samples, state)
+            losses[name] = term(s, t, data_samples, observed[name], observed.get(term.shares), inputs, replay)
         for observer in self.observers:
             observer(s, t, observed, losses)
         return losses
+
+    def _replay(
+        self,
+        data_samples: list | None,
+        state: RNGState,
+        inputs: Tensor,
+        student_names: list[str],
+        teacher_names: list[str],
+    ) -> tuple[dict, dict]:
+        """Both nets once more on other images of the same samples; nothing of it is left in student or training."""
+        with preserved_rng(state=state), untracked_statistics(self.student):
+            with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
+                self.student(inputs, data_samples, mode='tensor')
+            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
+        return s, t
 
     def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
         return self.student.parse_losses(losses)
@@ -265,7 +286,17 @@ class Distiller(BaseModel):
             }
 
         s, t = zeros(self.student_taps), zeros(self.teacher_taps)
-        samples = fabricate_samples(self.student, 1, size or training_size(self.student))
+        size = size or training_size(self.student)
+        samples, image = fabricate_samples(self.student, 1, size), torch.zeros(1, 3, *size)
+
+        def replay(images: Tensor, *_) -> tuple[dict, dict]:
+            # It depends on the images, for losses that differentiate by them.
+            nothing = 0 * images.sum()
+            return tuple(
+                {n: [y + nothing for y in x] if isinstance(x, list) else x + nothing for n, x in side.items()}
+                for side in (s, t)
+            )
+
         observed: dict[str, dict] = {}
         for name, term in self.terms.items():
             observed[name] = {}
@@ -273,7 +304,7 @@ class Distiller(BaseModel):
             term.eval()
             try:
                 with torch.no_grad():
-                    value = term(s, t, samples, observed[name], observed.get(term.shares))
+                    value = term(s, t, samples, observed[name], observed.get(term.shares), image, replay)
             except (RuntimeError, ValueError) as error:
                 shapes = [
                     f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)

@@ -3,15 +3,15 @@
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import count, islice, pairwise
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler, pseudo_collate
-from mmengine.dist import all_reduce, get_world_size, master_only
+from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
@@ -65,7 +65,7 @@ class DistillationHook(Hook):
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
-        """Estimate from training images what waits for them: margins of nets without BatchNorm."""
+        """Show training images to the connectors that wait for them: margins without BatchNorm, paraphrasers."""
         model = distiller_of(runner, 'DistillationHook')
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if not waiting:
@@ -73,31 +73,34 @@ class DistillationHook(Hook):
         loader_cfg = copy.deepcopy(runner.cfg.get('train_dataloader'))
         if not isinstance(loader_cfg, dict):
             raise ValueError(
-                f'DistillationHook: {waiting[0][0]!r} needs training images for its margin, and the runner has no '
-                'train_dataloader in its config to read them from; build it from a config'
+                f'DistillationHook: a {type(waiting[0][1]).__name__} at {waiting[0][0]!r} needs training images, and '
+                'the runner has no train_dataloader in its config to read them from; build it from a config'
             )
         for key in ('prefetch_factor', 'timeout', 'multiprocessing_context'):
             loader_cfg.pop(key, None)  # of worker processes
         loader_cfg.update(num_workers=0, persistent_workers=False)
-        names = list(dict.fromkeys(tap for tap, _ in waiting))
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
         with preserved_rng():
             # A loader of its own: the run's own sampler would go on from where this one stops.
             loader = runner.build_dataloader(loader_cfg, seed=runner.seed)
-            for _, batch in zip(range(max(connector.batches for _, connector in waiting)), loader):
+            batches = max(connector.batches for _, connector in waiting)
+            for i, batch in enumerate(islice(_again_and_again(loader), batches)):
+                left = [(tap, connector) for tap, connector in waiting if i < connector.batches]
                 data = model.data_preprocessor(batch, True)
-                for tap, x in model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples']).items():
-                    for level in [x] if isinstance(x, Tensor) else x:
-                        level = level.transpose(0, 1).flatten(1).float()
-                        sums[tap] = sums.get(tap, 0) + level.clamp(max=0).sum(1)
-                        counts[tap] = counts.get(tap, 0) + (level < 0).sum(1).float()
-        for tap in names:
-            all_reduce(sums[tap])
-            all_reduce(counts[tap])
+                names = list(dict.fromkeys(tap for tap, _ in left))
+                features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
+                for tap, connector in left:
+                    for level in [features[tap]] if isinstance(features[tap], Tensor) else features[tap]:
+                        connector.observe(level)
         for tap, connector in waiting:
-            connector.settle(sums[tap], counts[tap])
-        runner.logger.info(f'margins of {", ".join(names)} estimated from training images')
+            runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.settle()}')
+
+
+def _again_and_again(loader: Any) -> Iterator:
+    """Its batches, epoch after epoch."""
+    for epoch in count():
+        if hasattr(loader.sampler, 'set_epoch'):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
 
 
 @HOOKS.register_module()

@@ -64,19 +64,48 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
         return MMENGINE_MODELS.build(copy.deepcopy(ConfigDict(cfg)))
 
 
+RNGState = tuple[Tensor, Tensor | None]
+
+
+def rng_state(device: torch.device) -> RNGState:
+    """torch's random states of the CPU and, where it is an accelerator, of ``device``."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
+
+
 @contextlib.contextmanager
-def preserved_rng(seed: int | None = None) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (every device in use) on leaving; seed torch inside."""
+def preserved_rng(seed: int | None = None, state: RNGState | None = None) -> Iterator[None]:
+    """Restore the random states of Python, numpy and torch (every device in use) on leaving.
+
+    Inside, torch is seeded by ``seed``, or put into ``state`` (of :func:`rng_state`).
+    """
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices):
             if seed is not None:
                 torch.default_generator.manual_seed(seed % 2**63)
+            if state is not None:
+                torch.set_rng_state(state[0])
+                if state[1] is not None:
+                    torch.cuda.set_rng_state(state[1])
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def untracked_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers in training use the batch's statistics inside, and leave the running ones as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 @contextlib.contextmanager

@@ -100,12 +100,19 @@ class FrozenTeacher:
         return converted if valid is None else torch.where(valid, converted, inputs)
 
     def __call__(
-        self, taps: FeatureTaps, names: Iterable[str], inputs: Tensor, data_samples: list | None
+        self,
+        taps: FeatureTaps,
+        names: Iterable[str],
+        inputs: Tensor,
+        data_samples: list | None,
+        input_gradient: bool = False,
     ) -> dict[str, Any]:
-        """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap."""
-        inputs = self.convert(inputs, data_samples)
-        with torch.no_grad(), taps.record(self.model, names, stop=True) as features:
-            self.model(inputs, data_samples, mode='tensor')
+        """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap.
+
+        With ``input_gradient`` they can be differentiated by the inputs; its parameters never get a gradient.
+        """
+        with torch.set_grad_enabled(input_gradient), taps.record(self.model, names, stop=True) as features:
+            self.model(self.convert(inputs, data_samples), data_samples, mode='tensor')
         return features
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:

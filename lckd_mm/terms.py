@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from .registry import MODELS
 from .taps import FeatureTaps
 
 Feature = Tensor | list[Tensor]
+#: (images, student tap names, teacher tap names) to both nets' features.
+Replay = Callable[[Tensor, list[str], list[str]], tuple[dict[str, Feature], dict[str, Feature]]]
 _KEYS = ('loss', 'on', 'student', 'teacher', 'weight', 'connector', 'teacher_connector')
 # What a loss may ask for beyond (student, teacher), by naming it in the signature of its forward.
-_EXTRAS = ('data_samples', 'raw_student')
+_EXTRAS = ('data_samples', 'raw_student', 'inputs', 'replay')
 
 
 class Term(nn.Module):
@@ -23,8 +25,10 @@ class Term(nn.Module):
 
     Args:
         name: its key in the loss dict; starts with ``loss_``.
-        loss: config of a registered loss, a module ``forward(student, teacher)`` that may also take ``data_samples``
-            and ``raw_student`` (the student's features before the connectors).
+        loss: config of a registered loss, a module ``forward(student, teacher)`` that may also take ``data_samples``,
+            ``raw_student`` (the student's features before the connectors), ``inputs`` (the batch of images) and
+            ``replay``: a function of other images to (student, teacher), connected, by another pass of both nets. Where
+            its constructor has ``channels``, they are the teacher's taps'.
         on: a tap's name, or a list of them, of both nets; ``student`` and ``teacher`` name them apart.
         weight: not negative. A weight of 0 multiplies, it does not skip: a skipped connector would be an unused
             parameter under DDP.
@@ -74,18 +78,23 @@ class Term(nn.Module):
             raise ValueError(
                 f'term {name!r}: {len(self.student_names)} student taps, but {len(self.teacher_names)} teacher taps'
             )
-        self.loss = build_registered(config['loss'], f'term {name!r}: loss')
+        self.loss = build_registered(self._with_channels(config['loss'], teacher_taps), f'term {name!r}: loss')
         self._wanted = self._extras()
         pairs = list(zip(self.student_names, self.teacher_names, strict=True))
         #: The term whose connectors this one shares.
         self.shares: str | None = None
         if isinstance(config.get('connector'), str):
+            if self.replays:
+                raise ValueError(
+                    f'term {name!r}: {type(self.loss).__name__} runs the nets again, so it cannot share the connectors '
+                    f'of {config["connector"]!r}; give it its own'
+                )
             self.shares = self._shared(config['connector'], others or {})
             config = {**config, 'connector': None}
         self.connectors = self._connectors(config, 'connector', pairs, student_taps, teacher_taps)
         flipped = [(t, s) for s, t in pairs]
         self.teacher_connectors = self._connectors(config, 'teacher_connector', flipped, teacher_taps, student_taps)
-        if any(hasattr(connector, 'bind') for connector in self.connectors):
+        if any(hasattr(connector, key) for connector in self.connectors for key in ('bind', 'waits_for_data')):
             kind = type(self.connectors[0]).__name__
             raise ValueError(f"term {name!r}: {kind} looks at the teacher's layers; write it as teacher_connector")
         self._teacher_norms = [taps.norm if (taps := teacher_taps.traces.get(n)) else None for n in self.teacher_names]
@@ -99,30 +108,64 @@ class Term(nn.Module):
         data_samples: list | None = None,
         observed: dict[str, Feature] | None = None,
         shared: Mapping[str, Feature] | None = None,
+        inputs: Tensor | None = None,
+        replay: Replay | None = None,
     ) -> Tensor:
         """The weighted term, a scalar of at least float32 whatever the autocast state.
 
         ``observed`` is filled with the student's connected features, by tap name; ``shared`` holds those of the term
-        whose connectors this one shares.
+        whose connectors this one shares. ``replay`` gives both nets' taps of these names for other images.
         """
         device = next(iter(_tensors(next(iter(student.values()))))).device.type
         with torch.autocast(device, enabled=False):
-            raw = [_widen(student[name]) for name in self.student_names]
-            target = [_widen(teacher[name]) for name in self.teacher_names]
-            if self.shares is None:
-                connected = _connect(self.connectors, raw, target)
-            else:
-                connected = [shared[name] for name in self.student_names]
-            target = _connect(self.teacher_connectors, target, raw)
+            raw, connected, target = self._select(student, teacher, shared)
             if observed is not None:
                 observed.update(zip(self.student_names, connected, strict=True))
-            extras = {'data_samples': data_samples, 'raw_student': raw}
+
+            def again(images: Tensor) -> tuple[Feature, Feature]:
+                _, ours, theirs = self._select(*replay(images, self.student_names, self.teacher_names))
+                return self._shaped(ours), self._shaped(theirs)
+
+            extras = {'data_samples': data_samples, 'raw_student': raw, 'inputs': inputs, 'replay': again}
             value = self.loss(
-                connected[0] if self.single else connected,
-                target[0] if self.single else target,
-                **{key: extras[key] for key in self._wanted},
+                self._shaped(connected), self._shaped(target), **{key: extras[key] for key in self._wanted}
             )
             return self.weight * self.scale * value
+
+    @property
+    def replays(self) -> bool:
+        """Whether its loss runs the nets again."""
+        return 'replay' in self._wanted
+
+    def _select(
+        self,
+        student: Mapping[str, Feature],
+        teacher: Mapping[str, Feature],
+        shared: Mapping[str, Feature] | None = None,
+    ) -> tuple[list[Feature], list[Feature], list[Feature]]:
+        """The student's features as they are and connected, and the teacher's, connected."""
+        raw = [_widen(student[name]) for name in self.student_names]
+        target = [_widen(teacher[name]) for name in self.teacher_names]
+        if self.shares is None:
+            connected = _connect(self.connectors, raw, target)
+        else:
+            connected = [shared[name] for name in self.student_names]
+        return raw, connected, _connect(self.teacher_connectors, target, raw)
+
+    def _shaped(self, features: list[Feature]) -> Feature | list[Feature]:
+        return features[0] if self.single else features
+
+    def _with_channels(self, config: Mapping, teacher_taps: FeatureTaps) -> Mapping:
+        kind = registered_class(config, f'term {self.name!r}: loss')
+        if 'channels' not in inspect.signature(kind.__init__).parameters or 'channels' in config:
+            return config
+        for tap in self.teacher_names:
+            if tap not in teacher_taps.traces:
+                raise ValueError(
+                    f'term {self.name!r}: teacher tap {tap!r} does not fire in a plain forward, so its channels are '
+                    f"unknown; type them, as in loss=dict(type='{kind.__name__}', channels=[…])"
+                )
+        return {**config, 'channels': [teacher_taps.traces[tap].shapes[0][1] for tap in self.teacher_names]}
 
     def bind(self, teacher: nn.Module) -> None:
         """Let connectors take what they need from the teacher's layers: once built, and again once it is loaded."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lckd_mm.connectors import ConvBN, MarginReLU, MatchSize
+from lckd_mm.connectors import ConvBN, MarginReLU, MatchSize, Paraphraser, Translator
 from lckd_mm.functional import bn_margin
 
 
@@ -101,7 +101,10 @@ def test_a_margin_from_data_waits_and_is_settled_in_place():
     buffer = connector.margin
     connector.bind(None, 'term')
     assert connector.waits_for_data
-    connector.settle(torch.tensor([-6.0, 0.0]), torch.tensor([4.0, 0.0]))
+    connector.observe(torch.tensor([[[-2.0, 5.0]], [[1.0, 0.0]]]).transpose(0, 1))
+    connector.observe(torch.tensor([[[-1.0, -1.5, 0.0]], [[2.0, 2.0, 2.0]]]).transpose(0, 1))
+    assert connector.waits_for_data
+    connector.settle()
     assert not connector.waits_for_data
     assert connector.margin is buffer
     assert buffer.tolist() == [-1.5, 0.0]
@@ -116,3 +119,63 @@ def test_a_margin_from_data_waits_and_is_settled_in_place():
 def test_margin_relu_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
         MarginReLU(3, **arguments)
+
+
+# ---- Translator, Paraphraser
+
+
+def features(batch=8):
+    """Maps of 8 channels that follow from 2."""
+    hidden = torch.randn(batch, 2, 6, 6)
+    return torch.einsum('oi,bihw->bohw', torch.linspace(-1, 1, 16).view(8, 2), hidden)
+
+
+def test_a_factor_has_the_rates_channels():
+    x = torch.randn(2, 8, 6, 6)
+    assert Paraphraser(8)(x).shape == (2, 4, 6, 6)
+    assert Translator(3, 8)(torch.randn(2, 3, 6, 6)).shape == (2, 4, 6, 6)
+    assert Paraphraser(8, rate=0.75)(x).shape == Translator(8, 8, rate=0.75)(x).shape == (2, 6, 6, 6)
+
+
+def test_a_paraphraser_learns_to_give_the_feature_back():
+    connector = Paraphraser(8, lr=1e-2)
+    before = [p.clone() for p in connector.parameters()]
+    with torch.no_grad():  # as in a hook
+        for _ in range(80):
+            connector.observe(features())
+        assert connector.waits_for_data
+        said = connector.settle()
+    assert not connector.waits_for_data
+    lost = float(said.split('loses ')[1].split('%')[0])
+    assert lost < 15
+    x = features()
+    assert F.mse_loss(connector.decoder(connector.encoder(x)), x) < 0.2 * x.var()
+    assert all(not torch.equal(a, b) for a, b in zip(before, connector.parameters(), strict=True))
+
+
+def test_a_paraphraser_is_frozen():
+    connector = Paraphraser(8)
+    for step in ('fresh', 'trained'):
+        assert not any(m.training for m in connector.train().modules()), step
+        assert not any(p.requires_grad or p.grad is not None for p in connector.parameters()), step
+        state = {key: value.clone() for key, value in connector.state_dict().items()}
+        connector(features())
+        assert all(torch.equal(state[key], value) for key, value in connector.state_dict().items()), step
+        connector.observe(features())
+        connector.settle()
+
+
+def test_a_paraphraser_comes_back_from_a_checkpoint():
+    connector, other = Paraphraser(8), Paraphraser(8)
+    connector.observe(features())
+    connector.settle()
+    other.load_state_dict(connector.state_dict())
+    assert not other.waits_for_data
+    x = features()
+    assert torch.equal(other(x), connector(x))
+
+
+@pytest.mark.parametrize('arguments', [dict(rate=0.0), dict(batches=0), dict(lr=0.0)])
+def test_paraphraser_arguments_are_checked(arguments):
+    with pytest.raises(ValueError, match=r'Paraphraser: .* must be above 0'):
+        Paraphraser(3, **arguments)

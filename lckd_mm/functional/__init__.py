@@ -1,6 +1,15 @@
 """Pure tensor functions: they need torch and nothing else."""
 
-from .features import activation_boundary, attention_map, bn_margin, margin_relu, partial_l2
+from .features import (
+    activation_boundary,
+    attended_distance,
+    attention_map,
+    bn_margin,
+    factor_distance,
+    margin_relu,
+    partial_l2,
+)
+from .jacobian import directional_gap, unit_gap
 from .lipschitz import (
     layer_norms,
     lipschitz_gap,
@@ -16,10 +25,13 @@ from .relations import pairwise_angles, pairwise_distances
 
 __all__ = [
     'activation_boundary',
+    'attended_distance',
     'attention_map',
     'binary_kd_divergence',
     'bn_margin',
     'decoupled_kd',
+    'directional_gap',
+    'factor_distance',
     'kd_divergence',
     'layer_norms',
     'lipschitz_gap',
@@ -33,4 +45,5 @@ __all__ = [
     'transmitting_matrix',
     'transmitting_norm',
     'transmitting_norms',
+    'unit_gap',
 ]

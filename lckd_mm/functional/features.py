@@ -91,6 +91,42 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     return F.relu(margin - torch.where(teacher > 0, student, -student)).square()
 
 
+def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean absolute gap of two factors, each flattened and of unit length.
+
+    .. math:: \mathrm{mean}\,\bigl|\, s / \lVert s \rVert_2 - t / \lVert t \rVert_2 \,\bigr|
+
+    Args:
+        student: ``(B, ...)``. teacher: the same shape.
+    Returns:
+        A scalar, without unit; small, since a unit vector's entries shrink with the root of their number.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer (FT), NeurIPS 2018,
+        eq. 3, p = 1. Deviation: the mean in place of the sum.
+    """
+    _same_shape('factor distance', student, teacher)
+    return F.l1_loss(F.normalize(student.flatten(1)), F.normalize(teacher.flatten(1)))
+
+
+def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
+    r"""Squared distance of maps, each channel weighed by its attention.
+
+    .. math:: \frac1B \sum_b \sum_c \rho_{bc} \; \mathrm{mean}_{hw}\, (s_{bc} - t_{bc})^2
+
+    Args:
+        student: ``(B, C, ...)``, connected. teacher: the same shape. attention: :math:`\rho`, ``(B, C)``.
+    Returns:
+        A scalar, in squared units.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Wang et al., Pay Attention to Features, Transfer Learn Faster CNNs (AFD), ICLR 2020. Deviation: the mean
+        over positions, so that the size of a map does not weigh.
+    """
+    _same_shape('attended distance', student, teacher)
+    return (attention * (student - teacher).square().flatten(2).mean(2)).sum(1).mean()
+
+
 def _same_shape(who: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(

@@ -1,8 +1,22 @@
 """Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
 
-from .features import ABLoss, ATLoss, FitNetsLoss, FSPLoss, OFDLoss
+from .features import ABLoss, AFDLoss, ATLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
+from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss
 from .logits import DKDLoss, KDLoss
 from .relations import RKDLoss
 
-__all__ = ['ABLoss', 'ATLoss', 'DKDLoss', 'FSPLoss', 'FitNetsLoss', 'KDLoss', 'LipschitzLoss', 'OFDLoss', 'RKDLoss']
+__all__ = [
+    'ABLoss',
+    'AFDLoss',
+    'ATLoss',
+    'DKDLoss',
+    'FSPLoss',
+    'FTLoss',
+    'FitNetsLoss',
+    'JacobianLoss',
+    'KDLoss',
+    'LipschitzLoss',
+    'OFDLoss',
+    'RKDLoss',
+]

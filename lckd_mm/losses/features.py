@@ -6,7 +6,14 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import activation_boundary, attention_map, partial_l2, transmitting_matrix
+from ..functional import (
+    activation_boundary,
+    attended_distance,
+    attention_map,
+    factor_distance,
+    partial_l2,
+    transmitting_matrix,
+)
 from ..registry import MODELS
 
 
@@ -190,3 +197,70 @@ class ABLoss(nn.Module):
             weights,
             lambda s, t: activation_boundary(s, t, self.margin).flatten(1).sum(1).mean(),
         )
+
+
+@MODELS.register_module()
+class FTLoss(nn.Module):
+    r"""Distance of factors (:func:`~lckd_mm.functional.factor_distance`), averaged over layers.
+
+    The teacher's factors come through :class:`~lckd_mm.connectors.Paraphraser`, which is trained before the first
+    iteration, the student's through :class:`~lckd_mm.connectors.Translator`.
+
+    Shapes:
+        student, teacher: maps of the same shapes, a list or one.
+    Returns:
+        A scalar, without unit; small, so that weights of some hundreds are usual.
+    Raises:
+        ValueError: shapes that differ.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3. Deviation: none.
+    """
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        return weighted_layers('FTLoss', student, teacher, None, factor_distance)
+
+
+@MODELS.register_module()
+class AFDLoss(nn.Module):
+    r"""Squared distance of features, weighed by an attention over channels that is trained with the student.
+
+    .. math::
+        L = \frac1n \sum_i \frac1B \sum_{b, c} \rho_{bc}(t_i) \, \mathrm{mean}_{hw}\,(s_i - t_i)^2_{bc}, \qquad
+        \rho(t) = \mathrm{softmax}\bigl(W_2 \, \mathrm{relu}(W_1 \, \mathrm{mean}_{hw} |t|)\bigr)
+
+    Args:
+        channels: of each of the teacher's taps; a term fills them in.
+        reduction: :math:`W_1` has so many times fewer rows than there are channels.
+    Shapes:
+        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one; a connector maps the student's.
+    Returns:
+        A scalar, in squared units.
+    Raises:
+        ValueError: shapes, channels or counts that differ.
+    Source: Wang et al., Attentive Feature Distillation (AFD), ICLR 2020. Deviation: the attention has two layers and
+        biases, and begins even over the channels.
+    """
+
+    def __init__(self, channels: Sequence[int], reduction: int = 4):
+        super().__init__()
+        if reduction < 1:
+            raise ValueError(f'AFDLoss: reduction must be at least 1, got {reduction}')
+        self.attentions = nn.ModuleList()
+        for count in channels:
+            inner = max(1, count // reduction)
+            self.attentions.append(nn.Sequential(nn.Linear(count, inner), nn.ReLU(), nn.Linear(inner, count)))
+            nn.init.zeros_(self.attentions[-1][-1].weight)
+            nn.init.zeros_(self.attentions[-1][-1].bias)
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        attentions = iter(self.attentions)
+
+        def distance(s: Tensor, t: Tensor) -> Tensor:
+            net = next(attentions, None)
+            if net is None or t.dim() < 3 or t.shape[1] != net[0].in_features:
+                raise ValueError(
+                    f'AFDLoss: expected maps of {[a[0].in_features for a in self.attentions]} channels, got '
+                    f'{tuple(t.shape)}'
+                )
+            return attended_distance(s, t, net(t.abs().flatten(2).mean(2)).softmax(1))
+
+        return weighted_layers('AFDLoss', student, teacher, None, distance)

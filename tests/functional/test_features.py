@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from lckd_mm.functional import activation_boundary, attention_map, bn_margin, margin_relu, partial_l2
+from lckd_mm.functional import (
+    activation_boundary,
+    attended_distance,
+    attention_map,
+    bn_margin,
+    factor_distance,
+    margin_relu,
+    partial_l2,
+)
 
 DOUBLE = torch.float64
 
@@ -132,7 +140,47 @@ def test_activation_boundary_gradcheck():
     assert torch.autograd.gradcheck(activation_boundary, (student, teacher))
 
 
-@pytest.mark.parametrize('function', [partial_l2, activation_boundary])
+# ---- factor_distance, attended_distance
+
+
+def test_factor_distance_by_hand():
+    student, teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    # (|0.6 - 1| + |0.8 - 0| + 0 + 0) / 4
+    assert factor_distance(student, teacher).item() == pytest.approx(0.3)
+
+
+def test_factor_distance_has_no_scale():
+    student, teacher = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(factor_distance(7 * student, teacher), factor_distance(student, 0.1 * teacher))
+    assert factor_distance(student, 3 * student).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_factor_distance_gradcheck():
+    student, teacher = torch.randn(2, 3, 2, 2, dtype=DOUBLE, requires_grad=True), torch.randn(2, 3, 2, 2, dtype=DOUBLE)
+    assert torch.autograd.gradcheck(factor_distance, (student, teacher))
+
+
+def test_attended_distance_by_hand():
+    student = torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]]]])
+    teacher = torch.tensor([[[[0.0, 0.0]], [[2.0, 0.0]]]])
+    # Mean squares 5 and 2 of the two channels.
+    assert attended_distance(student, teacher, torch.tensor([[0.25, 0.75]])).item() == 2.75
+    even = torch.full((1, 2), 0.5)
+    torch.testing.assert_close(attended_distance(student, teacher, even), (student - teacher).square().mean())
+
+
+def test_attended_distance_gradcheck():
+    student, teacher = (torch.randn(2, 3, 2, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    attention = torch.rand(2, 3, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(attended_distance, (student, teacher, attention))
+
+
+def test_attended_shapes_that_differ_raise():
+    with pytest.raises(ValueError, match=r'student \(1, 2, 3, 3\) and teacher \(1, 2, 2, 2\) differ in shape'):
+        attended_distance(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 2, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize('function', [partial_l2, activation_boundary, factor_distance])
 def test_shapes_that_differ_raise(function):
     with pytest.raises(ValueError, match=r'student \(1, 2, 3, 3\) and teacher \(1, 3, 3, 3\) differ in shape'):
         function(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3))

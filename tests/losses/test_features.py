@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lckd_mm.functional import activation_boundary, attention_map, partial_l2, transmitting_matrix
-from lckd_mm.losses import ABLoss, ATLoss, FitNetsLoss, FSPLoss, OFDLoss
+from lckd_mm.functional import activation_boundary, attention_map, factor_distance, partial_l2, transmitting_matrix
+from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +102,38 @@ def test_what_does_not_fit_raises(loss, student, teacher, says):
 def test_a_margin_that_is_not_above_zero_raises():
     with pytest.raises(ValueError, match='ABLoss: margin must be above 0, got 0'):
         ABLoss(margin=0)
+
+
+def test_ft_is_the_mean_over_layers():
+    student, teacher = maps(), maps()
+    expected = sum(factor_distance(s, t) for s, t in zip(student, teacher)) / 3
+    torch.testing.assert_close(FTLoss()(student, teacher), expected)
+    torch.testing.assert_close(FTLoss()(student[0], teacher[0]), factor_distance(student[0], teacher[0]))
+
+
+def test_afd_begins_as_the_mean_square_and_learns_its_attention():
+    student, teacher = maps(), maps()
+    loss = AFDLoss(channels=[3, 4, 5], reduction=1).double()
+    expected = sum((s - t).square().mean() for s, t in zip(student, teacher)) / 3
+    torch.testing.assert_close(loss(student, teacher), expected)
+    for attention in loss.attentions:
+        torch.nn.init.normal_(attention[-1].weight)
+    loss(student, teacher).backward()
+    assert all(p.grad.abs().max() > 0 for p in loss.parameters())
+
+
+def test_afd_weighs_channels_by_the_teacher_alone():
+    teacher = [torch.randn(2, 3, 4, 4)]
+    loss = AFDLoss(channels=[3])
+    torch.nn.init.normal_(loss.attentions[0][-1].weight)
+    weights = torch.cat([loss([teacher[0] + unit.view(1, 3, 1, 1)], teacher)[None] for unit in torch.eye(3)])
+    hidden = loss.attentions[0][1](loss.attentions[0][0](teacher[0].abs().mean((2, 3))))
+    expected = torch.softmax(loss.attentions[0][2](hidden), 1).mean(0)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_afd_of_other_channels_raises():
+    with pytest.raises(ValueError, match=r'AFDLoss: expected maps of \[3, 4, 6\] channels, got \(2, 5, 2, 2\)'):
+        AFDLoss(channels=[3, 4, 6]).double()(maps(), maps())
+    with pytest.raises(ValueError, match='reduction must be at least 1'):
+        AFDLoss(channels=[3], reduction=0)

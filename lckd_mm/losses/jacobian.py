@@ -1,0 +1,94 @@
+"""Distillation of the answer to a change of the input."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import directional_gap, unit_gap
+from ..registry import MODELS
+
+Feature = Tensor | list[Tensor]
+
+
+@MODELS.register_module()
+class JacobianLoss(nn.Module):
+    r"""Matches the nets' Jacobians with respect to the image: both run once more, on a changed batch.
+
+    * ``difference``: the Jacobians along a random direction (:func:`~lckd_mm.functional.directional_gap`), by one more
+      forward pass of both nets.
+    * ``noise``: :math:`\mathrm{mean}\,(f_S(x + \xi) - f_T(x + \xi))^2`, the outputs under input noise, whose
+      expectation is the gap of the outputs plus :math:`\sigma^2` times that of the Jacobians.
+    * ``gradient``: exactly, the gradients of the score of the class that the teacher ranks first
+      (:func:`~lckd_mm.functional.unit_gap`), by another forward and a backward pass of both nets, through which the
+      student's is differentiated again: about three times the cost of a student's step. The score of a dense
+      prediction is its mean over the positions. Not with reentrant activation checkpointing.
+
+    In the second pass BatchNorm's running statistics stay as they are, and dropout drops the same units.
+
+    Args:
+        mode: one of the names above.
+        sigma: standard deviation of the noise, in units of the normalised images.
+    Shapes:
+        student, teacher: outputs (B, ...) of the same shape, or a list of them; ``gradient`` takes class scores
+        (B, K, ...).
+    Returns:
+        A scalar.
+    Raises:
+        ValueError: an unknown mode, a sigma that is not above 0, shapes that differ.
+    Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1 and eq. 6.
+        Deviation: the task's own loss sees the clean images only.
+    """
+
+    MODES = ('difference', 'noise', 'gradient')
+
+    def __init__(self, mode: str = 'difference', sigma: float = 0.1):
+        super().__init__()
+        if mode not in self.MODES:
+            raise ValueError(f'JacobianLoss: unknown mode {mode!r}, expected one of {", ".join(self.MODES)}')
+        if not sigma > 0:
+            raise ValueError(f'JacobianLoss: sigma must be above 0, got {sigma}')
+        self.mode, self.sigma = mode, sigma
+        self._draws = 0
+
+    def forward(
+        self, student: Feature, teacher: Feature, inputs: Tensor, replay: Callable[[Tensor], tuple[Feature, Feature]]
+    ) -> Tensor:
+        if self.mode == 'gradient':
+            return self._gradient_gap(student, inputs, replay)
+        noisy = replay(inputs + self.sigma * self._noise(inputs))
+        clean = [_as_list(x) for x in (student, teacher)]
+        moved = [_as_list(x) for x in noisy]
+        gaps = []
+        for s, t, s2, t2 in zip(*clean, *moved, strict=True):
+            if s2.shape != t2.shape:
+                raise ValueError(f'JacobianLoss: student {tuple(s2.shape)} and teacher {tuple(t2.shape)} differ')
+            difference = self.mode == 'difference'
+            gaps.append(directional_gap((s, s2), (t, t2), self.sigma) if difference else F.mse_loss(s2, t2))
+        return torch.stack(gaps).mean()
+
+    def _gradient_gap(self, student: Feature, inputs: Tensor, replay: Callable) -> Tensor:
+        if not isinstance(student, Tensor) or student.dim() < 2:
+            raise ValueError(
+                "JacobianLoss: mode='gradient' takes one tap of class scores (B, K, ...), as in on='logits'"
+            )
+        with torch.enable_grad():
+            x = inputs.detach().requires_grad_()
+            s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for y in replay(x))
+            if s.shape != t.shape:
+                raise ValueError(f'JacobianLoss: student {tuple(s.shape)} and teacher {tuple(t.shape)} differ')
+            first = t.detach().argmax(1, keepdim=True)
+            (ours,) = torch.autograd.grad(s.gather(1, first).sum(), x, create_graph=True)
+            (theirs,) = torch.autograd.grad(t.gather(1, first).sum(), x)
+        return unit_gap(ours, theirs)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        """From a stream of its own, so that the training's random numbers stay what they were."""
+        self._draws += 1
+        generator = torch.Generator(like.device).manual_seed((torch.initial_seed() + self._draws) % 2**63)
+        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _as_list(x: Feature) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else list(x)
