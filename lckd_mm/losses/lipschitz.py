@@ -1,5 +1,6 @@
 """Lipschitz matching of consecutive feature maps."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,25 +28,35 @@ class LipschitzLoss(nn.Module):
             weigh more.
         raw_back: the authors' code multiplies the *connected* map of layer i with the *raw* map of layer i+1 on the
             student's side; True does the same, False connects both factors. Without connectors both are the same.
+        normalise: divides each map by its root mean square length over the positions, so that a norm lies between 0
+            and 1 and does not follow from the size of the activations.
     Shapes:
-        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth. Channels may differ between the
-        nets, since only singular values are compared.
+        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth: taps, or the levels of a pyramid that
+        one tap gives. Channels may differ between the nets, since only singular values are compared. Tokens
+        (B, L_i, C_i) are taken as maps of one row where two numbers of tokens agree, and of a square else.
     Returns:
         A scalar; in squared units of front times back for 'absolute', without unit else.
     Raises:
-        ValueError: unknown gap; fewer than two taps; a count of taps or weights that does not fit.
+        ValueError: unknown gap; fewer than two taps; a count of taps or weights that does not fit; other dimensions;
+            numbers of tokens that differ and are no squares.
     Source: LONDON (Shang et al., ICCV 2021), section 3.
     Deviation: the default gap is 'log', not the authors' 'absolute', whose size depends on the scale of the
         activations; the singular value is accurate and its gradient exact, in place of 5 or 10 unrolled power steps.
     """
 
-    def __init__(self, gap: str = 'log', layer_weights: Sequence[float] | None = None, raw_back: bool = False):
+    def __init__(
+        self,
+        gap: str = 'log',
+        layer_weights: Sequence[float] | None = None,
+        raw_back: bool = False,
+        normalise: bool = False,
+    ):
         super().__init__()
         if gap not in GAPS:
             raise ValueError(f'LipschitzLoss: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
         self.gap = gap
         self.layer_weights = None if layer_weights is None else tuple(map(float, layer_weights))
-        self.raw_back = raw_back
+        self.raw_back, self.normalise = raw_back, normalise
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], raw_student: list[Tensor] | None = None) -> Tensor:
         if not isinstance(student, (list, tuple)) or len(student) < 2:
@@ -56,11 +67,51 @@ class LipschitzLoss(nn.Module):
         weights = [2.0 ** -(pairs - i) for i in range(pairs)] if self.layer_weights is None else self.layer_weights
         if len(weights) != pairs:
             raise ValueError(f'LipschitzLoss: {len(weights)} layer_weights for {pairs} pairs of consecutive taps')
+        student, teacher = _as_maps(student), _as_maps(teacher)
         with torch.no_grad():
-            targets = transmitting_norms(teacher)
-        if self.raw_back and raw_student is not None:
-            norms = [transmitting_norm(front, back) for front, back in zip(student, raw_student[1:])]
-        else:
-            norms = transmitting_norms(student)
+            targets = self._norms(teacher, teacher)
+        backs = _as_maps(raw_student) if self.raw_back and raw_student is not None else student
+        norms = self._norms(student, backs)
         gaps = (lipschitz_gap(s, t, self.gap).mean() for s, t in zip(norms, targets))
         return sum(weight * gap for weight, gap in zip(weights, gaps))
+
+    def _norms(self, fronts: list[Tensor], backs: list[Tensor]) -> list[Tensor]:
+        """Of each front map and the next back map; they are the same maps but for ``raw_back``."""
+        if fronts is backs:
+            norms = list(transmitting_norms(fronts))
+        else:
+            norms = [transmitting_norm(front, back) for front, back in zip(fronts, backs[1:])]
+        if not self.normalise:
+            return norms
+        lengths = [(_mean_length(front), _mean_length(back)) for front, back in zip(fronts, backs[1:])]
+        return [norm / (front * back) for norm, (front, back) in zip(norms, lengths)]
+
+
+def _mean_length(x: Tensor) -> Tensor:
+    """Root mean square, over the positions, of the length of what stands at one: ``(B,)``, above 0."""
+    square = x.square().sum((1, 2, 3)) / x.shape[2:].numel()
+    return square.clamp(min=1e-24).sqrt()
+
+
+def _as_maps(features: Sequence[Tensor]) -> list[Tensor]:
+    """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or square ones where their numbers differ."""
+    counts = {x.shape[1] for x in features if x.dim() == 3}
+    maps = []
+    for x in features:
+        if x.dim() == 4:
+            maps.append(x)
+            continue
+        if x.dim() != 3:
+            raise ValueError(f'LipschitzLoss: expected maps (B, C, H, W) or tokens (B, L, C), got {tuple(x.shape)}')
+        side = math.isqrt(x.shape[1])
+        if len(counts) == 1 and all(y.dim() == 3 for y in features):
+            grid = 1, x.shape[1]
+        elif side**2 == x.shape[1]:
+            grid = side, side
+        else:
+            raise ValueError(
+                f'LipschitzLoss: {sorted(counts)} tokens at the taps are not all squares, so their grids are not '
+                "known; tap maps, such as the backbone's outputs 'backbone[0]', or stages of as many tokens"
+            )
+        maps.append(x.transpose(1, 2).unflatten(2, grid))
+    return maps

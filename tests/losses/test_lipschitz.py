@@ -161,3 +161,69 @@ def test_a_single_tensor_raises():
 def test_unknown_gap_raises():
     with pytest.raises(ValueError, match="LipschitzLoss: unknown gap 'l2', expected one of absolute, relative, log"):
         LipschitzLoss(gap='l2')
+
+
+# ---- normalised maps, tokens
+
+
+@pytest.mark.parametrize('gap', GAPS)
+def test_normalised_norms_are_those_of_normalised_maps(gap):
+    def unit(maps):
+        return [x / (x.square().sum(1, keepdim=True).mean((2, 3), keepdim=True)).sqrt() for x in maps]
+
+    student, teacher = pyramid(3), pyramid(3, (5, 8, 7))
+    expected = by_loop(unit(student), unit(teacher), gap, WEIGHTS[3])
+    torch.testing.assert_close(LipschitzLoss(gap, normalise=True)(student, teacher), expected, rtol=1e-9, atol=0)
+
+
+def test_normalised_norms_do_not_see_the_size_of_the_activations():
+    student, teacher = pyramid(3), pyramid(3)
+    loss = LipschitzLoss(normalise=True)
+    scaled = [x * k for x, k in zip(student, (5.0, 0.1, 30.0))]
+    torch.testing.assert_close(loss(scaled, teacher), loss(student, teacher))
+    maps = [torch.randn(2, 3, 4, 4, dtype=DOUBLE, requires_grad=True) for _ in range(2)]
+    loss(maps, pyramid(2)).backward()
+    # Along the map itself nothing changes.
+    assert all((x * x.grad).sum().abs() < 1e-9 * x.grad.abs().sum() for x in maps)
+
+
+def test_normalised_zero_maps_are_finite():
+    zero = [torch.zeros(2, 3, 4, 4, requires_grad=True) for _ in range(2)]
+    value = LipschitzLoss(normalise=True)(zero, [x.float() for x in pyramid(2)])
+    value.backward()
+    assert torch.isfinite(value)
+    assert all(torch.isfinite(x.grad).all() for x in zero)
+
+
+def test_normalised_norms_with_a_raw_back():
+    student, raw, teacher = pyramid(3), pyramid(3), pyramid(3)
+    value = LipschitzLoss(normalise=True, raw_back=True)(student, teacher, raw)
+
+    def unit(maps):
+        return [x / (x.square().sum(1, keepdim=True).mean((2, 3), keepdim=True)).sqrt() for x in maps]
+
+    torch.testing.assert_close(value, by_loop(unit(student), unit(teacher), 'log', WEIGHTS[3], unit(raw)))
+
+
+def test_tokens_of_one_number_are_taken_as_they_are():
+    tokens = [torch.randn(2, 10, c, dtype=DOUBLE) for c in (4, 6)]
+    teacher = [torch.randn(2, 10, c, dtype=DOUBLE) for c in (3, 5)]
+    norms = [torch.linalg.svdvals(a.mT @ b / 10)[:, 0] for a, b in (tokens, teacher)]
+    expected = 0.5 * (norms[0].add(1e-6).log() - norms[1].add(1e-6).log()).square().mean()
+    torch.testing.assert_close(LipschitzLoss()(tokens, teacher), expected)
+
+
+def test_tokens_of_two_numbers_are_squares():
+    maps, teacher = pyramid(3), pyramid(3)
+    tokens = [x.flatten(2).transpose(1, 2) for x in maps]
+    torch.testing.assert_close(LipschitzLoss()(tokens, teacher), LipschitzLoss()(maps, teacher))
+    mixed = [tokens[0], maps[1], tokens[2]]
+    torch.testing.assert_close(LipschitzLoss()(mixed, teacher), LipschitzLoss()(maps, teacher))
+
+
+def test_tokens_without_a_grid_raise():
+    tokens = [torch.zeros(1, 10, 3), torch.zeros(1, 5, 3)]
+    with pytest.raises(ValueError, match=r'\[5, 10\] tokens at the taps are not all squares'):
+        LipschitzLoss()(tokens, tokens)
+    with pytest.raises(ValueError, match=r'expected maps \(B, C, H, W\) or tokens \(B, L, C\), got \(2, 3\)'):
+        LipschitzLoss()([torch.zeros(2, 3)] * 2, [torch.zeros(2, 3)] * 2)
