@@ -1,7 +1,7 @@
 """Distiller: a batch becomes a loss dict in one method, :meth:`Distiller.loss`."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,8 @@ class Distiller(BaseModel):
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
             and calls; by default what the student's preprocessor pads to, else 224 x 224.
+        inherit: modules of the student, such as ``['neck', 'bbox_head']``, that begin with the teacher's weights where
+            names and shapes agree, after the student's own initialisation; a resumed run goes on with its own.
         data_preprocessor: mmpretrain's top-level one; handed to a student that has none of its own.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: one sentence each, before any training.
@@ -68,6 +70,7 @@ class Distiller(BaseModel):
         student_taps: dict[str, str] | str | None = None,
         teacher_taps: dict[str, str] | str | None = None,
         dry_run_size: int | tuple[int, int] | None = None,
+        inherit: Sequence[str] = (),
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ):
@@ -106,6 +109,9 @@ class Distiller(BaseModel):
                 )
             self._bind()
             self._rehearse(_as_size(dry_run_size))
+        self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
+        for path in self.inherit:
+            self._inheritance(path)
         self.teacher.match_inputs(net.data_preprocessor)
         #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
@@ -141,6 +147,15 @@ class Distiller(BaseModel):
         with preserved_rng():
             self.teacher.load()
         self._bind()
+        for path in self.inherit:
+            agreeing = self._inheritance(path)
+            with torch.no_grad():
+                for own, theirs in agreeing:
+                    own.copy_(theirs)
+            count = len(self.student.get_submodule(path).state_dict())
+            print_log(
+                f"{path}: begins with {len(agreeing)} of its {count} tensors from the teacher's", logger='current'
+            )
         if is_distributed():
             # Runner broadcasts the state dict, which holds the student alone.
             for tensor in self.terms.state_dict().values():
@@ -230,6 +245,23 @@ class Distiller(BaseModel):
     def _bind(self) -> None:
         for term in self.terms.values():
             term.bind(self.teacher.model)
+
+    def _inheritance(self, path: str) -> list[tuple[Tensor, Tensor]]:
+        """The student's tensors of a module and the teacher's that they may begin with."""
+        modules = []
+        for role, net in (('student', self.student), ('teacher', self.teacher.model)):
+            try:
+                modules.append(net.get_submodule(path))
+            except AttributeError:
+                raise ValueError(f'inherit: no module {path!r} in the {role} {type(net).__name__}') from None
+        own, theirs = (dict(module.state_dict(keep_vars=True)) for module in modules)
+        agreeing = [(own[key], theirs[key]) for key in own if key in theirs and own[key].shape == theirs[key].shape]
+        if not any(tensor.dim() for tensor, _ in agreeing):
+            raise ValueError(
+                f"inherit: no tensor of the student's {path!r} has a name and shape that the teacher's has too; give "
+                'both the same widths, or take it away'
+            )
+        return agreeing
 
     def _check_ready(self) -> None:
         for name, term in self.terms.items():

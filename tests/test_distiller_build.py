@@ -572,3 +572,44 @@ def test_a_term_named_as_a_loss_of_the_student_is_refused(built):
     model.student.forward = lambda *args, **kwargs: {**own(*args, **kwargs), 'loss_own': torch.zeros(())}
     with pytest.raises(KeyError, match="term 'loss_own': the student has a loss of this name; rename the term"):
         model(*batch_for(model.student), mode='loss')
+
+
+# ---- inherit
+
+
+def test_a_module_begins_with_the_teachers_weights_where_shapes_agree(config, tmp_path, scope):
+    teacher = build_model(config()['teacher']['model'], 'mmseg')
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.uniform_(-1, 1)
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    overrides = config(inherit=['decode_head', 'auxiliary_head'])
+    overrides['teacher']['checkpoint'] = str(tmp_path / 'teacher.pth')
+    torch.manual_seed(1)
+    plain = build_model(overrides['student'], 'mmseg')
+    plain.init_weights()
+    torch.manual_seed(1)
+    model = Distiller(**overrides)
+    model.init_weights()
+    theirs, before = teacher.state_dict(), plain.state_dict()
+    inherited = []
+    for name, value in model.student.state_dict().items():
+        if not value.is_floating_point() or torch.equal(theirs[name], before[name]) if name in theirs else True:
+            continue
+        same = name.split('.')[0] in overrides['inherit'] and theirs[name].shape == value.shape
+        inherited += [name] * same
+        assert torch.equal(value, theirs[name] if same else before[name]), name
+    assert 'decode_head.conv_seg.weight' in inherited
+    assert (
+        model.student.state_dict()['decode_head.convs.0.conv.weight'].shape
+        != theirs['decode_head.convs.0.conv.weight'].shape
+    )
+
+
+@pytest.mark.parametrize(
+    ('path', 'says'),
+    [('bbox_head', "no module 'bbox_head' in the student"), ('backbone.layer4', 'no tensor of the student')],
+)
+def test_inheriting_what_does_not_fit_raises_at_once(config, path, says):
+    with pytest.raises(ValueError, match=f'inherit: {says}'):
+        Distiller(**config(inherit=path))

@@ -38,6 +38,7 @@ METHODS = {
         loss=dict(type='lckd_mm.FTLoss'), on='stage3', weight=100.0, connector=dict(type='lckd_mm.Translator'),
         teacher_connector=dict(type='lckd_mm.Paraphraser', batches=5),
     ),
+    'loss_cwd': dict(loss=dict(type='lckd_mm.CWDLoss'), on=STAGE_NAMES, **CONNECTED),
     'loss_afd': dict(loss=dict(type='lckd_mm.AFDLoss'), on=STAGE_NAMES, **CONNECTED),
     'loss_jacobian': dict(loss=dict(type='lckd_mm.JacobianLoss'), on='logits'),
     'loss_noise': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='noise'), on='stage4', **CONNECTED),
@@ -86,7 +87,7 @@ def test_gradient_matching_on_a_detector_is_refused_before_training(teacher_file
         build_model(distillation('mmdet', teacher_file, loss_gradient=METHODS['loss_gradient']), 'mmdet')
 
 
-@pytest.mark.parametrize('method', ['loss_ofd', 'loss_fitnets', 'loss_fsp', 'loss_ab', 'loss_afd'])
+@pytest.mark.parametrize('method', ['loss_ofd', 'loss_fitnets', 'loss_fsp', 'loss_ab', 'loss_afd', 'loss_cwd'])
 def test_other_widths_without_a_connector_are_refused_before_training(method, teacher_file, scope):
     scope('mmpretrain')
     term = {key: value for key, value in METHODS[method].items() if key != 'connector'}

@@ -12,7 +12,7 @@ model = dict(
             loss=dict(type='lckd_mm.AFDLoss'),
             on=['stage1', 'stage2', 'stage3'],
             connector=dict(type='lckd_mm.ConvBN'),
-            weight=1.0,
+            weight=0.1,
         ),
     ),
 )

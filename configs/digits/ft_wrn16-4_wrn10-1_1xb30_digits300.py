@@ -13,7 +13,7 @@ model = dict(
             on='stage3',
             connector=dict(type='lckd_mm.Translator'),
             teacher_connector=dict(type='lckd_mm.Paraphraser', batches=300),
-            weight=100.0,
+            weight=20.0,
         ),
     ),
 )

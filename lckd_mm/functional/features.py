@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .logits import kd_divergence
+
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Partial squared distance, elementwise: where both are negative enough, a ReLU makes them equal anyway.
@@ -125,6 +127,24 @@ def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Te
     """
     _same_shape('attended distance', student, teacher)
     return (attention * (student - teacher).square().flatten(2).mean(2)).sum(1).mean()
+
+
+def channel_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Kullback-Leibler divergence of each channel's softmax over the positions.
+
+    .. math:: \tau^2 \sum_i p^T_i (\ln p^T_i - \ln p^S_i), \qquad p = \mathrm{softmax}_i(x_{c,i} / \tau)
+
+    Args:
+        student: ``(B, C, ...)``, connected. teacher: the same shape. tau: temperature.
+    Returns:
+        ``(B, C)``, in nats times :math:`\tau^2`.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (CWD), ICCV 2021, eq. 3-5.
+    Deviation: none.
+    """
+    _same_shape('channel divergence', student, teacher)
+    return kd_divergence(student.flatten(2), teacher.flatten(2), tau, dim=2)
 
 
 def _same_shape(who: str, student: Tensor, teacher: Tensor) -> None:

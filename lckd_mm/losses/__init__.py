@@ -1,6 +1,6 @@
 """Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
 
-from .features import ABLoss, AFDLoss, ATLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
+from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss
 from .logits import DKDLoss, KDLoss
@@ -10,6 +10,7 @@ __all__ = [
     'ABLoss',
     'AFDLoss',
     'ATLoss',
+    'CWDLoss',
     'DKDLoss',
     'FSPLoss',
     'FTLoss',

@@ -10,6 +10,7 @@ from ..functional import (
     activation_boundary,
     attended_distance,
     attention_map,
+    channel_divergence,
     factor_distance,
     partial_l2,
     transmitting_matrix,
@@ -264,3 +265,40 @@ class AFDLoss(nn.Module):
             return attended_distance(s, t, net(t.abs().flatten(2).mean(2)).softmax(1))
 
         return weighted_layers('AFDLoss', student, teacher, None, distance)
+
+
+@MODELS.register_module()
+class CWDLoss(nn.Module):
+    r"""Divergence of where each channel is active, averaged over channels and samples, and over layers.
+
+    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b,c}\, d(s_i, t_i)
+
+    with d of :func:`~lckd_mm.functional.channel_divergence`. On class scores a channel is a class; on features, a
+    connector maps the student's channels.
+
+    Args:
+        tau: temperature.
+    Shapes:
+        student, teacher: maps (B, C, H, W) of the same shapes, a list or one.
+    Returns:
+        A scalar, in nats times tau squared.
+    Raises:
+        ValueError: shapes that differ, features without positions, a temperature that is not above 0.
+    Source: Shu et al., Channel-wise Knowledge Distillation (CWD), ICCV 2021, eq. 5. Deviation: none.
+    """
+
+    def __init__(self, tau: float = 4.0):
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f'CWDLoss: temperature tau must be above 0, got {tau}')
+        self.tau = tau
+
+    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
+        return weighted_layers('CWDLoss', student, teacher, None, self._divergence)
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if student.dim() < 3 or student.shape[2:].numel() < 2:
+            raise ValueError(
+                f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'
+            )
+        return channel_divergence(student, teacher, self.tau).mean()

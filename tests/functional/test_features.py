@@ -8,6 +8,7 @@ from lckd_mm.functional import (
     attended_distance,
     attention_map,
     bn_margin,
+    channel_divergence,
     factor_distance,
     margin_relu,
     partial_l2,
@@ -175,12 +176,33 @@ def test_attended_distance_gradcheck():
     assert torch.autograd.gradcheck(attended_distance, (student, teacher, attention))
 
 
+def test_channel_divergence_by_hand():
+    # Two positions: the teacher's channel is even, the student's e^2 to 1, at temperature 2 e to 1.
+    student, teacher = torch.tensor([[[[2.0, 0.0]]]]), torch.zeros(1, 1, 1, 2)
+    p = 1 / (1 + math.exp(-1))
+    expected = 4 * (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
+    assert channel_divergence(student, teacher, tau=2.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_channel_divergence_does_not_see_what_is_added_to_a_channel():
+    student, teacher = torch.randn(2, 3, 4, 4, dtype=DOUBLE), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
+    value = channel_divergence(student, teacher, 3.0)
+    assert value.shape == (2, 3)
+    torch.testing.assert_close(channel_divergence(student + torch.randn(2, 3, 1, 1), teacher, 3.0), value)
+    assert channel_divergence(student, student).abs().max() < 1e-12
+
+
+def test_channel_divergence_gradcheck():
+    student, teacher = torch.randn(2, 3, 2, 2, dtype=DOUBLE, requires_grad=True), torch.randn(2, 3, 2, 2, dtype=DOUBLE)
+    assert torch.autograd.gradcheck(channel_divergence, (student, teacher))
+
+
 def test_attended_shapes_that_differ_raise():
     with pytest.raises(ValueError, match=r'student \(1, 2, 3, 3\) and teacher \(1, 2, 2, 2\) differ in shape'):
         attended_distance(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 2, 2), torch.ones(1, 2))
 
 
-@pytest.mark.parametrize('function', [partial_l2, activation_boundary, factor_distance])
+@pytest.mark.parametrize('function', [partial_l2, activation_boundary, factor_distance, channel_divergence])
 def test_shapes_that_differ_raise(function):
     with pytest.raises(ValueError, match=r'student \(1, 2, 3, 3\) and teacher \(1, 3, 3, 3\) differ in shape'):
         function(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3))

@@ -1,8 +1,15 @@
 import pytest
 import torch
 
-from lckd_mm.functional import activation_boundary, attention_map, factor_distance, partial_l2, transmitting_matrix
-from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
+from lckd_mm.functional import (
+    activation_boundary,
+    attention_map,
+    channel_divergence,
+    factor_distance,
+    partial_l2,
+    transmitting_matrix,
+)
+from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +144,16 @@ def test_afd_of_other_channels_raises():
         AFDLoss(channels=[3, 4, 6]).double()(maps(), maps())
     with pytest.raises(ValueError, match='reduction must be at least 1'):
         AFDLoss(channels=[3], reduction=0)
+
+
+def test_cwd_is_the_mean_over_channels_and_layers():
+    student, teacher = maps(), maps()
+    expected = sum(channel_divergence(s, t, 2.0).mean() for s, t in zip(student, teacher)) / 3
+    torch.testing.assert_close(CWDLoss(tau=2.0)(student, teacher), expected)
+
+
+def test_cwd_without_positions_raises():
+    with pytest.raises(ValueError, match=r'CWDLoss: .* \(2, 3\) has no positions'):
+        CWDLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match='tau must be above 0'):
+        CWDLoss(tau=0)
