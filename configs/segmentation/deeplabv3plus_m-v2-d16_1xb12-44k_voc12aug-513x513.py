@@ -1,0 +1,16 @@
+# The student alone: DeepLabV3+ on MobileNetV2, output stride 16.
+_base_ = './deeplabv3plus_r101-d16_1xb12-44k_voc12aug-513x513.py'
+
+model = dict(
+    pretrained='mmcls://mobilenet_v2',
+    backbone=dict(
+        _delete_=True,
+        type='MobileNetV2',
+        widen_factor=1.0,
+        strides=(1, 2, 2, 2, 1, 1, 1),
+        dilations=(1, 1, 1, 1, 1, 2, 2),
+        out_indices=(1, 2, 4, 6),
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    ),
+    decode_head=dict(in_channels=320, c1_in_channels=24),
+)
