@@ -62,7 +62,7 @@ endef
 
 MMCV_FAILED = echo "mmcv $(MMCV) could not be installed with working ops: the reason is above." >&2; exit 1
 
-.PHONY: help install demo test lint clean-demo
+.PHONY: help install demo demo-det test lint clean-demo
 
 help:  ## show this list (the default)
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1	\2/p' Makefile
@@ -73,6 +73,9 @@ install: $(INSTALLED)  ## create .venv with everything that demo, test and lint 
 demo: $(INSTALLED)  ## run the demo, DEMO_ARGS='...' (installs first if need be)
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
+demo-det: $(INSTALLED)  ## run the detection demo, DEMO_ARGS='...' (installs first if need be)
+	$(PY) tools/demo.py --task detection $(DEMO_ARGS)
+
 test: $(INSTALLED)  ## run the tests, PYTEST_ARGS='...' (installs first if need be)
 	$(PY) -m pytest $(PYTEST_ARGS)
 
@@ -80,8 +83,8 @@ lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-clean-demo:  ## remove what make demo wrote (work_dirs/demo), and nothing else
-	rm -rf work_dirs/demo
+clean-demo:  ## remove what the demos wrote (work_dirs/demo, work_dirs/demo-det), and nothing else
+	rm -rf work_dirs/demo work_dirs/demo-det
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c "$$CHECK_PYTHON"

@@ -1,7 +1,8 @@
 """The main job on the embedded data set: a teacher, its student alone, with KD, and with KD + Lipschitz matching.
 
-    python tools/demo.py [--seed 0] [--work-dir work_dirs/demo]
-    python tools/demo.py --summary
+    python tools/demo.py [--task segmentation] [--seed 0] [--work-dir work_dirs/demo]
+    python tools/demo.py --task detection [--seed 0] [--work-dir work_dirs/demo-det]
+    python tools/demo.py [--task detection] --summary
 
 Each training is tools/train.py on a config of configs/demo. What is finished is kept and reused by the next run, what
 was interrupted is resumed. The end is one table and one picture.
@@ -9,6 +10,7 @@ was interrupted is resumed. The end is one table and one picture.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import statistics
@@ -16,48 +18,82 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-CONFIGS = {
-    'teacher': 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py',
-    'alone': 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py',
-    'kd': 'configs/demo/kd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py',
-    'lckd': 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py',
-}
 TITLES = {'teacher': 'teacher', 'alone': 'student alone', 'kd': 'KD', 'lckd': 'KD + Lipschitz'}
-STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 DATA = 'data/digit_scenes'
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the two demos."""
+
+    title: str
+    host: str
+    metric: str  # as the host's evaluator calls it
+    column: str
+    work_dir: str
+    stages: tuple[str, ...]
+    teacher: str
+    student: str
+
+    @property
+    def configs(self) -> dict[str, str]:
+        scenes = '1xb8-digit-scenes-96x96.py'
+        names = {
+            'teacher': f'{self.teacher}_{scenes}',
+            'alone': f'{self.student}_{scenes}',
+            'kd': f'kd_{self.teacher}_{self.student}_{scenes}',
+            'lckd': f'lckd_{self.teacher}_{self.student}_{scenes}',
+        }
+        return {name: f'configs/demo/{file}' for name, file in names.items()}
+
+
+TASKS = {
+    'segmentation': Task(
+        'FCN', 'mmseg', 'mIoU', 'mIoU', 'work_dirs/demo', ('stage1', 'stage2', 'stage3', 'stage4'),
+        'fcn_r18-w32', 'fcn_r18-w8',
+    ),
+    'detection': Task(
+        'RetinaNet', 'mmdet', 'pascal_voc/mAP', 'mAP', 'work_dirs/demo-det', ('stage1', 'stage2', 'stage3'),
+        'retinanet_r18-w32', 'retinanet_r18-w8',
+    ),
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--task', choices=TASKS, default='segmentation')
     p.add_argument('--seed', type=int, default=0, help='of the initial weights and the order of the images')
-    p.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
-    p.add_argument('--only', nargs='+', choices=CONFIGS, default=list(CONFIGS), help='train only these')
+    p.add_argument('--work-dir', type=Path, help='by default ' + ', '.join(task.work_dir for task in TASKS.values()))
+    p.add_argument('--only', nargs='+', choices=TITLES, default=list(TITLES), help='train only these')
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
     p.add_argument('--summary', action='store_true', help='only print mean and deviation over the seeds that were run')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     warnings.simplefilter('ignore')  # of the hosts' imports
     os.chdir(ROOT)
+    task = TASKS[args.task]
+    args.work_dir = args.work_dir or Path(task.work_dir)
     if args.summary:
-        print(summary(args.work_dir))
+        print(summary(task, args.work_dir))
         return
     start = time.time()
     call('tools/prepare_data.py', 'digit-scenes', '--out', DATA)
     folder = args.work_dir / f'seed{args.seed}'
-    finished = {name: train(name, folder, args) for name in CONFIGS if name in args.only}
-    if set(finished) != set(CONFIGS):
+    finished = {name: train(task, name, folder, args) for name in TITLES if name in args.only}
+    if set(finished) != set(TITLES):
         return
     print('evaluating on the validation scenes …', flush=True)
-    rows = evaluate(finished)
+    rows = evaluate(task, finished)
     (folder / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
-    picture = draw(finished, folder)
-    print_table(rows, args.seed)
+    picture = draw(task, finished, folder)
+    print_table(task, rows, args.seed)
     print(f'{(time.time() - start) / 60:.1f} minutes; figures in {folder / "results.json"}')
     print(f'picture: {picture}')
 
@@ -77,7 +113,7 @@ def call(script: str, *arguments: str, log: Path | None = None) -> None:
         raise RuntimeError(f'{script} failed with status {result.returncode}{tail}')
 
 
-def train(name: str, folder: Path, args: argparse.Namespace) -> Path:
+def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path:
     """The final checkpoint of one training, made if it is not there already; returns its path."""
     from mmengine.config import Config
 
@@ -85,7 +121,7 @@ def train(name: str, folder: Path, args: argparse.Namespace) -> Path:
     options = [f'randomness.seed={args.seed}', *args.cfg_options]
     if name in ('kd', 'lckd'):
         options.append(f'model.teacher.checkpoint={final_checkpoint(folder / "teacher")}')
-    text = Config.fromfile(CONFIGS[name]).pretty_text + '\n'.join(options)
+    text = Config.fromfile(task.configs[name]).pretty_text + '\n'.join(options)
     if name in ('kd', 'lckd'):
         text += (folder / 'teacher' / 'done.json').read_text()
     recipe = dict(recipe=hashlib.sha256(text.encode()).hexdigest())
@@ -102,7 +138,7 @@ def train(name: str, folder: Path, args: argparse.Namespace) -> Path:
     print(f'{TITLES[name]}: {"resuming" if resume else "training"} … (log: {log})', flush=True)
     since = time.time()
     extra = ['--resume'] if resume else []
-    call('tools/train.py', CONFIGS[name], '--work-dir', str(work_dir), *extra, '--cfg-options', *options, log=log)
+    call('tools/train.py', task.configs[name], '--work-dir', str(work_dir), *extra, '--cfg-options', *options, log=log)
     done.write_text(json.dumps(recipe))
     print(f'{TITLES[name]}: done in {time.time() - since:.0f} s', flush=True)
     return final_checkpoint(work_dir)
@@ -114,24 +150,23 @@ def final_checkpoint(work_dir: Path) -> Path | None:
     return path if path and path.exists() else None
 
 
-def load(name: str, checkpoint: Path):
-    """The plain host model of a run, loaded strictly: what a user of mmsegmentation would have."""
-    import mmseg.models  # noqa: F401  (registers them)
+def load(task: Task, name: str, checkpoint: Path):
+    """The plain host model of a run, loaded strictly: what a user of the host would have."""
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
 
     from lckd_mm.checkpoint import load_strictly
     from lckd_mm.hosts import build_model
 
-    cfg = Config.fromfile(CONFIGS['teacher' if name == 'teacher' else 'alone'])
-    model = revert_sync_batchnorm(build_model(cfg.model, 'mmseg')).eval()
+    importlib.import_module(f'{task.host}.models')  # registers them
+    cfg = Config.fromfile(task.configs['teacher' if name == 'teacher' else 'alone'])
+    model = revert_sync_batchnorm(build_model(cfg.model, task.host)).eval()
     load_strictly(model, str(checkpoint), name)
     return model, cfg
 
 
-def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
-    """mIoU by mmsegmentation's own metric, parameters, and sigma of every layer, on the validation scenes."""
-    import mmseg.datasets  # noqa: F401
+def evaluate(task: Task, finished: dict[str, Path]) -> dict[str, dict]:
+    """The host's own metric in percent, parameters, and sigma of every layer, on the validation scenes."""
     import torch
     from mmengine.evaluator import Evaluator
     from mmengine.logging import MMLogger
@@ -142,11 +177,12 @@ def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
     from lckd_mm.hosts import preset_taps
     from lckd_mm.taps import FeatureTaps
 
-    init_default_scope('mmseg')
+    importlib.import_module(f'{task.host}.datasets')
+    init_default_scope(task.host)
     MMLogger.get_instance('demo', log_level='ERROR')  # the metric would print a table of classes for each net
     rows, sigma = {}, {}
     for name, checkpoint in finished.items():
-        model, cfg = load(name, checkpoint)
+        model, cfg = load(task, name, checkpoint)
         loader = Runner.build_dataloader(cfg.val_dataloader)
         evaluator = Evaluator(cfg.val_evaluator)
         evaluator.dataset_meta = loader.dataset.metainfo
@@ -160,12 +196,15 @@ def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
                 with taps.record(model) as features:
                     predictions = model(**data, mode='predict')
                 evaluator.process(predictions, batch)
-                layers.append(torch.stack([transmitting_norm(features[a], features[b]) for a, b in pairwise(STAGES)]))
+                layers.append(
+                    torch.stack([transmitting_norm(features[a], features[b]) for a, b in pairwise(task.stages)])
+                )
         metrics = evaluator.evaluate(len(loader.dataset))
         sigma[name] = torch.cat(layers, 1)
         gap = lipschitz_gap(sigma[name], sigma['teacher'], 'log').sqrt().mean()
+        value = float(metrics[task.metric])
         rows[name] = dict(
-            mIoU=float(metrics['mIoU']),
+            {task.column: value if task.column == 'mIoU' else 100 * value},
             parameters=sum(p.numel() for p in model.parameters()),
             sigma=[round(float(s), 4) for s in sigma[name].mean(1)],
             sigma_gap=float(gap),
@@ -173,21 +212,21 @@ def evaluate(finished: dict[str, Path]) -> dict[str, dict]:
     return rows
 
 
-def print_table(rows: dict[str, dict], seed: int) -> None:
+def print_table(task: Task, rows: dict[str, dict], seed: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f'FCN on digit scenes, validation, seed {seed}')
-    for column in ('', 'mIoU', 'parameters', 'σ gap to the teacher'):
+    table = Table(title=f'{task.title} on digit scenes, validation, seed {seed}')
+    for column in ('', task.column, 'parameters', 'σ gap to the teacher'):
         table.add_column(column, justify='left' if not column else 'right')
     for name, row in rows.items():
         gap = '–' if name == 'teacher' else f'{row["sigma_gap"]:.3f}'
-        table.add_row(TITLES[name], f'{row["mIoU"]:.2f}', f'{row["parameters"]:,}', gap)
+        table.add_row(TITLES[name], f'{row[task.column]:.2f}', f'{row["parameters"]:,}', gap)
     Console().print(table)
     print('σ gap: mean over layers and images of |ln σ(student) - ln σ(teacher)|, raw taps, no connectors.')
 
 
-def summary(work_dir: Path) -> str:
+def summary(task: Task, work_dir: Path) -> str:
     """A Markdown table of mean and (sample) standard deviation over all seeds in a work_dir."""
     runs = [json.loads(path.read_text()) for path in sorted(work_dir.glob('seed*/results.json'))]
     if len(runs) < 2:
@@ -196,54 +235,51 @@ def summary(work_dir: Path) -> str:
     def spread(values: list[float], digits: int) -> str:
         return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
 
-    head = f'| {len(runs)} seeds | mIoU | better than alone | parameters | σ gap to the teacher |'
+    head = f'| {len(runs)} seeds | {task.column} | better than alone | parameters | σ gap to the teacher |'
     lines = [head, '|---|---|---|---|---|']
     for name, title in TITLES.items():
-        better = sum(run[name]['mIoU'] > run['alone']['mIoU'] for run in runs)
+        better = sum(run[name][task.column] > run['alone'][task.column] for run in runs)
         lines.append(
-            f'| {title} | {spread([run[name]["mIoU"] for run in runs], 2)} | '
+            f'| {title} | {spread([run[name][task.column] for run in runs], 2)} | '
             f'{"" if name == "alone" else f"{better} of {len(runs)}"} | {runs[0][name]["parameters"]:,} | '
             f'{"" if name == "teacher" else spread([run[name]["sigma_gap"] for run in runs], 3)} |'
         )
     return '\n'.join(lines)
 
 
-def draw(finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
+def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
     """Input, truth and each net's prediction for some validation scenes; below, sigma of each layer over time."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    import mmseg.datasets  # noqa: F401
     import numpy as np
     import torch
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
 
-    from lckd_mm.hooks import overlay_labels
-
-    models = {name: load(name, checkpoint) for name, checkpoint in finished.items()}
+    models = {name: load(task, name, checkpoint) for name, checkpoint in finished.items()}
     cfg = models['alone'][1]
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     palette = np.array(dataset.metainfo['palette'], np.uint8)
     columns = ['input', 'truth', *(TITLES[name] for name in finished)]
+    show = {'mmseg': show_labels, 'mmdet': show_boxes}
     figure = plt.figure(figsize=(1.75 * len(columns), 1.75 * count + 3.4), layout='constrained')
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.75 * count, 3.4])
     axes = top.subplots(count, len(columns))
     for row, index in enumerate(np.linspace(0, len(dataset) - 1, count).astype(int)):
         batch = pseudo_collate([dataset[index]])
         image = batch['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1].copy()
-        panels = [image, overlay_labels(image, batch['data_samples'][0].gt_sem_seg.data[0].numpy(), palette)]
+        samples = list(batch['data_samples'])
         for model, _ in models.values():
             with torch.no_grad():
-                (sample,) = model.test_step(batch)
-            panels.append(overlay_labels(image, sample.pred_sem_seg.data[0].numpy(), palette))
-        for axis, panel, title in zip(axes[row], panels, columns, strict=True):
-            axis.imshow(panel, interpolation='nearest')
+                samples += model.test_step(pseudo_collate([dataset[index]]))  # written into what is handed in
+        for axis, sample, title in zip(axes[row], [None, *samples], columns, strict=True):
+            show[task.host](axis, image, sample, title == 'truth', palette)
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=9)
-    pairs = [f'{a}-{b}' for a, b in pairwise(STAGES)]
+    pairs = [f'{a}-{b}' for a, b in pairwise(task.stages)]
     plots = bottom.subplots(1, len(pairs))
     for axis, pair in zip(plots, pairs, strict=True):
         teacher = None
@@ -263,6 +299,31 @@ def draw(finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def show_labels(axis, image, sample, truth: bool, palette) -> None:
+    """A segmentation over its image; the image alone without a sample."""
+    from lckd_mm.hooks import overlay_labels
+
+    if sample is not None:
+        labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].numpy()
+        image = overlay_labels(image, labels, palette)
+    axis.imshow(image, interpolation='nearest')
+
+
+def show_boxes(axis, image, sample, truth: bool, palette, threshold: float = 0.3) -> None:
+    """Boxes over their image, each with its class; predictions from a score of ``threshold`` on."""
+    from matplotlib.patches import Rectangle
+
+    axis.imshow(image, interpolation='nearest', alpha=1.0 if sample is None else 0.6)
+    if sample is None:
+        return
+    found = sample.gt_instances if truth else sample.pred_instances[sample.pred_instances.scores >= threshold]
+    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+    for (left, top, right, bottom), label in zip(boxes.tolist(), found.labels.tolist(), strict=True):
+        colour = palette[label] / 255
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
+        axis.text(left, top - 1, str(label), color=colour, fontsize=7, fontweight='bold')
 
 
 def scalars(work_dir: Path) -> list[dict]:

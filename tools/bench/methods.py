@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
     p.add_argument('--methods', nargs='+', choices=TITLES, default=list(TITLES))
     p.add_argument('--jobs', type=int, default=os.cpu_count() or 1, help='trainings at a time, a thread each')
     p.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits'))
-    p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
+    handed = 'handed to every training, those that begin with model. to the distillations only'
+    p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=handed)
     args = p.parse_args(argv)
     warnings.simplefilter('ignore')  # of the hosts' imports
     os.chdir(ROOT)
@@ -85,7 +86,7 @@ def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None
     folder = args.work_dir / f'seed{seed}' / method
     if (folder / 'recipe').exists() and (folder / 'recipe').read_text() == recipe:
         return
-    options = [f'randomness.seed={seed}', *args.cfg_options]
+    options = [f'randomness.seed={seed}', *options_of(method, args)]
     if method not in ('teacher', 'alone'):
         last = (args.work_dir / f'seed{seed}' / 'teacher' / 'last_checkpoint').read_text().strip()
         options.append(f'model.teacher.checkpoint={last}')
@@ -102,11 +103,16 @@ def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None
     print(f'seed {seed}, {TITLES[method]}: {result(method, seed, args.work_dir)["accuracy"]:.2f} %', flush=True)
 
 
+def options_of(method: str, args: argparse.Namespace) -> list[str]:
+    plain = method in ('teacher', 'alone')
+    return [option for option in args.cfg_options if not (plain and option.startswith('model.'))]
+
+
 def recipe_of(method: str, seed: int, args: argparse.Namespace) -> str:
     """A checksum of all that a training follows from: its config with what it inherits, options, and the teacher's."""
     from mmengine.config import Config
 
-    text = Config.fromfile(config_of(method)).pretty_text + json.dumps(args.cfg_options)
+    text = Config.fromfile(config_of(method)).pretty_text + json.dumps(options_of(method, args))
     if method not in ('teacher', 'alone'):
         text += recipe_of('teacher', seed, args)
     return hashlib.sha256(text.encode()).hexdigest()
