@@ -86,7 +86,7 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (3e-3 where no
         gradient is asked for; in float64 1e-9). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error
         is at most about 1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above
-        the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 7e-4 and 2e-6. Two cases are
+        the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 1e-3 and 3e-6. Two cases are
         worse. Where 64 products are not enough, as for a crowd of nearly equal singular values, the gradient is that of
         a vector from among theirs; the value stays good. And where the start, a fixed generic vector, happens to have
         next to no share of the first singular vector and a rival is close (r above 0.95), the rival is what is found,
