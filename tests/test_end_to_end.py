@@ -1,4 +1,4 @@
-"""The main job in miniature, by the tools a user calls: teacher, student, distilled student, plain mmsegmentation."""
+"""The main job in miniature, by the tools a user calls: teacher, student, distilled student, plain host."""
 
 import json
 import os
@@ -23,6 +23,9 @@ ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
 LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 ITERS = 60
+DETECTOR = 'configs/demo/retinanet_r18-w8_1xb8-digit-scenes-96x96.py'
+DETECTOR_TEACHER = 'configs/demo/retinanet_r18-w32_1xb8-digit-scenes-96x96.py'
+DETECTOR_LCKD = 'configs/demo/lckd_retinanet_r18-w32_retinanet_r18-w8_1xb8-digit-scenes-96x96.py'
 
 PLAIN_TEST = """
 import sys, json
@@ -123,18 +126,46 @@ def test_lipschitz_term_closes_the_gap_of_the_raw_taps(runs):
     assert on < 0.5 * off, (on, off)
 
 
-def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
-    root, shared = runs
-    checkpoint = root / 'on' / f'iter_{ITERS}.pth'
-    call('tools/test.py', LCKD, checkpoint, '--work-dir', tmp_path / 'ours', '--out', tmp_path / 'ours.json',
-         '--cfg-options', *shared)  # fmt: skip
-    plain = Config.fromfile(ROOT / ALONE)
-    plain.test_dataloader.dataset.data_root = str(root / 'scenes')
-    plain.dump(tmp_path / 'plain.py')
-    out = call('-c', PLAIN_TEST, tmp_path / 'plain.py', checkpoint, tmp_path / 'plain',
+def by_both_tests(folder, lckd, plain, checkpoint, options):
+    """The metrics by our tools/test.py, and by a process that never imports this package."""
+    call('tools/test.py', lckd, checkpoint, '--work-dir', folder / 'ours', '--out', folder / 'ours.json',
+         '--cfg-options', *options)  # fmt: skip
+    plain.dump(folder / 'plain.py')
+    out = call('-c', PLAIN_TEST, folder / 'plain.py', checkpoint, folder / 'plain',
                TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # fmt: skip
     theirs = json.loads(next(line for line in out.splitlines() if line.startswith('METRICS')).split(' ', 1)[1])
-    ours = json.loads((tmp_path / 'ours.json').read_text())
+    return json.loads((folder / 'ours.json').read_text()), theirs
+
+
+def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
+    root, shared = runs
+    plain = Config.fromfile(ROOT / ALONE)
+    plain.test_dataloader.dataset.data_root = str(root / 'scenes')
+    checkpoint = root / 'on' / f'iter_{ITERS}.pth'
+    ours, theirs = by_both_tests(tmp_path, LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(root / 'on') if 'mIoU' in e][-1]['mIoU']
     assert theirs['mIoU'] == pytest.approx(validated)
+
+
+def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
+    data = write_digit_scenes(tmp_path / 'scenes', train=16, val=2, progress=False)
+    # Validated on what it is trained on, so that there is something to be found after so few iterations.
+    seen = [f'{split}_dataloader.dataset.ann_file=ImageSets/Main/train.txt' for split in ('val', 'test')]
+    shared = [*seen, *(f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test'))]
+    iters = ['train_cfg.val_interval=150', 'train_cfg.max_iters=150', 'default_hooks.checkpoint.interval=150']
+    teacher = Config.fromfile(ROOT / DETECTOR_TEACHER)
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=build_model(teacher.model, 'mmdet').state_dict()), tmp_path / 'teacher.pth')
+    options = [f'model.teacher.checkpoint={tmp_path}/teacher.pth', 'param_scheduler.0.total_steps=150']
+    # A teacher without training: its class scores teach nothing, its features' constants can still be matched.
+    options += ['model.terms.loss_kd.weight=0.0', 'default_hooks.prediction.interval=100']
+    call('tools/train.py', DETECTOR_LCKD, '--work-dir', tmp_path / 'run', '--cfg-options', *shared, *iters, *options)
+    plain = Config.fromfile(ROOT / DETECTOR)
+    plain.test_dataloader.dataset.update(data_root=str(data), ann_file='ImageSets/Main/train.txt')
+    checkpoint = tmp_path / 'run' / 'iter_150.pth'
+    ours, theirs = by_both_tests(tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
+    assert ours == theirs
+    validated = [e for e in history(tmp_path / 'run') if 'pascal_voc/mAP' in e][-1]['pascal_voc/mAP']
+    assert theirs['pascal_voc/mAP'] == pytest.approx(validated)
+    assert validated > 0.05

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--methods', nargs='+', choices=TITLES, default=list(TITLES))
     p.add_argument('--jobs', type=int, default=os.cpu_count() or 1, help='trainings at a time, a thread each')
     p.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits'))
-    handed = 'handed to every training, those that begin with model. to the distillations only'
+    handed = 'handed to every training; those of model. and default_hooks. to the distillations only'
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=handed)
     args = p.parse_args(argv)
     warnings.simplefilter('ignore')  # of the hosts' imports
@@ -105,7 +105,7 @@ def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None
 
 def options_of(method: str, args: argparse.Namespace) -> list[str]:
     plain = method in ('teacher', 'alone')
-    return [option for option in args.cfg_options if not (plain and option.startswith('model.'))]
+    return [option for option in args.cfg_options if not (plain and option.startswith(('model.', 'default_hooks.')))]
 
 
 def recipe_of(method: str, seed: int, args: argparse.Namespace) -> str:
