@@ -19,12 +19,12 @@ from .hosts import (
     fabricate_samples,
     host_of,
     preserved_rng,
-    preset_taps,
     rng_state,
     run_once,
     training_size,
     untracked_statistics,
 )
+from .presets import preset_taps
 from .registry import MODELS
 from .taps import LIST_ALL, FeatureTaps
 from .teacher import FrozenTeacher
@@ -50,7 +50,8 @@ class Distiller(BaseModel):
         student: the student's own model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.teacher.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.terms.Term`.
-        taps: tap name to address (:mod:`lckd_mm.taps`) for both nets, or the name of a preset.
+        taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
+            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.presets`).
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
             and calls; by default what the student's preprocessor pads to, else 224 x 224.

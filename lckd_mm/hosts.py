@@ -1,4 +1,4 @@
-"""What differs between the host libraries: building their models, made-up samples, preprocessors, preset taps."""
+"""What differs between the host libraries: building their models, made-up samples, preprocessors."""
 
 import contextlib
 import copy
@@ -217,21 +217,3 @@ def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
             inside[:, top : height - bottom, left : width - right] = True
             row &= inside
     return mask if padded else None
-
-
-def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
-    """Addresses of a named preset: 'backbone' gives stage1, stage2, … of a residual backbone before their last ReLU.
-
-    Raises:
-        ValueError: an unknown preset, or a backbone without one.
-    """
-    if name != 'backbone':
-        raise ValueError(f"taps: unknown preset {name!r}, expected 'backbone' or a dict of tap name to address")
-    layers = getattr(getattr(model, 'backbone', None), 'res_layers', None)
-    if not layers:
-        kind = type(getattr(model, 'backbone', None)).__name__
-        raise ValueError(
-            f"taps: there is no preset 'backbone' for {kind}; write a dict such as "
-            "dict(stage1='backbone.layer1@preact', …)"
-        )
-    return {f'stage{i}': f'backbone.{layer}@preact' for i, layer in enumerate(layers, 1)}

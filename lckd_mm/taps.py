@@ -174,7 +174,7 @@ class FeatureTaps:
         modules = dict(model.named_modules())
         paths = {m: p for p, m in modules.items()}
         leaves = [m for p, m in modules.items() if p and not any(m.children())]
-        activations = [m for m in leaves if _is_activation(m)]
+        activations = [m for m in leaves if is_activation(m)]
         order: list[tuple[nn.Module, int, Any]] = []  # (leaf, its call number, output), in order of execution
         calls: dict[nn.Module, int] = dict.fromkeys(leaves, 0)
         ends: dict[str, tuple[int, Any]] = {}
@@ -202,10 +202,10 @@ class FeatureTaps:
                 continue  # it did not fire: trace() reports it
             position, output = ends[path]
             last = next((e for e in reversed(order[:position]) if e[2] is output), None)
-            if last is None or not _is_activation(last[0]):
+            if last is None or not is_activation(last[0]):
                 inside = set(modules[path].modules())
-                norms = [paths[m] for m, _, _ in order[:position] if m in inside and _is_norm(m)]
-                following = next((paths[m] for m, _, _ in order[position:] if _is_norm(m)), None)
+                norms = [paths[m] for m, _, _ in order[:position] if m in inside and is_norm(m)]
+                following = next((paths[m] for m, _, _ in order[position:] if is_norm(m)), None)
                 options = [f'{path!r} (its output)']
                 if norms:
                     options.append(f'{norms[-1]!r} (its last norm, as for linear bottlenecks)')
@@ -244,7 +244,7 @@ def list_taps(model: nn.Module, run: Callable[[], Any]) -> list[Tappable]:
     def hook(path):
         def note(module, args, output):
             seen.setdefault(path, []).append((output, output._version if isinstance(output, Tensor) else None))
-            if _is_activation(module):
+            if is_activation(module):
                 activated.add(id(output))
 
         return note
@@ -252,7 +252,7 @@ def list_taps(model: nn.Module, run: Callable[[], Any]) -> list[Tappable]:
     modules = {path: module for path, module in model.named_modules() if path}
     handles = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
     try:
-        with _not_inplace(m for m in modules.values() if _is_activation(m)):
+        with _not_inplace(m for m in modules.values() if is_activation(m)):
             run()
     finally:
         for handle in handles:
@@ -411,14 +411,14 @@ def _watched_norms(model: nn.Module, captures: Iterable[_Capture]) -> Iterator[N
     handles = []
     norms = set()
     for path, module in model.named_modules():
-        if _is_norm(module):
+        if is_norm(module):
             norms.add(path)
         # A block's projection runs beside its own layers, in some hosts after the last of them.
         if {'downsample', 'shortcut'} & set(path.split('.')):
             continue
-        if _is_norm(module):
+        if is_norm(module):
             handles.append(module.register_forward_hook(note(path)))
-        elif _is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             handles.append(module.register_forward_hook(note(None)))
     for capture in captures:
         itself = capture.address.path if capture.address.port == 'out' and capture.address.path in norms else None
@@ -443,7 +443,8 @@ def _not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.inplace = True
 
 
-def _is_activation(module: nn.Module) -> bool:
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation of torch's or mmcv's."""
     kind = type(module)
     # mmcv registers its own (Swish, HSwish, Clip, …) beside torch's, without a common base class.
     return kind.__module__.startswith(('torch.nn.modules.activation', 'mmcv.cnn.bricks')) and kind.__name__ in {
@@ -452,6 +453,7 @@ def _is_activation(module: nn.Module) -> bool:
     }
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer."""
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return isinstance(module, kinds) or 'Norm' in type(module).__name__

@@ -174,7 +174,7 @@ def evaluate(task: Task, finished: dict[str, Path]) -> dict[str, dict]:
     from mmengine.runner import Runner
 
     from lckd_mm.functional import lipschitz_gap, transmitting_norm
-    from lckd_mm.hosts import preset_taps
+    from lckd_mm.presets import preset_taps
     from lckd_mm.taps import FeatureTaps
 
     importlib.import_module(f'{task.host}.datasets')

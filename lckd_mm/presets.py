@@ -1,0 +1,109 @@
+"""Preset taps: ``taps='backbone'`` written out for the backbones of the three hosts and of this package.
+
+The stages are named stage1, stage2, … in order of depth. A stage is tapped
+
+* before its last ReLU where it ends in one (ResNets, VGG, MobileNetV1), and where its blocks begin with one, behind the
+  next BatchNorm that a ReLU reads (WideResNet, PyramidNet): the positions of OFD and LONDON;
+* behind its last BatchNorm where its blocks end linearly (MobileNetV2);
+* at its output in transformers (Swin, MiT), as a map where the backbone gives it out, as tokens else.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from .hosts import host_of
+from .taps import LIST_ALL, is_activation, is_norm
+
+
+def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
+    """Addresses of a named preset: 'backbone' gives stage1, stage2, … of the model's ``backbone``.
+
+    Raises:
+        ValueError: an unknown preset, or a backbone without one.
+    """
+    if name != 'backbone':
+        raise ValueError(f"taps: unknown preset {name!r}, expected 'backbone' or a dict of tap name to address")
+    backbone = getattr(model, 'backbone', None)
+    # By name: the hosts give classes of their own the same name and the same layout.
+    kinds = [kind.__name__ for kind in type(backbone).__mro__]
+    preset = next((_PRESETS[kind] for kind in kinds if kind in _PRESETS), None)
+    if preset is None and getattr(backbone, 'res_layers', None):
+        preset = _residual
+    if preset is None:
+        raise ValueError(
+            f"taps: there is no preset 'backbone' for {kinds[0]}; write a dict such as "
+            f"dict(stage1='backbone.layer1@preact', …), or dict(stage1='backbone[0]', …) of its outputs; {LIST_ALL}"
+        )
+    return {f'stage{i}': f'backbone{address}' for i, address in enumerate(preset(backbone), 1)}
+
+
+def _residual(backbone: nn.Module) -> list[str]:
+    return [f'.{layer}@preact' for layer in backbone.res_layers]
+
+
+def _cifar_resnet(backbone: nn.Module) -> list[str]:
+    return [f'.layer{i}@preact' for i in (1, 2, 3)]
+
+
+def _wide_resnet(backbone: nn.Module) -> list[str]:
+    return ['.block2.0.bn1', '.block3.0.bn1', '.bn1']
+
+
+def _pyramidnet(backbone: nn.Module) -> list[str]:
+    # No ReLU reads bn1; the first BatchNorm that one reads has the width of the block, in a bottleneck a quarter of it.
+    norm = 'bn2' if backbone.layer2[0].expansion > 1 else 'bn1'
+    return [f'.layer2.0.{norm}', f'.layer3.0.{norm}', '.bn_final']
+
+
+def _mobilenet_v1(backbone: nn.Module) -> list[str]:
+    return [f'.block{i}.bn2' for i in (3, 5, 11, 13)]
+
+
+def _mobilenet_v2(backbone: nn.Module) -> list[str]:
+    # The last layers before the map is halved, and the last of all; layer1 is a single block at half the image's side.
+    stages = ('layer2', 'layer3', 'layer5', 'layer7')
+    norms = {s: [path for path, m in backbone.get_submodule(s).named_modules() if is_norm(m)] for s in stages}
+    return [f'.{stage}.{paths[-1]}' for stage, paths in norms.items()]
+
+
+def _vgg(backbone: nn.Module) -> list[str]:
+    layers = list(backbone.features)
+    ranges = list(backbone.range_sub_modules)
+    # SSD's VGG goes on with two more convolutions, which its head reads.
+    ranges.append([ranges[-1][1], len(layers)])
+    addresses = []
+    for start, end in ranges:
+        # A ReLU in mmcv and mmdet, a ConvModule that ends in one in mmpretrain.
+        last = [i for i in range(start, end) if any(map(is_activation, layers[i].modules()))][-1:]
+        addresses += [f'.features.{i}' + ('@in' if is_activation(layers[i]) else '@preact') for i in last]
+    return addresses
+
+
+def _swin(backbone: nn.Module) -> list[str]:
+    # mmseg's and mmdet's stages give (halved, its size, itself, its size), mmpretrain's (itself, its size).
+    item = 0 if host_of(backbone) == 'mmpretrain' else 2
+    return _outputs(backbone, lambda i: f'.stages.{i}[{item}]', len(backbone.stages))
+
+
+def _mix_transformer(backbone: nn.Module) -> list[str]:
+    return _outputs(backbone, lambda i: f'.layers.{i}.2', len(backbone.layers))
+
+
+def _outputs(backbone: nn.Module, tokens: Callable[[int], str], stages: int) -> list[str]:
+    """The backbone's own outputs, which are maps; the tokens of a stage that it does not give out."""
+    given = sorted(backbone.out_indices)
+    return [f'[{given.index(i)}]' if i in given else tokens(i) for i in range(stages)]
+
+
+_PRESETS: dict[str, Callable[[nn.Module], list[str]]] = {
+    'CifarResNet': _cifar_resnet,
+    'MixVisionTransformer': _mix_transformer,
+    'MobileNetV1': _mobilenet_v1,
+    'MobileNetV2': _mobilenet_v2,
+    'PyramidNet': _pyramidnet,
+    'SwinTransformer': _swin,
+    'SwinTransformerV2': _swin,
+    'VGG': _vgg,
+    'WideResNet': _wide_resnet,
+}

@@ -1,0 +1,197 @@
+"""taps='backbone': for each backbone that has a preset, its taps fire, carry gradient, and are what the rule says."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from run_helpers import ROOT
+from torch import nn
+from torch.nn import functional as F
+
+from lckd_mm.hosts import build_model
+from lckd_mm.presets import preset_taps
+from lckd_mm.taps import FeatureTaps
+
+SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=4)
+
+
+class Model(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        return self.backbone(x)
+
+
+def features_of(scope, size=64, preset='backbone', **backbone):
+    """Addresses, features and the outputs of the backbone, in training with gradient, of an image that is not square
+    where the size has two numbers."""
+    torch.manual_seed(0)
+    model = Model(build_model(backbone, scope)).train()
+    taps = FeatureTaps(preset_taps(model, preset))
+    image = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    with torch.no_grad():
+        assert taps.trace(model, lambda: model(image)) == set()
+    with taps.record(model, require_grad=True) as features:
+        outputs = model(image)
+    first = next(p for p in model.parameters() if p.dim() == 4)
+    for name, feature in features.items():
+        (gradient,) = torch.autograd.grad(feature.square().sum(), first, retain_graph=True)
+        assert gradient.abs().max() > 0, name
+    return {n: str(a) for n, a in taps.addresses.items()}, features, outputs
+
+
+def shapes(features):
+    return {name: tuple(x.shape[1:]) for name, x in features.items()}
+
+
+# ---- residual nets
+
+RESIDUAL = [
+    ('mmpretrain', dict(type='ResNet', depth=18, base_channels=8, stem_channels=8)),
+    ('mmpretrain', dict(type='ResNetV1c', depth=50, base_channels=8, stem_channels=8)),
+    ('mmpretrain', dict(type='ResNetV1d', depth=50, base_channels=8, stem_channels=8)),
+    ('mmpretrain', dict(type='ResNet_CIFAR', depth=18, base_channels=8, stem_channels=8)),
+    ('mmpretrain', dict(type='ResNeXt', depth=50, groups=8, width_per_group=4)),
+    ('mmpretrain', dict(type='SEResNet', depth=50, se_ratio=4, base_channels=8, stem_channels=8)),
+    ('mmpretrain', dict(type='RegNet', arch='regnetx_400mf')),
+    ('mmseg', dict(type='ResNetV1c', depth=50, base_channels=8, stem_channels=8, dilations=(1, 1, 2, 4),
+                   strides=(1, 2, 1, 1))),
+    ('mmseg', dict(type='ResNeXt', depth=50, groups=8, base_width=4)),
+    ('mmdet', dict(type='ResNet', depth=50, base_channels=8, stem_channels=8, style='caffe')),
+    ('mmdet', dict(type='ResNeXt', depth=50, groups=8, base_width=4)),
+    ('mmdet', dict(type='Res2Net', depth=50, scales=4, base_width=26)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('scope, backbone', RESIDUAL, ids=lambda x: x['type'] if isinstance(x, dict) else x)
+def test_residual_stages_are_read_before_their_last_relu(scope, backbone):
+    out = dict(backbone, out_indices=(0, 1, 2, 3))
+    addresses, features, outputs = features_of(scope, **out)
+    assert addresses == {f'stage{i}': f'backbone.layer{i}@preact' for i in (1, 2, 3, 4)}
+    for feature, output in zip(features.values(), outputs, strict=True):
+        assert feature.min() < 0 and torch.equal(feature.relu(), output)
+
+
+# ---- linear bottlenecks
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg', 'mmdet'])
+def test_mobilenet_v2_is_read_behind_the_last_norm_of_each_scale(scope):
+    addresses, features, _ = features_of(scope, type='MobileNetV2', widen_factor=0.5, out_indices=(1, 2, 4, 6))
+    blocks = {'stage1': 'layer2.1', 'stage2': 'layer3.2', 'stage3': 'layer5.2', 'stage4': 'layer7.0'}
+    assert {name: address.split('.')[1:3] for name, address in addresses.items()} == {
+        name: block.split('.') for name, block in blocks.items()
+    }
+    assert shapes(features) == dict(stage1=(16, 16, 16), stage2=(16, 8, 8), stage3=(48, 4, 4), stage4=(160, 2, 2))
+    for feature in features.values():
+        # A BatchNorm's output in training: mean 0 and variance 1 in each channel, both signs.
+        assert feature.mean((0, 2, 3)).abs().max() < 1e-4
+        assert feature.var((0, 2, 3), correction=0).median().item() == pytest.approx(1, abs=1e-2)
+
+
+# ---- VGG
+
+
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')], ids=['plain', 'bn'])
+def test_vgg_of_mmpretrain_is_read_before_the_last_relu_of_each_stage(norm_cfg):
+    addresses, features, outputs = features_of(
+        'mmpretrain', type='VGG', depth=11, norm_cfg=norm_cfg, out_indices=(0, 1, 2, 3, 4)
+    )
+    assert list(addresses.values()) == [f'backbone.features.{i}@preact' for i in (0, 2, 5, 8, 11)]
+    for feature, output in zip(features.values(), outputs, strict=True):
+        assert feature.min() < 0 and torch.equal(F.max_pool2d(feature.relu(), 2), output)
+
+
+def test_ssd_vgg_is_read_as_deep_as_its_head_reads():
+    addresses, features, outputs = features_of(
+        'mmdet', size=96, type='SSDVGG', depth=16, with_last_pool=False, ceil_mode=True, out_indices=(3, 4),
+        out_feature_indices=(22, 34),
+    )  # fmt: skip
+    assert list(addresses.values()) == [f'backbone.features.{i}@in' for i in (3, 8, 15, 22, 29, 34)]
+    assert torch.equal(features['stage4'].relu(), outputs[0]) and torch.equal(features['stage6'].relu(), outputs[1])
+
+
+def test_vgg_of_mmcv_with_batch_norm():
+    from mmcv.cnn import VGG
+
+    model = Model(VGG(11, with_bn=True, bn_eval=False))
+    assert list(preset_taps(model, 'backbone').values()) == [f'backbone.features.{i}@in' for i in (2, 6, 13, 20, 27)]
+
+
+# ---- transformers
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+def test_swin_outputs_are_maps_of_any_image(scope):
+    addresses, features, outputs = features_of(scope, size=(64, 96), **SWIN)
+    assert list(addresses.values()) == [f'backbone[{i}]' for i in range(4)]
+    assert shapes(features) == dict(stage1=(8, 16, 24), stage2=(16, 8, 12), stage3=(32, 4, 6), stage4=(64, 2, 3))
+    assert all(torch.equal(f, o) for f, o in zip(features.values(), outputs, strict=True))
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+def test_swin_stages_that_are_not_given_out_are_tokens(scope):
+    addresses, features, outputs = features_of(scope, out_indices=(1, 3), **SWIN)
+    assert list(addresses.values()) == ['backbone.stages.0[2]', 'backbone[0]', 'backbone.stages.2[2]', 'backbone[1]']
+    assert shapes(features) == dict(stage1=(256, 8), stage2=(16, 8, 8), stage3=(16, 32), stage4=(64, 2, 2))
+    assert torch.equal(features['stage4'], outputs[1])
+
+
+@pytest.mark.parametrize(
+    'kind, more', [('SwinTransformer', {}), ('SwinTransformerV2', dict(extra_norm_every_n_blocks=0))]
+)
+def test_swin_of_mmpretrain_gives_its_last_stage_only(kind, more):
+    arch = dict(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 1, 2, 2], **more)
+    addresses, features, outputs = features_of(
+        'mmpretrain', type=kind, arch=arch, img_size=64, window_size=4, pad_small_map=True
+    )
+    assert list(addresses.values()) == [*(f'backbone.stages.{i}[0]' for i in range(3)), 'backbone[0]']
+    assert shapes(features) == dict(stage1=(256, 8), stage2=(64, 16), stage3=(16, 32), stage4=(64, 2, 2))
+    assert torch.equal(features['stage4'], outputs[0])
+
+
+def test_mix_transformer_gives_maps_or_the_tokens_behind_the_norm_of_a_stage():
+    mit = dict(type='MixVisionTransformer', embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
+    addresses, features, _ = features_of('mmseg', size=(64, 96), **mit)
+    assert list(addresses.values()) == [f'backbone[{i}]' for i in range(4)]
+    assert shapes(features)['stage1'] == (8, 16, 24)
+    addresses, features, _ = features_of('mmseg', out_indices=(0, 2, 3), **mit)
+    assert list(addresses.values()) == ['backbone[0]', 'backbone.layers.1.2', 'backbone[1]', 'backbone[2]']
+    assert shapes(features) == dict(stage1=(8, 16, 16), stage2=(64, 16), stage3=(32, 4, 4), stage4=(64, 2, 2))
+
+
+# ---- this package's own
+
+
+@pytest.mark.parametrize(
+    'backbone, file, taps',
+    [
+        (dict(type='lckd_mm.WideResNet', depth=10), 'wrn', 'wrn_taps'),
+        (dict(type='lckd_mm.PyramidNet', depth=8, alpha=9), 'pyramidnet', 'pyramidnet_taps'),
+        (dict(type='lckd_mm.PyramidNet', depth=11, alpha=9, bottleneck=True), 'pyramidnet',
+         'pyramidnet_bottleneck_taps'),
+        (dict(type='lckd_mm.CifarResNet', depth=8), 'cifar_resnet', 'cifar_resnet_taps'),
+        (dict(type='lckd_mm.MobileNetV1', stem='cifar', width_multiplier=0.25), 'mobilenetv1', 'mobilenetv1_taps'),
+    ],
+    ids=lambda x: x['type'][8:] if isinstance(x, dict) else x,
+)  # fmt: skip
+def test_our_backbones_have_the_positions_of_the_configs(backbone, file, taps):
+    written = Config.fromfile(ROOT / f'configs/_base_/taps/{file}.py')[taps]
+    addresses, features, outputs = features_of('mmpretrain', size=32, **backbone)
+    assert addresses == {name: address for name, address in written.items() if name.startswith('stage')}
+    last = list(features.values())[-1]
+    assert last.min() < 0 and torch.equal(last.relu(), outputs[0])
+
+
+# ---- refusals
+
+
+def test_a_backbone_without_a_preset_says_what_to_write():
+    with pytest.raises(ValueError, match=r"no preset 'backbone' for CSPDarknet; write a dict such as dict\(stage1="):
+        features_of('mmdet', type='CSPDarknet', widen_factor=0.125, deepen_factor=0.33)
+
+
+def test_a_model_without_a_backbone_is_refused():
+    with pytest.raises(ValueError, match="no preset 'backbone' for NoneType"):
+        preset_taps(nn.Linear(1, 1), 'backbone')
