@@ -109,12 +109,18 @@ def untracked_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation, without gradient, and give every module its own mode back on leaving."""
+def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
+    """Switch to evaluation, without gradient, and give every module its own mode back on leaving.
+
+    With ``gradient``, parameters have it as in training.
+    """
     training = {module: module.training for module in model.modules()}
+    if gradient:
+        # Some backbones freeze their first stages only here.
+        model.train()
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             yield
     finally:
         for module, mode in training.items():
@@ -149,9 +155,11 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
             sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=torch.zeros(1, height, width).long()))
         elif host == 'mmdet':
             from mmdet.structures import DetDataSample
+            from mmdet.structures.mask import BitmapMasks
 
             boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
-            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
+            masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
+            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long(), masks=masks)
             ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
             sample = DetDataSample(metainfo=meta, gt_instances=truth, ignored_instances=ignored)
         elif host == 'mmpretrain':
@@ -167,10 +175,11 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
     return samples
 
 
-def run_once(model: nn.Module, size: tuple[int, int], mode: str) -> Any:
-    """One forward of a black image, in evaluation, without gradient; modes and random states as before on leaving."""
+def run_once(model: nn.Module, size: tuple[int, int], mode: str, gradient: bool = False) -> Any:
+    """One forward of a black image, in evaluation, without gradient unless asked for; modes and random states as
+    before on leaving."""
     parameter = next(model.parameters())
-    with preserved_rng(), eval_mode(model):
+    with preserved_rng(), eval_mode(model, gradient):
         return model(parameter.new_zeros(1, 3, *size), fabricate_samples(model, 1, size), mode=mode)
 
 

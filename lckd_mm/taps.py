@@ -12,7 +12,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -222,7 +222,7 @@ class FeatureTaps:
 
 @dataclass
 class Tappable:
-    """One module's output as :func:`list_taps` found it."""
+    """A tensor that can be tapped, as :func:`list_taps` found it."""
 
     address: str
     kind: str
@@ -231,52 +231,141 @@ class Tappable:
     note: str = ''
 
 
-def list_taps(model: nn.Module, run: Callable[[], Any]) -> list[Tappable]:
-    """Every module whose output can be tapped, from one run, in order of execution.
+def list_taps(
+    model: nn.Module, run: Callable[[], Any], run_loss: Callable[[], Any] | None = None, gradient: bool = False
+) -> list[Tappable]:
+    """Every module's output that can be tapped, and the inputs of activations, in order of execution.
 
-    The note says 'overwritten' where the output is changed in place later (tap the next activation's input instead),
-    and names ``@preact`` where a module ends in an activation.
+    The notes: 'overwritten', where the output is changed in place later, so that the tap is refused; 'before ReLU' (or
+    another activation), where one reads the tensor next, with the address to tap in place of an overwritten one; 'no
+    gradient', which is refused of a student; ``@preact``, where a module ends in an activation; 'only with the loss'.
+    An activation's input is a row of its own where no output that keeps it can be tapped.
+
+    Args:
+        run: runs the model's forward; called twice. Outputs that are neither tensors nor tuples with tensors, such as
+            dicts, cannot be tapped and are left out.
+        run_loss: runs it with the loss, for modules that only the loss runs; called twice.
+        gradient: whether the runs are with gradient, as in training, so that its absence can be noted.
     """
-    seen: dict[str, list] = {}
-    activated: set[int] = set()
-    rows: list[Tappable] = []
+    found = _find_tappable(model, run, gradient)
+    with_loss = _find_tappable(model, run_loss, gradient) if run_loss is not None else {}
+    paths = {address.path for address in found}
+    for address, row in with_loss.items():
+        if address in found and row.calls != found[address].calls:
+            found[address].notes.append(f'{row.calls} calls with the loss')
+            found[address].calls = max(row.calls, found[address].calls)
+        elif address.path not in paths:
+            found[address] = row
+            row.notes.append('only with the loss')
+    return [
+        Tappable(
+            str(replace(address, call=None if row.calls == 1 else -1)),
+            row.kind,
+            row.calls,
+            str(tuple(row.tensor.shape)),
+            ', '.join(row.notes),
+        )
+        for address, row in found.items()
+    ]
 
-    def hook(path):
-        def note(module, args, output):
-            seen.setdefault(path, []).append((output, output._version if isinstance(output, Tensor) else None))
-            if is_activation(module):
-                activated.add(id(output))
 
-        return note
+@dataclass
+class _Seen:
+    """A tensor of one run: of which kind of module, in how many calls, with its version counter at the last."""
 
+    kind: str
+    calls: int
+    tensor: Tensor
+    version: int
+    notes: list[str] = field(default_factory=list)
+
+    def overwritten(self) -> bool:
+        return self.tensor._version != self.version
+
+
+def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, _Seen]:
     modules = {path: module for path, module in model.named_modules() if path}
-    handles = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
+    activations = [module for module in modules.values() if is_activation(module)]
+    # Once as it is, to learn what is overwritten; once with nothing in place, so that an activation's input and output
+    # are two tensors.
+    overwritten = {address for address, row in _watch(modules, run, [])[0].items() if row.overwritten()}
+    with _not_inplace(activations):
+        seen, read, activated = _watch(modules, run, activations)
+    kept = {id(row.tensor) for address, row in seen.items() if address.port == 'out' and address not in overwritten}
+    found = {}
+    for address, row in seen.items():
+        if address.port == 'in' and (id(row.tensor) in kept or row.overwritten()):
+            continue
+        if address in overwritten:
+            row.notes.append('overwritten')
+        for reader, version in read.get(id(row.tensor), []):
+            if version == row.version:
+                kind = type(modules[reader.path]).__name__
+                runs = seen[replace(reader, call=None)].calls
+                where = f': tap {reader if runs > 1 else replace(reader, call=None)}' if address in overwritten else ''
+                row.notes.append(f'before {kind}{where}')
+        ends_in = activated.get(id(row.tensor))
+        if ends_in == row.version and address.item is None and row.calls == 1 and any(modules[address.path].children()):
+            row.notes.append(f'{address.path}@preact too')
+        if gradient and not row.tensor.requires_grad:
+            row.notes.append('no gradient')
+        found[address] = row
+    return found
+
+
+def _watch(
+    modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
+) -> tuple[dict[Address, _Seen], dict[int, list[tuple[Address, int]]], dict[int, int]]:
+    """One run: the tensors by address; by id, at which inputs of activations they were read, and which these gave.
+
+    Read and given tensors are noted with their version counters at that time.
+    """
+    seen: dict[Address, _Seen] = {}
+    read: dict[int, list[tuple[Address, int]]] = {}
+    activated: dict[int, int] = {}
+    # Alive until the run has ended, so that no id is given twice.
+    alive: list[Any] = []
+
+    def see(address: Address, module: nn.Module, tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            before = seen.pop(address, None)
+            seen[address] = _Seen(type(module).__name__, before.calls + 1 if before else 1, tensor, tensor._version)
+
+    def output_hook(path):
+        def hook(module, args, output):
+            alive.append(output)
+            items = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
+            for item, tensor in items:
+                see(Address(path, item), module, tensor)
+            if module in activations and isinstance(output, Tensor):
+                activated[id(output)] = output._version
+
+        return hook
+
+    def input_hook(path):
+        def hook(module, args, kwargs):
+            tensor = args[0] if args else next(iter(kwargs.values()), None)
+            alive.append(tensor)
+            address = Address(path, port='in')
+            see(address, module, tensor)
+            if isinstance(tensor, Tensor):
+                call = seen[address].calls - 1
+                read.setdefault(id(tensor), []).append((replace(address, call=call), tensor._version))
+
+        return hook
+
+    handles = [module.register_forward_hook(output_hook(path)) for path, module in modules.items()]
+    handles += [
+        module.register_forward_pre_hook(input_hook(path), with_kwargs=True)
+        for path, module in modules.items()
+        if module in activations
+    ]
     try:
-        with _not_inplace(m for m in modules.values() if is_activation(m)):
-            run()
+        run()
     finally:
         for handle in handles:
             handle.remove()
-    for path, calls in seen.items():
-        output, version = calls[-1]
-        address = path if len(calls) == 1 else f'{path}#-1'
-        if isinstance(output, (tuple, list)):
-            for k, item in enumerate(output):
-                if isinstance(item, Tensor):
-                    where = f'{path}[{k}]' + ('' if len(calls) == 1 else '#-1')
-                    rows.append(Tappable(where, type(modules[path]).__name__, len(calls), str(tuple(item.shape))))
-            continue
-        if not isinstance(output, Tensor):
-            continue
-        notes = []
-        if output._version != version:
-            notes.append('overwritten')
-        if id(output) in activated and any(modules[path].children()) and len(calls) == 1:
-            notes.append(f'{path}@preact too')
-        rows.append(
-            Tappable(address, type(modules[path]).__name__, len(calls), str(tuple(output.shape)), ', '.join(notes))
-        )
-    return rows
+    return seen, read, activated
 
 
 class _Capture:
@@ -448,7 +537,7 @@ def is_activation(module: nn.Module) -> bool:
     kind = type(module)
     # mmcv registers its own (Swish, HSwish, Clip, …) beside torch's, without a common base class.
     return kind.__module__.startswith(('torch.nn.modules.activation', 'mmcv.cnn.bricks')) and kind.__name__ in {
-        *torch.nn.modules.activation.__all__,
+        *(set(torch.nn.modules.activation.__all__) - {'MultiheadAttention'}),
         *('Swish', 'HSwish', 'HSigmoid', 'Clamp'),
     }
 

@@ -1,4 +1,4 @@
-"""List what can be tapped in a config's model: python tools/analysis/list_taps.py CONFIG [--teacher] [--size 224]."""
+"""List what can be tapped in a config's model: python tools/analysis/list_taps.py CONFIG [--teacher] [--backbone]."""
 
 import argparse
 import sys
@@ -6,20 +6,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+NOTES = """\
+overwritten: changed in place later, so it cannot be tapped (a row @in of the next activation may be there instead);
+before ReLU: read by that activation next, the position of OFD and of Lipschitz matching; @preact too: the module ends
+in an activation, and its input can be tapped so; no gradient: frozen or detached, refused to a student; only with the
+loss: runs in training alone, as auxiliary heads do. Module outputs that are no tensors or tuples with tensors, and
+heads that are called by their methods, are not listed: tap the modules inside."""
+
 
 def main(argv: list[str]) -> None:
     from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
-    from rich.console import Console
-    from rich.table import Table
 
     from lckd_mm.cli import is_distillation, read_config, student_config
-    from lckd_mm.hosts import build_model, read_model_config, run_once, training_size
-    from lckd_mm.taps import list_taps
+    from lckd_mm.hosts import build_model, read_model_config, training_size
 
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('config')
-    p.add_argument('--teacher', action='store_true', help="the teacher's taps, of a distillation config")
+    p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('config', help="path of a config file, or a host's own such as mmseg::fcn/fcn_r50-d8_….py")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument('--student', action='store_true', help="the student's taps, or a plain config's (the default)")
+    which.add_argument('--teacher', action='store_true', help="the teacher's taps, of a distillation config")
+    p.add_argument('--filter', default='', metavar='TEXT', help='only rows that hold this text')
+    p.add_argument('--backbone', action='store_true', help="only what taps='backbone' stands for, ready to paste")
     p.add_argument('--size', type=int, help='height and width of the image that is run')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
@@ -37,11 +45,48 @@ def main(argv: list[str]) -> None:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
         model = build_model(model)
     size = (args.size, args.size) if args.size else training_size(model)
+    if args.backbone:
+        print_preset(model, size, not args.teacher)
+    else:
+        # Whether the teacher's tensors carry gradient is of no interest.
+        print_table(model, size, not args.teacher, args.filter)
+
+
+def print_preset(model, size: tuple[int, int], gradient: bool) -> None:
+    from lckd_mm.hosts import run_once
+    from lckd_mm.presets import preset_taps
+    from lckd_mm.taps import FeatureTaps
+
+    taps = FeatureTaps(preset_taps(model, 'backbone'), 'preset')
+    taps.trace(model, lambda: run_once(model, size, 'tensor'))
+    with taps.record(model) as features:
+        run_once(model, size, 'tensor', gradient)
+    print('taps = dict(')
+    for name, address in taps.addresses.items():
+        frozen = ', no gradient: frozen' if gradient and not features[name].requires_grad else ''
+        print(f'    {name}={str(address)!r},  # {tuple(features[name].shape)}{frozen}')
+    print(')')
+
+
+def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lckd_mm.hosts import run_once
+    from lckd_mm.taps import list_taps
+
+    def run(mode):
+        return lambda: run_once(model, size, mode, gradient)
+
+    rows = list_taps(model, run('tensor'), run('loss'), gradient)
     table = Table(title=f'{type(model).__name__}, one image of {size[0]} x {size[1]}', title_justify='left')
     for column in ('address', 'module', 'calls', 'shape', 'note'):
         table.add_column(column, overflow='fold')
-    for row in list_taps(model, lambda: run_once(model, size, 'tensor')):
-        table.add_row(row.address, row.kind, str(row.calls), row.shape, row.note)
+    for row in rows:
+        if text in f'{row.address} {row.kind} {row.note}':
+            table.add_row(row.address, row.kind, str(row.calls), row.shape, row.note)
+    if not table.rows:
+        raise ValueError(f'--filter: none of {len(rows)} addresses holds {text!r}')
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
