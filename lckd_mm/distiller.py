@@ -135,6 +135,12 @@ class Distiller(BaseModel):
                 raise
             return getattr(self.student, name)
 
+    @property
+    def get_layer_depth(self) -> Callable[..., tuple[int, int]]:
+        """The student's, for mmpretrain's layer-decay constructor, which walks modules and names what it finds."""
+        depth = self.student.get_layer_depth
+        return lambda name, *prefix: depth(name.removeprefix('student.'), *prefix)
+
     def named_parameters(self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True):
         """As torch's, with the student's parameters under their own names: layer-decay constructors read them."""
         inner = f'{prefix}.student.' if prefix else 'student.'
@@ -182,8 +188,10 @@ class Distiller(BaseModel):
         if not self._ready:
             self._check_ready()
         student_names, teacher_names = self._recorded()
+        # Only a loss needs gradient: an observer may look at a frozen stage.
+        trained = self._used()[0] if torch.is_grad_enabled() else []
         state = rng_state(inputs.device) if any(term.replays for term in self.terms.values()) else None
-        with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
+        with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
         if 'loss' in losses:
@@ -278,6 +286,10 @@ class Distiller(BaseModel):
         """The taps that somebody reads: the terms', or all of them where there is an observer."""
         if self.observers:
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
+        return self._used()
+
+    def _used(self) -> tuple[list[str], list[str]]:
+        """The taps that the terms read."""
         used = self.terms.values()
         return (
             list(dict.fromkeys(name for term in used for name in term.student_names)),

@@ -11,7 +11,7 @@ An address is ``path[item]@port#call``: the module's path in the model, then, ea
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,13 +136,17 @@ class FeatureTaps:
 
     @contextlib.contextmanager
     def record(
-        self, model: nn.Module, names: Iterable[str] | None = None, require_grad: bool = False, stop: bool = False
+        self,
+        model: nn.Module,
+        names: Iterable[str] | None = None,
+        require_grad: bool | Collection[str] = False,
+        stop: bool = False,
     ) -> Iterator[dict[str, Tensor | list[Tensor]]]:
         """Read the taps of the forwards inside the ``with``; the dict is filled when it is left.
 
         Args:
             names: the taps to read, by default all.
-            require_grad: raise where a tapped tensor carries no gradient.
+            require_grad: raise where a tapped tensor carries no gradient; or the names of the taps of which to.
             stop: leave the forward as soon as every tap has fired as often as in the trace. The forward is then
                 abandoned and the ``with`` left; nothing after the forward call inside the ``with`` runs.
         Raises:
@@ -165,7 +169,8 @@ class FeatureTaps:
         with contextlib.suppress(_Finished), _attached(model, captures, countdown):
             yield features
         for capture in captures:
-            features[capture.name] = capture.read(require_grad)
+            must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
+            features[capture.name] = capture.read(must)
 
     def _resolve_preact(self, model: nn.Module, run: Callable[[], Any], names: list[str]) -> None:
         stages = {self.addresses[n].path: n for n in names if n not in self.resolved}

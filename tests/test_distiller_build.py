@@ -448,6 +448,28 @@ def test_attributes_are_the_students(built):
     assert not hasattr(model, 'bbox_head')
 
 
+def test_a_layers_depth_is_the_students_where_it_has_one(built, tiny_classifier, scope):
+    assert not hasattr(built(), 'get_layer_depth')
+    scope('mmpretrain')
+    student = tiny_classifier()
+    student['backbone'] = dict(
+        type='VisionTransformer', arch='deit-t', img_size=32, patch_size=16, out_type='cls_token'
+    )
+    student['neck'] = None
+    student['head']['in_channels'] = 192
+    taps = dict(stage1='backbone.layers.0', stage2='backbone.layers.1')
+    term = dict(LIPSCHITZ, on=list(taps), connector=None)
+    model = built(
+        student=student, teacher=dict(model=student, checkpoint='nowhere.pth'), taps=taps, dry_run_size=32,
+        terms=dict(loss_lipschitz=term),
+    )  # fmt: skip
+    for name in ('backbone.patch_embed.projection.weight', 'backbone.layers.3.ln1.weight', 'head.fc.weight'):
+        assert model.get_layer_depth(f'student.{name}') == model.student.get_layer_depth(name)
+    # 12 layers between the embedding and the head; a connector is as deep as a head
+    assert model.get_layer_depth('student.backbone.layers.3.ln1.weight') == (4, 14)
+    assert model.get_layer_depth('terms.loss_lipschitz.connectors.0.0.weight') == (13, 14)
+
+
 def test_named_parameters_are_plain_and_the_teacher_is_not_among_them(built):
     model = built()
     plain = [name for name, _ in model.student.named_parameters()]
@@ -564,6 +586,18 @@ def test_a_frozen_stage_under_a_term_is_refused(built, tiny_fcn):
         model(*batch_for(model.student), mode='loss')
     with torch.no_grad():
         assert 'loss_lipschitz' in model(*batch_for(model.student), mode='loss')
+
+
+def test_a_frozen_stage_under_no_term_may_be_observed(built, tiny_fcn):
+    student = tiny_fcn()
+    student['backbone']['frozen_stages'] = 1
+    model = built(student=student, terms=dict(loss_lipschitz=LIPSCHITZ | dict(on=['stage2', 'stage3'])))
+    model.train()
+    seen = {}
+    model.observers.append(lambda s, *_: seen.update(s))
+    model(*batch_for(model.student), mode='loss')
+    assert list(seen) == [*STAGES, 'logits']
+    assert not seen['stage1'].requires_grad and seen['stage2'].requires_grad
 
 
 def test_a_term_named_as_a_loss_of_the_student_is_refused(built):
