@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     which.add_argument('--teacher', action='store_true', help="the teacher's taps, of a distillation config")
     p.add_argument('--filter', default='', metavar='TEXT', help='only rows that hold this text')
     p.add_argument('--backbone', action='store_true', help="only what taps='backbone' stands for, ready to paste")
-    p.add_argument('--size', type=int, help='height and width of the image that is run')
+    p.add_argument('--size', type=int, help='height and width of the image that is run; by default those of training')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
@@ -73,7 +73,7 @@ def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None
     from rich.table import Table
 
     from lckd_mm.hosts import run_once
-    from lckd_mm.taps import list_taps
+    from lckd_mm.listing import list_taps
 
     def run(mode):
         return lambda: run_once(model, size, mode, gradient)

@@ -1,0 +1,163 @@
+"""What can be tapped in a model, with what speaks for and against each address; see tools/analysis/list_taps.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .taps import Address, is_activation, not_inplace
+
+
+@dataclass
+class Tappable:
+    """A tensor that can be tapped, as :func:`list_taps` found it."""
+
+    address: str
+    kind: str
+    calls: int
+    shape: str
+    note: str = ''
+
+
+def list_taps(
+    model: nn.Module, run: Callable[[], Any], run_loss: Callable[[], Any] | None = None, gradient: bool = False
+) -> list[Tappable]:
+    """Every module's output that can be tapped, and the inputs of activations, in order of execution.
+
+    The notes: 'overwritten', where the output is changed in place later, so that the tap is refused; 'before ReLU' (or
+    another activation), where one reads the tensor next, with the address to tap in place of an overwritten one; 'no
+    gradient', which is refused of a student; ``@preact``, where a module ends in an activation; 'only with the loss'.
+    An activation's input is a row of its own where no output that keeps it can be tapped.
+
+    Args:
+        run: runs the model's forward; called twice. Outputs that are neither tensors nor tuples with tensors, such as
+            dicts, cannot be tapped and are left out.
+        run_loss: runs it with the loss, for modules that only the loss runs; called twice.
+        gradient: whether the runs are with gradient, as in training, so that its absence can be noted.
+    """
+    found = _find_tappable(model, run, gradient)
+    with_loss = _find_tappable(model, run_loss, gradient) if run_loss is not None else {}
+    paths = {address.path for address in found}
+    for address, row in with_loss.items():
+        if address in found and row.calls != found[address].calls:
+            found[address].notes.append(f'{row.calls} calls with the loss')
+            found[address].calls = max(row.calls, found[address].calls)
+        elif address.path not in paths:
+            found[address] = row
+            row.notes.append('only with the loss')
+    return [
+        Tappable(
+            str(replace(a, call=None if row.calls == 1 else -1)), row.kind, row.calls, row.shape, ', '.join(row.notes)
+        )
+        for a, row in found.items()
+    ]
+
+
+@dataclass
+class _Seen:
+    """A tensor of one run: of which kind of module, in how many calls, with its version counter at the last.
+
+    The tensor is None once the run has been looked through, so that its memory is free for the next.
+    """
+
+    kind: str
+    calls: int
+    shape: str
+    tensor: Tensor | None
+    version: int
+    notes: list[str] = field(default_factory=list)
+
+    def overwritten(self) -> bool:
+        return self.tensor._version != self.version
+
+
+def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, _Seen]:
+    modules = {path: module for path, module in model.named_modules() if path}
+    activations = [module for module in modules.values() if is_activation(module)]
+    # Once as it is, to learn what is overwritten; once with nothing in place, so that an activation's input and output
+    # are two tensors.
+    overwritten = {address for address, row in _watch(modules, run, [])[0].items() if row.overwritten()}
+    with not_inplace(activations):
+        seen, read, activated = _watch(modules, run, activations)
+    kept = {id(row.tensor) for address, row in seen.items() if address.port == 'out' and address not in overwritten}
+    found = {}
+    for address, row in seen.items():
+        if address.port == 'in' and (id(row.tensor) in kept or row.overwritten()):
+            continue
+        if address in overwritten:
+            row.notes.append('overwritten')
+        for reader, version in read.get(id(row.tensor), []):
+            if version == row.version:
+                kind = type(modules[reader.path]).__name__
+                runs = seen[replace(reader, call=None)].calls
+                where = f': tap {reader if runs > 1 else replace(reader, call=None)}' if address in overwritten else ''
+                row.notes.append(f'before {kind}{where}')
+        ends_in = activated.get(id(row.tensor))
+        if ends_in == row.version and address.item is None and row.calls == 1 and any(modules[address.path].children()):
+            row.notes.append(f'{address.path}@preact too')
+        if gradient and not row.tensor.requires_grad:
+            row.notes.append('no gradient')
+        found[address] = row
+    for row in seen.values():
+        row.tensor = None
+    return found
+
+
+def _watch(
+    modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
+) -> tuple[dict[Address, _Seen], dict[int, list[tuple[Address, int]]], dict[int, int]]:
+    """One run: the tensors by address; by id, at which inputs of activations they were read, and which these gave.
+
+    Read and given tensors are noted with their version counters at that time.
+    """
+    seen: dict[Address, _Seen] = {}
+    read: dict[int, list[tuple[Address, int]]] = {}
+    activated: dict[int, int] = {}
+    # Alive until the run has ended, so that no id is given twice.
+    alive: list[Any] = []
+
+    def see(address: Address, module: nn.Module, tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            before = seen.pop(address, None)
+            calls = before.calls + 1 if before else 1
+            seen[address] = _Seen(type(module).__name__, calls, str(tuple(tensor.shape)), tensor, tensor._version)
+
+    def output_hook(path):
+        def hook(module, args, output):
+            alive.append(output)
+            items = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
+            for item, tensor in items:
+                see(Address(path, item), module, tensor)
+            if module in activations and isinstance(output, Tensor):
+                activated[id(output)] = output._version
+
+        return hook
+
+    def input_hook(path):
+        def hook(module, args, kwargs):
+            tensor = args[0] if args else next(iter(kwargs.values()), None)
+            alive.append(tensor)
+            address = Address(path, port='in')
+            see(address, module, tensor)
+            if isinstance(tensor, Tensor):
+                call = seen[address].calls - 1
+                read.setdefault(id(tensor), []).append((replace(address, call=call), tensor._version))
+
+        return hook
+
+    handles = [module.register_forward_hook(output_hook(path)) for path, module in modules.items()]
+    handles += [
+        module.register_forward_pre_hook(input_hook(path), with_kwargs=True)
+        for path, module in modules.items()
+        if module in activations
+    ]
+    try:
+        # With gradient, no activation is kept for a backward that never comes.
+        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, read, activated
