@@ -158,8 +158,10 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
             from mmdet.structures.mask import BitmapMasks
 
             boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
-            masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
-            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long(), masks=masks)
+            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
+            # Only where they are read: some heads take them for tensors.
+            if getattr(model, 'with_mask', False) or hasattr(model, 'panoptic_head'):
+                truth.masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
             ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
             sample = DetDataSample(metainfo=meta, gt_instances=truth, ignored_instances=ignored)
         elif host == 'mmpretrain':

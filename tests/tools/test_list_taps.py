@@ -129,6 +129,13 @@ def test_the_tool_takes_a_hosts_own_config_and_filters():
     assert out.returncode == 1 and "holds 'nowhere'" in out.stderr
 
 
+def test_the_tool_says_where_an_image_is_too_small():
+    out = run_tool('mmpretrain::vgg/vgg11_8xb32_in1k.py', '--size', '32')
+    assert out.returncode == 1
+    assert 'ImageClassifier does not run on one image of 32 x 32 (RuntimeError: ' in out.stderr
+    assert 'set --size to one that it takes' in out.stderr
+
+
 def test_the_tool_prints_a_preset_that_can_be_pasted():
     out = run_tool('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--student', '--backbone', '--size', '64')
     assert out.returncode == 0, out.stderr

@@ -78,7 +78,18 @@ def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None
     def run(mode):
         return lambda: run_once(model, size, mode, gradient)
 
-    rows = list_taps(model, run('tensor'), run('loss'), gradient)
+    try:
+        rows = list_taps(model, run('tensor'), run('loss'), gradient)
+    except Exception as error:
+        try:
+            # Some losses want other ground truth than can be made up.
+            rows = list_taps(model, run('tensor'), None, gradient)
+        except Exception:
+            raise ValueError(
+                f'{type(model).__name__} does not run on one image of {size[0]} x {size[1]} '
+                f'({type(error).__name__}: {error}); set --size to one that it takes'
+            ) from error
+        print(f'modules that only the loss runs are missing: {type(error).__name__}: {error}', file=sys.stderr)
     table = Table(title=f'{type(model).__name__}, one image of {size[0]} x {size[1]}', title_justify='left')
     for column in ('address', 'module', 'calls', 'shape', 'note'):
         table.add_column(column, overflow='fold')
