@@ -30,6 +30,9 @@ from .taps import LIST_ALL, FeatureTaps
 from .teacher import FrozenTeacher
 from .terms import Term
 
+#: Tap name to address, a preset's name, or a list of these.
+Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
+
 # Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
 _CONNECTOR_SEED = 0x1C4D
 
@@ -51,7 +54,8 @@ class Distiller(BaseModel):
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.teacher.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.terms.Term`.
         taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
-            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.presets`).
+            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.presets`); or a list of both kinds, as in
+            ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
             and calls; by default what the student's preprocessor pads to, else 224 x 224.
@@ -67,9 +71,9 @@ class Distiller(BaseModel):
         student: dict,
         teacher: dict,
         terms: dict[str, dict],
-        taps: dict[str, str] | str | None = None,
-        student_taps: dict[str, str] | str | None = None,
-        teacher_taps: dict[str, str] | str | None = None,
+        taps: Taps = None,
+        student_taps: Taps = None,
+        teacher_taps: Taps = None,
         dry_run_size: int | tuple[int, int] | None = None,
         inherit: Sequence[str] = (),
         data_preprocessor: dict | nn.Module | None = None,
@@ -390,12 +394,15 @@ def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception)
 
 def _merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
     addresses: dict[str, str] = {}
-    for taps in (both, own):
-        if isinstance(taps, str):
-            taps = preset_taps(model, taps)
-        elif taps is not None and not isinstance(taps, Mapping):
-            raise TypeError(f'taps: expected a dict of name to address or a preset, got {type(taps).__name__}')
-        addresses.update(taps or {})
+    for source in (both, own):
+        for taps in source if isinstance(source, (list, tuple)) else [source]:
+            if isinstance(taps, str):
+                taps = preset_taps(model, taps)
+            elif taps is not None and not isinstance(taps, Mapping):
+                raise TypeError(
+                    f'taps: expected a dict of name to address, a preset, or a list of these, got {type(taps).__name__}'
+                )
+            addresses.update(taps or {})
     return FeatureTaps(addresses, role)
 
 

@@ -115,7 +115,7 @@ def inplace_switches(model):
         (dict(teacher=dict(checkpoint='a.pth')), KeyError, 'teacher: expected the keys model, checkpoint, bn, allow'),
         (dict(teacher='mmseg::fcn'), TypeError, r'teacher must be dict\(model=…, checkpoint=…\)'),
         (dict(taps='stages'), ValueError, "unknown preset 'stages', expected 'backbone' or a dict"),
-        (dict(taps=['backbone']), TypeError, 'taps: expected a dict of name to address or a preset, got list'),
+        (dict(taps=[3]), TypeError, 'taps: expected a dict of name to address, a preset, or a list of these, got int'),
         (dict(student_taps=dict(logits='decode_head.')), ValueError, "tap address 'decode_head.' is malformed"),
         (
             dict(student_taps=dict(stage2='backbone.layer9@preact')),
@@ -198,6 +198,13 @@ def test_training_without_the_teachers_weights_is_refused(config):
 
 def test_a_term_set_to_none_is_taken_away(built):
     assert list(built(terms=dict(loss_lipschitz=None, loss_kd=KD)).terms) == ['loss_kd']
+
+
+def test_a_preset_and_further_taps(built):
+    model = built(taps=['backbone', dict(logits='decode_head.conv_seg')])
+    assert {name: str(address) for name, address in model.student_taps.addresses.items()} == STAGES | {
+        'logits': 'decode_head.conv_seg'
+    }
 
 
 def test_the_preset_and_its_overrides(built):
