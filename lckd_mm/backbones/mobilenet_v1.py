@@ -1,5 +1,7 @@
 """MobileNetV1, for images of 224 x 224 or of 32 x 32."""
 
+from collections.abc import Sequence
+
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -38,16 +40,25 @@ class MobileNetV1(BaseModule):
     Args:
         stem: 'imagenet' (the paper's), or 'cifar', in which the first convolution and block2 have stride 1, so that
         the positions above have sides of 32, 16, 8 and 4 for images of 32. width_multiplier: the paper's alpha.
-    Shapes: (B, 3, H, W) to a tuple of one map (B, 1024 width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar',
-        after the last ReLU.
+        out_indices: numbers, from 1 to 13, of the blocks whose outputs are returned; blocks after the last are not run.
+    Shapes: (B, 3, H, W) to a tuple of maps after a ReLU, one a block of ``out_indices``: by default one, (B, 1024
+        width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar'. Detectors take blocks 5, 11 and 13, the last ones
+        of strides 8, 16 and 32 (256, 512 and 1024 channels).
     Raises:
-        ValueError: a stem that is neither; a width_multiplier that leaves no channel.
+        ValueError: a stem that is neither; a width_multiplier that leaves no channel; block numbers that are none, or
+            not in order.
     Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
         paper's table 1 prints stride 2, with a map that grows no smaller); stem 'cifar' is not the paper's; depthwise
         convolutions begin with torch's fan-out, which does not know of groups (BatchNorm takes the scale away).
     """
 
-    def __init__(self, stem: str = 'imagenet', width_multiplier: float = 1.0, init_cfg: dict | None = None):
+    def __init__(
+        self,
+        stem: str = 'imagenet',
+        width_multiplier: float = 1.0,
+        out_indices: Sequence[int] = (13,),
+        init_cfg: dict | None = None,
+    ):
         super().__init__(init_cfg or HE_NORMAL)
         if stem not in ('imagenet', 'cifar'):
             raise ValueError(f"MobileNetV1: stem must be 'imagenet' or 'cifar', got {stem!r}")
@@ -56,6 +67,13 @@ class MobileNetV1(BaseModule):
             raise ValueError(
                 f'MobileNetV1: width_multiplier must leave at least one of 32 channels, such as 0.25 or 1, got '
                 f'{width_multiplier}'
+            )
+        self.out_indices = tuple(out_indices)
+        blocks = range(1, len(_BLOCKS) + 1)
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(blocks)):
+            raise ValueError(
+                'MobileNetV1: out_indices must be numbers of blocks, from 1 to 13 and in order, such as (5, 11, 13), '
+                f'got {self.out_indices}'
             )
         self.conv1 = nn.Conv2d(3, width, 3, 2 if stem == 'imagenet' else 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -66,8 +84,11 @@ class MobileNetV1(BaseModule):
             width = channels
         self.out_channels = width
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.relu1(self.bn1(self.conv1(x)))
-        for i in range(1, len(_BLOCKS) + 1):
+        outputs = []
+        for i in range(1, self.out_indices[-1] + 1):
             x = getattr(self, f'block{i}')(x)
-        return (x,)
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)

@@ -100,6 +100,26 @@ def test_convolutions_begin_he_normal_by_fan_out():
     assert net.block12.pointwise.weight.std().item() == pytest.approx((2 / 1024) ** 0.5, rel=0.02)
 
 
+def test_several_outputs_are_those_of_the_blocks_and_change_no_key():
+    torch.manual_seed(0)
+    one, three = MobileNetV1(width_multiplier=0.25).eval(), MobileNetV1(width_multiplier=0.25, out_indices=(5, 11, 13))
+    three.load_state_dict(one.state_dict(), strict=True)
+    assert list(three.state_dict()) == list(one.state_dict())
+    outputs = three.eval()(x := torch.randn(1, 3, 64, 64))
+    assert [tuple(y.shape) for y in outputs] == [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
+    assert torch.equal(outputs[-1], one(x)[0])
+    y = one.relu1(one.bn1(one.conv1(x)))
+    for i in range(1, 6):
+        y = getattr(one, f'block{i}')(y)
+    assert torch.equal(outputs[0], y)
+
+
+@pytest.mark.parametrize('out_indices', [(), (0, 5), (5, 14), (11, 5), (5, 5)])
+def test_numbers_that_are_no_blocks_in_order_raise(out_indices):
+    with pytest.raises(ValueError, match=r'out_indices must be numbers of blocks, from 1 to 13 and in order'):
+        MobileNetV1(out_indices=out_indices)
+
+
 def test_another_stem_raises():
     with pytest.raises(ValueError, match="stem must be 'imagenet' or 'cifar', got 'voc'"):
         MobileNetV1(stem='voc')
