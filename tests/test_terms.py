@@ -196,7 +196,7 @@ def test_the_default_weight_is_one(make, features):
 
 def test_adapt_sees_the_head_that_owns_the_students_tap(make):
     term = make(dict(loss=KD, on='logits'))
-    assert (term.loss.activation, term.loss.num_classes) == ('sigmoid', 3)
+    assert (term.loss.activation, term.loss.scores) == ('sigmoid', 3)
     assert make(dict(loss=KD, on='a')).loss.activation == 'softmax'
 
 

@@ -46,14 +46,16 @@ class KDLoss(nn.Module):
             raise ValueError(f'KDLoss: temperature tau must be above 0, got {tau}')
         if activation not in (None, *_ACTIVATIONS):
             raise ValueError(f'KDLoss: unknown activation {activation!r}, expected one of {", ".join(_ACTIVATIONS)}')
-        self.tau, self.activation, self.num_classes, self.ignore_index = tau, activation, num_classes, ignore_index
+        self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
+        # Not `num_classes`: mmdet's NumClassCheckHook takes each module with that for a head without a background.
+        self.scores = num_classes
 
     def adapt(self, head: nn.Module | None) -> None:
         """Take what was left open from the host's head that owns the student's tap."""
         if self.activation is None:
             self.activation = 'sigmoid' if has_sigmoids(head) else 'softmax'
-        if self.num_classes is None:
-            self.num_classes = getattr(head, 'cls_out_channels', None)
+        if self.scores is None:
+            self.scores = getattr(head, 'cls_out_channels', None)
 
     def forward(
         self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], data_samples: list | None = None
@@ -77,7 +79,7 @@ class KDLoss(nn.Module):
 
     def _split_anchors(self, z: Tensor) -> Tensor:
         """(N, A*C, H, W) -> (N, C, A, H, W), the anchors' outer and the classes' inner, as heads lay them out."""
-        classes = self.num_classes
+        classes = self.scores
         if z.dim() != 4 or classes is None or z.shape[1] == classes:
             return z
         if z.shape[1] % classes:

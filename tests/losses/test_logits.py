@@ -143,7 +143,7 @@ def test_adapt_reads_a_detection_head(scope, tiny_detector):
     assert head is model.bbox_head
     loss = KDLoss()
     loss.adapt(head)
-    assert (loss.activation, loss.num_classes) == ('sigmoid', 3)
+    assert (loss.activation, loss.scores) == ('sigmoid', 3)
     student, teacher = logits(1, 6, 2, 2)
     expected = binary_kd_divergence(student.unflatten(1, (2, 3)), teacher.unflatten(1, (2, 3)), 4.0, dim=2).mean()
     torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-12, atol=0)
@@ -155,7 +155,7 @@ def test_adapt_counts_the_background_of_a_softmax_detection_head(scope, tiny_det
     cfg['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
     loss = KDLoss()
     loss.adapt(build_model(cfg).bbox_head)
-    assert (loss.activation, loss.num_classes) == ('softmax', 4)
+    assert (loss.activation, loss.scores) == ('softmax', 4)
 
 
 def test_adapt_reads_a_segmentation_head_with_sigmoid_classes(scope, tiny_fcn):
@@ -176,8 +176,8 @@ def test_adapt_leaves_what_was_given_and_falls_back_to_softmax():
     given, open_ = KDLoss(activation='softmax', num_classes=7), KDLoss()
     given.adapt(Head())
     open_.adapt(None)
-    assert (given.activation, given.num_classes) == ('softmax', 7)
-    assert (open_.activation, open_.num_classes) == ('softmax', None)
+    assert (given.activation, given.scores) == ('softmax', 7)
+    assert (open_.activation, open_.scores) == ('softmax', None)
 
 
 @pytest.mark.parametrize(
