@@ -1,0 +1,7 @@
+# GFL on ResNet18 alone, on VOC07+12.
+_base_ = './gfl-r50_8xb2_voc0712.py'
+
+model = dict(
+    backbone=dict(depth=18, init_cfg=dict(checkpoint='torchvision://resnet18')),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
