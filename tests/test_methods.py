@@ -40,6 +40,8 @@ METHODS = {
     ),
     'loss_cwd': dict(loss=dict(type='lckd_mm.CWDLoss'), on=STAGE_NAMES, **CONNECTED),
     'loss_afd': dict(loss=dict(type='lckd_mm.AFDLoss'), on=STAGE_NAMES, **CONNECTED),
+    # The relations' weight is far above the authors', so that three steps move what depends on it alone.
+    'loss_fgd': dict(loss=dict(type='lckd_mm.FGDLoss', lam=1e-2), on=STAGE_NAMES, **CONNECTED),
     'loss_jacobian': dict(loss=dict(type='lckd_mm.JacobianLoss'), on='logits'),
     'loss_noise': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='noise'), on='stage4', **CONNECTED),
     'loss_gradient': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='gradient'), on='logits'),
@@ -58,6 +60,8 @@ def distillation(host, teacher_file, **terms):
 def test_it_trains(host, method, scenes, teacher_file, tmp_path):
     if host == 'mmdet' and method in ('loss_dkd', 'loss_gradient'):
         pytest.skip('refused: test_..._on_a_detector_is_refused_before_training')
+    if host != 'mmdet' and method == 'loss_fgd':
+        pytest.skip('refused: test_fgd_without_boxes_is_refused_before_training')
     model = distillation(host, teacher_file, **{method: METHODS[method]})
     cfg = config(host, scenes, tmp_path / 'run', model, iters=3)
     cfg.default_hooks.distillation = HOOK
@@ -85,6 +89,13 @@ def test_gradient_matching_on_a_detector_is_refused_before_training(teacher_file
     scope('mmdet')
     with pytest.raises(ValueError, match="JacobianLoss: mode='gradient' takes one tap of class scores"):
         build_model(distillation('mmdet', teacher_file, loss_gradient=METHODS['loss_gradient']), 'mmdet')
+
+
+@pytest.mark.parametrize('host', ['mmseg', 'mmpretrain'])
+def test_fgd_without_boxes_is_refused_before_training(host, teacher_file, scope):
+    scope(host)
+    with pytest.raises(ValueError, match=r"term 'loss_fgd': .* FGDLoss: needs the boxes of the ground truth"):
+        build_model(distillation(host, teacher_file, loss_fgd=METHODS['loss_fgd']), host)
 
 
 @pytest.mark.parametrize('method', ['loss_ofd', 'loss_fitnets', 'loss_fsp', 'loss_ab', 'loss_afd', 'loss_cwd'])

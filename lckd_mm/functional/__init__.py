@@ -1,5 +1,6 @@
 """Pure tensor functions: they need torch and nothing else."""
 
+from .detection import absolute_attention, attended_context, box_masks, focal_distances
 from .features import (
     activation_boundary,
     attended_distance,
@@ -25,15 +26,19 @@ from .logits import binary_kd_divergence, decoupled_kd, kd_divergence
 from .relations import pairwise_angles, pairwise_distances
 
 __all__ = [
+    'absolute_attention',
     'activation_boundary',
+    'attended_context',
     'attended_distance',
     'attention_map',
     'binary_kd_divergence',
     'bn_margin',
+    'box_masks',
     'channel_divergence',
     'decoupled_kd',
     'directional_gap',
     'factor_distance',
+    'focal_distances',
     'kd_divergence',
     'layer_norms',
     'lipschitz_gap',

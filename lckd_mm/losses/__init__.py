@@ -1,5 +1,6 @@
 """Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
 
+from .detection import FGDLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss
@@ -12,6 +13,7 @@ __all__ = [
     'ATLoss',
     'CWDLoss',
     'DKDLoss',
+    'FGDLoss',
     'FSPLoss',
     'FTLoss',
     'FitNetsLoss',

@@ -1,0 +1,126 @@
+"""Distillation of feature maps of detectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import attended_context, box_masks, focal_distances
+from ..registry import MODELS
+
+
+class GlobalContext(nn.Module):
+    r"""A map with the same context added at all positions.
+
+    .. math:: R(x) = x + W_2 \, \mathrm{relu}\bigl(\mathrm{LN}(W_1 \textstyle\sum_j \mathrm{softmax}(w_k x)_j x_j)\bigr)
+
+    Args:
+        channels: C of the map; W_1 has half as many rows. W_2 begins at 0, and so R(x) = x.
+    Shapes: (B, C, H, W) to the same.
+    Source: the block of Cao et al., GCNet, 2019, as FGD takes it. Deviation: the scores have no bias, which softmax
+        takes away.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(1, channels // 2)
+        self.score = nn.Conv2d(channels, 1, 1, bias=False)
+        self.transform = nn.Sequential(
+            nn.Linear(channels, inner), nn.LayerNorm(inner), nn.ReLU(), nn.Linear(inner, channels)
+        )
+        nn.init.kaiming_normal_(self.score.weight, mode='fan_in', nonlinearity='relu')
+        nn.init.zeros_(self.transform[-1].weight)
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = attended_context(x, self.score(x).squeeze(1))
+        return x + self.transform(context)[:, :, None, None]
+
+
+@MODELS.register_module()
+class FGDLoss(nn.Module):
+    r"""Focal and global distillation: features on the objects and around them, attentions, and relations of pixels.
+
+    .. math:: L = \sum_{\mathrm{levels}} \alpha L_{fg} + \beta L_{bg} + \gamma L_{att}
+              + \lambda \frac1B \sum_{b, c, h, w} (R_s(s) - R_t(t))^2
+
+    with the first three of :func:`~lckd_mm.functional.focal_distances`, on the objects by the boxes of the ground truth
+    (:func:`~lckd_mm.functional.box_masks`), and R a :class:`GlobalContext` of each net, both trained with the student.
+    For detectors only. The defaults are those of the authors' code; they suit levels of RetinaNet's pyramid.
+
+    Args:
+        channels: of each of the teacher's taps; a term fills them in.
+        alpha: of objects. beta: of the background. gamma: of the attentions. lam: of the relations.
+        temperature: of the attentions.
+    Shapes:
+        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one; a connector maps the student's.
+        data_samples: mmdet's, with ``gt_instances.bboxes`` in pixels of the batch's padded images.
+    Returns:
+        A scalar.
+    Raises:
+        ValueError: shapes, channels or counts that differ; weights below 0 or a temperature not above; samples without
+            boxes of the ground truth.
+    Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3; the authors'
+        code for the defaults. Deviation: boxes are scaled from the padded image, to which the map belongs (the code
+        takes the image without its padding); where widths differ the code has a convolution without BatchNorm.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        alpha: float = 1e-3,
+        beta: float = 5e-4,
+        gamma: float = 1e-3,
+        lam: float = 5e-6,
+        temperature: float = 0.5,
+    ):
+        super().__init__()
+        if min(alpha, beta, gamma, lam) < 0:
+            raise ValueError(
+                f'FGDLoss: alpha, beta, gamma and lam must be 0 or above, got {alpha}, {beta}, {gamma} and {lam}'
+            )
+        if not temperature > 0:
+            raise ValueError(f'FGDLoss: temperature must be above 0, got {temperature}')
+        self.alpha, self.beta, self.gamma, self.lam, self.temperature = alpha, beta, gamma, lam, temperature
+        self.student_contexts = nn.ModuleList(map(GlobalContext, channels))
+        self.teacher_contexts = nn.ModuleList(map(GlobalContext, channels))
+
+    def forward(
+        self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor, data_samples: list | None = None
+    ) -> Tensor:
+        student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
+        counts = len(student), len(teacher), len(self.student_contexts)
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f'FGDLoss: {counts[0]} student taps, but {counts[1]} teacher taps and {counts[2]} channels'
+            )
+        boxes = _relative_boxes(data_samples, student[0])
+        total = 0.0
+        for s, t, ours, theirs in zip(student, teacher, self.student_contexts, self.teacher_contexts):
+            if t.dim() != 4 or t.shape[1] != theirs.score.in_channels:
+                raise ValueError(f'FGDLoss: expected maps of {theirs.score.in_channels} channels, got {tuple(t.shape)}')
+            height, width = t.shape[2:]
+            scale = t.new_tensor([width, height, width, height])
+            foreground, background = zip(*(box_masks(b * scale, (height, width)) for b in boxes))
+            parts = focal_distances(s, t, torch.stack(foreground), torch.stack(background), self.temperature)
+            relations = (ours(s) - theirs(t)).square().flatten(1).sum(1).mean()
+            weights = self.alpha, self.beta, self.gamma, self.lam
+            total = total + sum(w * part for w, part in zip(weights, (*parts, relations)))
+        return total
+
+
+def _relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
+    """Each sample's boxes of the ground truth, ``(K, 4)``, in parts of its padded image."""
+    if not data_samples or not all('gt_instances' in s and 'bboxes' in s.gt_instances for s in data_samples):
+        raise ValueError(
+            "FGDLoss: needs the boxes of the ground truth (gt_instances.bboxes), which samples of mmdet's detectors "
+            'have alone; on other hosts compare features by FitNetsLoss or ATLoss'
+        )
+    boxes = []
+    for sample in data_samples:
+        meta = sample.metainfo
+        height, width = (meta.get('batch_input_shape') or meta.get('pad_shape') or meta['img_shape'])[:2]
+        corners = sample.gt_instances.bboxes
+        corners = getattr(corners, 'tensor', corners)
+        boxes.append(corners.to(like) / like.new_tensor([width, height, width, height]))
+    return boxes

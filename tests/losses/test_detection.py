@@ -1,0 +1,106 @@
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData
+
+from lckd_mm.functional import box_masks, focal_distances
+from lckd_mm.losses import FGDLoss
+from lckd_mm.losses.detection import GlobalContext
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def sample(boxes, shape=(64, 80), **meta):
+    instances = InstanceData(bboxes=boxes if isinstance(boxes, HorizontalBoxes) else torch.tensor(boxes).view(-1, 4))
+    return DetDataSample(metainfo=dict(img_shape=shape, batch_input_shape=shape, **meta), gt_instances=instances)
+
+
+def maps(batch=2, channels=6, sizes=((8, 10), (4, 5))):
+    return [torch.randn(batch, channels, *size, dtype=torch.float64) for size in sizes]
+
+
+SAMPLES = [sample([[8.0, 8.0, 31.0, 50.0], [40.0, 0.0, 60.0, 20.0]]), sample([])]
+
+
+def test_it_is_the_weighted_sum_over_the_levels():
+    student, teacher = maps(), maps()
+    loss = FGDLoss(channels=[6, 6], alpha=2.0, beta=3.0, gamma=5.0, lam=7.0, temperature=0.8).double()
+    expected = 0.0
+    for s, t in zip(student, teacher):
+        cells = torch.tensor([[8.0, 8.0, 31.0, 50.0], [40.0, 0.0, 60.0, 20.0]]).double() * s.shape[3] / 80
+        pairs = [box_masks(cells, s.shape[2:]), box_masks(cells[:0], s.shape[2:])]
+        foreground, background = (torch.stack(m) for m in zip(*pairs))
+        parts = focal_distances(s, t, foreground, background, 0.8)
+        # What is not trained adds nothing to the maps.
+        parts = (*parts, (s - t).square().sum() / 2)
+        expected = expected + sum(w * p for w, p in zip((2.0, 3.0, 5.0, 7.0), parts))
+    torch.testing.assert_close(loss(student, teacher, SAMPLES), expected)
+
+
+def test_boxes_are_scaled_from_the_padded_image():
+    student, teacher = maps(1), maps(1)
+    loss = FGDLoss(channels=[6, 6], beta=0.0, gamma=0.0, lam=0.0).double()
+    padded = sample([[0.0, 0.0, 20.0, 20.0]])
+    padded.set_metainfo(dict(img_shape=(32, 40)))
+    bare = sample([[0.0, 0.0, 20.0, 20.0]])
+    assert loss(student, teacher, [padded]).item() == loss(student, teacher, [bare]).item() > 0
+
+
+def test_boxes_of_mmdets_own_type_are_taken():
+    student, teacher = maps(1), maps(1)
+    loss = FGDLoss(channels=[6, 6]).double()
+    plain, typed = ([[0.0, 0.0, 20.0, 20.0]], HorizontalBoxes([[0.0, 0.0, 20.0, 20.0]]))
+    assert loss(student, teacher, [sample(plain)]).item() == loss(student, teacher, [sample(typed)]).item()
+
+
+def test_a_net_that_equals_its_teacher_has_no_loss_before_training():
+    both = maps()
+    assert FGDLoss(channels=[6, 6]).double()(both, both, SAMPLES).item() == 0
+
+
+def test_gradients_are_those_of_the_values_with_trained_contexts():
+    student, teacher = maps(sizes=((3, 4),)), maps(sizes=((3, 4),))
+    loss = FGDLoss(channels=[6], alpha=1.0, beta=1.0, gamma=1.0, lam=1.0).double()
+    for context in (*loss.student_contexts, *loss.teacher_contexts):
+        torch.nn.init.normal_(context.transform[-1].weight)
+    assert torch.autograd.gradcheck(lambda s: loss([s], teacher, SAMPLES), student[0].requires_grad_())
+
+
+def test_a_context_is_the_same_at_all_positions():
+    context = GlobalContext(6)
+    torch.nn.init.normal_(context.transform[-1].weight)
+    x = torch.randn(2, 6, 3, 4)
+    added = context(x) - x
+    assert added.abs().max() > 0.01
+    torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added))
+    # Positions have no order.
+    torch.testing.assert_close(context(x.flip(2, 3)), context(x).flip(2, 3))
+
+
+@pytest.mark.parametrize('samples', [None, [], [DetDataSample()]])
+def test_samples_without_boxes_raise(samples):
+    with pytest.raises(ValueError, match='FGDLoss: needs the boxes of the ground truth'):
+        FGDLoss(channels=[6, 6]).double()(maps(), maps(), samples)
+
+
+def test_widths_and_counts_that_differ_raise():
+    loss = FGDLoss(channels=[6, 6]).double()
+    with pytest.raises(ValueError, match='1 student taps, but 2 teacher taps and 2 channels'):
+        loss(maps()[:1], maps(), SAMPLES)
+    with pytest.raises(ValueError, match='expected maps of 6 channels'):
+        loss(maps(channels=4), maps(channels=4), SAMPLES)
+    with pytest.raises(ValueError, match='differ in shape; a connector maps'):
+        loss(maps(channels=4), maps(), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(dict(beta=-1.0), 'alpha, beta, gamma and lam must be 0 or above'), (dict(temperature=0), 'temperature must be')],
+)
+def test_values_out_of_range_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FGDLoss(channels=[6], **arguments)
