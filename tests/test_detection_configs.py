@@ -18,6 +18,7 @@ FAMILIES = {
     'lckd-kd_ssd300-r50_ssd300-r18_8xb8_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
     'lckd-kd_ssd300-r50_ssd300-mobilenetv1_8xb8_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
     'lckd-kd_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
+    'fgd_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_fgd',),
     'lckd_faster-rcnn-r50_faster-rcnn-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid'),
     'lckd-kd_gfl-r50_gfl-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
 }

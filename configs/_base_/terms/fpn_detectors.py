@@ -1,7 +1,7 @@
 # Terms of detectors with a feature pyramid. Temperatures and weights are ours, untuned; but OFD's weight is the
-# authors' of segmentation, whose maps are of about this size, and FGD's weights are its authors'. Lipschitz gaps are
-# logarithmic, so that neither net's scale of activations matters. KD is the mean over all anchors, of which about one
-# in a thousand holds an object, hence its weight.
+# authors' of segmentation, whose maps are of about this size. Lipschitz gaps are logarithmic, so that neither net's
+# scale of activations matters. KD is the mean over all anchors, of which about one in a thousand holds an object,
+# hence its weight.
 fpn_lipschitz_term = dict(
     loss=dict(type='lckd_mm.LipschitzLoss', gap='log'), on=['stage2', 'stage3', 'stage4'], weight=0.1
 )
