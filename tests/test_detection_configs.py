@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from run_helpers import ROOT, run, scalars
 
 from lckd_mm.cli import check_data, student_config
@@ -192,3 +193,19 @@ def test_a_leaf_says_what_its_name_says(path):
     epochs = cfg.train_cfg.max_epochs
     file = teacher.replace('-', '_') + '_fpn_1x_voc0712' if teacher == 'retinanet-r50' else f'{teacher}_{tail}'
     assert cfg.model.teacher.checkpoint == f'work_dirs/{file}/epoch_{epochs}.pth'
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'classes', 'student', 'teacher', 'about'),
+    [
+        # Every class as likely, against 0.99 for the background; then heads' prior against a teacher's 0.001.
+        ('kd_ssd300-r50_ssd300-r18_8xb8', 21, [0.0] * 21, [0.0] * 20 + [7.6], 6.0),
+        ('kd_retinanet-r50_retinanet-r18_8xb2', 20, [-4.6] * 20, [-6.9] * 20, 1.3),
+    ],
+)
+def test_kd_begins_at_the_size_that_its_comment_says(leaf, classes, student, teacher, about):
+    term = Config.fromfile(CONFIGS / f'{leaf}_voc0712.py').model.terms.loss_kd
+    loss = MODELS.build(dict(term.loss, num_classes=classes, activation='softmax' if classes == 21 else 'sigmoid'))
+    # Two anchors a position.
+    student, teacher = (torch.tensor(2 * scores).view(1, -1, 1, 1).expand(1, -1, 3, 4) for scores in (student, teacher))
+    assert term.weight * loss([student], [teacher]).item() == pytest.approx(about, rel=0.05)

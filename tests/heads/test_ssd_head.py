@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -52,3 +55,11 @@ def test_maps_and_anchors_fit_images_of_300():
     assert sum(map(len, anchors)) == 8732  # SSD300's
     centres = [(a[:, :2] + a[:, 2:]) / 2 for a in anchors]
     assert all(c.min() > 0 and c.max() < 312 for c in centres)
+
+
+def test_mmdet_is_not_imported_before_a_head_is_built():
+    code = (
+        "import sys; from lckd_mm.registry import MODELS; assert callable(MODELS.get('SSDHead')); "
+        "assert 'mmdet' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
