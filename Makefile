@@ -1,9 +1,11 @@
 # make install   a virtual environment in .venv with everything in it; see `make help` for the rest.
 #
 # Knobs: PYTHON (the interpreter that .venv is made of), VENV, MAX_JOBS (compilers at a time), PIP_FIND_LINKS (a folder
-# with an mmcv wheel built for this torch, which saves its compilation), DEMO_ARGS, PYTEST_ARGS.
+# with an mmcv wheel built for this torch, which saves its compilation), DEMO_ARGS, PYTEST_ARGS, TEST_JOBS.
 
 VENV ?= .venv
+# Test processes at a time, of one thread and about 1.5 GB each; a file's tests share their fixtures in one of them.
+TEST_JOBS ?= 2
 MMCV := 2.1.0
 
 ifndef PYTHON
@@ -77,7 +79,7 @@ demo-det: $(INSTALLED)  ## run the detection demo, DEMO_ARGS='...' (installs fir
 	$(PY) tools/demo.py --task detection $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests, PYTEST_ARGS='...' (installs first if need be)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff check .

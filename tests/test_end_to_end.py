@@ -153,17 +153,17 @@ def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
     # Validated on what it is trained on, so that there is something to be found after so few iterations.
     seen = [f'{split}_dataloader.dataset.ann_file=ImageSets/Main/train.txt' for split in ('val', 'test')]
     shared = [*seen, *(f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test'))]
-    iters = ['train_cfg.val_interval=150', 'train_cfg.max_iters=150', 'default_hooks.checkpoint.interval=150']
+    iters = ['train_cfg.val_interval=100', 'train_cfg.max_iters=100', 'default_hooks.checkpoint.interval=100']
     teacher = Config.fromfile(ROOT / DETECTOR_TEACHER)
     torch.manual_seed(0)
     torch.save(dict(state_dict=build_model(teacher.model, 'mmdet').state_dict()), tmp_path / 'teacher.pth')
-    options = [f'model.teacher.checkpoint={tmp_path}/teacher.pth', 'param_scheduler.0.total_steps=150']
+    options = [f'model.teacher.checkpoint={tmp_path}/teacher.pth', 'param_scheduler.0.total_steps=100']
     # A teacher without training: its class scores teach nothing, its features' constants can still be matched.
-    options += ['model.terms.loss_kd.weight=0.0', 'default_hooks.prediction.interval=100']
+    options += ['model.terms.loss_kd.weight=0.0', 'default_hooks.prediction.interval=50']
     call('tools/train.py', DETECTOR_LCKD, '--work-dir', tmp_path / 'run', '--cfg-options', *shared, *iters, *options)
     plain = Config.fromfile(ROOT / DETECTOR)
     plain.test_dataloader.dataset.update(data_root=str(data), ann_file='ImageSets/Main/train.txt')
-    checkpoint = tmp_path / 'run' / 'iter_150.pth'
+    checkpoint = tmp_path / 'run' / 'iter_100.pth'
     ours, theirs = by_both_tests(tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(tmp_path / 'run') if 'pascal_voc/mAP' in e][-1]['pascal_voc/mAP']

@@ -88,15 +88,15 @@ model = dict(
     test_cfg=dict(nms_pre=200, max_per_img=20),
 )
 
-max_iters = 1600
+max_iters = 800
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.01))
 param_scheduler = [
     dict(type='OneCycleLR', eta_max=0.004, total_steps=max_iters, by_epoch=False),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=400)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2),
 )
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
