@@ -170,9 +170,10 @@ class Paraphraser(nn.Module):
     Args:
         in_channels: of the feature.
         rate: channels of the factor over the feature's.
-        batches: that it is trained on, one update each. lr: of Adam.
+        batches: that it is trained on, one update each (and each level, where a tap gives several; levels of one
+            value a channel are left out). lr: of Adam.
     Raises:
-        ValueError: a rate, batches or lr that are not above 0.
+        ValueError: a rate, batches or lr that are not above 0; features without two values a channel.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder ends without norm and
         activation, so that it can give any feature; Adam in place of SGD.
     """
@@ -206,6 +207,8 @@ class Paraphraser(nn.Module):
     def observe(self, x: Tensor) -> None:
         """One update on a feature ``(B, C, H, W)``; gradients are averaged over the ranks."""
         x = x.detach().float()
+        if x[:, 0].numel() < 2:
+            return  # nothing for BatchNorm
         if self._optimizer is None:
             self.requires_grad_(True)
             self._optimizer = torch.optim.Adam(self.parameters(), self.lr)
@@ -220,6 +223,11 @@ class Paraphraser(nn.Module):
 
     def settle(self) -> str:
         """Freeze; says how much of the feature's variance is lost."""
+        if self._optimizer is None:
+            raise ValueError(
+                'Paraphraser: its features had one value a channel in every batch, and cannot be trained on; tap an '
+                'earlier layer, or take larger batches'
+            )
         self._optimizer.zero_grad()
         self._optimizer = None
         self.requires_grad_(False)

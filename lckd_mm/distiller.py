@@ -60,7 +60,8 @@ class Distiller(BaseModel):
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
             and calls; by default what the student's preprocessor pads to, else 224 x 224.
         inherit: modules of the student, such as ``['neck', 'bbox_head']``, that begin with the teacher's weights where
-            names and shapes agree, after the student's own initialisation; a resumed run goes on with its own.
+            names and shapes agree, after the student's own initialisation and after ``load_from``; a resumed run goes
+            on with its own.
         data_preprocessor: mmpretrain's top-level one; handed to a student that has none of its own.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: one sentence each, before any training.
@@ -194,6 +195,9 @@ class Distiller(BaseModel):
         student_names, teacher_names = self._recorded()
         # Only a loss needs gradient: an observer may look at a frozen stage.
         trained = self._used()[0] if torch.is_grad_enabled() else []
+        # As they are for the student's own pass: a term is computed without autocast.
+        kind = inputs.device.type
+        precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         state = rng_state(inputs.device) if any(term.replays for term in self.terms.values()) else None
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
@@ -206,7 +210,7 @@ class Distiller(BaseModel):
             if name in losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
             observed[name] = {}
-            replay = partial(self._replay, data_samples, state)
+            replay = partial(self._replay, data_samples, state, precision)
             losses[name] = term(s, t, data_samples, observed[name], observed.get(term.shares), inputs, replay)
         for observer in self.observers:
             observer(s, t, observed, losses)
@@ -216,12 +220,14 @@ class Distiller(BaseModel):
         self,
         data_samples: list | None,
         state: RNGState,
+        precision: tuple[torch.dtype, bool],
         inputs: Tensor,
         student_names: list[str],
         teacher_names: list[str],
     ) -> tuple[dict, dict]:
         """Both nets once more on other images of the same samples; nothing of it is left in student or training."""
-        with preserved_rng(state=state), untracked_statistics(self.student):
+        autocast = torch.autocast(inputs.device.type, *precision)
+        with preserved_rng(state=state), untracked_statistics(self.student), autocast:
             with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
                 self.student(inputs, data_samples, mode='tensor')
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
@@ -258,6 +264,16 @@ class Distiller(BaseModel):
     def _bind(self) -> None:
         for term in self.terms.values():
             term.bind(self.teacher.model)
+
+    def take_over(self) -> None:
+        """Give the modules of ``inherit`` the teacher's weights where names and shapes agree."""
+        for path in self.inherit:
+            agreeing = self._inheritance(path)
+            with torch.no_grad():
+                for own, theirs in agreeing:
+                    own.copy_(theirs)
+            count = len(self.student.get_submodule(path).state_dict())
+            print_log(f'{path}: {len(agreeing)} of its {count} tensors begin as the teacher has them', logger='current')
 
     def _inheritance(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """The student's tensors of a module and the teacher's that they may begin with."""
@@ -309,6 +325,7 @@ class Distiller(BaseModel):
         if silent:
             self._refuse_silent(self.teacher_taps, silent)
         silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'tensor', 'student'))
+        self._only_with_loss = set(silent)
         if silent:
             # Auxiliary heads and the like run only with the loss.
             silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'loss', 'student'), silent)
@@ -348,6 +365,12 @@ class Distiller(BaseModel):
 
         observed: dict[str, dict] = {}
         for name, term in self.terms.items():
+            unseen = sorted(self._only_with_loss.intersection(term.student_names))
+            if term.replays and unseen:
+                raise ValueError(
+                    f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
+                    f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
+                )
             observed[name] = {}
             mode = [(m, m.training) for m in term.modules()]
             term.eval()

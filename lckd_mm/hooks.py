@@ -67,6 +67,9 @@ class DistillationHook(Hook):
     def before_train(self, runner) -> None:
         """Show training images to the connectors that wait for them: margins without BatchNorm, paraphrasers."""
         model = distiller_of(runner, 'DistillationHook')
+        if runner._load_from and not runner._resume:
+            # A whole student has just been written over what it had of the teacher.
+            model.take_over()
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if not waiting:
             return
@@ -100,7 +103,14 @@ def _again_and_again(loader: Any) -> Iterator:
     for epoch in count():
         if hasattr(loader.sampler, 'set_epoch'):
             loader.sampler.set_epoch(epoch)
-        yield from loader
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ValueError(
+                'DistillationHook: the train_dataloader gives no batch, and a connector needs training images; make '
+                'batch_size smaller than the data set, or drop_last=False'
+            )
 
 
 @HOOKS.register_module()

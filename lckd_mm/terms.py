@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hosts import owner_head
+from .hosts import owner_head, untracked_statistics
 from .registry import MODELS
 from .taps import FeatureTaps
 
@@ -123,7 +123,9 @@ class Term(nn.Module):
                 observed.update(zip(self.student_names, connected, strict=True))
 
             def again(images: Tensor) -> tuple[Feature, Feature]:
-                _, ours, theirs = self._select(*replay(images, self.student_names, self.teacher_names))
+                features = replay(images, self.student_names, self.teacher_names)
+                with untracked_statistics(self.connectors):
+                    _, ours, theirs = self._select(*features)
                 return self._shaped(ours), self._shaped(theirs)
 
             extras = {'data_samples': data_samples, 'raw_student': raw, 'inputs': inputs, 'replay': again}

@@ -280,3 +280,51 @@ def test_channels_of_a_loss_are_the_teachers(teacher_file, scope):
     scope('mmpretrain')
     distilled = build_model(distillation('mmpretrain', teacher_file, loss_afd=METHODS['loss_afd']), 'mmpretrain')
     assert [a[0].in_features for a in distilled.terms['loss_afd'].loss.attentions] == [8, 16, 32, 64]
+
+
+def test_a_loss_that_runs_the_nets_again_takes_no_tap_of_the_losses_alone(teacher_file, scope):
+    scope('mmseg')
+    term = dict(METHODS['loss_jacobian'], student='auxiliary', teacher='logits')
+    del term['on']
+    model = distillation('mmseg', teacher_file, loss_jacobian=term)
+    model['student_taps'] = dict(auxiliary='auxiliary_head.conv_seg')
+    with pytest.raises(ValueError, match=r"JacobianLoss runs the nets again .* tap 'auxiliary' fires only with them"):
+        build_model(model, 'mmseg')
+
+
+def test_connectors_statistics_are_those_of_the_clean_batch_alone(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_noise=METHODS['loss_noise'])
+    runner = run(config('mmpretrain', scenes, tmp_path / 'run', model, iters=3))
+    assert runner.model.terms['loss_noise'].connectors[0][1].num_batches_tracked == 3
+
+
+def test_noise_goes_on_where_a_run_is_resumed(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_jacobian=METHODS['loss_jacobian'])
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=3)
+    cfg.default_hooks.distillation = HOOK
+    runner = run(cfg)
+    stored = torch.load(tmp_path / 'run' / 'iter_3.pth', weights_only=False)['lckd_mm']['terms']
+    assert stored['loss_jacobian.loss.draws'] == runner.model.terms['loss_jacobian'].loss.draws >= 3
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(scenes, without_batch_norm, tmp_path):
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
+    cfg.train_dataloader.update(batch_size=32, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True))
+    cfg.default_hooks.distillation = HOOK
+    with pytest.raises(ValueError, match='the train_dataloader gives no batch'):
+        run(cfg)
+
+
+def test_what_is_inherited_outlives_load_from(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_rkd=METHODS['loss_rkd'])
+    model['student'] = classifier(8)
+    model['inherit'] = ['head']
+    torch.manual_seed(11)
+    torch.save(dict(state_dict=build_model(classifier(8), 'mmpretrain').state_dict()), tmp_path / 'before.pth')
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=1, load_from=str(tmp_path / 'before.pth'))
+    cfg.default_hooks.distillation = HOOK
+    cfg.optim_wrapper.optimizer.lr = 0.0
+    student = run(cfg).model.student.state_dict()
+    teacher, before = (torch.load(tmp_path / name)['state_dict'] for name in ('teacher-mmpretrain.pth', 'before.pth'))
+    assert torch.equal(student['head.fc.weight'], teacher['head.fc.weight'])
+    assert torch.equal(student['backbone.conv1.weight'], before['backbone.conv1.weight'])

@@ -133,6 +133,10 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
     done.unlink(missing_ok=True)
     # Resumed only where the interrupted run had the same recipe.
     resume = begun.exists() and json.loads(begun.read_text()) == recipe and (work_dir / 'last_checkpoint').exists()
+    if not resume:
+        # What another recipe has left must neither be resumed nor drawn.
+        for old in [work_dir / 'last_checkpoint', *work_dir.glob('*/vis_data/scalars.json')]:
+            old.unlink(missing_ok=True)
     begun.write_text(json.dumps(recipe))
     log = work_dir / 'train.log'
     print(f'{TITLES[name]}: {"resuming" if resume else "training"} … (log: {log})', flush=True)

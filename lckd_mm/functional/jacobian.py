@@ -22,10 +22,11 @@ def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tenso
     Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1, without its term
         of order zero. Deviation: the difference of outputs, so that only Jacobians are compared.
     """
-    if student[0].shape != teacher[0].shape:
-        raise ValueError(
-            f'Jacobian gap: student {tuple(student[0].shape)} and teacher {tuple(teacher[0].shape)} differ in shape'
-        )
+    for ours, theirs in zip(student, teacher):
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f'Jacobian gap: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} differ in shape'
+            )
     return ((student[1] - student[0]) - (teacher[1] - teacher[0])).square().mean() / sigma**2
 
 

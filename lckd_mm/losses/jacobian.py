@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_rank
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..functional import directional_gap, unit_gap
 from ..registry import MODELS
@@ -23,9 +25,11 @@ class JacobianLoss(nn.Module):
     * ``gradient``: exactly, the gradients of the score of the class that the teacher ranks first
       (:func:`~lckd_mm.functional.unit_gap`), by another forward and a backward pass of both nets, through which the
       student's is differentiated again: about three times the cost of a student's step. The score of a dense
-      prediction is its mean over the positions. Not with reentrant activation checkpointing.
+      prediction is its mean over the positions. Layers must have second derivatives: SyncBN on several ranks has
+      none.
 
-    In the second pass BatchNorm's running statistics stay as they are, and dropout drops the same units.
+    In the second pass BatchNorm's running statistics stay as they are, and dropout drops the same units; but not in
+    blocks with activation checkpointing (``with_cp``), which run once more in the backward pass.
 
     Args:
         mode: one of the names above.
@@ -50,7 +54,8 @@ class JacobianLoss(nn.Module):
         if not sigma > 0:
             raise ValueError(f'JacobianLoss: sigma must be above 0, got {sigma}')
         self.mode, self.sigma = mode, sigma
-        self._draws = 0
+        # In the checkpoint, so that a resumed run draws new noise.
+        self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
 
     def forward(
         self, student: Feature, teacher: Feature, inputs: Tensor, replay: Callable[[Tensor], tuple[Feature, Feature]]
@@ -73,7 +78,8 @@ class JacobianLoss(nn.Module):
             raise ValueError(
                 "JacobianLoss: mode='gradient' takes one tap of class scores (B, K, ...), as in on='logits'"
             )
-        with torch.enable_grad():
+        # Attention by plain products: the fused kernels have no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = inputs.detach().requires_grad_()
             s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for y in replay(x))
             if s.shape != t.shape:
@@ -84,9 +90,10 @@ class JacobianLoss(nn.Module):
         return unit_gap(ours, theirs)
 
     def _noise(self, like: Tensor) -> Tensor:
-        """From a stream of its own, so that the training's random numbers stay what they were."""
-        self._draws += 1
-        generator = torch.Generator(like.device).manual_seed((torch.initial_seed() + self._draws) % 2**63)
+        """From a stream of its own for each rank, so that the training's random numbers stay what they were."""
+        self.draws += 1
+        seed = torch.initial_seed() + int(self.draws) + 1_000_003 * get_rank()
+        generator = torch.Generator(like.device).manual_seed(seed % 2**63)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

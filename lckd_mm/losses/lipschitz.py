@@ -29,16 +29,18 @@ class LipschitzLoss(nn.Module):
         raw_back: the authors' code multiplies the *connected* map of layer i with the *raw* map of layer i+1 on the
             student's side; True does the same, False connects both factors. Without connectors both are the same.
         normalise: divides each map by its root mean square length over the positions, so that a norm lies between 0
-            and 1 and does not follow from the size of the activations.
+            and about 1 and does not follow from the size of the activations.
     Shapes:
         student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth: taps, or the levels of a pyramid that
         one tap gives. Channels may differ between the nets, since only singular values are compared. Tokens
-        (B, L_i, C_i) are taken as maps of one row where two numbers of tokens agree, and of a square else.
+        (B, L_i, C_i) are taken as maps of one row where their numbers agree, and else of the images' aspect (square
+        without images).
+        inputs: the images, of which the aspect is taken.
     Returns:
         A scalar; in squared units of front times back for 'absolute', without unit else.
     Raises:
         ValueError: unknown gap; fewer than two taps; a count of taps or weights that does not fit; other dimensions;
-            numbers of tokens that differ and are no squares.
+            numbers of tokens that differ and fill no grid of the images' aspect.
     Source: LONDON (Shang et al., ICCV 2021), section 3.
     Deviation: the default gap is 'log', not the authors' 'absolute', whose size depends on the scale of the
         activations; the singular value is accurate and its gradient exact, in place of 5 or 10 unrolled power steps.
@@ -58,7 +60,13 @@ class LipschitzLoss(nn.Module):
         self.layer_weights = None if layer_weights is None else tuple(map(float, layer_weights))
         self.raw_back, self.normalise = raw_back, normalise
 
-    def forward(self, student: list[Tensor], teacher: list[Tensor], raw_student: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        raw_student: list[Tensor] | None = None,
+        inputs: Tensor | None = None,
+    ) -> Tensor:
         if not isinstance(student, (list, tuple)) or len(student) < 2:
             raise ValueError('LipschitzLoss: needs at least two taps of each net, in order of depth')
         if len(student) != len(teacher):
@@ -67,10 +75,11 @@ class LipschitzLoss(nn.Module):
         weights = [2.0 ** -(pairs - i) for i in range(pairs)] if self.layer_weights is None else self.layer_weights
         if len(weights) != pairs:
             raise ValueError(f'LipschitzLoss: {len(weights)} layer_weights for {pairs} pairs of consecutive taps')
-        student, teacher = _as_maps(student), _as_maps(teacher)
+        aspect = 1.0 if inputs is None else inputs.shape[2] / inputs.shape[3]
+        student, teacher = _as_maps(student, aspect), _as_maps(teacher, aspect)
         with torch.no_grad():
             targets = self._norms(teacher, teacher)
-        backs = _as_maps(raw_student) if self.raw_back and raw_student is not None else student
+        backs = _as_maps(raw_student, aspect) if self.raw_back and raw_student is not None else student
         norms = self._norms(student, backs)
         gaps = (lipschitz_gap(s, t, self.gap).mean() for s, t in zip(norms, targets))
         return sum(weight * gap for weight, gap in zip(weights, gaps))
@@ -93,8 +102,8 @@ def _mean_length(x: Tensor) -> Tensor:
     return square.clamp(min=1e-24).sqrt()
 
 
-def _as_maps(features: Sequence[Tensor]) -> list[Tensor]:
-    """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or square ones where their numbers differ."""
+def _as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
+    """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or of aspect H / W where their numbers differ."""
     counts = {x.shape[1] for x in features if x.dim() == 3}
     maps = []
     for x in features:
@@ -103,15 +112,15 @@ def _as_maps(features: Sequence[Tensor]) -> list[Tensor]:
             continue
         if x.dim() != 3:
             raise ValueError(f'LipschitzLoss: expected maps (B, C, H, W) or tokens (B, L, C), got {tuple(x.shape)}')
-        side = math.isqrt(x.shape[1])
+        height = max(1, round(math.sqrt(x.shape[1] * aspect)))
         if len(counts) == 1 and all(y.dim() == 3 for y in features):
             grid = 1, x.shape[1]
-        elif side**2 == x.shape[1]:
-            grid = side, side
+        elif x.shape[1] % height == 0 and abs(height**2 / x.shape[1] / aspect - 1) < 0.5:
+            grid = height, x.shape[1] // height
         else:
             raise ValueError(
-                f'LipschitzLoss: {sorted(counts)} tokens at the taps are not all squares, so their grids are not '
-                "known; tap maps, such as the backbone's outputs 'backbone[0]', or stages of as many tokens"
+                f'LipschitzLoss: {sorted(counts)} tokens at the taps do not all fill a grid of the aspect '
+                f"{aspect:.3g}; tap maps, such as the backbone's outputs 'backbone[0]', or stages of as many tokens"
             )
         maps.append(x.transpose(1, 2).unflatten(2, grid))
     return maps

@@ -221,9 +221,30 @@ def test_tokens_of_two_numbers_are_squares():
     torch.testing.assert_close(LipschitzLoss()(mixed, teacher), LipschitzLoss()(maps, teacher))
 
 
+@pytest.mark.parametrize('size', [(36, 64), (64, 36), (25, 42), (8, 32)])
+def test_tokens_have_the_aspect_of_the_images(size):
+    height, width = size
+    maps = [
+        torch.randn(2, 3, height, width, dtype=DOUBLE),
+        torch.randn(2, 4, -(-height // 2), -(-width // 2), dtype=DOUBLE),
+    ]
+    tokens = [x.flatten(2).transpose(1, 2) for x in maps]
+    images = torch.zeros(1, 3, 8 * height, 8 * width)
+    teacher = pyramid(2)
+    torch.testing.assert_close(LipschitzLoss()(tokens, teacher, inputs=images), LipschitzLoss()(maps, teacher))
+
+
 def test_tokens_without_a_grid_raise():
     tokens = [torch.zeros(1, 10, 3), torch.zeros(1, 5, 3)]
-    with pytest.raises(ValueError, match=r'\[5, 10\] tokens at the taps are not all squares'):
+    with pytest.raises(ValueError, match=r'\[5, 10\] tokens at the taps do not all fill a grid of the aspect 1;'):
         LipschitzLoss()(tokens, tokens)
     with pytest.raises(ValueError, match=r'expected maps \(B, C, H, W\) or tokens \(B, L, C\), got \(2, 3\)'):
         LipschitzLoss()([torch.zeros(2, 3)] * 2, [torch.zeros(2, 3)] * 2)
+
+
+@pytest.mark.parametrize('batch', [2, 16])
+@pytest.mark.parametrize('gap', GAPS)
+def test_a_net_has_no_gap_to_itself(gap, batch):
+    maps = [torch.randn(batch, c, k, k, requires_grad=True) for c, k in ((24, 10), (32, 5), (16, 3), (16, 1))]
+    value = LipschitzLoss(gap)(maps, [x.detach() for x in maps])
+    assert value.item() == pytest.approx(0, abs=1e-8)

@@ -91,6 +91,7 @@ def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None
         last = (args.work_dir / f'seed{seed}' / 'teacher' / 'last_checkpoint').read_text().strip()
         options.append(f'model.teacher.checkpoint={last}')
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'recipe').unlink(missing_ok=True)
     for old in folder.glob('*/vis_data/scalars.json'):
         old.unlink()  # of a run that was interrupted, or had another recipe
     command = [sys.executable, '-W', 'ignore', 'tools/train.py', config_of(method), '--work-dir', str(folder)]

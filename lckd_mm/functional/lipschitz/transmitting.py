@@ -83,9 +83,9 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero. Not-a-number and infinity come out
         as not-a-number.
-    Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (3e-3 where no
-        gradient is asked for; in float64 1e-9). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error
-        is at most about 1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above
+    Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (in
+        float64 1e-9). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is at most about
+        1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above
         the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 1e-3 and 3e-6. Two cases are
         worse. Where 64 products are not enough, as for a crowd of nearly equal singular values, the gradient is that of
         a vector from among theirs; the value stays good. And where the start, a fixed generic vector, happens to have
@@ -162,7 +162,7 @@ def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) 
     product = _Product(near, far, keep)
     # A generic vector in the near map's range.
     start = product.begin(generic_start(area, near.matrix).expand(near.batch, 1, -1))
-    tol = tolerance(start.dtype, vectors=keep)
+    tol = tolerance(start.dtype)
     square, u, *rest = leading_eigenvector(product, start, tol)
     near_scale, far_scale = product.scales
     sigma = torch.linalg.vector_norm(rest[0], dim=-1, keepdim=True) if keep else square.clamp(min=0).sqrt()

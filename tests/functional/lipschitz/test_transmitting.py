@@ -465,3 +465,40 @@ def test_one_map_or_a_batch_that_differs_raises():
         transmitting_norms([torch.zeros(1, 2, 3, 3)])
     with pytest.raises(ValueError, match='map 0 has batch size 2 and map 2 1'):
         transmitting_norms([torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3), torch.zeros(1, 2, 3, 3)])
+
+
+# ---- spaces that are exhausted before the first test
+
+
+def low_rank_maps(kind, batch, dtype):
+    """Pairs whose transmitting matrix has rank one or two, or next to it."""
+    front, back = torch.randn(batch, 12, 6, 6, dtype=dtype), torch.randn(batch, 20, 6, 6, dtype=dtype)
+    if kind == '1x1':
+        return front, back[..., :1, :1].contiguous()
+    if kind == '1x2':
+        return front[..., :1, :2].contiguous(), back[..., :1, :2].contiguous()
+    if kind == 'constant':
+        return front.mean((2, 3), keepdim=True).expand_as(front).contiguous(), back
+    if kind == 'nearly constant':
+        return front.mean((2, 3), keepdim=True) + 1e-3 * front, back
+    front[:, 2:] = 0  # two live channels
+    return front, back
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, DOUBLE])
+@pytest.mark.parametrize('batch', [1, 4, 16])
+@pytest.mark.parametrize('kind', ['1x1', '1x2', 'constant', 'nearly constant', 'two live channels'])
+def test_maps_of_low_rank(kind, batch, dtype):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        front, back = low_rank_maps(kind, batch, dtype)
+        wide = [x.double().requires_grad_() for x in (front, back)]
+        exact = reference_norm(*wide)
+        expected = torch.autograd.grad(exact.sum(), wide)
+        rtol = 1e-5 if dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(transmitting_norm(front, back).double(), exact.detach(), rtol=rtol, atol=0)
+        maps = [x.clone().requires_grad_() for x in (front, back)]
+        norms = transmitting_norm(*maps)
+        torch.testing.assert_close(norms.detach().double(), exact.detach(), rtol=rtol, atol=0)
+        for gradient, reference in zip(torch.autograd.grad(norms.sum(), maps), expected, strict=True):
+            assert_relative(gradient.double(), reference, 1e-2)
