@@ -375,7 +375,8 @@ def test_make_dry_run_names_the_steps_in_order(makefile, goal):
 
 def test_make_passes_arguments_on(makefile):
     makefile('install')
-    assert makefile('test', 'PYTEST_ARGS=-k taps')[0] == ['-m pytest -k taps']
+    assert makefile('test', 'PYTEST_ARGS=-k taps')[0] == ['-m pytest -n 2 --dist loadfile -k taps']
+    assert makefile('test', 'TEST_JOBS=8')[0] == ['-m pytest -n 8 --dist loadfile']
     assert makefile('demo', 'DEMO_ARGS=--fast')[0] == ['tools/demo.py --fast']
     assert makefile('lint')[0] == ['-m ruff check .', '-m ruff format --check .']
 

@@ -81,8 +81,8 @@ def leading_eigenvector(
                 break
             waiting = failed.nonzero()[:, 0] if isinstance(waiting, slice) else waiting[failed]
         # Where nothing but rounding is left, the space is exhausted: the basis goes on with zeros, not with noise.
-        noise = rounding * projected.diagonal(dim1=1, dim2=2)[:, : j + 1].amax(1)[:, None, None]
-        x = torch.where(beta <= noise, 0, image / beta.clamp(min=tiny))
+        left = beta > rounding * torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+        x = image * torch.where(left, 1 / beta, 0)
     weights = weights[..., : j + 1]
     vector = torch.bmm(weights, known)
     # The basis is orthonormal up to rounding; the images follow the vector.
