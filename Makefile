@@ -64,7 +64,7 @@ endef
 
 MMCV_FAILED = echo "mmcv $(MMCV) could not be installed with working ops: the reason is above." >&2; exit 1
 
-.PHONY: help install demo demo-det test lint clean-demo
+.PHONY: help install demo demo-det test test-all lint clean-demo
 
 help:  ## show this list (the default)
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1	\2/p' Makefile
@@ -80,6 +80,9 @@ demo-det: $(INSTALLED)  ## run the detection demo, DEMO_ARGS='...' (installs fir
 
 test: $(INSTALLED)  ## run the tests, PYTEST_ARGS='...' (installs first if need be)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)  ## run the tests with every count in full, as CI does, PYTEST_ARGS='...' (installs first if need be)
+	OMP_NUM_THREADS=1 LCKD_TEST_COUNTS=full $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff check .

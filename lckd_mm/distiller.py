@@ -159,15 +159,7 @@ class Distiller(BaseModel):
         with preserved_rng():
             self.teacher.load()
         self._bind()
-        for path in self.inherit:
-            agreeing = self._inheritance(path)
-            with torch.no_grad():
-                for own, theirs in agreeing:
-                    own.copy_(theirs)
-            count = len(self.student.get_submodule(path).state_dict())
-            print_log(
-                f"{path}: begins with {len(agreeing)} of its {count} tensors from the teacher's", logger='current'
-            )
+        self.take_over()
         if is_distributed():
             # Runner broadcasts the state dict, which holds the student alone.
             for tensor in self.terms.state_dict().values():

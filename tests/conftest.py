@@ -1,12 +1,22 @@
 """Shared fixtures: a default scope that does not outlive its test, and the smallest models of each host."""
 
 import itertools
+import os
 import sys
 
 import pytest
 import torch
 
 _NAMES = itertools.count()
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked ``full`` run under `make test-all` alone."""
+    if os.environ.get('LCKD_TEST_COUNTS') == 'full':
+        return
+    for item in items:
+        if item.get_closest_marker('full'):
+            item.add_marker(pytest.mark.skip(reason='takes long: runs under `make test-all`'))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Small models of the three hosts, their data on digit scenes, and whole runs through mmengine's Runner."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from lckd_mm.data.digit_scenes import CLASSES, write_digit_scenes
 from lckd_mm.hosts import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
+#: `make test-all`: every count as the README states it; `make test` has smaller ones, to stay below ten minutes.
+FULL = os.environ.get('LCKD_TEST_COUNTS') == 'full'
+
+
+def count(full, reduced):
+    """How often to repeat: ``full`` under `make test-all`, ``reduced`` under `make test`."""
+    return full if FULL else reduced
+
+
 NORM = dict(type='BN')
 STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
 

@@ -1,0 +1,141 @@
+"""Hooks that look: the Lipschitz monitor, the teacher's check."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+
+from ..functional import transmitting_norm
+from ..functional.lipschitz import GAPS, lipschitz_gap
+from ..hosts import preserved_rng
+from ..registry import HOOKS
+from .distillation import distiller_of
+
+
+@HOOKS.register_module()
+class LipschitzMonitorHook(Hook):
+    """Logs the Lipschitz constants of both nets, layer by layer, and each term's share of the total loss.
+
+    Scalars, in the log and every backend of the Visualizer: ``sigma_student/a-b`` of the raw student taps,
+    ``sigma_connected/a-b`` after the connectors of ``term``, ``sigma_teacher/a-b`` (means over the batch of
+    :func:`~lckd_mm.functional.transmitting_norm`), ``sigma_gap`` (mean over layers and samples of the raw
+    :func:`~lckd_mm.functional.lipschitz_gap`), and ``share_<method>``, in parts of 1.
+
+    Args:
+        on: names of taps, in order of depth; by default those of ``term``.
+        term: the term whose connectors are looked at, if it is there.
+        interval: in iterations.
+        gap: of ``sigma_gap``.
+    """
+
+    def __init__(
+        self,
+        on: Sequence[str] | None = None,
+        term: str = 'loss_lipschitz',
+        interval: int = 50,
+        gap: str = 'log',
+    ):
+        if gap not in GAPS:
+            raise ValueError(f'LipschitzMonitorHook: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
+        if interval < 1:
+            raise ValueError(f'LipschitzMonitorHook: interval must be at least 1, got {interval}')
+        self.on, self.term, self.interval, self.gap = on, term, interval, gap
+        self._scalars: dict[str, float] = {}
+
+    def before_train(self, runner) -> None:
+        model = distiller_of(runner, 'LipschitzMonitorHook')
+        if self.on is None:
+            if self.term not in model.terms:
+                raise KeyError(
+                    f'LipschitzMonitorHook: no term {self.term!r}, so say which taps to look at with '
+                    "on=['stage1', 'stage2', …]"
+                )
+            self._names = [*zip(model.terms[self.term].student_names, model.terms[self.term].teacher_names)]
+        else:
+            self._names = [(name, name) for name in self.on]
+        for side, taps in enumerate((model.student_taps, model.teacher_taps)):
+            for names in self._names:
+                if names[side] not in taps.addresses:
+                    raise KeyError(f'LipschitzMonitorHook: unknown {taps.role} tap {names[side]!r}')
+        if len(self._names) < 2:
+            raise ValueError('LipschitzMonitorHook: needs at least two taps')
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        model = distiller_of(runner, 'LipschitzMonitorHook')
+        if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
+            model.observers.append(self._observe)
+            self._parse = model.parse_losses
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        model = distiller_of(runner, 'LipschitzMonitorHook')
+        if self._observe in model.observers:
+            model.observers.remove(self._observe)
+        for name, value in self._scalars.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+        self._scalars = {}
+
+    @torch.no_grad()
+    def _observe(self, student: dict, teacher: dict, connected: dict, losses: dict) -> None:
+        after = connected.get(self.term, {})
+        gaps = []
+        for (s1, t1), (s2, t2) in pairwise(self._names):
+            raw, target = transmitting_norm(student[s1], student[s2]), transmitting_norm(teacher[t1], teacher[t2])
+            gaps.append(lipschitz_gap(raw, target, self.gap).mean())
+            pair = f'{s1}-{s2}'
+            self._scalars[f'sigma_student/{pair}'] = raw.mean().item()
+            self._scalars[f'sigma_teacher/{pair}'] = target.mean().item()
+            if s1 in after and s2 in after:
+                sigma = transmitting_norm(after[s1], after[s2])
+                self._scalars[f'sigma_connected/{pair}'] = sigma.mean().item()
+        self._scalars['sigma_gap'] = torch.stack(gaps).mean().item()
+        total, logged = self._parse(losses)
+        for name in connected:
+            self._scalars[f'share_{name.removeprefix("loss_")}'] = float(logged[name]) / max(float(total), 1e-12)
+
+
+@HOOKS.register_module()
+class TeacherCheckHook(Hook):
+    """Validates the teacher once before training, on the run's own validation set, and logs it beside the student.
+
+    The metrics stand in the log, and in the Visualizer as ``teacher/<metric>`` at each of the student's validations.
+
+    Args:
+        at_least: metric to value; ValueError before the first iteration where the teacher does not reach it.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, at_least: dict[str, float] | None = None):
+        self.at_least = at_least or {}
+        self.metrics: dict[str, float] = {}
+
+    def before_train(self, runner) -> None:
+        model = distiller_of(runner, 'TeacherCheckHook')
+        if runner.val_loop is None:
+            raise ValueError('TeacherCheckHook: the config has no val_dataloader to check the teacher on')
+        loader, evaluator = runner.val_loop.dataloader, runner.val_loop.evaluator
+        kept = loader._iterator
+        with preserved_rng():
+            for batch in loader:
+                evaluator.process(model.teacher.predict(batch, model.data_preprocessor), batch)
+            self.metrics = dict(evaluator.evaluate(len(loader.dataset)))
+        # A persistent iterator left behind would draw one random number fewer later on.
+        loader._iterator = kept
+        runner.logger.info('teacher: ' + ', '.join(f'{k} {v}' for k, v in self.metrics.items()))
+        for name, value in self.at_least.items():
+            if name not in self.metrics:
+                raise KeyError(f'TeacherCheckHook: no metric {name!r}, there are {", ".join(self.metrics)}')
+            if not self.metrics[name] >= value:
+                raise ValueError(
+                    f'TeacherCheckHook: the teacher reaches {name} {self.metrics[name]}, below the {value} asked for; '
+                    'is its checkpoint the right one for this data set?'
+                )
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        shared = {k: v for k, v in self.metrics.items() if k in (metrics or {})}
+        if shared:
+            both = ', '.join(f'{k} {v} (student {metrics[k]})' for k, v in shared.items())
+            runner.logger.info(f'teacher: {both}')
+            runner.visualizer.add_scalars({f'teacher/{k}': v for k, v in shared.items()}, step=runner.iter)

@@ -1,0 +1,118 @@
+"""PredictionHook: pictures of a few validation images as training goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from ..hosts import eval_mode, host_of, preserved_rng
+from ..registry import HOOKS
+from .distillation import distiller_of
+
+
+@HOOKS.register_module()
+class PredictionHook(Hook):
+    """Pictures of a few validation images as training goes: input, truth, teacher, student, side by side.
+
+    Written through the Visualizer as ``prediction_<index>`` (a PNG each in ``vis_data/vis_image``; TensorBoard too),
+    before every ``interval``-th validation and with the weights that are validated (EMA's where there is EMA).
+
+    Args:
+        indices: of the validation set's images. interval: in validations.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, indices: Sequence[int] = (0, 1, 2, 3), interval: int = 1):
+        self.indices, self.interval = list(indices), interval
+        self._count = 0
+
+    @master_only
+    def before_val_epoch(self, runner) -> None:
+        self._count += 1
+        if (self._count - 1) % self.interval:
+            return
+        model = distiller_of(runner, 'PredictionHook')
+        dataset = runner.val_loop.dataloader.dataset
+        for index in self.indices:
+            if not 0 <= index < len(dataset):
+                raise ValueError(f'PredictionHook: no image {index}, the validation set has {len(dataset)}')
+            with preserved_rng(), eval_mode(model):
+                batch = pseudo_collate([dataset[index]])
+                truth = batch['data_samples'][0]
+                student = model.test_step(batch)[0]
+                teacher = model.teacher.predict(pseudo_collate([dataset[index]]), model.data_preprocessor)[0]
+            image = _original_image(truth, batch['inputs'][0])
+            draw = _DRAW[host_of(model.student)]
+            panels = {
+                'input': image,
+                'truth': draw(runner, image, truth, True),
+                'teacher': draw(runner, image, teacher, False),
+                'student': draw(runner, image, student, False),
+            }
+            runner.visualizer.add_image(f'prediction_{index}', side_by_side(panels), step=runner.iter)
+
+
+def _original_image(sample: Any, inputs: Tensor) -> np.ndarray:
+    """RGB, (H, W, 3), uint8, at the size of the file, in which hosts give their predictions."""
+    image = cv2.imread(sample.img_path) if sample.get('img_path') else None
+    if image is None:
+        image = inputs.permute(1, 2, 0).numpy().astype(np.uint8)
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _draw_segmentation(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+    labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
+    palette = np.array(runner.val_loop.dataloader.dataset.metainfo['palette'], np.uint8)
+    return overlay_labels(image, labels, palette)
+
+
+def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Labels in their colours over an image, half and half; background and ignored pixels show the image dimmed."""
+    if labels.shape != image.shape[:2]:
+        labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    colours = np.zeros_like(image)
+    known = labels < len(palette)
+    colours[known] = palette[labels[known]]
+    return (0.4 * image + 0.6 * colours).astype(np.uint8)
+
+
+def _draw_detection(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+    sample = sample.clone().cpu()
+    if truth and not isinstance(sample.gt_instances.bboxes, Tensor):
+        # Data sets give their boxes wrapped; the host draws plain ones.
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
+    runner.visualizer.add_datasample(
+        'prediction', image, sample, draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3, show=False,
+        out_file=None,
+    )  # fmt: skip
+    return runner.visualizer.get_image()
+
+
+def _draw_classification(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+    label = int((sample.gt_label if truth else sample.pred_label).flatten()[0])
+    classes = runner.val_loop.dataloader.dataset.metainfo.get('classes')
+    drawn = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) if max(image.shape) < 64 else image
+    text = str(classes[label]) if classes else str(label)
+    return cv2.putText(drawn.copy(), text, (2, drawn.shape[0] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 0), 1)
+
+
+_DRAW = {'mmseg': _draw_segmentation, 'mmdet': _draw_detection, 'mmpretrain': _draw_classification}
+
+
+def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray:
+    """Titled panels of one height in a row, RGB; small images are enlarged."""
+    height = max(height, *(p.shape[0] for p in panels.values()))
+    columns = []
+    for title, panel in panels.items():
+        width = round(panel.shape[1] * height / panel.shape[0])
+        body = cv2.resize(panel, (width, height), interpolation=cv2.INTER_NEAREST)
+        head = np.full((20, width, 3), 255, np.uint8)
+        cv2.putText(head, title, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        columns.append(np.pad(np.concatenate([head, body]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
+    return np.concatenate(columns, 1)
