@@ -1,12 +1,25 @@
 # make install   a virtual environment in .venv with everything in it; see `make help` for the rest.
 #
 # Knobs: PYTHON (the interpreter that .venv is made of), VENV, MAX_JOBS (compilers at a time), PIP_FIND_LINKS (a folder
-# with an mmcv wheel built for this torch, which saves its compilation), DEMO_ARGS, PYTEST_ARGS, TEST_JOBS.
+# with an mmcv wheel built for this torch, which saves its compilation), DEMO_ARGS, PYTEST_ARGS, TEST_JOBS, FAMILY
+# (`upstream` or `onedl`: the maintained forks of the host libraries, in a virtual environment of their own).
 
+FAMILY ?= upstream
+ifeq ($(FAMILY),upstream)
 VENV ?= .venv
+REQUIREMENTS := requirements.txt
+MMCV_PACKAGE := mmcv
+MMCV := 2.1.0
+else ifeq ($(FAMILY),onedl)
+VENV ?= .venv-onedl
+REQUIREMENTS := requirements-onedl.txt
+MMCV_PACKAGE := onedl-mmcv
+MMCV := 2.3.6
+else
+$(error FAMILY is '$(FAMILY)', and upstream or onedl is expected)
+endif
 # Test processes at a time, of one thread and about 1.5 GB each; a file's tests share their fixtures in one of them.
 TEST_JOBS ?= 2
-MMCV := 2.1.0
 
 ifndef PYTHON
 PYTHON := $(shell python3.11 -c '' >/dev/null 2>&1 && echo python3.11 || echo python3)
@@ -17,12 +30,12 @@ endif
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
-OPENCV := $(shell sed -n 's/^opencv-python==\([^ ]*\).*/\1/p' requirements.txt)
+OPENCV := $(shell sed -n 's/^opencv-python==\([^ ]*\).*/\1/p' requirements-common.txt)
 
 # Each stamp's name holds a checksum of what its step depends on, so a checkout that only touches files repeats nothing.
 # The second one knows this folder too: the editable install of a copied .venv points at the folder it came from.
-REQUIRED := $(VENV)/.stamp-required-$(shell cksum < requirements.txt | cut -d' ' -f1)
-INSTALLED := $(VENV)/.stamp-installed-$(shell { cat requirements.txt pyproject.toml; echo $(MMCV); pwd; } \
+REQUIRED := $(VENV)/.stamp-required-$(shell cat $(REQUIREMENTS) requirements-common.txt | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/.stamp-installed-$(shell { cat $(REQUIREMENTS) requirements-common.txt pyproject.toml; echo $(MMCV); pwd; } \
 	| cksum | cut -d' ' -f1)
 
 # Written for any Python, so that an old one gets the sentence and not a syntax error.
@@ -62,9 +75,9 @@ $(PY) -c 'import sys; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(
 	MMCV_WITH_OPS=1 MAX_JOBS=$(MAX_JOBS) CFLAGS='-O2 -g0 -DNDEBUG' $(PIP) install --no-deps --no-build-isolation
 endef
 
-MMCV_FAILED = echo "mmcv $(MMCV) could not be installed with working ops: the reason is above." >&2; exit 1
+MMCV_FAILED = echo "$(MMCV_PACKAGE) $(MMCV) could not be installed with working ops: the reason is above." >&2; exit 1
 
-.PHONY: help install demo demo-det test test-all lint clean-demo
+.PHONY: help install demo demo-det test test-all test-onedl lint clean-demo
 
 help:  ## show this list (the default)
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1	\2/p' Makefile
@@ -84,6 +97,9 @@ test: $(INSTALLED)  ## run the tests, PYTEST_ARGS='...' (installs first if need 
 test-all: $(INSTALLED)  ## run the tests with every count in full, as CI does, PYTEST_ARGS='...' (installs first if need be)
 	OMP_NUM_THREADS=1 LCKD_TEST_COUNTS=full $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
+test-onedl:  ## run the tests on the maintained forks of the host libraries, in .venv-onedl (installs them first if need be)
+	@$(MAKE) FAMILY=onedl test
+
 lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -101,7 +117,7 @@ $(VENV)/.stamp-venv:
 # Both opencv packages own the folder cv2, so the headless one is laid down after the other has gone.
 $(REQUIRED): $(VENV)/.stamp-venv
 	@rm -f $(VENV)/.stamp-required-* $(VENV)/.stamp-installed-*
-	$(PIP) install -r requirements.txt
+	$(PIP) install -r $(REQUIREMENTS)
 	$(PIP) uninstall --yes opencv-python
 	$(PIP) install --no-deps --force-reinstall opencv-python-headless==$(OPENCV)
 	@touch $@
@@ -109,13 +125,13 @@ $(REQUIRED): $(VENV)/.stamp-venv
 $(INSTALLED): $(REQUIRED)
 	@rm -f $(VENV)/.stamp-installed-*
 	@$(PY) -c "$$CHECK_MMCV" 2>/dev/null || { \
-		echo "Installing mmcv $(MMCV). Unless pip finds a ready wheel, it is compiled now by $(MAX_JOBS) processes:"; \
+		echo "Installing $(MMCV_PACKAGE) $(MMCV). Unless pip finds a ready wheel, it is compiled now by $(MAX_JOBS) processes:"; \
 		echo "that takes 10 to 20 minutes on two cores, and pip says little meanwhile."; \
-		$(INSTALL_MMCV) mmcv==$(MMCV); } || { $(MMCV_FAILED); }
+		$(INSTALL_MMCV) $(MMCV_PACKAGE)==$(MMCV); } || { $(MMCV_FAILED); }
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@$(PY) -c "$$CHECK_MMCV" || { \
 		echo "This mmcv has no working ops: a hollow wheel, or one built for another torch."; \
 		echo "Compiling it anew from its source: that takes 10 to 20 minutes on two cores."; \
-		$(INSTALL_MMCV) --no-cache-dir --no-binary mmcv --force-reinstall mmcv==$(MMCV) \
+		$(INSTALL_MMCV) --no-cache-dir --no-binary $(MMCV_PACKAGE) --force-reinstall $(MMCV_PACKAGE)==$(MMCV) \
 		&& $(PY) -c "$$CHECK_MMCV"; } || { $(MMCV_FAILED); }
 	@touch $@

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
@@ -17,6 +18,9 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
+# mmengine looks for the distribution of these names, and where it finds none, hub.get_config pip-installs it: upstream
+# mmsegmentation, say, over the fork of it that is there. Under a module's own name both families are found.
+MODULE2PACKAGE.update({module: module for module in (*HOSTS, 'lckd_mm')})
 
 
 def host_of(model: nn.Module) -> str | None:
@@ -47,15 +51,24 @@ def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
 
 
 def load_config(source: str, who: str = 'config') -> Config:
-    """A config by path or by ``'mmseg::fcn/….py'``; FileNotFoundError says where it was looked for."""
+    """A config by path or by ``'mmseg::fcn/….py'``, of whichever family of host libraries is installed.
+
+    Raises:
+        FileNotFoundError: it is not there, or inherits from a file that is not. ModuleNotFoundError: it names a package
+            that is not installed; nothing is ever installed on the way.
+    """
     package = source.partition('::')[0] if '::' in source else None
     if package and importlib.util.find_spec(package) is None:
-        # mmengine would pip-install it on the spot.
         raise ModuleNotFoundError(f'{who}: {source!r} needs {package}, which is not installed', name=package)
     try:
-        return get_config(source) if '::' in source else Config.fromfile(source)
+        return get_config(source) if package else Config.fromfile(source)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{who}: no config file {source!r} ({error})') from None
+    except ImportError as error:
+        # Upstream's pkg_resources and the forks' importlib say it in classes and words of their own.
+        raise ModuleNotFoundError(
+            f'{who}: {source!r} inherits from a package that is not installed ({error})', name=package
+        ) from None
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:

@@ -330,7 +330,7 @@ def makefile(tmp_path):
     """A folder with what `make install` reads, and a Python that records what it is asked to install."""
     root = tmp_path / 'a clone'
     root.mkdir()
-    for name in ('Makefile', 'requirements.txt', 'pyproject.toml'):
+    for name in ('Makefile', 'pyproject.toml', *REQUIREMENTS, 'requirements-common.txt'):
         shutil.copy(REPO / name, root / name)
     write_executable(tmp_path / 'python', VENV_PYTHON)
     (tmp_path / 'failures').write_text('0')
@@ -348,7 +348,8 @@ def makefile(tmp_path):
 
 
 PIP = '-m pip install'
-OPENCV = re.search(r'^opencv-python==(\S+)', (REPO / 'requirements.txt').read_text(), re.M)[1]
+REQUIREMENTS = ('requirements.txt', 'requirements-onedl.txt')
+OPENCV = re.search(r'^opencv-python==(\S+)', (REPO / 'requirements-common.txt').read_text(), re.M)[1]
 REQUIRE = [
     f'{PIP} -r requirements.txt',
     '-m pip uninstall --yes opencv-python',
@@ -428,9 +429,23 @@ def test_make_without_a_goal_lists_the_goals(makefile):
         assert f'make {goal}' in printed
 
 
-def test_requirements_are_pinned_and_leave_mmcv_out():
-    lines = [line.partition('#')[0].strip() for line in (REPO / 'requirements.txt').read_text().splitlines()]
+@pytest.mark.parametrize('name', REQUIREMENTS)
+def test_requirements_are_pinned_and_leave_mmcv_out(name):
+    text = (
+        (REPO / name).read_text().replace('-r requirements-common.txt', (REPO / 'requirements-common.txt').read_text())
+    )
+    lines = [line.partition('#')[0].strip() for line in text.splitlines()]
     pins = dict(re.fullmatch(r'([A-Za-z0-9-]+)==([0-9][\w.]*)', line).groups() for line in lines if line)
-    assert not {'mmcv', 'mmcv-full', 'mmcv-lite', 'opencv-python-headless'} & pins.keys()
+    assert not {'mmcv', 'mmcv-full', 'mmcv-lite', 'onedl-mmcv', 'opencv-python-headless'} & pins.keys()
     assert pins['torch'] == '2.10.0'
     assert int(pins['setuptools'].split('.')[0]) < 81
+    # The two families own the same import names: both in one file would overwrite one another.
+    assert len({package.startswith('onedl-') for package in pins if 'mm' in package}) == 1
+
+
+def test_the_forks_get_an_environment_and_an_mmcv_of_their_own(makefile):
+    calls, _ = makefile('test-onedl', failures=1)
+    assert MMCV.replace('mmcv==2.1.0', 'onedl-mmcv==2.3.6') in calls
+    assert f'{PIP} -r requirements-onedl.txt' in calls
+    assert (makefile.root / '.venv-onedl').is_dir() and not (makefile.root / '.venv').exists()
+    assert 'expected' in makefile('test', 'FAMILY=other', code=2)[1]
