@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
 # mmengine looks for the distribution of these names, and where it finds none, hub.get_config pip-installs it: upstream
 # mmsegmentation, say, over the fork of it that is there. Under a module's own name both families are found.
-MODULE2PACKAGE.update({module: module for module in (*HOSTS, 'lckd_mm')})
+MODULE2PACKAGE.update({module: module for module in HOSTS})
+# Of an editable install the metadata tell mmengine a folder that is not there; a module inside leads to the right one.
+MODULE2PACKAGE['lckd_mm'] = 'lckd_mm.hosts'
 
 
 def host_of(model: nn.Module) -> str | None:
@@ -57,10 +60,14 @@ def load_config(source: str, who: str = 'config') -> Config:
         FileNotFoundError: it is not there, or inherits from a file that is not. ModuleNotFoundError: it names a package
             that is not installed; nothing is ever installed on the way.
     """
-    package = source.partition('::')[0] if '::' in source else None
-    if package and importlib.util.find_spec(package) is None:
+    package, _, path = source.rpartition('::')
+    spec = importlib.util.find_spec(package) if package else None
+    if package and spec is None:
         raise ModuleNotFoundError(f'{who}: {source!r} needs {package}, which is not installed', name=package)
     try:
+        if package and '/' not in path:
+            # mmengine takes configs in folders only, and our front doors stand above them.
+            return Config.fromfile(os.path.join(os.path.dirname(spec.origin), '.mim', 'configs', path))
         return get_config(source) if package else Config.fromfile(source)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{who}: no config file {source!r} ({error})') from None
