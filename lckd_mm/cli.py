@@ -12,9 +12,10 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from .checkpoint import load_strictly
-from .hosts import load_config
+from .hosts import build_model, load_config
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 DISTILLER = ('lckd_mm.Distiller', 'Distiller')
@@ -100,6 +101,35 @@ def student_config(cfg: Config) -> Config:
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not own(hook)]
     return cfg
+
+
+def plain_model(cfg: Config) -> nn.Module:
+    """The model of a config, or of a distillation config the student alone, built and not initialised."""
+    model = student_config(cfg).model
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return build_model(model)
+
+
+def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that a config trains on.
+
+    The first of: its ``dry_run_size``, what the preprocessor pads to, the last crop or resize to a fixed size of the
+    training pipeline, what CIFAR and the digits have, 224.
+    """
+    size = cfg.model.get('dry_run_size') if is_distillation(cfg) else None
+    size = size or getattr(model.data_preprocessor, 'size', None)
+    if size is None:
+        dataset = next(_datasets((cfg.get('train_dataloader') or {}).get('dataset')), {})
+        for step in dataset.get('pipeline') or []:
+            wanted = step.get('crop_size') or (step.get('scale') if step.get('type') == 'Resize' else None)
+            if isinstance(wanted, int) or (isinstance(wanted, (list, tuple)) and len(wanted) == 2):
+                # Scales are (width, height), crops (height, width).
+                size = wanted if 'crop_size' in step or isinstance(wanted, int) else wanted[::-1]
+        if size is None:
+            kind = str(dataset.get('type'))
+            size = 32 if 'CIFAR' in kind else dataset.get('size', 16) if kind.endswith('Digits') else 224
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def train(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from .distillation import DistillationHook, distiller_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook
-from .pictures import PredictionHook, overlay_labels, side_by_side
+from .pictures import PredictionHook, draw, overlay_labels, side_by_side
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     'PredictionHook',
     'TeacherCheckHook',
     'distiller_of',
+    'draw',
     'epoch_length',
     'overlay_labels',
     'side_by_side',

@@ -1,6 +1,6 @@
 """PredictionHook: pictures of a few validation images as training goes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -8,7 +8,7 @@ import numpy as np
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..hosts import eval_mode, host_of, preserved_rng
 from ..registry import HOOKS
@@ -47,13 +47,12 @@ class PredictionHook(Hook):
                 truth = batch['data_samples'][0]
                 student = model.test_step(batch)[0]
                 teacher = model.teacher.predict(pseudo_collate([dataset[index]]), model.data_preprocessor)[0]
-            image = _original_image(truth, batch['inputs'][0])
-            draw = _DRAW[host_of(model.student)]
+            image, meta = _original_image(truth, batch['inputs'][0]), dataset.metainfo
             panels = {
                 'input': image,
-                'truth': draw(runner, image, truth, True),
-                'teacher': draw(runner, image, teacher, False),
-                'student': draw(runner, image, student, False),
+                'truth': draw(model.student, image, truth, meta, truth=True),
+                'teacher': draw(model.student, image, teacher, meta),
+                'student': draw(model.student, image, student, meta),
             }
             runner.visualizer.add_image(f'prediction_{index}', side_by_side(panels), step=runner.iter)
 
@@ -66,10 +65,23 @@ def _original_image(sample: Any, inputs: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _draw_segmentation(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth: bool = False) -> np.ndarray:
+    """The truth, or the predictions, of a data sample in an image: labels in colours, boxes, or the class's name.
+
+    Args:
+        model: of which host the sample is.
+        image: RGB, ``(H, W, 3)``, uint8.
+        meta: of the data set: its ``classes`` and ``palette``.
+    Returns:
+        A new image, RGB; that of a small classified one is enlarged.
+    """
+    kind = {'mmseg': _draw_segmentation, 'mmdet': _draw_detection, 'mmpretrain': _draw_classification}
+    return kind[host_of(model)](image, sample, meta, truth)
+
+
+def _draw_segmentation(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
     labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
-    palette = np.array(runner.val_loop.dataloader.dataset.metainfo['palette'], np.uint8)
-    return overlay_labels(image, labels, palette)
+    return overlay_labels(image, labels, np.array(meta['palette'], np.uint8))
 
 
 def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -82,27 +94,30 @@ def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -
     return (0.4 * image + 0.6 * colours).astype(np.uint8)
 
 
-def _draw_detection(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
-    sample = sample.clone().cpu()
-    if truth and not isinstance(sample.gt_instances.bboxes, Tensor):
-        # Data sets give their boxes wrapped; the host draws plain ones.
-        sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
-    runner.visualizer.add_datasample(
-        'prediction', image, sample, draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3, show=False,
-        out_file=None,
-    )  # fmt: skip
-    return runner.visualizer.get_image()
+def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, threshold: float = 0.3) -> np.ndarray:
+    found = (sample.gt_instances if truth else sample.pred_instances).cpu()
+    if not truth:
+        found = found[found.scores >= threshold]
+    # Data sets give their boxes wrapped.
+    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+    classes = meta.get('classes')
+    drawn = image.copy()
+    for box, label in zip(boxes.round().int().tolist(), found.labels.tolist()):
+        # Hues a golden angle apart differ for any number of classes.
+        hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
+        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+        cv2.rectangle(drawn, box[:2], box[2:], colour, 1)
+        name = str(classes[label]) if classes else str(label)
+        cv2.putText(drawn, name, (box[0] + 1, max(box[1] - 2, 8)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1)
+    return drawn
 
 
-def _draw_classification(runner, image: np.ndarray, sample: Any, truth: bool) -> np.ndarray:
+def _draw_classification(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
     label = int((sample.gt_label if truth else sample.pred_label).flatten()[0])
-    classes = runner.val_loop.dataloader.dataset.metainfo.get('classes')
+    classes = meta.get('classes')
     drawn = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) if max(image.shape) < 64 else image
     text = str(classes[label]) if classes else str(label)
     return cv2.putText(drawn.copy(), text, (2, drawn.shape[0] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 0), 1)
-
-
-_DRAW = {'mmseg': _draw_segmentation, 'mmdet': _draw_detection, 'mmpretrain': _draw_classification}
 
 
 def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray:

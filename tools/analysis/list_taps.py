@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import is_distillation, read_config, student_config
+    from lckd_mm.cli import is_distillation, plain_model, read_config
     from lckd_mm.hosts import build_model, read_model_config, training_size
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,10 +40,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f'{args.config!r} is no distillation config, so it has no teacher')
         model = build_model(*read_model_config(cfg.model.teacher.model, 'teacher'))
     else:
-        model = student_config(cfg).model
-        if cfg.get('data_preprocessor') is not None:
-            model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        model = build_model(model)
+        model = plain_model(cfg)
     size = (args.size, args.size) if args.size else training_size(model)
     if args.backbone:
         print_preset(model, size, not args.teacher)

@@ -1,0 +1,142 @@
+"""Export of a model's plain forward to ONNX or torch.export, with the outputs compared before the file stands."""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .hosts import eval_mode
+
+FORMATS = ('onnx', 'pt2')
+
+
+class PlainForward(nn.Module):
+    """Normalised images to the tensors of ``mode='tensor'``, in the host's order: class scores of a classifier or of a
+    segmentor (at the head's own stride), the raw maps of a detector's head. Decoding, NMS and resizing are not in it.
+
+    Args:
+        model: a host's model.
+    Shapes: ``(B, 3, H, W)`` to a tuple of tensors.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_tensors(self.model(inputs, mode='tensor')))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [tensor for one in value for tensor in _tensors(one)]
+    raise TypeError(f"export: the model's plain forward gives a {type(value).__name__}, and only tensors are exported")
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike,
+    size: tuple[int, int],
+    dynamic_batch: bool = False,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> tuple[list[tuple[int, ...]], float]:
+    """Write ``path`` and compare what it computes with the model, on random images.
+
+    Args:
+        model: a host's model, on the CPU.
+        path: ends in .onnx (run by onnxruntime to compare), or in .pt2 (``torch.export``).
+        size: height and width of the images.
+        dynamic_batch: let the batch be of any size; compared with batches of 1 and of 3.
+        tolerance: largest difference allowed, in parts of the largest output.
+    Returns:
+        The outputs' shapes, and the largest difference found, in parts of the largest output.
+    Raises:
+        ValueError: another ending, a forward that cannot be exported, or outputs that differ by more; no file is left
+            then, and one that was there stays as it was. ModuleNotFoundError: the format's packages are missing.
+    """
+    path = Path(path)
+    kind = path.suffix.removeprefix('.')
+    if kind not in FORMATS:
+        raise ValueError(f'export: {str(path)!r} ends in {path.suffix!r}, expected .onnx or .pt2')
+    generator = torch.Generator().manual_seed(seed)
+    plain = PlainForward(model)
+    # Two images where the batch is free: exporters take a 1 for a constant.
+    example = torch.randn(2 if dynamic_batch else 1, 3, *size, generator=generator)
+    write, run = {'onnx': (_write_onnx, _run_onnx), 'pt2': (_write_pt2, _run_pt2)}[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with eval_mode(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
+        draft = Path(folder) / path.name
+        expected = plain(example)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                write(plain, example, draft, dynamic_batch)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # exporters raise whatever their compilers do
+            reason = ' '.join(str(error).split())[:300]
+            raise ValueError(
+                f'export: the forward of {type(model).__name__} cannot be exported to {kind} '
+                f'({type(error).__name__}: {reason})'
+            ) from error
+        worst = _difference(run(draft, example), expected)
+        if dynamic_batch:
+            for batch in (1, 3):
+                images = torch.randn(batch, 3, *size, generator=generator)
+                worst = max(worst, _difference(run(draft, images), plain(images)))
+        if not worst <= tolerance:
+            raise ValueError(
+                f'export: the outputs of {path.name} differ from those of {type(model).__name__} by {worst:.1e} of the '
+                f'largest, and {tolerance:.0e} is allowed; the file was not kept'
+            )
+        os.replace(draft, path)
+    return [tuple(x.shape) for x in expected], worst
+
+
+def _difference(got: list[Tensor], expected: tuple[Tensor, ...]) -> float:
+    if [tuple(x.shape) for x in got] != [tuple(x.shape) for x in expected]:
+        return float('inf')
+    pairs = zip(got, expected, strict=True)
+    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in pairs)
+
+
+def _dynamic(dynamic_batch: bool) -> dict | None:
+    return {'inputs': {0: torch.export.Dim('batch', min=1)}} if dynamic_batch else None
+
+
+def _write_onnx(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bool) -> None:
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        try:
+            __import__(package)
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                f'export: {package} is not installed; pip install onnx onnxscript onnxruntime', name=package
+            ) from None
+    # One file: weights beside it are easily lost.
+    torch.onnx.export(
+        plain, (example,), path, input_names=['inputs'], dynamic_shapes=_dynamic(dynamic_batch), dynamo=True,
+        external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {'inputs': images.numpy()})]
+
+
+def _write_pt2(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bool) -> None:
+    torch.export.save(torch.export.export(plain, (example,), dynamic_shapes=_dynamic(dynamic_batch)), path)
+
+
+def _run_pt2(path: Path, images: Tensor) -> list[Tensor]:
+    return list(torch.export.load(path).module()(images))
