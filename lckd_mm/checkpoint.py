@@ -1,8 +1,10 @@
 """What is written to and read from disk: the student's keys plain, the rest apart; safe and strict loading."""
 
+import contextlib
+import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -77,7 +79,8 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     if '://' not in source and not Path(source).is_file():
         raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
     try:
-        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        with _weights_only():
+            loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except OSError:
         raise  # the disk or the network says it best
     except Exception as error:  # which one a damaged file raises in torch's unpickler is not to be foreseen
@@ -94,6 +97,20 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
     return loaded
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """For what is fetched, too: mmengine leaves that to torch.hub, which by default loads it with pickle."""
+    force = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    if force in os.environ or 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' in os.environ:
+        yield  # the user has decided, and torch takes one of the two only
+        return
+    os.environ[force] = '1'
+    try:
+        yield
+    finally:
+        del os.environ[force]
 
 
 def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
