@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine._strategy import DDPStrategy, SingleDeviceStrategy
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS, STRATEGIES
 from mmengine.runner import Runner
 from torch import nn
 
@@ -160,6 +162,7 @@ def train(argv: list[str]) -> None:
         raise FileNotFoundError(f'load_from: no checkpoint at {cfg.load_from!r}')
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     if is_distillation(cfg):
+        check_parallelism(cfg, 'a Distiller taps the features and stores the weights of a whole student')
         check_teacher_file(cfg)
         cfg.setdefault('default_hooks', {}).setdefault('distillation', dict(type='lckd_mm.DistillationHook'))
     prepare_launch(cfg)
@@ -262,16 +265,39 @@ def prepare_launch(cfg: Config) -> None:
                 f'--launcher {cfg.launcher}: the environment has no {name}; start it with '
                 f'tools/{"slurm" if cfg.launcher == "slurm" else "dist"}_train.sh'
             )
+    check_parallelism(cfg, 'without GPUs there is DDP alone')
     torch.distributed.init_process_group(backend='gloo')
     cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
         **(cfg.get('model_wrapper_cfg') or {}),
-        'type': 'MMDistributedDataParallel',
         'device_ids': None,
     }
     # SyncBN trains on GPUs only.
     replace_sync_bn(cfg.model)
+
+
+def check_parallelism(cfg: Config, reason: str) -> None:
+    """ValueError for what shards, splits or renames the model: Runner's DDP and a single device leave it as it is."""
+    refused = 'shards, splits or renames the model, and'
+    wrapper = _named(cfg.get('model_wrapper_cfg'), MODEL_WRAPPERS)
+    if wrapper is not None and not issubclass(wrapper, MMDistributedDataParallel):
+        raise ValueError(
+            f'model_wrapper_cfg: {wrapper.__name__} {refused} {reason}; take model_wrapper_cfg away, to train by DDP'
+        )
+    strategy = _named(cfg.get('strategy'), STRATEGIES)
+    if cfg.get('runner_type') == 'FlexibleRunner' and cfg.launcher != 'none':
+        strategy = strategy or DDPStrategy  # as FlexibleRunner does; its checkpoints' keys begin with module.
+    if strategy is not None and strategy is not SingleDeviceStrategy:
+        raise ValueError(
+            f'strategy: {strategy.__name__} {refused} {reason}; take strategy and runner_type away, to train by DDP'
+        )
+
+
+def _named(config: Any, registry: Any) -> type | None:
+    kind = config.get('type') if isinstance(config, dict) else None
+    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def _slurm_environment() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import Tensor
 
 from ..checkpoint import STATE_KEY
@@ -40,6 +40,11 @@ class DistillationHook(Hook):
 
     def before_run(self, runner) -> None:
         distiller_of(runner, 'DistillationHook').state_is_stored = True
+        if is_model_wrapper(runner.model) and not isinstance(runner.model, MMDistributedDataParallel):
+            raise TypeError(
+                f'DistillationHook: {type(runner.model).__name__} shards or splits the model, and a Distiller taps the '
+                'features and stores the weights of a whole student; train with MMDistributedDataParallel'
+            )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         model = distiller_of(runner, 'DistillationHook')
@@ -76,7 +81,9 @@ class DistillationHook(Hook):
         loader_cfg.update(num_workers=0, persistent_workers=False)
         with preserved_rng():
             # A loader of its own: the run's own sampler would go on from where this one stops.
-            loader = runner.build_dataloader(loader_cfg, seed=runner.seed)
+            # Its ranks share one order of the images, also where each has a seed of its own.
+            seeds = runner.cfg.get('randomness') or {}
+            loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
             batches = max(connector.batches for _, connector in waiting)
             for i, batch in enumerate(islice(_again_and_again(loader), batches)):
                 left = [(tap, connector) for tap, connector in waiting if i < connector.batches]

@@ -1,0 +1,300 @@
+"""Several processes: tools/dist_train.sh on gloo, against one process and one rank against the other."""
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import Runner
+from run_helpers import (
+    HOOK,
+    HOSTS,
+    ROOT,
+    STAGES,
+    classifier,
+    config,
+    detector,
+    distiller,
+    scenes,
+    segmentor,
+    teacher_file,
+)  # fmt: skip
+from torch import nn
+
+from lckd_mm import cli
+from lckd_mm.checkpoint import read_checkpoint
+from lckd_mm.hosts import build_model
+
+CONNECTOR = dict(type='lckd_mm.PlainConnector')
+STEPS = 10
+
+
+def atss(width):
+    """A detector whose own loss is normalised by what all ranks count together; RetinaNet's is not."""
+    model = detector(width)
+    model['bbox_head'] |= dict(
+        type='ATSSHead', norm_cfg=dict(type='GN', num_groups=2), loss_bbox=dict(type='GIoULoss', loss_weight=2.0)
+    )
+    model['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=4)
+    return dict(model, type='ATSS')
+
+
+MODELS = {'mmseg': segmentor, 'mmpretrain': classifier, 'mmdet': atss}
+
+
+def without_batch_norm(node):
+    """GN for BN, and no dropout, all over a model dict, in place."""
+    if isinstance(node, dict):
+        if node.get('type') == 'FCNHead':
+            node['dropout_ratio'] = 0
+        for key, value in node.items():
+            if key == 'norm_cfg' and value['type'] == 'BN':
+                node[key] = dict(type='GN', num_groups=2)
+            else:
+                without_batch_norm(value)
+    return node
+
+
+def deterministic(host, root):
+    """Data without random augmentation."""
+    data = HOSTS[host][1](root, 'train')
+    fixed = {'RandomCrop': dict(type='CenterCrop', crop_size=48), 'PhotoMetricDistortion': None, 'RandomFlip': None}
+    steps = [fixed.get(step['type'], step) for step in data['pipeline']]
+    return dict(data, pipeline=[step for step in steps if step is not None])
+
+
+def distillation(host, scenes, work_dir, teacher, model=None, **extra):
+    """A whole config of LipschitzLoss, KD and OFD; connectors have no BatchNorm, the teacher's has fixed statistics."""
+    file = work_dir.parent / 'teacher.pth'
+    if not file.exists():
+        torch.manual_seed(7)
+        torch.save(dict(state_dict=build_model(teacher, host).state_dict()), file)
+    whole = distiller(host, model, teacher, file, connector=CONNECTOR)
+    if host == 'mmdet':
+        whole['taps']['logits'] = 'bbox_head.atss_cls#*'
+    ofd = dict(loss=dict(type='lckd_mm.OFDLoss'), weight=1e-3, connector=CONNECTOR)
+    margin = dict(type='lckd_mm.MarginReLU')
+    whole['terms'] |= dict(
+        loss_ofd=dict(ofd, on=['stage1', 'stage2', 'stage3'], teacher_connector=margin),
+        loss_deep=dict(ofd, on='stage4', teacher_connector=dict(margin, margin='data', batches=3)),
+    )
+    cfg = config(host, scenes, work_dir, whole, iters=STEPS, **extra)
+    cfg.train_dataloader.dataset = deterministic(host, scenes)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=STEPS)
+    cfg.default_hooks.distillation = HOOK
+    return recorded(cfg)
+
+
+def recorded(cfg):
+    cfg.custom_imports = dict(imports=['rank_recorder'])
+    cfg.custom_hooks = [dict(type='RankRecorder')]
+    return cfg
+
+
+def train(cfg, path, processes, code=0, **env):
+    """tools/dist_train.sh, or tools/train.py's own function; what the ranks recorded."""
+    cfg.dump(path)
+    if processes == 1:
+        assert cli.run_tool(cli.train, [str(path)]) == 0
+    else:
+        env = os.environ | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='') | env
+        env['PYTHONPATH'] = f'{ROOT / "tests"}'
+        command = [ROOT / 'tools' / 'dist_train.sh', path, str(processes)]
+        out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
+        assert (out.returncode != 0) == (code != 0), out.stderr[-3000:]
+        if code:
+            return out.stderr
+    return [torch.load(f'{cfg.work_dir}/rank{i}.pth') for i in range(processes)]
+
+
+def differences(one, two):
+    """Length of the difference over that of ``one``, of all tensors together, and of the worst one alone."""
+    pairs = [((a - b).norm(), a.norm()) for a, b in zip(one, two, strict=True)]
+    whole = torch.stack([gap for gap, _ in pairs]).norm() / torch.stack([length for _, length in pairs]).norm()
+    return whole.item(), max((gap / length.clamp(min=1e-12)).item() for gap, length in pairs)
+
+
+def tensors(record, when, kind):
+    return [value.double() for key, value in record[when].items() if key.startswith(kind)]
+
+
+@pytest.mark.parametrize(
+    'host', ['mmpretrain', *(pytest.param(host, marks=pytest.mark.full) for host in ('mmseg', 'mmdet'))]
+)
+def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, scenes, tmp_path):
+    make, runs = MODELS[host], {}
+    for processes in (1, 2):
+        student = without_batch_norm(make(4))
+        cfg = distillation(host, scenes, tmp_path / str(processes), make(8), student)
+        cfg.train_dataloader.batch_size = 4 // processes
+        runs[processes] = train(cfg, tmp_path / f'{processes}.py', processes)
+    (one,), (first, second) = runs.values()
+
+    # the same images, whole: half of each batch on each rank
+    for whole, left, right in zip(one['images'], first['images'], second['images'], strict=True):
+        assert len(whole) == 4 and sorted(whole) == sorted(left + right)
+    # the same beginning, to the bit but for a margin that is a sum over images
+    for key, value in one['started'].items():
+        same = torch.allclose if 'loss_deep.teacher_connectors' in key else torch.equal
+        assert same(value, first['started'][key]), key
+    # the same student and connectors after ten steps, which have moved them
+    for kind in ('student.', 'terms.'):
+        end, again, begin = (tensors(*pair, kind) for pair in ((one, 'state'), (first, 'state'), (one, 'started')))
+        (gap, worst), (moved, _) = differences(end, again), differences(end, begin)
+        print(f'{host} {kind} differs by {gap:.1e}, its worst tensor by {worst:.1e}; it has moved by {moved:.1e}')
+        assert gap < 2e-5 and worst < 1e-3 and moved > 1e-2
+    # one rank is the other, to the bit: student, connectors, margins
+    assert first['state'].keys() == second['state'].keys()
+    assert all(torch.equal(v, second['state'][k]) for k, v in first['state'].items())
+    assert any(first['state']['terms.loss_deep.teacher_connectors.0.margin'] < 0)
+    for record in (first, second):
+        assert record['wrapper'] == 'MMDistributedDataParallel' and not record['find_unused_parameters']
+        assert record['opened']['teacher.pth'] == 1
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Files of a folder over HTTP on loopback; each takes a second, and every request is noted."""
+
+    def __init__(self, folder):
+        self.requests: list[str] = []
+        outer = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self):
+                outer.requests.append(self.path)
+                time.sleep(1)
+                super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / 'files').mkdir()
+    with Server(tmp_path / 'files') as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.folder, server.address = tmp_path / 'files', f'http://127.0.0.1:{server.server_address[1]}'
+        yield server
+        server.shutdown()
+
+
+def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tmp_path, teacher_file, server):
+    """With BatchNorm, as it is used; a paraphraser and a margin are made from images before the first iteration."""
+    teacher, path = teacher_file('mmpretrain')
+    path.rename(server.folder / 'teacher.pth')
+    model = distiller('mmpretrain', classifier(4), teacher, f'{server.address}/teacher.pth')
+    model['terms'] |= dict(
+        loss_ft=dict(
+            loss=dict(type='lckd_mm.FTLoss'), on='stage3', connector=dict(type='lckd_mm.Translator'),
+            teacher_connector=dict(type='lckd_mm.Paraphraser', batches=4),
+        ),
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'), on='stage4', weight=1e-3, connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU', margin='data', batches=4),
+        ),
+    )  # fmt: skip
+    cfg = recorded(config('mmpretrain', scenes, tmp_path / 'run', model, iters=4))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
+    cfg.randomness = dict(seed=3, diff_rank_seed=True)
+    cfg.default_hooks.distillation = HOOK
+    first, second = train(cfg, tmp_path / 'run.py', 2, TORCH_HOME=str(tmp_path / 'torch'))
+    assert server.requests == ['/teacher.pth']
+
+    # BatchNorm's running statistics are each rank's own, as mmengine leaves the student's, but for the paraphraser's.
+    def common(state):
+        own = [k for k in state if 'running_' in k and 'teacher_connectors' not in k]
+        return {k: v for k, v in state.items() if k not in own}
+
+    for when in ('started', 'state'):
+        one, two = common(first[when]), common(second[when])
+        assert all(torch.equal(v, two[k]) for k, v in one.items()), [k for k in one if not torch.equal(one[k], two[k])]
+    assert any('teacher_connectors.0.encoder' in k for k in one)
+    # The ranks saw other images before the first iteration, and all sixteen of them between them.
+    seen = [{name for name in record['before'] if name.endswith('.jpg')} for record in (first, second)]
+    assert [len(s) for s in seen] == [8, 8] and len(seen[0] | seen[1]) == 16
+
+
+def test_a_fetched_checkpoint_runs_no_code(server, tmp_path, monkeypatch):
+    """torch.hub, with which mmengine fetches, would unpickle anything."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    mark = tmp_path / 'mark'
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    torch.save(dict(state_dict={}, extra=Evil()), server.folder / 'evil.pth')
+    with pytest.raises(ValueError, match=r'it would run \S*mkdir'):
+        read_checkpoint(f'{server.address}/evil.pth', 'teacher')
+    assert not mark.exists()
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
+FLEXIBLE = 'runner_type=FlexibleRunner'
+SHARDED = {
+    'FSDPStrategy': [FLEXIBLE, 'strategy.type=FSDPStrategy'],
+    'DeepSpeedStrategy': [FLEXIBLE, 'strategy.type=DeepSpeedStrategy'],
+    'ColossalAIStrategy': [FLEXIBLE, 'strategy.type=mmengine.ColossalAIStrategy'],
+    'DDPStrategy': [FLEXIBLE, 'strategy.type=DDPStrategy'],
+    'MMFullyShardedDataParallel': ['model_wrapper_cfg.type=MMFullyShardedDataParallel'],
+    'MMSeparateDistributedDataParallel': ['model_wrapper_cfg.type=MMSeparateDistributedDataParallel'],
+}
+
+
+def test_what_shards_or_splits_the_model_is_refused(scenes, tmp_path, teacher_file, capsys):
+    teacher, path = teacher_file('mmpretrain')
+    model = distiller('mmpretrain', classifier(4), teacher, path)
+    config('mmpretrain', scenes, tmp_path / 'run', model).dump(tmp_path / 'config.py')
+
+    def refused(*options):
+        assert cli.run_tool(cli.train, [str(tmp_path / 'config.py'), '--cfg-options', *options]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith('error: ') and error.count('\n') == 1
+        assert 'shards, splits or renames the model' in error and 'to train by DDP' in error
+        return error
+
+    for kind, options in SHARDED.items():
+        assert kind in refused(*options)
+    assert not (tmp_path / 'run').exists()
+
+
+class Whole(nn.Module):
+    """What another wrapper than DDP looks like to the hook."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_the_hook_refuses_such_a_wrapper_under_any_train_tool(scenes, tmp_path, teacher_file, monkeypatch):
+    monkeypatch.setitem(MODEL_WRAPPERS.module_dict, 'Whole', Whole)
+    teacher, path = teacher_file('mmpretrain')
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', distiller('mmpretrain', classifier(4), teacher, path))
+    cfg.default_hooks.distillation = HOOK
+    runner = Runner.from_cfg(cfg)
+    runner.model = Whole(runner.model)
+    with pytest.raises(TypeError, match='Whole shards or splits the model'):
+        runner.call_hook('before_run')
+
+
+@pytest.mark.full
+def test_flexible_runner_distils_on_one_device(scenes, tmp_path):
+    student = without_batch_norm(classifier(4))
+    strategy = dict(type='SingleDeviceStrategy')
+    extra = dict(runner_type='FlexibleRunner', strategy=strategy, env_cfg=dict(cudnn_benchmark=False))
+    cfg = distillation('mmpretrain', scenes, tmp_path / 'run', classifier(8), student, **extra)
+    (record,) = train(cfg, tmp_path / 'run.py', 1)
+    saved = torch.load(tmp_path / 'run' / f'iter_{STEPS}.pth')
+    student = {k.removeprefix('student.'): v for k, v in record['state'].items() if k.startswith('student.')}
+    assert set(saved['state_dict']) == set(student)
+    assert all(torch.equal(v, saved['state_dict'][k]) for k, v in student.items())
+    assert len(saved['lckd_mm']['terms']) == sum(k.startswith('terms.') for k in record['state'])
