@@ -10,8 +10,12 @@ import time
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 from run_helpers import (
     HOOK,
     HOSTS,
@@ -27,7 +31,7 @@ from run_helpers import (
 )  # fmt: skip
 from torch import nn
 
-from lckd_mm import cli
+from lckd_mm import cli, losses
 from lckd_mm.checkpoint import read_checkpoint
 from lckd_mm.hosts import build_model
 
@@ -158,6 +162,65 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, sce
         assert record['opened']['teacher.pth'] == 1
 
 
+MAPS = [(8, 5, 12, 12), (8, 6, 6, 6), (8, 7, 6, 6)]
+# What each loss is shown, and whether the mean of the halves' losses is the whole's.
+LOSSES = {
+    'KDLoss': ((8, 10), True),
+    'KDLoss on maps': ((8, 10, 6, 6), True),
+    'KDLoss with ignored pixels': ((8, 10, 6, 6), False),
+    'DKDLoss': ((8, 10), True),
+    'OFDLoss': (MAPS, True),
+    'FitNetsLoss': (MAPS, True),
+    'ATLoss': (MAPS, True),
+    'FSPLoss': (MAPS, True),
+    'ABLoss': (MAPS, True),
+    'FTLoss': (MAPS, True),
+    'AFDLoss': (MAPS, True),
+    'CWDLoss': (MAPS, True),
+    'FGDLoss': (MAPS, True),
+    'LipschitzLoss': (MAPS, True),
+    'RKDLoss': ((8, 12), False),
+}
+
+
+@pytest.mark.parametrize('case', LOSSES)
+def test_which_losses_are_means_over_samples(case):
+    """For these alone are the gradients of half batches, averaged over two ranks, those of the whole batch."""
+    torch.manual_seed(0)
+    (shapes, mean), name = LOSSES[case], case.split()[0]
+    shapes = shapes if isinstance(shapes, list) else [shapes]
+    channels = dict(channels=[5, 6, 7]) if name in ('AFDLoss', 'FGDLoss') else {}
+    loss = getattr(losses, name)(**channels).double()
+    student, teacher = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
+    samples = [sample(i, case) for i in range(8)]
+
+    def run(rows):
+        ours = [x[rows].clone().requires_grad_() for x in student]
+        sides = ([ours, [x[rows] for x in teacher]]) if len(ours) > 1 else (ours[0], teacher[0][rows])
+        labelled = 'ignored' in case or name in ('DKDLoss', 'FGDLoss')
+        value = loss(*sides, **(dict(data_samples=samples[rows]) if labelled else {}))
+        return value, torch.autograd.grad(value, ours)
+
+    whole, gradients = run(slice(8))
+    halves = [run(slice(4)), run(slice(4, 8))]
+    average = (halves[0][0] + halves[1][0]) / 2
+    assert torch.isclose(average, whole, rtol=1e-9) == mean
+    for of_whole, *parts in zip(gradients, *(g for _, g in halves)):
+        assert torch.allclose(torch.cat(parts) / 2, of_whole, rtol=1e-7, atol=1e-12) == mean
+
+
+def sample(i, case):
+    """A sample with a label, with a box, or with a map of labels of which more are ignored the later it comes."""
+    if case == 'DKDLoss':
+        return DataSample().set_gt_label(i)
+    if 'ignored' in case:
+        labels = torch.zeros(1, 6, 6, dtype=torch.int64)
+        labels[..., : i // 2] = 255
+        return SegDataSample(gt_sem_seg=PixelData(data=labels))
+    boxes = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 20.0 + i, 24.0]]))
+    return DetDataSample(gt_instances=boxes, metainfo=dict(batch_input_shape=(48, 48)))
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Files of a folder over HTTP on loopback; each takes a second, and every request is noted."""
 
@@ -205,6 +268,8 @@ def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tm
     cfg = recorded(config('mmpretrain', scenes, tmp_path / 'run', model, iters=4))
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
     cfg.randomness = dict(seed=3, diff_rank_seed=True)
+    # Else torch's wrapper, which is made before the weights are initialised, would make its own peace between the ranks.
+    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', init_sync=False)
     cfg.default_hooks.distillation = HOOK
     first, second = train(cfg, tmp_path / 'run.py', 2, TORCH_HOME=str(tmp_path / 'torch'))
     assert server.requests == ['/teacher.pth']

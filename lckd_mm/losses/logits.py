@@ -31,7 +31,9 @@ class KDLoss(nn.Module):
         A scalar, in nats times tau squared.
     Raises:
         ValueError: shapes that differ, channels that are no multiple of ``num_classes``, temperature not above 0.
-    Source: Hinton, Vinyals, Dean 2015. Deviation: the mean over positions and the binary form are extensions.
+    Source: Hinton, Vinyals, Dean 2015. Deviation: the mean over positions and the binary form are extensions. Each rank
+        takes the mean over its own positions, so that where ignored ones are unequally spread over the ranks, a
+        position of one weighs more than one of another.
     """
 
     def __init__(
