@@ -268,7 +268,7 @@ def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tm
     cfg = recorded(config('mmpretrain', scenes, tmp_path / 'run', model, iters=4))
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
     cfg.randomness = dict(seed=3, diff_rank_seed=True)
-    # Else torch's wrapper, which is made before the weights are initialised, would make its own peace between the ranks.
+    # Else torch's wrapper, made before the weights are initialised, would copy rank 0's connectors to the others.
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', init_sync=False)
     cfg.default_hooks.distillation = HOOK
     first, second = train(cfg, tmp_path / 'run.py', 2, TORCH_HOME=str(tmp_path / 'torch'))
