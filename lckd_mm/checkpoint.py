@@ -1,11 +1,9 @@
 """What is written to and read from disk: the student's keys plain, the rest apart; safe and strict loading."""
 
-import contextlib
-import os
+import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -13,11 +11,14 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+
+from .files import read_checkpoint
 
 STATE_KEY = 'lckd_mm'
 _PREFIXES = ('module.', 'architecture.', 'student.', 'teacher.', 'model.')
+_STUDENTS = ('architecture.', 'student.')
+_STATES = ('state_dict', 'model', 'ema_state_dict')
 _SHOWN = 8
 
 
@@ -68,57 +69,18 @@ def register_safe_globals() -> None:
 register_safe_globals()
 
 
-def read_checkpoint(source: str, who: str) -> dict[str, Any]:
-    """A checkpoint file as it stands, on the CPU, read with ``weights_only``.
-
-    Args:
-        source: a path, or an address that mmengine can fetch (``https://``, ``torchvision://``, ``open-mmlab://``).
-    Raises:
-        FileNotFoundError: no such file. ValueError: no checkpoint, or one that would run code on loading.
-    """
-    if '://' not in source and not Path(source).is_file():
-        raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
-    try:
-        with _weights_only():
-            loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-    except OSError:
-        raise  # the disk or the network says it best
-    except Exception as error:  # which one a damaged file raises in torch's unpickler is not to be foreseen
-        # torch's own first line advises weights_only=False, which is the one thing not to do.
-        forbidden = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
-        detail = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
-        if forbidden:
-            reason = f'it would run {forbidden[1]}'
-        elif detail:
-            reason = detail[1]
-        else:
-            reason = f'it is damaged, or none at all ({type(error).__name__} {" ".join(str(error).split())[:200]})'
-        raise ValueError(f'{who}: cannot read the checkpoint {source!r}: {reason}') from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
-    return loaded
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """For what is fetched, too: mmengine leaves that to torch.hub, which by default loads it with pickle."""
-    force = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    if force in os.environ or 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' in os.environ:
-        yield  # the user has decided, and torch takes one of the two only
-        return
-    os.environ[force] = '1'
-    try:
-        yield
-    finally:
-        del os.environ[force]
-
-
 def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
-    """The state dict in a checkpoint file: torchvision's names mapped to mmpretrain's, known prefixes taken off."""
+    """The state dict in a checkpoint file: torchvision's names mapped to mmpretrain's, known prefixes taken off.
+
+    Of a file that mmengine's EMAHook wrote these are the averaged weights, as for every host's test; of one that
+    holds an ``ema_state_dict`` alone, that.
+    """
     loaded = read_checkpoint(source, who)
-    state = loaded.get('state_dict', loaded.get('model', loaded))
+    state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), Mapping)), loaded)
     pairs = state.items() if isinstance(state, Mapping) else ()
     weights = OrderedDict((k, v) for k, v in pairs if isinstance(k, str) and isinstance(v, Tensor))
+    if state is loaded.get('ema_state_dict'):
+        weights.pop('steps', None)  # the average's own counter
     if not weights:
         raise ValueError(f'{who}: {source!r} holds no weights (keys: {", ".join(map(str, list(loaded)[:_SHOWN]))})')
     # Versions, by module, on which the hosts' own key migrations depend.
@@ -130,9 +92,10 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     stripped = True
     while stripped:
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None)
-        if prefix is None and any(key.startswith('architecture.') for key in weights):
-            # mmrazor writes the teacher beside the student; the student is the part named architecture.
-            weights = OrderedDict((k, v) for k, v in weights.items() if k.startswith('architecture.'))
+        # mmrazor writes the teacher beside the student; the student is the part named architecture. Others name it so.
+        part = next((p for p in _STUDENTS if any(key.startswith(p) for key in weights)), None)
+        if prefix is None and part is not None:
+            weights = OrderedDict((k, v) for k, v in weights.items() if k.startswith(part))
             continue
         stripped = prefix is not None
         if stripped:
@@ -155,9 +118,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     """
     allow = [allow] if isinstance(allow, str) else list(allow)
     weights = model_weights(source, who)
-    broken = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise ValueError(f'{who}: the checkpoint {source!r} holds nan or infinity in {_some(broken)}')
+    check_finite(weights, source, who)
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -178,6 +139,68 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
             f'{who}: the checkpoint {source!r} does not fit {type(model).__name__}: {"; ".join(parts)}; give the '
             'checkpoint of this architecture, or allow keys by name with allow=[…]'
         )
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str, who: str) -> None:
+    """ValueError where weights hold nan or infinity."""
+    broken = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise ValueError(f'{who}: the checkpoint {source!r} holds nan or infinity in {_some(broken)}')
+
+
+def check_loading(model: nn.Module, loaded: dict[str, Any], source: str, who: str, strict: bool = False) -> str | None:
+    """How a file fits a model that mmengine will load it into without asking; changes neither.
+
+    mmengine's ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` take what fits and leave the rest
+    random. Judged after the host's own key migrations (its load hooks).
+
+    Args:
+        strict: every key must fit, apart from ``num_batches_tracked``.
+    Returns:
+        a sentence with the keys that do not fit; None where all do.
+    Raises:
+        ValueError: nothing fits, or not all of it with ``strict``; values that are not finite; no weights at all.
+    """
+    state = loaded.get('state_dict', loaded)
+    weights = OrderedDict((k.removeprefix('module.'), v) for k, v in state.items() if isinstance(v, Tensor))
+    if not weights:
+        keys = ', '.join(map(str, list(state)[:_SHOWN]))
+        raise ValueError(f'{who}: {source!r} holds no weights where mmengine looks for them (keys: {keys})')
+    check_finite(weights, source, who)
+    weights._metadata = getattr(state, '_metadata', OrderedDict())
+    probe = copy.deepcopy(model)
+    own = [key for key in probe.state_dict() if 'num_batches_tracked' not in key]
+    shapes: list[str] = []
+    try:
+        missing, unexpected = probe.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        shapes = re.findall(r'size mismatch for (\S+):', str(error))
+        if not shapes:
+            raise ValueError(f'{who}: {source!r} does not fit {type(model).__name__}: {error}') from error
+        missing = [key for key in probe.state_dict() if key not in weights]
+        unexpected = [key for key in weights if key not in probe.state_dict()]
+    missing, unexpected = ([k for k in keys if 'num_batches_tracked' not in k] for keys in (missing, unexpected))
+    # A Distiller's own parts, and connectors, are not in the file and not meant to be.
+    missing, shapes = ([k.removeprefix('student.') for k in keys] for keys in (missing, shapes))
+    fitting = len(set(own) - set(missing) - set(shapes))
+    name = type(getattr(model, 'student', model)).__name__
+    if not fitting:
+        prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in weights)), None)
+        hint = f'; its keys begin with {prefix!r}, which mmengine does not take off' if prefix else ''
+        raise ValueError(
+            f'{who}: nothing in {source!r} fits {name}: it has {_some(list(weights))}, and the model {_some(own)}{hint}'
+        )
+    parts = [
+        f'{what} {_some(keys)}'
+        for what, keys in (('of another shape', shapes), ('missing', missing), ('unexpected', unexpected))
+        if keys
+    ]
+    if not parts:
+        return None
+    report = f'{who}: {source!r} fits {name} in {fitting} of its {len(own)} tensors; {"; ".join(parts)}'
+    if strict:
+        raise ValueError(f'{report}; give a checkpoint of this very model, or start from it with load_from')
+    return f'{report}; what does not fit stays as it is initialised'
 
 
 def _some(keys: list[str]) -> str:

@@ -16,7 +16,8 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS, STRATEGIES
 from mmengine.runner import Runner
 from torch import nn
 
-from .checkpoint import load_strictly
+from .checkpoint import check_loading, load_strictly
+from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, trust
 from .hosts import build_model, load_config
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
@@ -40,6 +41,14 @@ def parser(description: str) -> argparse.ArgumentParser:
         default={},
         metavar='KEY=VALUE',
         help='override config values, e.g. model.terms.loss_kd.weight=0.5',
+    )
+    p.add_argument(
+        '--trust-checkpoint',
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='read this file, as named in the config or here, with full pickle: it can then run any code with your '
+        'account (default: tensors and plain values only); may be given again',
     )
     p.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     p.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -66,7 +75,7 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
 def one_sentence(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = ' '.join(text.split()) or 'no message'
-    ours = (ValueError, KeyError, FileNotFoundError, FileExistsError, TypeError, ImportError)
+    ours = (ValueError, KeyError, FileNotFoundError, FileExistsError, TypeError, ImportError, WriteError)
     return text if isinstance(error, ours) else f'{type(error).__name__}: {text} (--debug shows where)'
 
 
@@ -74,6 +83,8 @@ def read_config(args: argparse.Namespace) -> Config:
     """The config with the command line's overrides, its work_dir set, and checked for what a run needs."""
     if '::' not in args.config and not Path(args.config).is_file():
         raise FileNotFoundError(f'no config file {args.config!r}; those of this project are in configs/')
+    for file in getattr(args, 'trust_checkpoint', ()):
+        trust(file)
     cfg = load_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
@@ -154,19 +165,19 @@ def train(argv: list[str]) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    if args.resume == 'auto':
-        cfg.resume, cfg.load_from = True, None
-    elif args.resume is not None:
-        cfg.resume, cfg.load_from = True, args.resume
-    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
-        raise FileNotFoundError(f'load_from: no checkpoint at {cfg.load_from!r}')
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     if is_distillation(cfg):
         check_parallelism(cfg, 'a Distiller taps the features and stores the weights of a whole student')
         check_teacher_file(cfg)
         cfg.setdefault('default_hooks', {}).setdefault('distillation', dict(type='lckd_mm.DistillationHook'))
+    add_resume_hooks(cfg)
+    loaded, notes = choose_start(cfg, args.resume)
     prepare_launch(cfg)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    for note in notes:
+        runner.logger.warning(note)
+    check_start(runner, loaded)
+    runner.train()
 
 
 def test(argv: list[str]) -> None:
@@ -193,6 +204,97 @@ def test(argv: list[str]) -> None:
         import json
 
         Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
+
+
+def add_resume_hooks(cfg: Config) -> None:
+    """What makes a run survive interruptions: ResumeHook, and SafeCheckpointHook in a plain CheckpointHook's place."""
+    hooks = cfg.setdefault('default_hooks', {})
+    if hooks.setdefault('resume', dict(type='lckd_mm.ResumeHook')) is None:
+        del hooks['resume']
+    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if isinstance(saving, dict) and saving.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        saving['type'] = 'lckd_mm.SafeCheckpointHook'
+
+
+def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str]]:
+    """Decide which file training starts from, read it whole, and write that into the config.
+
+    Args:
+        resume: ``--resume``: a file, 'auto' for the newest good one in the work_dir, None for what the config says.
+    Returns:
+        the file's content, None where training starts from nothing, or from an address that is fetched later; and
+        sentences for the log.
+    Raises:
+        FileNotFoundError, ValueError: the file is not there, or is damaged, or there are only damaged ones.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    notes = []
+    if resume == 'auto':
+        saving = cfg.default_hooks.get('checkpoint') or {}
+        # mmengine's own rule for where checkpoints go.
+        folders = [Path(saving['out_dir'], Path(cfg.work_dir).name)] if saving.get('out_dir') else []
+        names = [saving['filename_tmpl']] if saving.get('filename_tmpl') else []
+        found = newest_good(cfg.work_dir, folders, names)
+        if found is None:
+            # Killed before its first checkpoint, a run begins as it did the first time, load_from and all.
+            cfg.resume = False
+            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from its beginning')
+            resume = None
+        else:
+            resume, loaded, broken = found
+            notes += [f'{note}; it is passed over and left where it is' for note in broken]
+    elif resume is not None and '://' not in resume:
+        try:
+            loaded = read_resumable(resume)
+        except ValueError as error:
+            good = good_sibling(resume)
+            raise ValueError(f'{error}; a good one beside it: {good}' if good else str(error)) from error
+    elif resume is not None:
+        loaded = None
+    if resume is not None:
+        cfg.resume, cfg.load_from = True, resume
+        notes.append(f'resume: going on from {resume}')
+        seed = loaded and loaded['meta'].get('seed')
+        if seed is not None and (cfg.get('randomness') or {}).get('seed') is None:
+            # The Runner takes the file's seed over only after the loaders are shuffled by another.
+            cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+        return loaded, notes
+    source = cfg.get('load_from')
+    return (read_checkpoint(source, 'load_from') if source and '://' not in source else None), notes
+
+
+def check_start(runner: Runner, loaded: dict | None) -> None:
+    """Say what of the file to start from fits the model, and of each ``init_cfg=dict(type='Pretrained')``; ValueError
+    where nothing does."""
+    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    reports = []
+    if loaded is not None:
+        who = 'resume' if runner._resume else 'load_from'
+        reports.append(check_loading(model, loaded, runner._load_from, who, strict=runner._resume))
+    else:
+        reports += check_pretrained(model)
+    for report in filter(None, reports):
+        runner.logger.warning(report)
+
+
+def check_pretrained(model: torch.nn.Module) -> list[str | None]:
+    """:func:`~lckd_mm.checkpoint.check_loading` for every module that ``init_cfg`` fills from a local file."""
+    reports = []
+    for name, module in model.named_modules():
+        rules = getattr(module, 'init_cfg', None)
+        for rule in rules if isinstance(rules, (list, tuple)) else [rules]:
+            source = rule.get('checkpoint') if isinstance(rule, dict) and rule.get('type') == 'Pretrained' else None
+            if not isinstance(source, str) or '://' in source:
+                continue
+            who = f'init_cfg of {name or type(module).__name__}'
+            loaded = read_checkpoint(source, who)
+            prefix = rule.get('prefix')
+            if prefix:
+                state, prefix = loaded.get('state_dict', loaded), prefix.rstrip('.') + '.'
+                loaded = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            reports.append(check_loading(module, loaded, source, who))
+    return reports
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -33,7 +33,7 @@ class DistillationHook(Hook):
     from training images (:class:`~lckd_mm.connectors.MarginReLU`). ``tools/train.py`` adds this hook by itself.
 
     Raises:
-        ValueError: on resuming from a file that has no such key (a plain run's), or has other connectors.
+        ValueError: on resuming from a file without connectors there (a plain run's), or with others.
     """
 
     priority = 'VERY_HIGH'
@@ -48,14 +48,14 @@ class DistillationHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         model = distiller_of(runner, 'DistillationHook')
-        checkpoint[STATE_KEY] = dict(version=1, terms=model.distillation_state())
+        checkpoint.setdefault(STATE_KEY, {}).update(version=1, terms=model.distillation_state())
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not getattr(runner, '_resume', False):
             return
-        if STATE_KEY not in checkpoint:
+        if 'terms' not in (checkpoint.get(STATE_KEY) or {}):
             raise ValueError(
-                f'resume: the checkpoint has no {STATE_KEY!r} key, so it is of a plain run and not of this '
+                f'resume: the checkpoint has no {STATE_KEY!r} key with terms, so it is of a plain run and not of this '
                 'distillation; start from it with load_from instead of resuming'
             )
         distiller_of(runner, 'DistillationHook').load_distillation_state(checkpoint[STATE_KEY]['terms'])

@@ -1,0 +1,339 @@
+"""Files on disk: written whole or not at all, read without running code, and the newest good one found."""
+
+import contextlib
+import errno
+import functools
+import os
+import re
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.fileio import FileClient, LocalBackend, register_backend
+from mmengine.fileio.file_client import HardDiskBackend
+from mmengine.runner import CheckpointLoader
+
+_PARTIAL = '.partial'
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DAY = 24 * 3600
+#: What a checkpoint must hold to be gone on from, as mmengine's Runner reads it.
+_RESUMABLE = ('meta', 'state_dict', 'message_hub')
+_trusted: set[str] = set()
+
+
+class WriteError(OSError):
+    """A file could not be written; the one that stood in its place is as it was."""
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file so that at any moment, and after a crash, its name holds the old content or the new, never a part.
+
+    The data goes to a temporary file beside it (``.<name>.<host>.<process>.partial``), to the disk, and then takes
+    the name. A device or a pipe is written to directly.
+
+    Raises:
+        WriteError: the disk is full, a limit or a permission stands in the way; the temporary file is removed.
+    """
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
+    partial = os.path.join(folder, f'.{name[:100]}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}')
+    in_place = os.path.exists(target) and not os.path.isfile(target)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(target if in_place else partial, 'wb') as file:
+            file.write(data)
+            if not in_place:
+                file.flush()
+                os.fsync(file.fileno())
+        if not in_place:
+            os.replace(partial, target)
+            _sync_folder(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        if not isinstance(error, OSError):
+            raise
+        room = '; make room there' if error.errno in _NO_ROOM else ''
+        failure = WriteError(f'cannot write {str(path)!r} ({len(data)} bytes): {error.strerror or error}{room}')
+        failure.errno = error.errno
+        raise failure from error
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the new name itself reach the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_partials(folder: str | Path) -> list[str]:
+    """Remove the temporary files that killed processes left in a folder, and return their names.
+
+    One of a process that still runs on this machine stays, and one of another machine until it is a day old.
+    """
+    removed = []
+    for path in Path(folder).glob(f'.*{_PARTIAL}'):
+        parts = path.name.removesuffix(_PARTIAL).rsplit('.', 1)
+        if len(parts) != 2 or not parts[1].isdigit():
+            continue
+        process = int(parts[1])
+        with contextlib.suppress(OSError):
+            if parts[0].endswith(f'.{socket.gethostname()}'):
+                if process != os.getpid() and _runs(process):
+                    continue
+            elif time.time() - path.stat().st_mtime < _DAY:
+                continue
+            path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class _Whole:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_whole(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        write_whole(filepath, obj.encode(encoding))
+
+
+class WholeFileBackend(_Whole, LocalBackend):
+    """mmengine's local files, written by :func:`write_whole`; takes LocalBackend's place for paths without a scheme."""
+
+
+class WholeFileDiskBackend(_Whole, HardDiskBackend):
+    """The same for mmengine's deprecated ``file_client_args=dict(backend='disk')``."""
+
+
+def trust(source: str | Path) -> None:
+    """Let this one file be read with pickle's full powers: it can then run any code. The only way to allow that."""
+    _trusted.add(str(source))
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    load = torch.load
+
+    def load_weights(*args: Any, **kwargs: Any) -> Any:
+        # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not take it back; torch.hub says the opposite.
+        return load(*args, **{**kwargs, 'weights_only': True})
+
+    torch.load = load_weights
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+@contextlib.contextmanager
+def _full_powers() -> Iterator[None]:
+    load = torch.load
+    torch.load = lambda *args, **kwargs: load(*args, **{**kwargs, 'weights_only': False})
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+def _safely(load: Callable) -> Callable:
+    """One of mmengine's loaders made safe: weights only, checked for damage, one sentence where it refuses."""
+
+    @functools.wraps(load)
+    def load_safely(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+        if str(filename) in _trusted:
+            with _full_powers():
+                return load(filename, map_location, **kwargs)
+        local = os.path.expanduser(filename)
+        reason = _damage(local) if os.path.exists(local) else None
+        if reason:
+            raise ValueError(f'cannot read the checkpoint {str(filename)!r}: {reason}')
+        try:
+            with _weights_only():
+                loaded = load(filename, map_location, **kwargs)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise  # the disk or the network says it best
+            # torch seeks to before the beginning of a file that is cut short.
+            raise ValueError(f'cannot read the checkpoint {str(filename)!r}: it is cut short') from error
+        except Exception as error:  # which one a damaged file raises in torch's unpickler is not to be foreseen
+            raise ValueError(f'cannot read the checkpoint {str(filename)!r}: {_reason(error)}') from error
+        meta = loaded.get('meta') if isinstance(loaded, dict) else None
+        if isinstance(meta, dict):
+            # Runner.resume would run this text as Python. mmengine itself writes `cfg`, which nothing runs.
+            meta.pop('config', None)
+        return loaded
+
+    load_safely.is_safe = True
+    return load_safely
+
+
+def _reason(error: Exception) -> str:
+    # torch's own first line advises weights_only=False, which is the one thing not to do.
+    forbidden = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
+    detail = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
+    if forbidden:
+        return (
+            f'it would run {forbidden[1]}, and only tensors and plain values are read; if you trust whoever made it '
+            'with your account, say so with --trust-checkpoint FILE'
+        )
+    if detail:
+        return detail[1]
+    return f'it is damaged, or none at all ({type(error).__name__} {" ".join(str(error).split())[:200]})'
+
+
+def _damage(path: str) -> str | None:
+    """Why a local file is no whole checkpoint, as far as that shows from outside the pickle; None where it may be.
+
+    torch itself does not compare the checksums that it writes.
+    """
+    if os.path.isdir(path):
+        return 'it is a folder'
+    size = os.path.getsize(path)
+    with open(path, 'rb') as file:
+        head = file.read(256)
+    if size == 0:
+        return 'the file is empty'
+    if head.lstrip()[:1] == b'<':
+        return 'it is a web page, and no checkpoint: download it again'
+    if head.startswith(b'version https://git-lfs'):
+        return 'it is the pointer that git-lfs leaves in place of a file: fetch it with git lfs pull'
+    if not any(head):
+        return 'it begins with zeros, and no checkpoint does'
+    if head[:2] != b'PK':
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                return 'it claims to unpack to more bytes than it has, which no checkpoint of torch does'
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        return f'it is cut short or damaged ({error})'
+    return f'it is damaged: the checksum of {broken!r} is wrong' if broken else None
+
+
+def read_checkpoint(source: str, who: str) -> dict[str, Any]:
+    """A checkpoint file as it stands, on the CPU, read with ``weights_only`` whatever the environment says.
+
+    Args:
+        source: a path, or an address that mmengine can fetch (``https://``, ``torchvision://``, ``open-mmlab://``).
+    Raises:
+        FileNotFoundError: no such file. ValueError: no checkpoint, a damaged one, or one that would run code on
+            loading.
+    """
+    if '://' not in source and not os.path.exists(os.path.expanduser(source)):
+        raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
+    if os.path.isdir(os.path.expanduser(source)):
+        raise FileNotFoundError(f'{who}: no checkpoint at {source!r}, which is a folder; give the path of a file')
+    try:
+        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+    except ValueError as error:
+        raise ValueError(f'{who}: {error}') from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
+    return loaded
+
+
+def read_resumable(source: str) -> dict[str, Any]:
+    """A checkpoint that a run can go on from; raises as :func:`read_checkpoint` does, and where parts are missing."""
+    loaded = read_checkpoint(source, 'resume')
+    missing = [key for key in _RESUMABLE if not isinstance(loaded.get(key), dict)]
+    missing += [f'meta.{key}' for key in ('epoch', 'iter') if key not in (loaded.get('meta') or {})]
+    if missing:
+        raise ValueError(
+            f'resume: {source!r} is no checkpoint of a run (it has no {", ".join(missing)}); start from its weights '
+            'with load_from instead'
+        )
+    return loaded
+
+
+def newest_good(
+    work_dir: str | Path, folders: Iterable[str | Path] = (), names: Iterable[str] = ()
+) -> tuple[str, dict[str, Any], list[str]] | None:
+    """The checkpoint from which a run in ``work_dir`` goes on; None where it has saved none yet.
+
+    First what ``last_checkpoint`` names, then ``iter_*.pth`` and ``epoch_*.pth`` from the newest; each is read whole,
+    and one that is damaged is passed over and left where it is.
+
+    Args:
+        folders: where else checkpoints are kept. names: further templates of their names, with ``{}`` for the number.
+    Returns:
+        its path, its content, and a sentence for each one that was passed over.
+    Raises:
+        ValueError: there are checkpoints, and none is good. FileNotFoundError: ``last_checkpoint`` is there, and none.
+    """
+    pointer = Path(work_dir, 'last_checkpoint')
+    named = pointer.read_bytes().decode(errors='replace').strip('\0 \n\r\t') if pointer.is_file() else ''
+    candidates = []
+    if named:
+        # A relative path is from where training was started, which need not be here.
+        candidates = [path for path in (Path(named), Path(work_dir, Path(named).name)) if path.exists()][:1]
+    others = saved_checkpoints([work_dir, *folders], names)
+    candidates += [path for path in others if not any(path.samefile(known) for known in candidates)]
+    if not candidates:
+        if not pointer.is_file():
+            return None
+        raise FileNotFoundError(
+            f'resume: {str(pointer)!r} names {named!r}, and neither that nor any other checkpoint is there; put it '
+            f'back, or remove {pointer.name} to start anew'
+        )
+    notes = []
+    for path in candidates:
+        try:
+            loaded = read_resumable(str(path))
+        except (ValueError, OSError) as error:
+            notes.append(str(error))
+        else:
+            return str(path), loaded, notes
+    raise ValueError(
+        f'resume: none of the {len(candidates)} checkpoints in {str(work_dir)!r} can be gone on from '
+        f'({"; ".join(notes)}); move them away to start anew'
+    )
+
+
+def saved_checkpoints(folders: Iterable[str | Path], names: Iterable[str] = ()) -> list[Path]:
+    """The runs' checkpoints in some folders, the newest first: by the time of writing, then by their number."""
+    patterns = [re.escape(name).replace(r'\{\}', r'(\d+)') for name in ('iter_{}.pth', 'epoch_{}.pth', *names)]
+    found = {}
+    for folder in dict.fromkeys(map(str, folders)):
+        for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            number = next((int(m[1]) for m in (re.fullmatch(p, path.name) for p in patterns) if m), None)
+            if number is not None:
+                found[path] = (path.stat().st_mtime_ns, number)
+    return sorted(found, key=found.get, reverse=True)
+
+
+def good_sibling(path: str | Path) -> str | None:
+    """The newest good checkpoint beside a broken one, for the message about it."""
+    for other in saved_checkpoints([Path(path).parent]):
+        if other.name != Path(path).name:
+            with contextlib.suppress(ValueError, OSError):
+                read_resumable(str(other))
+                return str(other)
+    return None
+
+
+def _install() -> None:
+    register_backend('local', WholeFileBackend, force=True, prefixes='')
+    FileClient.register_backend('disk', WholeFileDiskBackend, force=True)
+    for prefix, load in list(CheckpointLoader._schemes.items()):
+        if not getattr(load, 'is_safe', False):
+            CheckpointLoader.register_scheme(prefix, _safely(load), force=True)
+
+
+_install()

@@ -1,0 +1,272 @@
+"""Going on after an interruption as if there had been none: random states in checkpoints, and files kept safe."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from ..checkpoint import STATE_KEY
+from ..files import WriteError, remove_partials, write_whole
+from ..registry import HOOKS
+
+
+def random_state() -> dict[str, Any]:
+    """The random states of this process: Python's, numpy's, torch's, and that of its CUDA device where it uses one.
+
+    Tensors and plain numbers only, so that a file with it is read with ``weights_only`` anywhere.
+    """
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=dict(version=version, words=torch.tensor(words), gauss=gauss),
+        numpy=dict(words=torch.from_numpy(keys.astype(np.int64)), at=position, has_gauss=has_gauss, cached=cached),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    )
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put :func:`random_state` back; that of a CUDA device only where this process uses one."""
+    # The Runner maps a file to its device as a whole, and generators take their states from the CPU.
+    python, numpy = state['python'], state['numpy']
+    random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
+    words = numpy['words'].cpu().numpy().astype(np.uint32)
+    np.random.set_state(('MT19937', words, numpy['at'], numpy['has_gauss'], numpy['cached']))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Stores every rank's random states in each checkpoint, and on resume goes on with them.
+
+    A resumed run is then the uninterrupted one to the bit, where the operations are deterministic: the same images in
+    the same order with the same augmentation, the same dropout. That holds for iteration-based loops, and for epochs
+    without persistent workers. A warning in the log says where it does not: epochs with persistent workers, whose own
+    random states are not to be had; a checkpoint from the middle of an epoch of an epoch-based loop, which starts that
+    epoch again; another number of ranks; a file without these states.
+
+    The states stand under the key ``lckd_mm`` of the file, and with several ranks each one's buffers where they differ
+    from the first's (BatchNorm statistics, of which a file's ``state_dict`` has the first rank's alone). After each
+    validation the random states are put back, since a resumed run does not repeat the validation that came after the
+    checkpoint. ``tools/train.py`` adds this hook by itself; ``default_hooks.resume=None`` takes it away.
+    """
+
+    # After every hook that may draw, before CheckpointHook.
+    priority = 80
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, Any] | None = None
+        self._before_val: dict[str, Any] | None = None
+        self._ranks: list[dict] = []
+        self._ranks_at: tuple[int, int] | None = None
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if getattr(runner, '_resume', False):
+            self._resumed = (checkpoint.get(STATE_KEY) or {}).get('random') or {}
+
+    def before_train(self, runner) -> None:
+        if self._resumed is None:
+            return
+        ranks, loop = self._resumed.get('ranks', ()), runner.train_loop
+        loader, self._resumed = loop.dataloader, None
+        reasons = []
+        if not ranks:
+            reasons.append('the checkpoint has no random states')
+        elif len(ranks) != get_world_size():
+            reasons.append(f'the checkpoint has the random states of {len(ranks)} ranks, and there are now '
+                           f'{get_world_size()}')  # fmt: skip
+        if isinstance(loop, EpochBasedTrainLoop):
+            if loader.num_workers > 0 and loader.persistent_workers:
+                reasons.append('persistent workers begin anew (train_dataloader.persistent_workers=False keeps it)')
+            if runner.iter != runner.epoch * len(loader):
+                reasons.append('the checkpoint is from the middle of an epoch, which begins again')
+        if reasons:
+            runner.logger.warning(
+                f'resume: the run goes on, but not to the bit as if it had not stopped: {"; ".join(reasons)}'
+            )
+        if len(ranks) != get_world_size():
+            return
+        own = ranks[get_rank()]
+        with torch.no_grad():
+            buffers = dict(_model(runner).named_buffers())
+            for name, value in own['buffers'].items():
+                if name in buffers:
+                    buffers[name].copy_(value)
+        if isinstance(loop, IterBasedTrainLoop):
+            # It first draws all the batches again that were trained on, which moves the random states.
+            loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
+        else:
+            set_random_state(own)
+
+    def before_val(self, runner) -> None:
+        self._before_val = random_state()
+        self._gather(runner)
+
+    def after_val(self, runner) -> None:
+        if self._before_val is not None:
+            set_random_state(self._before_val)
+        self._before_val = self._ranks_at = None
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        for hook in _checkpoint_hooks(runner):
+            if not hook.by_epoch and (
+                hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+                or (hook.save_last and hook.is_last_train_iter(runner))
+            ):
+                return self._gather(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        for hook in _checkpoint_hooks(runner):
+            if hook.by_epoch and (
+                hook.every_n_epochs(runner, hook.interval, hook.save_begin)
+                or (hook.save_last and hook.is_last_train_epoch(runner))
+            ):
+                return self._gather(runner)
+
+    def _gather(self, runner) -> None:
+        """Saving is the first rank's alone, so the others' states must be there before it begins."""
+        if get_world_size() == 1:
+            return
+        own = dict(random_state(), buffers={k: v.detach().cpu() for k, v in _model(runner).named_buffers()})
+        ranks = all_gather_object(own)
+        first = ranks[0]['buffers']
+        for state in ranks[1:]:
+            state['buffers'] = {k: v for k, v in state['buffers'].items() if not torch.equal(v, first[k])}
+        ranks[0]['buffers'] = {}
+        self._ranks, self._ranks_at = ranks, (runner.epoch, runner.iter)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self._ranks_at == (runner.epoch, runner.iter):
+            ranks = self._ranks
+        else:
+            # One rank, or a hook that saves on its own.
+            ranks = [dict(self._before_val or random_state(), buffers={})]
+        checkpoint.setdefault(STATE_KEY, {})['random'] = dict(version=1, ranks=ranks)
+
+
+class _Rewound:
+    """A loop's iterator that puts random states back after ``skip`` batches, and then leaves the loop its own."""
+
+    def __init__(self, loop: IterBasedTrainLoop, skip: int, put_back: Callable[[], None]):
+        self._loop, self._iterator, self._left, self._put_back = loop, loop.dataloader_iterator, skip, put_back
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+    def __next__(self) -> Any:
+        if self._left == 0:
+            self._loop.dataloader_iterator = self._iterator
+            self._put_back()
+        self._left -= 1
+        return next(self._iterator)
+
+
+def _model(runner) -> torch.nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _checkpoint_hooks(runner) -> list[CheckpointHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, with the same arguments, that never leaves a folder without a good checkpoint.
+
+    An outdated file (``max_keep_ckpts``, the former best) is removed once the new one stands, not before, so one more
+    than ``max_keep_ckpts`` needs room for a moment; ``last_checkpoint`` is written whole or not at all; temporary files
+    of killed processes are removed at the start. ``tools/train.py`` takes it for every plain CheckpointHook.
+
+    Raises:
+        WriteError: the disk is full; says which checkpoint is the last good one.
+    """
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if is_main_process():
+            for folder in {self.out_dir, runner.work_dir}:
+                for name in remove_partials(folder):
+                    runner.logger.info(f'removed {name}, which a killed process left behind')
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0:
+            kept = [*self.keep_ckpt_ids]
+            if step not in kept[-1:]:
+                kept.append(step)
+            # The file to be written lists them all: a run resumed from it removes what this one did not come to.
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+            outdated = kept[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids.extend(kept[len(self.keep_ckpt_ids) :])
+        before, filename = self.last_ckpt, self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                filename,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if is_main_process():
+                write_whole(f'{runner.work_dir}/last_checkpoint', self.last_ckpt.encode())
+        except WriteError as error:
+            good = f'the last good checkpoint is {before}' if before else 'there is no checkpoint yet'
+            raise WriteError(f'{error}; {good}; go on with --resume') from error
+        if is_main_process():
+            for old in outdated:
+                self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        with self._removing_later():
+            super()._save_best_checkpoint(runner, metrics)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)  # deepspeed's are folders
+
+    @contextlib.contextmanager
+    def _removing_later(self) -> Iterator[None]:
+        """Removals asked for inside are done on leaving, if nothing went wrong."""
+        backend = self.file_backend
+        self.file_backend = later = _RemovingLater(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        best = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        for path in later.paths:
+            if path not in best:
+                self._remove(path)
+
+
+class _RemovingLater:
+    def __init__(self, backend: Any):
+        self._backend, self.paths = backend, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
