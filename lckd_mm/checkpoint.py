@@ -4,13 +4,9 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
 
 from .files import read_checkpoint
@@ -20,53 +16,6 @@ _PREFIXES = ('module.', 'architecture.', 'student.', 'teacher.', 'model.')
 _STUDENTS = ('architecture.', 'student.')
 _STATES = ('state_dict', 'model', 'ema_state_dict')
 _SHOWN = 8
-
-
-_METHODS = {
-    HistoryBuffer: ('mean', 'min', 'max', 'current'),
-    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
-}
-
-
-def _own_method(owner: Any, name: str) -> Any:
-    if name not in _METHODS.get(owner, ()):
-        raise UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no mmengine checkpoint does')
-    return getattr(owner, name)
-
-
-def register_safe_globals() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
-
-    mmengine pickles its log buffers and numpy scalars into each checkpoint; without this no checkpoint that it
-    trained can be loaded or resumed. Only these few classes are added: nothing that could run code.
-    """
-    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType, UInt8DType
-
-    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            BoolDType,
-            Float32DType,
-            Float64DType,
-            Int32DType,
-            Int64DType,
-            UInt8DType,
-            scalar,
-            reconstruct,
-            # Files written under numpy 1 name the same two by its old path.
-            (scalar, 'numpy.core.multiarray.scalar'),
-            (reconstruct, 'numpy.core.multiarray._reconstruct'),
-            OneCycleParamScheduler,
-            # Log buffers and this scheduler refer to their own methods through getattr; only that is let through.
-            (_own_method, 'builtins.getattr'),
-        ]
-    )
-
-
-register_safe_globals()
 
 
 def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':

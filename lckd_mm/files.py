@@ -10,11 +10,15 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.fileio.file_client import HardDiskBackend
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 _PARTIAL = '.partial'
@@ -119,6 +123,50 @@ class WholeFileBackend(_Whole, LocalBackend):
 
 class WholeFileDiskBackend(_Whole, HardDiskBackend):
     """The same for mmengine's deprecated ``file_client_args=dict(backend='disk')``."""
+
+
+_METHODS = {
+    HistoryBuffer: ('mean', 'min', 'max', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _own_method(owner: Any, name: str) -> Any:
+    if name not in _METHODS.get(owner, ()):
+        raise UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no mmengine checkpoint does')
+    return getattr(owner, name)
+
+
+def register_safe_globals() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
+
+    mmengine pickles its log buffers and numpy scalars into each checkpoint; without this no checkpoint that it
+    trained can be loaded or resumed. Only these few classes are added: nothing that could run code.
+    """
+    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType, UInt8DType
+
+    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            BoolDType,
+            Float32DType,
+            Float64DType,
+            Int32DType,
+            Int64DType,
+            UInt8DType,
+            scalar,
+            reconstruct,
+            # Files written under numpy 1 name the same two by its old path.
+            (scalar, 'numpy.core.multiarray.scalar'),
+            (reconstruct, 'numpy.core.multiarray._reconstruct'),
+            OneCycleParamScheduler,
+            # Log buffers and this scheduler refer to their own methods through getattr; only that is let through.
+            (_own_method, 'builtins.getattr'),
+        ]
+    )
 
 
 def trust(source: str | Path) -> None:
@@ -329,6 +377,7 @@ def good_sibling(path: str | Path) -> str | None:
 
 
 def _install() -> None:
+    register_safe_globals()
     register_backend('local', WholeFileBackend, force=True, prefixes='')
     FileClient.register_backend('disk', WholeFileDiskBackend, force=True)
     for prefix, load in list(CheckpointLoader._schemes.items()):

@@ -1,0 +1,446 @@
+"""Runs that are killed, cut off and resumed: they end as if nothing had happened, to the bit."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from run_helpers import (
+    ROOT,
+    config,
+    count,
+    distiller,
+    run,
+    scenes,
+    segmentor,
+    teacher_file,
+    validation,
+)  # fmt: skip
+
+from lckd_mm.files import WriteError, newest_good, remove_partials, write_whole
+
+ITERS = 12
+
+
+@pytest.fixture(scope='module')
+def forks():
+    """forks(argv, log, …) -> exit statuses; see forked_training.py."""
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
+    server = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', ROOT / 'tests' / 'forked_training.py'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+
+    def train(cfg_file, work_dir, *options, **job):
+        work_dir.mkdir(exist_ok=True, parents=True)
+        log = work_dir / 'output.txt'
+        argv = [str(cfg_file), '--work-dir', str(work_dir), *options]
+        if job.get('ranks', 1) > 1:
+            with socket.socket() as probe:
+                probe.bind(('127.0.0.1', 0))
+                port = probe.getsockname()[1]
+            job['env'] = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+            argv += ['--launcher', 'pytorch']
+        server.stdin.write(json.dumps(dict(job, argv=argv, log=str(log))) + '\n')
+        server.stdin.flush()
+        return json.loads(server.stdout.readline()), log.read_text()
+
+    yield train
+    server.stdin.close()
+    server.wait(60)
+
+
+@pytest.fixture
+def distillation(scenes, tmp_path, teacher_file):
+    """A short distillation with all that has a state: connectors, EMA, schedules, dropout, random augmentation."""
+    teacher, path = teacher_file('mmseg')
+
+    def write(workers=0, epochs=None, persistent=False, **extra):
+        model = distiller('mmseg', segmentor(4), teacher, path)
+        hooks = [
+            dict(type='EMAHook', momentum=0.1, update_buffers=True),
+            dict(type='SyncBuffersHook'),
+            dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='cosine', end=10),
+            dict(type='lckd_mm.ConnectorWarmupHook', end=4, by='iter'),
+        ]
+        cfg = config('mmseg', scenes, tmp_path, model, ITERS, custom_hooks=hooks, **validation(scenes))
+        cfg.train_dataloader.update(num_workers=workers, persistent_workers=persistent)
+        cfg.train_cfg.val_interval = 6
+        cfg.default_hooks.logger.interval = 1
+        cfg.default_hooks.checkpoint = dict(
+            type='CheckpointHook', by_epoch=False, interval=3, max_keep_ckpts=1, save_best='mIoU', rule='greater'
+        )
+        if epochs:
+            # 16 images, 4 at a time: 4 iterations an epoch
+            cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1)
+            cfg.train_dataloader.batch_size = 4
+            cfg.train_dataloader.sampler.type = 'DefaultSampler'
+            cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+            cfg.log_processor = {}
+        cfg.merge_from_dict(extra)
+        file = tmp_path / f'{workers}-{epochs}-{persistent}.py'
+        cfg.dump(file)
+        return file
+
+    return write
+
+
+def assert_same(a, b, where=''):
+    """Equal to the bit, but for times, paths and what the validation after a checkpoint left in the log."""
+    passed_over = (
+        'time',
+        'memory',
+        'val/',
+        'cfg',
+        'experiment_name',
+        'last_ckpt',
+        'best_',
+        'loop_stage',
+        'resumed_keys',
+    )
+    if isinstance(a, dict):
+        keys = [{k for k in side if not any(word in str(k) for word in passed_over)} for side in (a, b)]
+        assert keys[0] == keys[1], (where, keys[0] ^ keys[1])
+        for key in keys[0]:
+            assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f'{where}[{i}]')
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, HistoryBuffer):
+        assert np.array_equal(a.data[0], b.data[0]), where
+    else:
+        assert a == b, where
+
+
+def last(work_dir):
+    saved = torch.load((work_dir / 'last_checkpoint').read_text(), weights_only=True)
+    assert set(saved) >= {'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub', 'lckd_mm'}
+    assert set(saved['lckd_mm']) == {'version', 'terms', 'random'}
+    return saved
+
+
+def losses(work_dir):
+    """step -> what was logged of it; where a step was trained again, each time the same."""
+    steps = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry:
+                entry = {k: v for k, v in entry.items() if 'time' not in k and k != 'memory'}
+                assert steps.setdefault(entry['step'], entry) == entry
+    return steps
+
+
+# What happens to a run of 12 iterations with a checkpoint every 3 and room for one.
+PHASES = {
+    'before the first checkpoint': dict(event='open', match=r'\.iter_3\.pth\..*partial$'),
+    'temporary file opened': dict(event='open', match=r'\.iter_6\.pth\..*partial$'),
+    'in the middle of a write': dict(event='open', match=r'\.iter_9\.pth\..*partial$', delay=0.0005),
+    'written, not in place': dict(event='os.rename', match=r'\.iter_9\.pth\..*partial$'),
+    'in place, last_checkpoint old': dict(event='open', match=r'\.last_checkpoint\..*partial$', count=2),
+    'the outdated one about to go': dict(event='os.remove', match=r'iter_3\.pth$'),
+}
+
+
+def kills():
+    """Ten (two) of them: half at random times, half in the phases of a checkpoint's writing."""
+    rng = random.Random(time.time_ns())
+    exact = list(PHASES.items())
+    rng.shuffle(exact)
+    number = count(full=10, reduced=2)
+    chosen = exact[: number // 2]
+    for _ in range(number - len(chosen)):
+        # Some time after a random one of the 12 iterations has been logged.
+        kill = dict(event='open', match=r'scalars\.json$', count=rng.randint(1, ITERS), delay=rng.uniform(0.0, 0.2))
+        chosen.append(('a random time', kill))
+    return chosen
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(forks, distillation, tmp_path):
+    file = distillation()
+    statuses, text = forks(file, tmp_path / 'whole')
+    assert statuses == [0], text[-3000:]
+    whole = last(tmp_path / 'whole')
+    assert whole['meta']['iter'] == ITERS
+    for number, (phase, kill) in enumerate(kills()):
+        work_dir = tmp_path / f'killed-{number}'
+        statuses, text = forks(file, work_dir, kill=kill)
+        found = sorted(p.name for p in work_dir.glob('*.pth')) + sorted(p.name[:14] for p in work_dir.glob('.*partial'))
+        # a delay may outlast the last iteration
+        assert statuses == [-9] or ('delay' in kill and kill['count'] == ITERS), text[-3000:]
+        print(f'{phase} {kill}: killed with {", ".join(found) or "no checkpoint"}')
+        if number % 2:
+            # and once more, somewhere in what is left of the run
+            again = dict(event='open', match=r'scalars\.json$', count=2, delay=random.uniform(0.0, 0.5))
+            print('    and again:', forks(file, work_dir, '--resume', kill=again)[0])
+        statuses, text = forks(file, work_dir, '--resume')
+        assert statuses == [0], text[-3000:]
+        assert_same(last(work_dir), whole, phase)
+        assert losses(work_dir) == losses(tmp_path / 'whole')
+        # one checkpoint kept, no temporary file left
+        assert [p.name for p in work_dir.glob('iter_*.pth')] == [f'iter_{ITERS}.pth']
+        assert not list(work_dir.glob('.*'))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('phase', PHASES)
+def test_a_kill_in_each_phase_of_writing(phase, forks, distillation, tmp_path):
+    file = distillation()
+    forks(file, tmp_path / 'whole')
+    statuses, text = forks(file, tmp_path / 'killed', kill=PHASES[phase])
+    assert statuses == [-9], text[-3000:]
+    statuses, text = forks(file, tmp_path / 'killed', '--resume')
+    assert statuses == [0], text[-3000:]
+    assert_same(last(tmp_path / 'killed'), last(tmp_path / 'whole'))
+    assert [p.name for p in (tmp_path / 'killed').glob('iter_*.pth')] == [f'iter_{ITERS}.pth']
+
+
+ITERATIONS, EPOCHS = dict(event='open', match=r'\.iter_9\.'), dict(event='open', match=r'\.epoch_2\.')
+LOOPS = {
+    'iterations, 2 workers, 2 ranks': (dict(workers=2), 2, ITERATIONS),
+    'epochs': (dict(epochs=2), 1, EPOCHS),
+    'iterations, 2 workers': (dict(workers=2), 1, ITERATIONS),
+    'iterations, 2 ranks': ({}, 2, ITERATIONS),
+    'epochs, 2 workers': (dict(epochs=2, workers=2), 1, EPOCHS),
+    'epochs, 2 workers, 2 ranks': (dict(epochs=2, workers=2), 2, EPOCHS),
+    'iterations, persistent workers': (dict(workers=2, persistent=True), 1, ITERATIONS),
+    'no seed': ({'randomness.seed': None}, 1, ITERATIONS),
+}
+
+
+@pytest.mark.parametrize('loop', [
+    pytest.param(name, marks=[] if i < 2 else pytest.mark.full) for i, name in enumerate(LOOPS)
+])  # fmt: skip
+def test_every_loop_resumes_to_the_bit(loop, forks, distillation, tmp_path):
+    options, ranks, kill = LOOPS[loop]
+    file = distillation(**options)
+    # The checkpoint of the killed run is where a copy goes on: without a seed each run has its own.
+    statuses, text = forks(file, tmp_path / 'killed', ranks=ranks, kill=kill)
+    assert statuses[0] == -9, text[-3000:]
+    shutil.copytree(tmp_path / 'killed', tmp_path / 'copy')
+    for name in ('copy', 'killed'):
+        where = tmp_path / name / 'last_checkpoint'
+        where.write_text(where.read_text().replace('killed', name))
+    statuses, text = forks(file, tmp_path / 'killed', '--resume', ranks=ranks)
+    assert statuses == [0] * ranks, text[-3000:]
+    assert 'not to the bit' not in text
+    saved = last(tmp_path / 'killed')
+    assert len(saved['lckd_mm']['random']['ranks']) == ranks
+    if options.get('randomness.seed', 3) is None:
+        statuses, text = forks(file, tmp_path / 'copy', '--resume')
+        assert statuses == [0], text[-3000:]
+        assert_same(last(tmp_path / 'copy'), saved)
+        return
+    statuses, text = forks(file, tmp_path / 'whole', ranks=ranks)
+    assert statuses == [0] * ranks, text[-3000:]
+    assert_same(saved, last(tmp_path / 'whole'))
+
+
+def test_what_cannot_be_kept_is_said(forks, distillation, tmp_path):
+    """Persistent workers in epochs, a checkpoint from the middle of an epoch, another number of ranks."""
+    file = distillation(epochs=3, workers=1, persistent=True, **{'default_hooks.checkpoint.max_keep_ckpts': -1})
+    statuses, text = forks(file, tmp_path / 'run', kill=dict(event='open', match=r'\.epoch_3\.'))
+    assert statuses == [-9], text[-3000:]
+    saved = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=True)
+    saved['meta']['iter'] -= 1
+    saved['lckd_mm']['random']['ranks'] *= 2
+    torch.save(saved, tmp_path / 'run' / 'epoch_2.pth')
+    statuses, text = forks(file, tmp_path / 'run', '--resume')
+    assert statuses == [0], text[-3000:]
+    (line,) = [line for line in text.splitlines() if 'not to the bit' in line]
+    for reason in ('states of 2 ranks, and there are now 1', 'persistent workers', 'middle of an epoch'):
+        assert reason in line
+
+
+def truncate(path):
+    with open(path, 'r+b') as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    """In the middle of a tensor: torch.load alone reads such a file without a word."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    'cut short': (truncate, 'cut short or damaged'),
+    'a flipped bit': (flip_a_bit, 'checksum'),
+    'empty': (lambda path: path.write_bytes(b''), 'the file is empty'),
+    'zeros': (lambda path: path.write_bytes(bytes(path.stat().st_size)), 'begins with zeros'),
+    'gone': (Path.unlink, None),
+}
+
+
+@pytest.fixture(scope='module')
+def plain_run(scenes, tmp_path_factory):
+    """A plain run of 6 iterations with three checkpoints, through the hooks that tools/train.py adds."""
+    work_dir = tmp_path_factory.mktemp('plain') / 'run'
+    cfg = config('mmseg', scenes, work_dir, segmentor(4), 6)
+    cfg.default_hooks.update(
+        checkpoint=dict(type='lckd_mm.SafeCheckpointHook', by_epoch=False, interval=2),
+        resume=dict(type='lckd_mm.ResumeHook'),
+    )
+    cfg.dump(work_dir.parent / 'config.py')
+    run(cfg)
+    return work_dir
+
+
+@pytest.fixture
+def saved(plain_run, tmp_path):
+    """A copy of the run's folder, last_checkpoint and all."""
+    shutil.copytree(plain_run, tmp_path / 'run')
+    (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'iter_6.pth'))
+    return tmp_path / 'run'
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_damaged_latest_file_is_passed_over_and_kept(damage, saved):
+    harm, word = DAMAGE[damage]
+    harm(saved / 'iter_6.pth')
+    content = (saved / 'iter_6.pth').read_bytes() if word else None
+    path, loaded, notes = newest_good(saved)
+    assert Path(path).name == 'iter_4.pth' and loaded['meta']['iter'] == 4
+    if word:
+        assert len(notes) == 1 and word in notes[0] and 'iter_6.pth' in notes[0]
+        assert (saved / 'iter_6.pth').read_bytes() == content
+
+
+@pytest.mark.parametrize('pointer', ['', '/moved/elsewhere/iter_4.pth', '\0\0\0', None, 'best'])
+def test_any_last_checkpoint_leads_to_a_good_file(pointer, saved):
+    """Torn, empty, of a folder that was moved, or not there: written by mmengine's own hook in a killed run."""
+    if pointer is None:
+        (saved / 'last_checkpoint').unlink()
+    else:
+        (saved / 'last_checkpoint').write_text(pointer)
+    path, _, notes = newest_good(saved)
+    assert Path(path).name == ('iter_4.pth' if pointer and 'moved' in pointer else 'iter_6.pth')
+    assert Path(path).parent == saved and not notes
+
+
+def test_only_damaged_files_are_an_error_and_none_at_all_is_a_beginning(saved, tmp_path):
+    for path in saved.glob('iter_*.pth'):
+        truncate(path)
+    with pytest.raises(ValueError, match=r'none of the 3 checkpoints.*iter_6.*iter_2.*move them away'):
+        newest_good(saved)
+    for path in saved.glob('iter_*.pth'):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r'last_checkpoint.*names .*iter_6.pth.*remove last_checkpoint'):
+        newest_good(saved)
+    assert newest_good(tmp_path / 'nothing') is None
+
+
+def test_the_tool_says_what_it_passed_over(saved, forks, plain_run):
+    config = plain_run.parent / 'config.py'
+    truncate(saved / 'iter_6.pth')
+    statuses, text = forks(config, saved, '--resume', str(saved / 'iter_6.pth'))
+    (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert statuses == [1] and 'cut short or damaged' in line and f'a good one beside it: {saved}/iter_4.pth' in line
+    statuses, text = forks(config, saved, '--resume')
+    assert statuses == [0], text[-3000:]
+    log = '\n'.join(path.read_text() for path in saved.glob('*/*.log'))
+    assert 'iter_6.pth' in log and 'it is passed over and left where it is' in log
+    assert f'going on from {saved}/iter_4.pth' in log
+    whole, again = (torch.load(folder / 'iter_6.pth', weights_only=True) for folder in (plain_run, saved))
+    assert_same(again, whole)
+    # A plain run's file has the random states beside mmengine's own keys, and no terms.
+    assert set(again['lckd_mm']) == {'random'}
+
+
+def the_error_of_a_full_disk(text, work_dir, written, kept):
+    (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert f"cannot write '{work_dir}/{written}'" in line and 'make room there' in line, line
+    assert f'the last good checkpoint is {work_dir}/{kept}; go on with --resume' in line
+    assert 'Traceback' not in text
+    assert [p.name for p in work_dir.glob('*.pth')] == [kept] and not list(work_dir.glob('.*'))
+    assert (work_dir / 'last_checkpoint').read_text() == f'{work_dir}/{kept}'
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(forks, plain_run, tmp_path):
+    """A limit on the size of files, which needs no rights, from the second checkpoint on, with room for one file."""
+    options = ['--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    limit = dict(event='open', match=r'\.iter_4\.pth', file_size=(plain_run / 'iter_2.pth').stat().st_size // 2)
+    statuses, text = forks(plain_run.parent / 'config.py', tmp_path / 'run', *options, kill=limit)
+    assert statuses == [1]
+    the_error_of_a_full_disk(text, tmp_path / 'run', 'iter_4.pth', 'iter_2.pth')
+    statuses, text = forks(plain_run.parent / 'config.py', tmp_path / 'run', '--resume', *options)
+    assert statuses == [0], text[-3000:]
+    assert [p.name for p in (tmp_path / 'run').glob('*.pth')] == ['iter_6.pth']
+    whole, again = (torch.load(d / 'iter_6.pth', weights_only=True) for d in (plain_run, tmp_path / 'run'))
+    del whole['message_hub'], again['message_hub']  # which says how many are kept
+    assert_same(again, whole)
+
+
+def test_a_disk_that_is_full(forks, plain_run, tmp_path):
+    """A file system with room for one checkpoint and a half."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    size = int((plain_run / 'iter_6.pth').stat().st_size * 1.6)
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip('no right to mount a file system here')
+    try:
+        statuses, text = forks(plain_run.parent / 'config.py', disk / 'run')
+        assert statuses == [1]
+        the_error_of_a_full_disk(text, disk / 'run', 'iter_4.pth', 'iter_2.pth')
+        path, _, notes = newest_good(disk / 'run')
+        assert Path(path).name == 'iter_2.pth' and not notes
+    finally:
+        subprocess.run(['umount', disk], check=True)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'new' / 'file'
+    write_whole(path, b'first')
+    assert path.read_bytes() == b'first' and os.listdir(path.parent) == ['file']
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    link = tmp_path / 'link'
+    link.symlink_to(path)
+    write_whole(link, b'second')
+    assert link.is_symlink() and path.read_bytes() == b'second'
+
+    def refuse(*_):
+        raise OSError(28, 'No space left on device')
+
+    for step in ('fsync', 'replace'):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, refuse)
+            with pytest.raises(WriteError, match=r'cannot write .*file.*5 bytes.*No space left.*make room') as caught:
+                write_whole(path, b'third')
+        assert caught.value.errno == 28
+        assert path.read_bytes() == b'second' and os.listdir(path.parent) == ['file']
+    write_whole('/dev/null', b'nothing')
+
+
+def test_temporary_files_of_dead_processes_go_and_others_stay(tmp_path):
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    here, other = socket.gethostname(), 'another.machine'
+    names = {
+        f'.iter_1.pth.{here}.{dead.pid}.partial': False,
+        f'.iter_2.pth.{here}.{os.getppid()}.partial': True,
+        f'.iter_3.pth.{other}.{dead.pid}.partial': True,
+        f'.iter_4.pth.{other}.{dead.pid}.partial': False,
+        '.mine.partial': True,
+        'iter_5.pth': True,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b'')
+    os.utime(tmp_path / f'.iter_4.pth.{other}.{dead.pid}.partial', (0, 0))
+    assert sorted(remove_partials(tmp_path)) == [name for name, stays in names.items() if not stays]
+    assert {p.name for p in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
