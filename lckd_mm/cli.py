@@ -93,7 +93,8 @@ def read_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     # mmengine takes None for its own default hooks only; an inherited one of ours goes away with None as well.
-    for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in _MMENGINE_HOOKS]:
+    kept = (*_MMENGINE_HOOKS, 'resume')  # train() adds that one unless it is None
+    for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in kept]:
         del cfg.default_hooks[name]
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
@@ -110,7 +111,7 @@ def student_config(cfg: Config) -> Config:
     if is_distillation(cfg):
         cfg.model = ConfigDict(cfg.model.student)
     own = lambda hook: isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')  # noqa: E731
-    cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v)}
+    cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k != 'resume'}
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not own(hook)]
     return cfg

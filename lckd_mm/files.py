@@ -240,6 +240,8 @@ def _reason(error: Exception) -> str:
             f'it would run {forbidden[1]}, and only tensors and plain values are read; if you trust whoever made it '
             'with your account, say so with --trust-checkpoint FILE'
         )
+    if detail and 'operand' in detail[1]:
+        return f'it is no checkpoint of torch ({detail[1]} at its beginning)'
     if detail:
         return detail[1]
     return f'it is damaged, or none at all ({type(error).__name__} {" ".join(str(error).split())[:200]})'
