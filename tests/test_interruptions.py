@@ -70,7 +70,7 @@ def distillation(scenes, tmp_path, teacher_file):
             dict(type='EMAHook', momentum=0.1, update_buffers=True),
             dict(type='SyncBuffersHook'),
             dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='cosine', end=10),
-            dict(type='lckd_mm.ConnectorWarmupHook', end=4, by='iter'),
+            dict(type='lckd_mm.ConnectorWarmupHook', end=3, by='iter'),
         ]
         cfg = config('mmseg', scenes, tmp_path, model, ITERS, custom_hooks=hooks, **validation(scenes))
         cfg.train_dataloader.update(num_workers=workers, persistent_workers=persistent)
@@ -102,6 +102,7 @@ def assert_same(a, b, where=''):
         'val/',
         'cfg',
         'experiment_name',
+        'mmengine_version',  # with the commit of the folder it runs in
         'last_ckpt',
         'best_',
         'loop_stage',
