@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from run_helpers import (
     run,
     scenes,
     segmentor,
-    teacher_file,
     validation,
 )  # fmt: skip
 
 from lckd_mm.files import WriteError, newest_good, remove_partials, write_whole
+from lckd_mm.hosts import build_model, preserved_rng
 
 ITERS = 12
 
@@ -59,10 +58,13 @@ def forks():
     server.wait(60)
 
 
-@pytest.fixture
-def distillation(scenes, tmp_path, teacher_file):
+@pytest.fixture(scope='module')
+def distillation(scenes, tmp_path_factory):
     """A short distillation with all that has a state: connectors, EMA, schedules, dropout, random augmentation."""
-    teacher, path = teacher_file('mmseg')
+    folder = tmp_path_factory.mktemp('distillation')
+    teacher, path = segmentor(8), folder / 'teacher.pth'
+    with preserved_rng(seed=7):
+        torch.save(dict(state_dict=build_model(teacher, 'mmseg').state_dict()), path)
 
     def write(workers=0, epochs=None, persistent=False, **extra):
         model = distiller('mmseg', segmentor(4), teacher, path)
@@ -72,7 +74,7 @@ def distillation(scenes, tmp_path, teacher_file):
             dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='cosine', end=10),
             dict(type='lckd_mm.ConnectorWarmupHook', end=3, by='iter'),
         ]
-        cfg = config('mmseg', scenes, tmp_path, model, ITERS, custom_hooks=hooks, **validation(scenes))
+        cfg = config('mmseg', scenes, folder, model, ITERS, custom_hooks=hooks, **validation(scenes))
         cfg.train_dataloader.update(num_workers=workers, persistent_workers=persistent)
         cfg.train_cfg.val_interval = 6
         cfg.default_hooks.logger.interval = 1
@@ -87,11 +89,21 @@ def distillation(scenes, tmp_path, teacher_file):
             cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
             cfg.log_processor = {}
         cfg.merge_from_dict(extra)
-        file = tmp_path / f'{workers}-{epochs}-{persistent}.py'
+        file = folder / f'{workers}-{epochs}-{persistent}.py'
         cfg.dump(file)
         return file
 
     return write
+
+
+@pytest.fixture(scope='module')
+def whole(forks, distillation, tmp_path_factory):
+    """The folder of the run that nothing interrupts."""
+    work_dir = tmp_path_factory.mktemp('whole')
+    statuses, text = forks(distillation(), work_dir)
+    assert statuses == [0], text[-3000:]
+    assert last(work_dir)['meta']['iter'] == ITERS
+    return work_dir
 
 
 def assert_same(a, b, where=''):
@@ -155,57 +167,50 @@ PHASES = {
 }
 
 
-def kills():
-    """Ten (two) of them: half at random times, half in the phases of a checkpoint's writing."""
-    rng = random.Random(time.time_ns())
-    exact = list(PHASES.items())
-    rng.shuffle(exact)
-    number = count(full=10, reduced=2)
-    chosen = exact[: number // 2]
-    for _ in range(number - len(chosen)):
+KILLS = count(full=10, reduced=2)
+FIRST = random.SystemRandom().randrange(len(PHASES))
+
+
+@pytest.mark.parametrize('number', range(KILLS))
+def test_killed_and_resumed_is_the_uninterrupted_run(number, forks, distillation, whole, tmp_path):
+    """Half of the kills at random times, half in the phases of a checkpoint's writing; every second run twice."""
+    if number < KILLS // 2:
+        phase, kill = list(PHASES.items())[(FIRST + number) % len(PHASES)]
+    else:
         # Some time after a random one of the 12 iterations has been logged.
-        kill = dict(event='open', match=r'scalars\.json$', count=rng.randint(1, ITERS), delay=rng.uniform(0.0, 0.2))
-        chosen.append(('a random time', kill))
-    return chosen
+        after, delay = random.SystemRandom().randint(1, ITERS), random.SystemRandom().uniform(0.0, 0.2)
+        phase, kill = 'a random time', dict(event='open', match=r'scalars\.json$', count=after, delay=delay)
+    work_dir = tmp_path / 'killed'
+    statuses, text = forks(distillation(), work_dir, kill=kill)
+    # a delay may outlast the last iteration
+    assert statuses == [-9] or ('delay' in kill and kill.get('count') == ITERS), text[-3000:]
+    found = sorted(p.name for p in work_dir.glob('*.pth')) + sorted(p.name[:14] for p in work_dir.glob('.*partial'))
+    print(f'{phase} {kill}: {statuses} with {", ".join(found) or "no checkpoint"}')
+    if number % 2:
+        # and once more, somewhere in what is left of the run
+        again = dict(
+            kill, event='open', match=r'scalars\.json$', count=2, delay=random.SystemRandom().uniform(0.0, 0.5)
+        )
+        print('and again:', forks(distillation(), work_dir, '--resume', kill=again)[0])
+    resumed_is_whole(forks, distillation, work_dir, whole)
 
 
-def test_killed_and_resumed_is_the_uninterrupted_run(forks, distillation, tmp_path):
-    file = distillation()
-    statuses, text = forks(file, tmp_path / 'whole')
+def resumed_is_whole(forks, distillation, work_dir, whole):
+    statuses, text = forks(distillation(), work_dir, '--resume')
     assert statuses == [0], text[-3000:]
-    whole = last(tmp_path / 'whole')
-    assert whole['meta']['iter'] == ITERS
-    for number, (phase, kill) in enumerate(kills()):
-        work_dir = tmp_path / f'killed-{number}'
-        statuses, text = forks(file, work_dir, kill=kill)
-        found = sorted(p.name for p in work_dir.glob('*.pth')) + sorted(p.name[:14] for p in work_dir.glob('.*partial'))
-        # a delay may outlast the last iteration
-        assert statuses == [-9] or ('delay' in kill and kill['count'] == ITERS), text[-3000:]
-        print(f'{phase} {kill}: killed with {", ".join(found) or "no checkpoint"}')
-        if number % 2:
-            # and once more, somewhere in what is left of the run
-            again = dict(event='open', match=r'scalars\.json$', count=2, delay=random.uniform(0.0, 0.5))
-            print('    and again:', forks(file, work_dir, '--resume', kill=again)[0])
-        statuses, text = forks(file, work_dir, '--resume')
-        assert statuses == [0], text[-3000:]
-        assert_same(last(work_dir), whole, phase)
-        assert losses(work_dir) == losses(tmp_path / 'whole')
-        # one checkpoint kept, no temporary file left
-        assert [p.name for p in work_dir.glob('iter_*.pth')] == [f'iter_{ITERS}.pth']
-        assert not list(work_dir.glob('.*'))
+    assert_same(last(work_dir), last(whole))
+    assert losses(work_dir) == losses(whole)
+    # one checkpoint kept, no temporary file left
+    assert [p.name for p in work_dir.glob('iter_*.pth')] == [f'iter_{ITERS}.pth']
+    assert not list(work_dir.glob('.*'))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize('phase', PHASES)
-def test_a_kill_in_each_phase_of_writing(phase, forks, distillation, tmp_path):
-    file = distillation()
-    forks(file, tmp_path / 'whole')
-    statuses, text = forks(file, tmp_path / 'killed', kill=PHASES[phase])
+def test_a_kill_in_each_phase_of_writing(phase, forks, distillation, whole, tmp_path):
+    statuses, text = forks(distillation(), tmp_path / 'killed', kill=PHASES[phase])
     assert statuses == [-9], text[-3000:]
-    statuses, text = forks(file, tmp_path / 'killed', '--resume')
-    assert statuses == [0], text[-3000:]
-    assert_same(last(tmp_path / 'killed'), last(tmp_path / 'whole'))
-    assert [p.name for p in (tmp_path / 'killed').glob('iter_*.pth')] == [f'iter_{ITERS}.pth']
+    resumed_is_whole(forks, distillation, tmp_path / 'killed', whole)
 
 
 ITERATIONS, EPOCHS = dict(event='open', match=r'\.iter_9\.'), dict(event='open', match=r'\.epoch_2\.')
