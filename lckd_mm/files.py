@@ -13,6 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import mmengine.runner.checkpoint
 import numpy as np
 import torch
 from mmengine.fileio import FileClient, LocalBackend, register_backend
@@ -378,8 +379,19 @@ def good_sibling(path: str | Path) -> str | None:
     return None
 
 
+def _fork_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    """Torch's own reading, in place of the maintained fork's.
+
+    The fork lets any getattr through, forgets the classes allowed here after each file, and opens what it cannot read
+    so with pickle's full powers.
+    """
+    return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+
 def _install() -> None:
     register_safe_globals()
+    if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
+        mmengine.runner.checkpoint._safe_torch_load = _fork_load
     register_backend('local', WholeFileBackend, force=True, prefixes='')
     FileClient.register_backend('disk', WholeFileDiskBackend, force=True)
     for prefix, load in list(CheckpointLoader._schemes.items()):

@@ -56,13 +56,14 @@ if __name__ == '__main__':
     import mmseg.datasets
     import mmseg.models
     import mmseg.visualization
+    import yapf.yapflib.yapf_api
 
     import lckd_mm.hooks
     from lckd_mm.cli import run_tool
     from lckd_mm.cli import train as main
 
     # mmengine lays out the config's text anew for each checkpoint, which takes longer than all the training here.
-    mmengine.config.config.FormatCode = lambda text, **_: (text, False)
+    yapf.yapflib.yapf_api.FormatCode = mmengine.config.config.FormatCode = lambda text, **_: (text, False)
     for line in sys.stdin:
         job = json.loads(line)
         processes = []
