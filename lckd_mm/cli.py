@@ -21,6 +21,12 @@ from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_
 from .hosts import build_model, load_config
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+# What train() adds by itself.
+_OWN_HOOKS = {
+    'resume': 'lckd_mm.ResumeHook',
+    'distillation': 'lckd_mm.DistillationHook',
+    'non_finite': 'lckd_mm.NonFiniteHook',
+}
 DISTILLER = ('lckd_mm.Distiller', 'Distiller')
 _DATA_HINTS = {
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
@@ -93,7 +99,7 @@ def read_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     # mmengine takes None for its own default hooks only; an inherited one of ours goes away with None as well.
-    kept = (*_MMENGINE_HOOKS, 'resume')  # train() adds that one unless it is None
+    kept = (*_MMENGINE_HOOKS, *_OWN_HOOKS)  # train() adds the latter unless they are None
     for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in kept]:
         del cfg.default_hooks[name]
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
@@ -111,7 +117,7 @@ def student_config(cfg: Config) -> Config:
     if is_distillation(cfg):
         cfg.model = ConfigDict(cfg.model.student)
     own = lambda hook: isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')  # noqa: E731
-    cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k != 'resume'}
+    cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k not in _OWN_HOOKS}
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not own(hook)]
     return cfg
@@ -156,7 +162,7 @@ def train(argv: list[str]) -> None:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a value, from the last one in the work_dir',
     )
-    p.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
+    p.add_argument('--amp', action='store_true', help='automatic mixed precision in float16 (needs a GPU)')
     p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     args = p.parse_args(argv)
     cfg = read_config(args)
@@ -170,11 +176,15 @@ def train(argv: list[str]) -> None:
     if is_distillation(cfg):
         check_parallelism(cfg, 'a Distiller taps the features and stores the weights of a whole student')
         check_teacher_file(cfg)
-        cfg.setdefault('default_hooks', {}).setdefault('distillation', dict(type='lckd_mm.DistillationHook'))
-    add_resume_hooks(cfg)
+    add_hooks(cfg)
     loaded, notes = choose_start(cfg, args.resume)
     prepare_launch(cfg)
     runner = build_runner(cfg)
+    if cfg.get('compile') and is_distillation(cfg):
+        notes.append(
+            'compile: student and teacher run uncompiled under a Distiller, since taps read nothing inside compiled '
+            'code; what is around them is compiled'
+        )
     for note in notes:
         runner.logger.warning(note)
     check_start(runner, loaded)
@@ -207,11 +217,19 @@ def test(argv: list[str]) -> None:
         Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
 
 
-def add_resume_hooks(cfg: Config) -> None:
-    """What makes a run survive interruptions: ResumeHook, and SafeCheckpointHook in a plain CheckpointHook's place."""
+def add_hooks(cfg: Config) -> None:
+    """The hooks that every training has unless its config sets them to None.
+
+    ResumeHook, SafeCheckpointHook in a plain CheckpointHook's place; of a distillation, DistillationHook and
+    NonFiniteHook. What a config gives of them, such as ``default_hooks.non_finite.action``, is kept.
+    """
     hooks = cfg.setdefault('default_hooks', {})
-    if hooks.setdefault('resume', dict(type='lckd_mm.ResumeHook')) is None:
-        del hooks['resume']
+    for name, kind in _OWN_HOOKS.items():
+        given = hooks.get(name, {})
+        if given is None:
+            del hooks[name]
+        elif is_distillation(cfg) or name == 'resume':
+            hooks[name] = {'type': kind, **given}
     saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if isinstance(saving, dict) and saving.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         saving['type'] = 'lckd_mm.SafeCheckpointHook'
@@ -305,7 +323,10 @@ def build_runner(cfg: Config) -> Runner:
 def enable_amp(cfg: Config) -> None:
     """Turn OptimWrapper into AmpOptimWrapper, as the hosts' tools do."""
     if not torch.cuda.is_available():
-        raise ValueError('--amp: mixed precision needs a GPU, and none is visible here; train without --amp')
+        raise ValueError(
+            '--amp: mixed precision needs a GPU, and none is visible here; train without --amp, or in bfloat16 on the '
+            'CPU with --cfg-options optim_wrapper.type=lckd_mm.AutocastOptimWrapper'
+        )
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f'--amp: it can change an OptimWrapper, but the config has {kind}')

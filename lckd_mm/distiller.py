@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from .checkpoint import export_keys, import_keys
+from .finite import GradientWatch, check_values, origin
 from .hosts import (
     RNGState,
     build_model,
@@ -122,6 +123,9 @@ class Distiller(BaseModel):
         #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
+        #: What is known of the gradients of the terms; noted while a NonFiniteHook asks for it.
+        self.watch = GradientWatch()
+        self.watches = False
         self._ready = False
         #: True while a hook stores the connectors in checkpoints.
         self.state_is_stored = False
@@ -178,8 +182,14 @@ class Distiller(BaseModel):
             return self.loss(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
 
+    # A hook that is added inside or after torch.compile does not fire: under a compiled train_step this runs as it is.
+    @torch.compiler.disable
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """The student's own losses, and every term. The features are gone when this returns."""
+        """The student's own losses, and every term. The features are gone when this returns.
+
+        Raises:
+            NonFiniteError: a term that is nan or infinity, before anything is updated by it; on all ranks together.
+        """
         if not self.teacher.loaded:
             raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
         if not self._ready:
@@ -203,7 +213,17 @@ class Distiller(BaseModel):
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
             observed[name] = {}
             replay = partial(self._replay, data_samples, state, precision)
-            losses[name] = term(s, t, data_samples, observed[name], observed.get(term.shares), inputs, replay)
+            shared = observed.get(term.shares)
+            follow = partial(self.watch.follow, name) if self.watches and torch.is_grad_enabled() else None
+            losses[name] = term(s, t, data_samples, observed[name], shared, inputs, replay, follow)
+
+        def explain(name: str) -> str:
+            own = {key: value for key, value in losses.items() if key not in self.terms}
+            sides = (self.student_taps, s), (self.teacher_taps, t)
+            return origin(self.terms[name], *sides, observed[name], inputs, own)
+
+        values = {name: losses[name] for name in self.terms}
+        check_values(values, explain, self.training and torch.is_grad_enabled())
         for observer in self.observers:
             observer(s, t, observed, losses)
         return losses
@@ -285,6 +305,9 @@ class Distiller(BaseModel):
         return agreeing
 
     def _check_ready(self) -> None:
+        # Once more: nets may have been compiled or taken apart since they were built.
+        self.student_taps.check_paths(self.student)
+        self.teacher_taps.check_paths(self.teacher.model)
         for name, term in self.terms.items():
             for tap, connector in term.waiting():
                 raise RuntimeError(

@@ -9,6 +9,7 @@ try:
     from mmengine.registry import HOOKS as MMENGINE_HOOKS
     from mmengine.registry import METRICS as MMENGINE_METRICS
     from mmengine.registry import MODELS as MMENGINE_MODELS
+    from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
     from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
     from mmengine.registry import Registry
     from mmengine.utils import digit_version
@@ -32,3 +33,4 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lck
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=[])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])
+OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.optim'])

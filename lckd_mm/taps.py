@@ -91,7 +91,21 @@ class FeatureTaps:
         self.traces: dict[str, Trace] = {}
 
     def check_paths(self, model: nn.Module) -> None:
-        """Raise KeyError, naming the closest modules, where an address names a module that the model lacks."""
+        """Raise where an address cannot be read.
+
+        Raises:
+            KeyError: it names a module that the model lacks; the closest are named. ValueError: it lies inside a module
+            that torch.compile has compiled.
+        """
+        for name, address in self.addresses.items():
+            path = self.resolved.get(name, address).path
+            compiled = _compiled_around(model, path)
+            if compiled is not None:
+                raise ValueError(
+                    f'{self.role} tap {name!r}: {path!r} lies inside {compiled or type(model).__name__!r}, '
+                    'which torch.compile has compiled, and hooks do not fire inside compiled code; compile only '
+                    'modules without taps inside'
+                )
         # With duplicates: a shared module can be tapped by any of its names.
         known = dict(model.named_modules(remove_duplicate=False))
         for name, address in self.addresses.items():
@@ -293,13 +307,30 @@ class _Capture:
                 raise self._error(
                     'carries no gradient, so a loss on it would train nothing: the layers before it are frozen, '
                     'detached, or inside reentrant activation checkpointing; tap elsewhere, unfreeze them, or '
-                    'checkpoint with use_reentrant=False'
+                    'checkpoint with use_reentrant=False, as the hook lckd_mm.ActivationCheckpointHook does'
                 )
         tensors = [tensor for _, tensor, _ in picked]
         return tensors if wanted == '*' else tensors[0]
 
     def _error(self, what: str) -> ValueError:
         return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
+
+
+def _compiled_around(model: nn.Module, path: str) -> str | None:
+    """The innermost compiled module whose compiled code holds the module at ``path``; '' is the model itself."""
+    found, module, walked = None, model, []
+    for part in [*path.split('.'), None]:
+        # The wrapper that torch.compile gives calls its own hooks itself; what compile() changed in place does not.
+        wrapper = '_orig_mod' in module._modules
+        if (wrapper and part is not None) or module._compiled_call_impl is not None:
+            found = '.'.join(walked)
+        if part is None:
+            break
+        module = getattr(module, part, None)
+        if not isinstance(module, nn.Module):
+            break
+        walked.append(part)
+    return found
 
 
 @contextlib.contextmanager

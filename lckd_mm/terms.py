@@ -15,6 +15,8 @@ from .taps import FeatureTaps
 Feature = Tensor | list[Tensor]
 #: (images, student tap names, teacher tap names) to both nets' features.
 Replay = Callable[[Tensor, list[str], list[str]], tuple[dict[str, Feature], dict[str, Feature]]]
+#: (tap name, the student's feature) to the same feature, of which the gradient is looked at.
+Follow = Callable[[str, Feature], Feature]
 _KEYS = ('loss', 'on', 'student', 'teacher', 'weight', 'connector', 'teacher_connector')
 # What a loss may ask for beyond (student, teacher), by naming it in the signature of its forward.
 _EXTRAS = ('data_samples', 'raw_student', 'inputs', 'replay')
@@ -110,22 +112,24 @@ class Term(nn.Module):
         shared: Mapping[str, Feature] | None = None,
         inputs: Tensor | None = None,
         replay: Replay | None = None,
+        follow: Follow | None = None,
     ) -> Tensor:
         """The weighted term, a scalar of at least float32 whatever the autocast state.
 
         ``observed`` is filled with the student's connected features, by tap name; ``shared`` holds those of the term
-        whose connectors this one shares. ``replay`` gives both nets' taps of these names for other images.
+        whose connectors this one shares. ``replay`` gives both nets' taps of these names for other images. The
+        student's features go through ``follow``.
         """
         device = next(iter(_tensors(next(iter(student.values()))))).device.type
         with torch.autocast(device, enabled=False):
-            raw, connected, target = self._select(student, teacher, shared)
+            raw, connected, target = self._select(student, teacher, shared, follow)
             if observed is not None:
                 observed.update(zip(self.student_names, connected, strict=True))
 
             def again(images: Tensor) -> tuple[Feature, Feature]:
                 features = replay(images, self.student_names, self.teacher_names)
                 with untracked_statistics(self.connectors):
-                    _, ours, theirs = self._select(*features)
+                    _, ours, theirs = self._select(*features, follow=follow)
                 return self._shaped(ours), self._shaped(theirs)
 
             extras = {'data_samples': data_samples, 'raw_student': raw, 'inputs': inputs, 'replay': again}
@@ -144,14 +148,16 @@ class Term(nn.Module):
         student: Mapping[str, Feature],
         teacher: Mapping[str, Feature],
         shared: Mapping[str, Feature] | None = None,
+        follow: Follow | None = None,
     ) -> tuple[list[Feature], list[Feature], list[Feature]]:
         """The student's features as they are and connected, and the teacher's, connected."""
-        raw = [_widen(student[name]) for name in self.student_names]
+        follow = follow or (lambda name, feature: feature)
+        raw = [follow(name, _widen(student[name])) for name in self.student_names]
         target = [_widen(teacher[name]) for name in self.teacher_names]
         if self.shares is None:
             connected = _connect(self.connectors, raw, target)
         else:
-            connected = [shared[name] for name in self.student_names]
+            connected = [follow(name, shared[name]) for name in self.student_names]
         return raw, connected, _connect(self.teacher_connectors, target, raw)
 
     def _shaped(self, features: list[Feature]) -> Feature | list[Feature]:

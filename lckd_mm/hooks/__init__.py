@@ -1,16 +1,20 @@
-"""mmengine hooks: storing connectors and random states, weight schedules, monitors, the teacher's check, pictures."""
+"""mmengine hooks: what is stored and resumed, schedules, monitors, pictures, numbers that go wrong, memory."""
 
+from .activation_checkpoint import ActivationCheckpointHook
 from .distillation import DistillationHook, distiller_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook
+from .non_finite import NonFiniteHook
 from .pictures import PredictionHook, draw, overlay_labels, side_by_side
 from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
 
 __all__ = [
+    'ActivationCheckpointHook',
     'ConnectorWarmupHook',
     'DistillationHook',
     'LipschitzMonitorHook',
     'LossWeightHook',
+    'NonFiniteHook',
     'PredictionHook',
     'ResumeHook',
     'SafeCheckpointHook',

@@ -1,0 +1,73 @@
+"""ActivationCheckpointHook: memory for time, in a way that taps inside get their gradient."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..registry import HOOKS
+from .distillation import distiller_of
+
+
+@HOOKS.register_module()
+class ActivationCheckpointHook(Hook):
+    """Runs modules of the student once more in the backward pass instead of keeping what is inside them.
+
+    The hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use torch's reentrant way, in which a tap
+    inside a checkpointed module carries no gradient: the Distiller refuses such a tap. This hook uses the other way
+    (``use_reentrant=False``), in which it does. Losses, gradients and BatchNorm's running statistics are those of
+    training without it; the second run leaves the statistics as they are, which the two others do not.
+
+    Args:
+        modules: paths in the student, such as ``['backbone.layer1', 'backbone.layer2']``.
+    Raises:
+        ValueError: a path that the student does not have, or none.
+    """
+
+    def __init__(self, modules: Sequence[str]):
+        self.modules = [modules] if isinstance(modules, str) else list(modules)
+        if not self.modules:
+            raise ValueError("ActivationCheckpointHook: no modules, expected paths such as ['backbone.layer1']")
+        self._wrapped: list[nn.Module] = []
+
+    def before_train(self, runner) -> None:
+        student = distiller_of(runner, 'ActivationCheckpointHook').student
+        found = dict(student.named_modules())
+        for path in self.modules:
+            if path not in found:
+                raise ValueError(
+                    f'ActivationCheckpointHook: no module {path!r} in the student {type(student).__name__}'
+                )
+            module = found[path]
+            if 'forward' not in module.__dict__:
+                module.forward = _checkpointed(module, module.forward)
+                self._wrapped.append(module)
+
+    def after_train(self, runner) -> None:
+        for module in self._wrapped:
+            del module.forward
+        self._wrapped = []
+
+
+def _checkpointed(module: nn.Module, forward: Callable) -> Callable:
+    def run(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        contexts = lambda: (contextlib.nullcontext(), _kept_buffers(module))  # noqa: E731
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    return run
+
+
+@contextlib.contextmanager
+def _kept_buffers(module: nn.Module) -> Iterator[None]:
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

@@ -1,0 +1,133 @@
+"""NonFiniteHook: stop, or leave the step out, where a distillation term goes wrong."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+
+from ..finite import NonFiniteError
+from ..registry import HOOKS
+from .distillation import distiller_of
+
+_ACTIONS = ('stop', 'skip')
+# Below it a scaled gradient has less of half precision's range than an unscaled one had; healthy runs stay above 1.
+_SMALLEST_SCALE = 2.0**-10
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Looks at the gradients of the terms before each update, and says what happens where a term goes wrong.
+
+    A term whose *value* is nan or infinity raises :class:`~lckd_mm.finite.NonFiniteError` with or without this hook,
+    after the forward pass. With it, so does a finite term whose *gradient* is not, at one of its taps or at its
+    connectors, before the optimizer's step. The student's own losses and gradients are its own matter.
+    ``tools/train.py`` adds this hook by itself.
+
+    * ``stop``: the error ends the run. No weight, statistic of a checkpoint or file has changed.
+    * ``skip``: the whole update is left out, with gradient accumulation that of all its batches; ranks agree on it.
+      Weights, connectors and the optimizer's state stay as they are, and BatchNorm's running statistics are put back to
+      what they were before the batch. The iteration counts, for schedules too, and an EMA averages the same weights
+      once more. After ``patience`` updates in a row the error ends the run after all.
+
+    With fp16 a gradient that overflows by its scale is no fault: GradScaler leaves out the step and lowers the scale.
+    A gradient that is never finite makes it do so for ever; here that ends the run once the scale is below 2^-10.
+
+    The cost: one pass over the gradient of each tap, and two waits for the device a step, after the forward and before
+    the update (one with GradScaler); by several ranks as many all-reduces of one byte.
+
+    Args:
+        action: 'stop' or 'skip'.
+        patience: updates left out in a row; the next one stops.
+        interval: in iterations, of the look at GradScaler's scale.
+    Raises:
+        ValueError: an unknown action, a patience or interval below 1. TypeError: a model that is no Distiller, or
+            several optimizers.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, action: str = 'stop', patience: int = 5, interval: int = 50):
+        if action not in _ACTIONS:
+            raise ValueError(f'NonFiniteHook: unknown action {action!r}, expected one of {", ".join(_ACTIONS)}')
+        if patience < 1 or interval < 1:
+            raise ValueError(f'NonFiniteHook: patience and interval must be 1 or above, got {patience} and {interval}')
+        self.action, self.patience, self.interval = action, patience, interval
+        self.skipped, self._in_a_row = 0, 0
+        self._dropping = False
+        self._undo: list[Callable[[], Any]] = []
+
+    def before_train(self, runner) -> None:
+        model, wrapper = distiller_of(runner, 'NonFiniteHook'), runner.optim_wrapper
+        if not isinstance(wrapper, OptimWrapper):
+            raise TypeError(f'NonFiniteHook: a Distiller is trained by one OptimWrapper, got {type(wrapper).__name__}')
+        model.watch.forget()
+        model.watches = True
+        self._undo.append(lambda: setattr(model, 'watches', False))
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        if scaler is None or not scaler.is_enabled():
+            handle = wrapper.optimizer.register_step_pre_hook(lambda *_: model.watch.check(model.terms))
+            self._undo.append(handle.remove)
+        if self.action == 'skip':
+            own, inner = 'train_step' in runner.model.__dict__, runner.model.train_step
+            runner.model.train_step = lambda data, optim_wrapper: self._step(model, inner, data, optim_wrapper)
+            # torch.compile leaves a function of the instance in its place.
+            self._undo.append(
+                (lambda: setattr(runner.model, 'train_step', inner))
+                if own
+                else (lambda: delattr(runner.model, 'train_step'))
+            )
+
+    def _step(self, model, inner: Callable, data: Any, optim_wrapper: OptimWrapper) -> dict:
+        count = optim_wrapper._inner_count
+        if self._dropping:
+            # The rest of an update that is left out.
+            return self._drop(optim_wrapper, count)
+        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            outputs = inner(data, optim_wrapper)
+        except NonFiniteError as error:
+            self._in_a_row += 1
+            if self._in_a_row > self.patience:
+                raise NonFiniteError(f'{self.patience} updates in a row were left out, and now: {error}') from error
+            self.skipped += 1
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
+            model.watch.forget()
+            print_log(f'NonFiniteHook: this update is left out, since {error}', 'current', logging.WARNING)
+            return self._drop(optim_wrapper, count)
+        if optim_wrapper.should_update():
+            self._in_a_row = 0
+        return outputs
+
+    def _drop(self, optim_wrapper: OptimWrapper, count: int) -> dict:
+        # The backward pass counts the batches; whether it ran or not, this one counts once.
+        optim_wrapper._inner_count = count + 1
+        self._dropping = not optim_wrapper.should_update()
+        optim_wrapper.zero_grad()
+        return {}
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        if scaler is None or not scaler.is_enabled():
+            return
+        watch = distiller_of(runner, 'NonFiniteHook').watch
+        if self.every_n_train_iters(runner, self.interval) and scaler.get_scale() < _SMALLEST_SCALE:
+            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in watch.broken())
+            raise NonFiniteError(
+                f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, since '
+                'the scaled gradient is never finite, and no weight is updated any more; '
+                + (f'it is not at {found}' if found else "at the terms' taps it is")
+                + "; train with optim_wrapper.dtype='bfloat16', or without amp"
+            )
+        watch.forget()
+
+    def after_train(self, runner) -> None:
+        while self._undo:
+            self._undo.pop()()
+        if self.skipped:
+            runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were left out')
