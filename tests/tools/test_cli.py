@@ -108,7 +108,20 @@ def test_config_without_model_and_missing_config(tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_amp_without_a_gpu_says_so(train, capsys):
     assert cli.run_tool(cli.train, [ALONE, '--amp']) == 1
-    assert '--amp: mixed precision needs a GPU' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert '--amp: mixed precision needs a GPU' in said and 'optim_wrapper.type=lckd_mm.AutocastOptimWrapper' in said
+
+
+def test_terms_that_are_not_finite_stop_the_run_in_one_sentence(train, tmp_path):
+    status, err = train(LCKD, 'param_scheduler=None', 'optim_wrapper.optimizer.lr=1e30')
+    assert status == 1 and "error: term 'loss_" in err and 'in iteration 2' in err
+    assert 'Traceback' not in err and 'student tap' in err
+    assert 'nothing has been updated' in err and not list((tmp_path / 'run').glob('iter*.pth'))
+
+
+def test_the_action_can_be_given_on_the_command_line(train):
+    status, err = train(LCKD, 'default_hooks.non_finite.action=ignore')
+    assert status == 1 and "NonFiniteHook: unknown action 'ignore', expected one of stop, skip" in err
 
 
 def test_debug_shows_the_traceback(train):
