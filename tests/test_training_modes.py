@@ -10,7 +10,6 @@ from run_helpers import (
     HOOK,
     HOSTS,
     config,
-    count,
     detector,
     distiller,
     run,
@@ -221,11 +220,9 @@ class Outputs(Hook):
 
 @pytest.mark.parametrize(
     'host, compiler',
-    count(
-        [*((host, dict(backend='eager')) for host in HOSTS), ('mmseg', dict(backend='aot_eager')), ('mmseg', True)],
-        [('mmseg', dict(backend='eager'))],
-    ),
+    [*((host, dict(backend='eager')) for host in HOSTS), ('mmseg', dict(backend='aot_eager')), ('mmseg', True)],
 )
+@pytest.mark.full
 def test_a_compiled_train_step_trains_as_an_eager_one(scenes, tmp_path, teacher_file, host, compiler):
     teacher, file = teacher_file(host)
     results = []
