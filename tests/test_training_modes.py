@@ -223,6 +223,7 @@ class Outputs(Hook):
     [*((host, dict(backend='eager')) for host in HOSTS), ('mmseg', dict(backend='aot_eager')), ('mmseg', True)],
 )
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_compiled_train_step_trains_as_an_eager_one(scenes, tmp_path, teacher_file, host, compiler):
     teacher, file = teacher_file(host)
     results = []
