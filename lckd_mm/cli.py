@@ -223,14 +223,17 @@ def add_hooks(cfg: Config) -> None:
     ResumeHook, SafeCheckpointHook in a plain CheckpointHook's place; of a distillation, DistillationHook and
     NonFiniteHook. What a config gives of them, such as ``default_hooks.non_finite.action``, is kept.
     """
-    hooks = cfg.setdefault('default_hooks', {})
+    # A Config keeps a copy of what it is given, so each dict is fetched again after it is set.
+    cfg.setdefault('default_hooks', {})
+    hooks = cfg.default_hooks
     for name, kind in _OWN_HOOKS.items():
         given = hooks.get(name, {})
         if given is None:
             del hooks[name]
         elif is_distillation(cfg) or name == 'resume':
             hooks[name] = {'type': kind, **given}
-    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    saving = hooks['checkpoint']
     if isinstance(saving, dict) and saving.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         saving['type'] = 'lckd_mm.SafeCheckpointHook'
 

@@ -186,3 +186,16 @@ def test_two_processes_without_gpus(scenes, teacher, tmp_path):
     assert out.returncode == 0, out.stderr[-3000:]
     saved = torch.load(tmp_path / 'run' / 'iter_3.pth')
     assert len(saved['lckd_mm']['terms']) > 0
+
+
+def test_the_hooks_of_every_training_go_away_with_none():
+    hooks = dict(distillation=None, resume=None, non_finite=dict(action='skip'))
+    cfg = Config(dict(model=dict(type='lckd_mm.Distiller'), default_hooks=hooks))
+    cli.add_hooks(cfg)
+    assert cfg.default_hooks.to_dict() == dict(
+        non_finite=dict(type='lckd_mm.NonFiniteHook', action='skip'),
+        checkpoint=dict(type='lckd_mm.SafeCheckpointHook', interval=1),
+    )
+    plain = Config(dict(model=dict(type='EncoderDecoder')))
+    cli.add_hooks(plain)
+    assert set(plain.default_hooks) == {'resume', 'checkpoint'}
