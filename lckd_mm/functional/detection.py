@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .shapes import check_map, mean
+
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     r"""Weights of the cells of a map inside and outside of boxes, so that each object and the background weigh alike.
@@ -46,6 +48,7 @@ def absolute_attention(x: Tensor, temperature: float = 0.5) -> tuple[Tensor, Ten
         ``(B, H, W)``, of mean 1 over the positions, and ``(B, C)``, of mean 1 over the channels.
     Source: FGD, section 3.1. Deviation: none.
     """
+    check_map('absolute attention', x)
     size = x.abs()
     spatial = (size.mean(1).flatten(1) / temperature).softmax(1) * x.shape[2:].numel()
     channel = (size.mean((2, 3)) / temperature).softmax(1) * x.shape[1]
@@ -82,9 +85,9 @@ def focal_distances(
     distance = ((student - teacher).square() * channel[:, :, None, None]).sum(1) * spatial
     gaps = sum((a - b).abs().flatten(1).sum(1) for a, b in zip(ours, theirs))
     return (
-        (distance * foreground).sum((1, 2)).mean(),
-        (distance * background).sum((1, 2)).mean(),
-        gaps.mean(),
+        mean((distance * foreground).sum((1, 2))),
+        mean((distance * background).sum((1, 2))),
+        mean(gaps),
     )
 
 
@@ -99,4 +102,5 @@ def attended_context(x: Tensor, scores: Tensor) -> Tensor:
         ``(B, C)``, in the units of x.
     Source: Cao et al., GCNet, 2019, as FGD takes it (section 3.2). Deviation: none.
     """
+    check_map('attended context', x)
     return torch.einsum('bcn,bn->bc', x.flatten(2), F.softmax(scores.flatten(1), 1))

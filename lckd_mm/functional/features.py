@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .logits import kd_divergence
+from .shapes import check_map, check_rank, mean
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
@@ -69,8 +70,7 @@ def attention_map(x: Tensor) -> Tensor:
         ``(B, HW)``; zeros for a zero map, and shorter than a unit where all features are below 1e-6.
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention (AT), ICLR 2017, p = 2. Deviation: none.
     """
-    if x.dim() != 4:
-        raise ValueError(f'attention map: expected (B, C, H, W), got shape {tuple(x.shape)}')
+    check_map('attention map', x)
     return F.normalize(x.square().mean(1).flatten(1), dim=1)
 
 
@@ -108,7 +108,8 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
         eq. 3, p = 1. Deviation: the mean in place of the sum.
     """
     _same_shape('factor distance', student, teacher)
-    return F.l1_loss(F.normalize(student.flatten(1)), F.normalize(teacher.flatten(1)))
+    check_rank('factor distance', student, 2, '(B, ...)')
+    return mean((F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))).abs())
 
 
 def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
@@ -126,7 +127,8 @@ def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Te
         over positions, so that the size of a map does not weigh.
     """
     _same_shape('attended distance', student, teacher)
-    return (attention * (student - teacher).square().flatten(2).mean(2)).sum(1).mean()
+    check_rank('attended distance', student, 3, '(B, C, ...)')
+    return mean((attention * (student - teacher).square().flatten(2).mean(2)).sum(1))
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
@@ -144,6 +146,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Te
     Deviation: none.
     """
     _same_shape('channel divergence', student, teacher)
+    check_rank('channel divergence', student, 3, '(B, C, ...)')
     return kd_divergence(student.flatten(2), teacher.flatten(2), tau, dim=2)
 
 

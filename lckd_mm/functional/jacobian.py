@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .shapes import check_rank, mean
+
 
 def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], sigma: float) -> Tensor:
     r"""Squared gap of the nets' Jacobians along one random direction, by finite differences.
@@ -27,7 +29,7 @@ def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tenso
             raise ValueError(
                 f'Jacobian gap: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} differ in shape'
             )
-    return ((student[1] - student[0]) - (teacher[1] - teacher[0])).square().mean() / sigma**2
+    return mean(((student[1] - student[0]) - (teacher[1] - teacher[0])).square()) / sigma**2
 
 
 def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -38,14 +40,22 @@ def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: ``(B, ...)``. A zero gradient has no direction: it stays zero, and gives no gradient.
     Returns:
-        A scalar between 0 and 4, without unit.
+        A scalar between 0 and 4, without unit; 0 for an empty batch.
+    Raises:
+        ValueError: where the nets' shapes differ, or have no dimension but the batch.
     Source: Srinivas and Fleuret 2018, eq. 6. Deviation: none.
     """
+    if student.shape != teacher.shape:
+        raise ValueError(f'unit gap: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape')
+    check_rank('unit gap', student, 2, '(B, ...)')
     a, b = _unit(student.flatten(1)), _unit(teacher.flatten(1))
-    return (a - b).square().sum(1).mean()
+    return mean((a - b).square().sum(1))
 
 
 def _unit(x: Tensor) -> Tensor:
+    # By its largest entry first: the square of a small gradient, or the cube in the derivative, would underflow.
+    largest = x.detach().abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
     square = x.square().sum(1, keepdim=True)
     # The root of zero has no derivative: it is not taken there.
     return x * torch.where(square > 0, square, 1).rsqrt()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .shapes import check_rank
+
 
 def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
     r"""Kullback-Leibler divergence of softened softmax scores, per sample and position.
@@ -19,7 +21,7 @@ def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int =
     Source: Hinton, Vinyals, Dean 2015, section 2. Deviation: none; the factor :math:`\tau^2` is theirs, and keeps
         the gradient's size independent of the temperature.
     """
-    _same_shape(student, teacher)
+    _check(student, teacher, dim)
     log_p_student = F.log_softmax(student / tau, dim)
     log_p_teacher = F.log_softmax(teacher / tau, dim)
     return (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(dim) * tau**2
@@ -33,7 +35,7 @@ def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim
 
     Arguments, result and what it raises: as :func:`kd_divergence`.
     """
-    _same_shape(student, teacher)
+    _check(student, teacher, dim)
     z_student, z_teacher = student / tau, teacher / tau
     p = z_teacher.sigmoid()
     # ln sigmoid(z) and ln (1 - sigmoid(z)) = ln sigmoid(-z), each stable where it is far below 0.
@@ -63,7 +65,7 @@ def decoupled_kd(
         ValueError: where the shapes differ, or there is one class only.
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 5-7. Deviation: none.
     """
-    _same_shape(student, teacher)
+    _check(student, teacher, dim)
     if student.shape[dim] < 2:
         raise ValueError('decoupled distillation: needs at least two classes, one is left beside the target')
     mask = F.one_hot(target, student.shape[dim]).movedim(-1, dim).bool()
@@ -83,7 +85,8 @@ def decoupled_kd(
     return of_target * tau**2, among * tau**2
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def _check(student: Tensor, teacher: Tensor, dim: int) -> None:
+    check_rank('knowledge distillation on logits', student, dim + 1, f'classes along dimension {dim}')
     if student.shape != teacher.shape:
         raise ValueError(
             f'knowledge distillation on logits: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} '

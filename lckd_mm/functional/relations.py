@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .shapes import check_rank
+
 
 def pairwise_distances(x: Tensor) -> Tensor:
     r"""Euclidean distances between samples, over their mean.
@@ -16,6 +18,7 @@ def pairwise_distances(x: Tensor) -> Tensor:
     Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 6-7.
     Deviation: the authors' code takes the mean over distances above 0; so does this.
     """
+    check_rank('pairwise distances', x, 2, '(B, ...)')
     x = x.flatten(1)
     # By differences: the cheaper way by products loses all digits of distances that are small against the features.
     distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
@@ -35,6 +38,9 @@ def pairwise_angles(x: Tensor) -> Tensor:
         1e-5 of the farthest two).
     Source: RKD, eq. 8. Deviation: none.
     """
+    check_rank('pairwise angles', x, 2, '(B, ...)')
+    if not len(x):
+        return x.new_zeros(0, 0, 0)
     x = x.flatten(1)
     edges = x[None] - x[:, None]
     squares = edges.square().sum(2, keepdim=True)
