@@ -85,10 +85,19 @@ class FeatureTaps:
 
     def __init__(self, addresses: dict[str, str], role: str = 'student'):
         self.role = role
-        self.addresses = {name: Address.parse(text) for name, text in addresses.items()}
+        for name in addresses:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f'{role} tap {name!r}: a tap is named by a text, such as stage1')
+        self.addresses = {name: self._parsed(name, text) for name, text in addresses.items()}
         # @preact is resolved by trace() to the input of one activation.
         self.resolved = {name: a for name, a in self.addresses.items() if a.port != 'preact'}
         self.traces: dict[str, Trace] = {}
+
+    def _parsed(self, name: str, text: str) -> Address:
+        try:
+            return Address.parse(text)
+        except ValueError as error:
+            raise ValueError(f'{self.role} tap {name!r}: {error}') from None
 
     def check_paths(self, model: nn.Module) -> None:
         """Raise where an address cannot be read.
@@ -187,7 +196,10 @@ class FeatureTaps:
             features[capture.name] = capture.read(must)
 
     def _resolve_preact(self, model: nn.Module, run: Callable[[], Any], names: list[str]) -> None:
-        stages = {self.addresses[n].path: n for n in names if n not in self.resolved}
+        stages: dict[str, list[str]] = {}  # the path of a stage, and the taps that name it
+        for name in names:
+            if name not in self.resolved:
+                stages.setdefault(self.addresses[name].path, []).append(name)
         if not stages:
             return
         modules = dict(model.named_modules())
@@ -216,7 +228,7 @@ class FeatureTaps:
         finally:
             for handle in handles:
                 handle.remove()
-        for path, name in stages.items():
+        for path, taps in stages.items():
             if path not in ends:
                 continue  # it did not fire: trace() reports it
             position, output = ends[path]
@@ -231,12 +243,13 @@ class FeatureTaps:
                 if following:
                     options.append(f'{following!r} (the next norm, as for pre-activation nets)')
                 raise ValueError(
-                    f'{self.role} tap {name!r}: {path!r} does not end in an activation, so {path}@preact has no '
+                    f'{self.role} tap {taps[0]!r}: {path!r} does not end in an activation, so {path}@preact has no '
                     f'meaning; write one of {", ".join(options)}'
                 )
             module, call, _ = last
             which = None if calls[module] == 1 else -1 if call == calls[module] - 1 else call
-            self.resolved[name] = Address(paths[module], port='in', call=which)
+            for name in taps:
+                self.resolved[name] = Address(paths[module], port='in', call=which)
 
 
 class _Capture:
