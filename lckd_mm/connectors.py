@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from . import arguments
 from .functional import bn_margin, margin_relu
 from .registry import MODELS
 
@@ -28,6 +29,7 @@ class ConvBN(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int):
+        _check_channels('ConvBN', in_channels, out_channels)
         super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
         nn.init.kaiming_normal_(self[0].weight, mode='fan_out', nonlinearity='relu')
 
@@ -45,7 +47,7 @@ class MatchSize(nn.Module):
 
     def __init__(self, align_corners: bool = False):
         super().__init__()
-        self.align_corners = align_corners
+        self.align_corners = arguments.switch('MatchSize', 'align_corners', align_corners)
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         if x.shape[2:] == like.shape[2:]:
@@ -76,8 +78,8 @@ class MarginReLU(nn.Module):
         super().__init__()
         if margin not in ('bn', 'data'):
             raise ValueError(f"MarginReLU: unknown margin {margin!r}, expected 'bn' or 'data'")
-        if batches < 1:
-            raise ValueError(f'MarginReLU: batches must be at least 1, got {batches}')
+        arguments.whole('MarginReLU', 'batches', batches)
+        arguments.channels('MarginReLU', 'in_channels', in_channels)
         self.source, self.batches = margin, batches
         self._sums: Tensor | None = None
         self.register_buffer('margin', torch.zeros(in_channels))
@@ -127,9 +129,13 @@ class MarginReLU(nn.Module):
         return margin_relu(x, self.margin)
 
 
+def _check_channels(who: str, in_channels: int, out_channels: int) -> None:
+    arguments.channels(who, 'in_channels', in_channels)
+    arguments.channels(who, 'out_channels', out_channels)
+
+
 def _paraphrased(channels: int, rate: float, who: str) -> int:
-    if not rate > 0:
-        raise ValueError(f'{who}: rate must be above 0, got {rate}')
+    arguments.number(who, 'rate', rate, above=0, at_most=16)
     return max(1, round(channels * rate))
 
 
@@ -152,6 +158,7 @@ class Translator(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
+        _check_channels('Translator', in_channels, out_channels)
         factor = _paraphrased(out_channels, rate, 'Translator')
         super().__init__(*_conv_layers(in_channels, in_channels, factor, factor))
 
@@ -180,8 +187,9 @@ class Paraphraser(nn.Module):
 
     def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
         super().__init__()
-        if batches < 1 or not lr > 0:
-            raise ValueError(f'Paraphraser: batches and lr must be above 0, got {batches} and {lr}')
+        arguments.channels('Paraphraser', 'in_channels', in_channels)
+        arguments.whole('Paraphraser', 'batches', batches)
+        arguments.number('Paraphraser', 'lr', lr, above=0)
         factor = _paraphrased(in_channels, rate, 'Paraphraser')
         self.batches, self.lr = batches, lr
         self.encoder = nn.Sequential(*_conv_layers(in_channels, in_channels, factor, factor))

@@ -177,5 +177,5 @@ def test_a_paraphraser_comes_back_from_a_checkpoint():
 
 @pytest.mark.parametrize('arguments', [dict(rate=0.0), dict(batches=0), dict(lr=0.0)])
 def test_paraphraser_arguments_are_checked(arguments):
-    with pytest.raises(ValueError, match=r'Paraphraser: .* must be above 0'):
+    with pytest.raises(ValueError, match=r'Paraphraser: (rate|lr|batches) must be (above 0|at least 1)'):
         Paraphraser(3, **arguments)

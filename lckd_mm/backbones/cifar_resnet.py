@@ -4,8 +4,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import arguments
 from ..registry import MODELS
-from .initialisation import HE_NORMAL
+from .initialisation import DEEPEST, HE_NORMAL
 
 
 class _PaddedShortcut(nn.Module):
@@ -73,10 +74,11 @@ class CifarResNet(BaseModule):
 
     def __init__(self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
+        arguments.whole('CifarResNet', 'depth', depth, at_most=DEEPEST)
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')
-        if shortcut not in _SHORTCUTS:
+        if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
             raise ValueError(f"CifarResNet: shortcut must be 'A' (zero padding) or 'B' (conv1x1), got {shortcut!r}")
         widths = [16, 16, 32, 64]
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)

@@ -5,3 +5,6 @@ HE_NORMAL = [
     dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
     dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
 ]
+
+#: More layers than any net has: a slip of the keyboard, which would be built for ever.
+DEEPEST = 10_000

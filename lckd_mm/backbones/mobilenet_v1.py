@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .. import arguments
 from ..registry import MODELS
 from .initialisation import HE_NORMAL
 
@@ -62,13 +63,17 @@ class MobileNetV1(BaseModule):
         super().__init__(init_cfg or HE_NORMAL)
         if stem not in ('imagenet', 'cifar'):
             raise ValueError(f"MobileNetV1: stem must be 'imagenet' or 'cifar', got {stem!r}")
+        arguments.number('MobileNetV1', 'width_multiplier', width_multiplier, at_most=64)
         width = round(32 * width_multiplier)
         if width < 1:
             raise ValueError(
                 f'MobileNetV1: width_multiplier must leave at least one of 32 channels, such as 0.25 or 1, got '
                 f'{width_multiplier}'
             )
-        self.out_indices = tuple(out_indices)
+        self.out_indices = tuple(
+            arguments.whole('MobileNetV1', 'out_indices', i, at_least=None)
+            for i in arguments.listed('MobileNetV1', 'out_indices', out_indices, 'numbers of blocks')
+        )
         blocks = range(1, len(_BLOCKS) + 1)
         if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(blocks)):
             raise ValueError(

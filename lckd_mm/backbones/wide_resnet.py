@@ -3,8 +3,9 @@
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .. import arguments
 from ..registry import MODELS
-from .initialisation import HE_NORMAL
+from .initialisation import DEEPEST, HE_NORMAL
 
 
 class _Block(nn.Module):
@@ -49,6 +50,9 @@ class WideResNet(BaseModule):
 
     def __init__(self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
+        arguments.whole('WideResNet', 'depth', depth, at_most=DEEPEST)
+        arguments.whole('WideResNet', 'widen_factor', widen_factor, at_most=arguments.MOST_CHANNELS // 64)
+        arguments.number('WideResNet', 'drop_rate', drop_rate, at_least=0, at_most=1)
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
             raise ValueError(f'WideResNet: depth must be 6 n + 4 with n at least 1, such as 16 or 28, got {depth}')

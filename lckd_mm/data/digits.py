@@ -1,9 +1,12 @@
 """scikit-learn's scans of handwritten digits as a classification data set."""
 
+from numbers import Real
+
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from .. import arguments
 from ..registry import DATASETS
 
 _SPLITS = {'train': slice(0, 898), 'test': slice(898, None)}
@@ -36,10 +39,14 @@ class Digits(BaseDataset):
         subset_seed: int = 0,
         **kwargs,
     ):
-        if split not in _SPLITS:
+        if not isinstance(split, str) or split not in _SPLITS:
             raise ValueError(f'Digits: unknown split {split!r}, expected one of {", ".join(_SPLITS)}')
-        if not 0 <= label_noise <= 1:
-            raise ValueError(f'Digits: label_noise is a part of the labels, 0 to 1, got {label_noise}')
+        if isinstance(label_noise, bool) or not isinstance(label_noise, Real) or not 0 <= label_noise <= 1:
+            raise ValueError(f'Digits: label_noise is a part of the labels, 0 to 1, got {label_noise!r}')
+        arguments.whole('Digits', 'size', size, at_most=4096)
+        arguments.whole('Digits', 'subset_seed', subset_seed, at_least=0)
+        if subset is not None:
+            arguments.whole('Digits', 'subset', subset)
         self.split, self.size, self.subset = split, size, subset
         self.label_noise, self.subset_seed = label_noise, subset_seed
         super().__init__(ann_file='', **kwargs)

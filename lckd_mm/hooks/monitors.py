@@ -1,12 +1,13 @@
 """Hooks that look: the Lipschitz monitor, the teacher's check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 
+from .. import arguments
 from ..functional import transmitting_norm
 from ..functional.lipschitz import GAPS, lipschitz_gap
 from ..hosts import preserved_rng
@@ -39,8 +40,10 @@ class LipschitzMonitorHook(Hook):
     ):
         if gap not in GAPS:
             raise ValueError(f'LipschitzMonitorHook: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
-        if interval < 1:
-            raise ValueError(f'LipschitzMonitorHook: interval must be at least 1, got {interval}')
+        arguments.whole('LipschitzMonitorHook', 'interval', interval)
+        arguments.text('LipschitzMonitorHook', 'term', term)
+        if on is not None:
+            on = arguments.listed('LipschitzMonitorHook', 'on', on, 'tap names')
         self.on, self.term, self.interval, self.gap = on, term, interval, gap
         self._scalars: dict[str, float] = {}
 
@@ -57,10 +60,13 @@ class LipschitzMonitorHook(Hook):
             self._names = [(name, name) for name in self.on]
         for side, taps in enumerate((model.student_taps, model.teacher_taps)):
             for names in self._names:
-                if names[side] not in taps.addresses:
-                    raise KeyError(f'LipschitzMonitorHook: unknown {taps.role} tap {names[side]!r}')
+                if not isinstance(names[side], str) or names[side] not in taps.addresses:
+                    raise KeyError(
+                        f'LipschitzMonitorHook: on: unknown {taps.role} tap {names[side]!r}, the taps are '
+                        f'{", ".join(map(repr, taps.addresses))}'
+                    )
         if len(self._names) < 2:
-            raise ValueError('LipschitzMonitorHook: needs at least two taps')
+            raise ValueError('LipschitzMonitorHook: needs at least two taps, as in on=[…, …] or in those of its term')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         model = distiller_of(runner, 'LipschitzMonitorHook')
@@ -108,7 +114,12 @@ class TeacherCheckHook(Hook):
     priority = 'LOW'
 
     def __init__(self, at_least: dict[str, float] | None = None):
-        self.at_least = at_least or {}
+        if at_least is not None and not isinstance(at_least, Mapping):
+            raise ValueError(f'TeacherCheckHook: at_least must be a dict of metric to value, got {at_least!r}')
+        self.at_least = {
+            name: arguments.number('TeacherCheckHook', f'at_least[{name!r}]', value)
+            for name, value in (at_least or {}).items()
+        }
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner) -> None:

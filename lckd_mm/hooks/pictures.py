@@ -10,6 +10,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
+from .. import arguments
 from ..hosts import eval_mode, host_of, preserved_rng
 from ..registry import HOOKS
 from .distillation import distiller_of
@@ -29,7 +30,10 @@ class PredictionHook(Hook):
     priority = 'LOW'
 
     def __init__(self, indices: Sequence[int] = (0, 1, 2, 3), interval: int = 1):
-        self.indices, self.interval = list(indices), interval
+        self.indices = arguments.listed('PredictionHook', 'indices', indices, 'numbers of images')
+        for index in self.indices:
+            arguments.whole('PredictionHook', 'indices', index, at_least=0)
+        self.interval = arguments.whole('PredictionHook', 'interval', interval)
         self._count = 0
 
     @master_only

@@ -11,6 +11,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from .. import arguments
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -53,19 +54,24 @@ class LossWeightHook(Hook):
         gamma: float = 0.1,
     ):
         who = f'LossWeightHook for {term!r}'
+        arguments.text('LossWeightHook', 'term', term)
         if schedule not in self.SCHEDULES:
             raise ValueError(f'{who}: unknown schedule {schedule!r}, expected one of {", ".join(self.SCHEDULES)}')
         if by not in ('iter', 'epoch'):
             raise ValueError(f"{who}: by must be 'iter' or 'epoch', got {by!r}")
         if schedule in ('linear', 'cosine', 'stop') and end is None:
             raise ValueError(f'{who}: the schedule {schedule!r} needs end')
+        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma, begin=begin).items():
+            arguments.number(who, name, value, at_least=0)
+        if end is not None:
+            arguments.number(who, 'end', end, at_least=0)
+        milestones = arguments.listed(who, 'milestones', milestones, 'times')
+        for time in milestones:
+            arguments.number(who, 'milestones', time, at_least=0)
         if schedule == 'step' and not milestones:
             raise ValueError(f'{who}: the schedule step needs milestones')
-        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma, begin=begin).items():
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f'{who}: {name} must be 0 or above, got {value}')
         self.term, self.schedule, self.by = term, schedule, by
-        self.begin, self.end, self.milestones = begin, end, list(milestones)
+        self.begin, self.end, self.milestones = begin, end, milestones
         self.start, self.stop, self.factor, self.gamma = start, stop, factor, gamma
         self.total = math.inf
 
@@ -127,8 +133,7 @@ class ConnectorWarmupHook(Hook):
     def __init__(self, end: float = 1, by: str = 'epoch'):
         if by not in ('iter', 'epoch'):
             raise ValueError(f"ConnectorWarmupHook: by must be 'iter' or 'epoch', got {by!r}")
-        if not end > 0:
-            raise ValueError(f'ConnectorWarmupHook: end must be above 0, got {end}')
+        arguments.number('ConnectorWarmupHook', 'end', end, above=0)
         self.end, self.by = end, by
         self._last = 0
         self._before: list[tuple[torch.nn.Parameter, Tensor]] = []

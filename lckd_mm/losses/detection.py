@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import attended_context, box_masks, focal_distances
+from ..functional.shapes import mean
 from ..registry import MODELS
 
 
@@ -75,12 +77,11 @@ class FGDLoss(nn.Module):
         temperature: float = 0.5,
     ):
         super().__init__()
-        if min(alpha, beta, gamma, lam) < 0:
-            raise ValueError(
-                f'FGDLoss: alpha, beta, gamma and lam must be 0 or above, got {alpha}, {beta}, {gamma} and {lam}'
-            )
-        if not temperature > 0:
-            raise ValueError(f'FGDLoss: temperature must be above 0, got {temperature}')
+        for name, weight in dict(alpha=alpha, beta=beta, gamma=gamma, lam=lam).items():
+            arguments.number('FGDLoss', name, weight, at_least=0)
+        arguments.scale('FGDLoss', 'temperature', temperature)
+        for count in arguments.listed('FGDLoss', 'channels', channels, 'whole numbers'):
+            arguments.channels('FGDLoss', 'channels', count)
         self.alpha, self.beta, self.gamma, self.lam, self.temperature = alpha, beta, gamma, lam, temperature
         self.student_contexts = nn.ModuleList(map(GlobalContext, channels))
         self.teacher_contexts = nn.ModuleList(map(GlobalContext, channels))
@@ -103,7 +104,7 @@ class FGDLoss(nn.Module):
             scale = t.new_tensor([width, height, width, height])
             foreground, background = zip(*(box_masks(b * scale, (height, width)) for b in boxes))
             parts = focal_distances(s, t, torch.stack(foreground), torch.stack(background), self.temperature)
-            relations = (ours(s) - theirs(t)).square().flatten(1).sum(1).mean()
+            relations = mean((ours(s) - theirs(t)).square().flatten(1).sum(1))
             weights = self.alpha, self.beta, self.gamma, self.lam
             total = total + sum(w * part for w, part in zip(weights, (*parts, relations)))
         return total

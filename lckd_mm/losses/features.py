@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import (
     activation_boundary,
     attended_distance,
@@ -15,12 +15,19 @@ from ..functional import (
     partial_l2,
     transmitting_matrix,
 )
+from ..functional.shapes import check_rank, mean, mean_square
 from ..registry import MODELS
 
 
 def depth_weights(count: int) -> list[float]:
     """The weights of OFD and LONDON for layers, or pairs of layers: each twice the one before it, the last one 1."""
     return [2.0 ** -(count - 1 - i) for i in range(count)]
+
+
+def _per_sample(who: str, distances: Tensor) -> Tensor:
+    """The sum over a sample's entries, mean over the batch."""
+    check_rank(who, distances, 2, 'features (B, C, ...)')
+    return mean(distances.flatten(1).sum(1))
 
 
 def weighted_layers(
@@ -34,6 +41,8 @@ def weighted_layers(
     student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
     if len(student) != len(teacher):
         raise ValueError(f'{who}: {len(student)} student taps, but {len(teacher)} teacher taps')
+    if not student:
+        raise ValueError(f'{who}: needs at least one tap of each net, got none')
     if weights is None:
         weights = [1 / len(student)] * len(student)
     if len(weights) != len(student):
@@ -64,13 +73,13 @@ class OFDLoss(nn.Module):
 
     def __init__(self, layer_weights: Sequence[float] | None = None):
         super().__init__()
-        self.layer_weights = layer_weights
+        self.layer_weights = arguments.layer_weights('OFDLoss', layer_weights)
 
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         count = 1 if isinstance(student, Tensor) else len(student)
         weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
         return weighted_layers(
-            'OFDLoss', student, teacher, weights, lambda s, t: partial_l2(s, t).flatten(1).sum(1).mean()
+            'OFDLoss', student, teacher, weights, lambda s, t: _per_sample('OFDLoss', partial_l2(s, t))
         )
 
 
@@ -100,7 +109,7 @@ def _mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
             f'FitNetsLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a '
             "connector maps the student's channels (connector=dict(type='lckd_mm.ConvBN'))"
         )
-    return F.mse_loss(student, teacher)
+    return mean_square(student, teacher)
 
 
 @MODELS.register_module()
@@ -129,7 +138,7 @@ class ATLoss(nn.Module):
                 f'ATLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in size; resize one '
                 "of them (connector=dict(type='lckd_mm.MatchSize'))"
             )
-        return F.mse_loss(attention_map(student), attention_map(teacher))
+        return mean_square(attention_map(student), attention_map(teacher))
 
 
 @MODELS.register_module()
@@ -163,7 +172,7 @@ class FSPLoss(nn.Module):
                     f'FSPLoss: the FSP matrices have {tuple(ours.shape[1:])} and {tuple(theirs.shape[1:])} channels; a '
                     "connector maps the student's (connector=dict(type='lckd_mm.ConvBN'))"
                 )
-            total = total + F.mse_loss(ours, theirs)
+            total = total + mean_square(ours, theirs)
         return total / (len(student) - 1)
 
 
@@ -184,9 +193,8 @@ class ABLoss(nn.Module):
 
     def __init__(self, margin: float = 1.0, layer_weights: Sequence[float] | None = None):
         super().__init__()
-        if not margin > 0:
-            raise ValueError(f'ABLoss: margin must be above 0, got {margin}')
-        self.margin, self.layer_weights = margin, layer_weights
+        self.margin = arguments.scale('ABLoss', 'margin', margin)
+        self.layer_weights = arguments.layer_weights('ABLoss', layer_weights)
 
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         count = 1 if isinstance(student, Tensor) else len(student)
@@ -196,7 +204,7 @@ class ABLoss(nn.Module):
             student,
             teacher,
             weights,
-            lambda s, t: activation_boundary(s, t, self.margin).flatten(1).sum(1).mean(),
+            lambda s, t: _per_sample('ABLoss', activation_boundary(s, t, self.margin)),
         )
 
 
@@ -243,10 +251,10 @@ class AFDLoss(nn.Module):
 
     def __init__(self, channels: Sequence[int], reduction: int = 4):
         super().__init__()
-        if reduction < 1:
-            raise ValueError(f'AFDLoss: reduction must be at least 1, got {reduction}')
+        arguments.whole('AFDLoss', 'reduction', reduction)
         self.attentions = nn.ModuleList()
-        for count in channels:
+        for count in arguments.listed('AFDLoss', 'channels', channels, 'whole numbers'):
+            arguments.channels('AFDLoss', 'channels', count)
             inner = max(1, count // reduction)
             self.attentions.append(nn.Sequential(nn.Linear(count, inner), nn.ReLU(), nn.Linear(inner, count)))
             nn.init.zeros_(self.attentions[-1][-1].weight)
@@ -289,9 +297,7 @@ class CWDLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0):
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f'CWDLoss: temperature tau must be above 0, got {tau}')
-        self.tau = tau
+        self.tau = arguments.scale('CWDLoss', 'temperature tau', tau)
 
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         return weighted_layers('CWDLoss', student, teacher, None, self._divergence)
@@ -301,4 +307,4 @@ class CWDLoss(nn.Module):
             raise ValueError(
                 f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'
             )
-        return channel_divergence(student, teacher, self.tau).mean()
+        return mean(channel_divergence(student, teacher, self.tau))

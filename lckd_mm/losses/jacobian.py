@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .. import arguments
 from ..functional import directional_gap, unit_gap
+from ..functional.shapes import mean_square
 from ..registry import MODELS
 
 Feature = Tensor | list[Tensor]
@@ -51,8 +52,7 @@ class JacobianLoss(nn.Module):
         super().__init__()
         if mode not in self.MODES:
             raise ValueError(f'JacobianLoss: unknown mode {mode!r}, expected one of {", ".join(self.MODES)}')
-        if not sigma > 0:
-            raise ValueError(f'JacobianLoss: sigma must be above 0, got {sigma}')
+        arguments.scale('JacobianLoss', 'sigma', sigma)
         self.mode, self.sigma = mode, sigma
         # In the checkpoint, so that a resumed run draws new noise.
         self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
@@ -70,7 +70,7 @@ class JacobianLoss(nn.Module):
             if s2.shape != t2.shape:
                 raise ValueError(f'JacobianLoss: student {tuple(s2.shape)} and teacher {tuple(t2.shape)} differ')
             difference = self.mode == 'difference'
-            gaps.append(directional_gap((s, s2), (t, t2), self.sigma) if difference else F.mse_loss(s2, t2))
+            gaps.append(directional_gap((s, s2), (t, t2), self.sigma) if difference else mean_square(s2, t2))
         return torch.stack(gaps).mean()
 
     def _gradient_gap(self, student: Feature, inputs: Tensor, replay: Callable) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import lipschitz_gap, transmitting_norm, transmitting_norms
 from ..functional.lipschitz import GAPS
+from ..functional.shapes import mean
 from ..registry import MODELS
 
 
@@ -57,8 +59,9 @@ class LipschitzLoss(nn.Module):
         if gap not in GAPS:
             raise ValueError(f'LipschitzLoss: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
         self.gap = gap
-        self.layer_weights = None if layer_weights is None else tuple(map(float, layer_weights))
-        self.raw_back, self.normalise = raw_back, normalise
+        self.layer_weights = arguments.layer_weights('LipschitzLoss', layer_weights)
+        self.raw_back = arguments.switch('LipschitzLoss', 'raw_back', raw_back)
+        self.normalise = arguments.switch('LipschitzLoss', 'normalise', normalise)
 
     def forward(
         self,
@@ -81,7 +84,7 @@ class LipschitzLoss(nn.Module):
             targets = self._norms(teacher, teacher)
         backs = _as_maps(raw_student, aspect) if self.raw_back and raw_student is not None else student
         norms = self._norms(student, backs)
-        gaps = (lipschitz_gap(s, t, self.gap).mean() for s, t in zip(norms, targets))
+        gaps = (mean(lipschitz_gap(s, t, self.gap)) for s, t in zip(norms, targets))
         return sum(weight * gap for weight, gap in zip(weights, gaps))
 
     def _norms(self, fronts: list[Tensor], backs: list[Tensor]) -> list[Tensor]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
 from ..registry import MODELS
 
@@ -44,10 +45,12 @@ class KDLoss(nn.Module):
         ignore_index: int = 255,
     ):
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f'KDLoss: temperature tau must be above 0, got {tau}')
+        arguments.scale('KDLoss', 'temperature tau', tau)
         if activation not in (None, *_ACTIVATIONS):
             raise ValueError(f'KDLoss: unknown activation {activation!r}, expected one of {", ".join(_ACTIVATIONS)}')
+        if num_classes is not None:
+            arguments.whole('KDLoss', 'num_classes', num_classes)
+        arguments.whole('KDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
         # Not `num_classes`: mmdet's NumClassCheckHook takes each module with that for a head without a background.
         self.scores = num_classes
@@ -137,10 +140,10 @@ class DKDLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f'DKDLoss: temperature tau must be above 0, got {tau}')
-        if min(alpha, beta) < 0:
-            raise ValueError(f'DKDLoss: alpha and beta must be 0 or above, got {alpha} and {beta}')
+        arguments.scale('DKDLoss', 'temperature tau', tau)
+        arguments.number('DKDLoss', 'alpha', alpha, at_least=0)
+        arguments.number('DKDLoss', 'beta', beta, at_least=0)
+        arguments.whole('DKDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.alpha, self.beta, self.ignore_index = tau, alpha, beta, ignore_index
 
     def adapt(self, head: nn.Module | None) -> None:

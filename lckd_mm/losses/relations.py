@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import pairwise_angles, pairwise_distances
 from ..registry import MODELS
 
@@ -30,11 +31,10 @@ class RKDLoss(nn.Module):
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0):
         super().__init__()
-        if min(distance_weight, angle_weight) < 0 or max(distance_weight, angle_weight) == 0:
-            raise ValueError(
-                'RKDLoss: distance_weight and angle_weight must be 0 or above, and one of them above 0, got '
-                f'{distance_weight} and {angle_weight}'
-            )
+        arguments.number('RKDLoss', 'distance_weight', distance_weight, at_least=0)
+        arguments.number('RKDLoss', 'angle_weight', angle_weight, at_least=0)
+        if max(distance_weight, angle_weight) == 0:
+            raise ValueError('RKDLoss: one of distance_weight and angle_weight must be above 0, got 0 and 0')
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,8 +42,14 @@ class RKDLoss(nn.Module):
             raise ValueError("RKDLoss: takes one tap, as in on='embedding', got a list")
         loss = student.new_zeros(())
         if self.distance_weight:
-            gap = F.smooth_l1_loss(pairwise_distances(student), pairwise_distances(teacher))
+            gap = _huber(pairwise_distances(student), pairwise_distances(teacher))
             loss = loss + self.distance_weight * gap
         if self.angle_weight:
-            loss = loss + self.angle_weight * F.smooth_l1_loss(pairwise_angles(student), pairwise_angles(teacher))
+            loss = loss + self.angle_weight * _huber(pairwise_angles(student), pairwise_angles(teacher))
         return loss
+
+
+def _huber(student: Tensor, teacher: Tensor) -> Tensor:
+    if student.shape != teacher.shape:
+        raise ValueError(f'RKDLoss: the nets have {len(student)} and {len(teacher)} samples; both must see one batch')
+    return F.smooth_l1_loss(student, teacher.to(student.dtype)) if len(student) else (student - teacher).sum()

@@ -162,7 +162,7 @@ def test_bottlenecks_need_another_depth(depth):
 
 
 def test_a_pyramid_that_would_narrow_raises():
-    with pytest.raises(ValueError, match=r'alpha, .* at least 0, got -3'):
+    with pytest.raises(ValueError, match=r'alpha, .* 0 or above, got -3'):
         PyramidNet(20, -3)
 
 

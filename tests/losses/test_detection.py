@@ -99,7 +99,7 @@ def test_widths_and_counts_that_differ_raise():
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [(dict(beta=-1.0), 'alpha, beta, gamma and lam must be 0 or above'), (dict(temperature=0), 'temperature must be')],
+    [(dict(beta=-1.0), 'FGDLoss: beta must be 0 or above, got -1.0'), (dict(temperature=0), 'temperature must be')],
 )
 def test_values_out_of_range_raise(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -185,7 +185,7 @@ def test_adapt_leaves_what_was_given_and_falls_back_to_softmax():
     [
         (dict(tau=0), 'tau must be above 0, got 0'),
         (dict(tau=-1.0), 'tau must be above 0, got -1.0'),
-        (dict(tau=math.nan), 'tau must be above 0, got nan'),
+        (dict(tau=math.nan), 'tau must be a finite number, got nan'),
         (dict(activation='relu'), "unknown activation 'relu', expected one of softmax, sigmoid"),
     ],
 )
@@ -281,7 +281,9 @@ def test_dkd_refuses_heads_without_a_target_class(attributes, says):
         DKDLoss().adapt(types.SimpleNamespace(**attributes))
 
 
-@pytest.mark.parametrize(('arguments', 'says'), [(dict(tau=0), 'temperature'), (dict(beta=-1), 'alpha and beta')])
+@pytest.mark.parametrize(
+    ('arguments', 'says'), [(dict(tau=0), 'temperature'), (dict(beta=-1), 'beta must be 0 or above')]
+)
 def test_dkd_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
         DKDLoss(**arguments)

@@ -34,9 +34,12 @@ def test_a_single_sample_has_no_relations():
     assert torch.equal(student.grad, torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize('weights', [(-1, 1), (0, 0)])
-def test_weights_that_make_no_sense_raise(weights):
-    with pytest.raises(ValueError, match='RKDLoss: distance_weight and angle_weight must be 0 or above'):
+@pytest.mark.parametrize(
+    ('weights', 'says'),
+    [((-1, 1), 'distance_weight must be 0 or above, got -1'), ((0, 0), 'one of distance_weight and angle_weight must')],
+)
+def test_weights_that_make_no_sense_raise(weights, says):
+    with pytest.raises(ValueError, match=says):
         RKDLoss(*weights)
 
 
