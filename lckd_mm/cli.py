@@ -104,6 +104,10 @@ def read_config(args: argparse.Namespace) -> Config:
         del cfg.default_hooks[name]
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
+    if not isinstance(cfg.get('default_scope') or 'mmengine', str):
+        raise ValueError(
+            f'config {args.config!r}: default_scope must be a text such as mmseg, got {cfg.default_scope!r}'
+        )
     return cfg
 
 
@@ -203,6 +207,8 @@ def test(argv: list[str]) -> None:
     for key in ('test_dataloader', 'test_evaluator'):
         if cfg.get(key) is None:
             raise KeyError(f'config {args.config!r} has no {key}')
+    if not isinstance(cfg.test_evaluator, (dict, list, tuple)):
+        raise ValueError(f'config {args.config!r}: test_evaluator must be a dict or a list, got {cfg.test_evaluator!r}')
     check_data(cfg, ('test_dataloader',))
     # Loaded here, strictly: the Runner's own loading lets any key be missing.
     cfg.load_from, cfg.resume = None, False
@@ -339,7 +345,8 @@ def enable_amp(cfg: Config) -> None:
 
 def check_teacher_file(cfg: Config) -> None:
     """A teacher that is not there is said before any data set is read."""
-    checkpoint = cfg.model.get('teacher', {}).get('checkpoint')
+    teacher = cfg.model.get('teacher')
+    checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
     if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(
             f'teacher: no checkpoint at {checkpoint!r}; train the teacher first, or name another with '
@@ -350,6 +357,8 @@ def check_teacher_file(cfg: Config) -> None:
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """FileNotFoundError where a data set of the config is not on disk, with where it was looked for and its cure."""
     for loader in loaders:
+        if not isinstance(cfg.get(loader) or {}, dict):
+            raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
                 continue

@@ -12,13 +12,15 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from . import arguments
 from .checkpoint import export_keys, import_keys
 from .finite import GradientWatch, check_values, origin
 from .hosts import (
     RNGState,
-    build_model,
+    build_named_model,
     fabricate_samples,
     host_of,
+    one_line,
     preserved_rng,
     rng_state,
     run_once,
@@ -36,6 +38,8 @@ Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
 
 # Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
 _CONNECTOR_SEED = 0x1C4D
+# Of the dry run's image: more is a slip of the keyboard, and would end in a system without memory.
+_LARGEST_SIDE = 8192
 
 
 @MODELS.register_module()
@@ -87,16 +91,24 @@ class Distiller(BaseModel):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
         known = ('model', 'checkpoint', 'bn', 'allow')
         if 'model' not in teacher or set(teacher) - set(known):
-            raise KeyError(f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(teacher)}')
+            raise KeyError(
+                f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
+            )
         # An inherited term is taken away by setting it to None.
         terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
         if not terms:
             raise ValueError('Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.terms')
         student = dict(student)
+        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
+            raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
+        dry_run_size = _as_size(dry_run_size)
+        inherit = (
+            [inherit] if isinstance(inherit, str) else arguments.listed('Distiller', 'inherit', inherit, 'module names')
+        )
         if isinstance(data_preprocessor, Mapping):
             student.setdefault('data_preprocessor', data_preprocessor)
         # The student first: nothing may draw a random number before it, or with it.
-        net = build_model(student)
+        net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
         super().__init__(data_preprocessor=net.data_preprocessor, init_cfg=init_cfg)
@@ -108,15 +120,15 @@ class Distiller(BaseModel):
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = _merge_taps('student', net, taps, student_taps)
             self.teacher_taps = _merge_taps('teacher', self.teacher.model, taps, teacher_taps)
-            self._dry_run(_as_size(dry_run_size))
+            self._dry_run(dry_run_size)
             self.terms = nn.ModuleDict()
             for name, config in terms.items():
                 self.terms[name] = Term(
                     name, config, self.student_taps, self.teacher_taps, net, dict(self.terms.items())
                 )
             self._bind()
-            self._rehearse(_as_size(dry_run_size))
-        self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
+            self._rehearse(dry_run_size)
+        self.inherit = inherit
         for path in self.inherit:
             self._inheritance(path)
         self.teacher.match_inputs(net.data_preprocessor)
@@ -292,7 +304,7 @@ class Distiller(BaseModel):
         modules = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):
             try:
-                modules.append(net.get_submodule(path))
+                modules.append(net.get_submodule(arguments.text('Distiller', 'inherit', path)))
             except AttributeError:
                 raise ValueError(f'inherit: no module {path!r} in the {role} {type(net).__name__}') from None
         own, theirs = (dict(module.state_dict(keep_vars=True)) for module in modules)
@@ -310,7 +322,7 @@ class Distiller(BaseModel):
         self.teacher_taps.check_paths(self.teacher.model)
         for name, term in self.terms.items():
             for tap, connector in term.waiting():
-                raise RuntimeError(
+                raise ValueError(
                     f'term {name!r}, tap {tap!r}: {type(connector).__name__} needs training images before the first '
                     "iteration; add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as "
                     'tools/train.py does'
@@ -392,7 +404,7 @@ class Distiller(BaseModel):
             try:
                 with torch.no_grad():
                     value = term(s, t, samples, observed[name], observed.get(term.shares), image, replay)
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # whatever a loss or connector raises on features that it cannot take
                 shapes = [
                     f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)
                     for side, taps, names in (
@@ -400,7 +412,9 @@ class Distiller(BaseModel):
                         ('teacher', self.teacher_taps, term.teacher_names),
                     )
                 ]
-                reason = str(error).strip().splitlines()[0]
+                reason = one_line(error)
+                if not isinstance(error, (RuntimeError, ValueError)):
+                    reason = f'{type(error).__name__}: {reason}'
                 raise ValueError(
                     f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
                     f'{reason}'
@@ -408,6 +422,8 @@ class Distiller(BaseModel):
             finally:
                 for module, training in mode:
                     module.training = training
+            if not isinstance(value, Tensor):
+                raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives a {type(value).__name__}, no tensor')
             if value.dim() != 0:
                 raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives {tuple(value.shape)}, not a scalar')
 
@@ -419,30 +435,37 @@ def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
         if 'tap ' in str(error):
             raise
         raise _dry_run_error(who, size, mode, error) from error
-    except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
+    except Exception as error:  # whatever a host raises on an image that it cannot take
         raise _dry_run_error(who, size, mode, error) from error
 
 
 def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
     return ValueError(
         f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
-        f'{type(error).__name__}: {error}; set dry_run_size to a size that it takes'
+        f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
     )
 
 
 def _merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
     addresses: dict[str, str] = {}
-    for source in (both, own):
+    for key, source in (('taps', both), (f'{role}_taps', own)):
         for taps in source if isinstance(source, (list, tuple)) else [source]:
             if isinstance(taps, str):
                 taps = preset_taps(model, taps)
             elif taps is not None and not isinstance(taps, Mapping):
                 raise TypeError(
-                    f'taps: expected a dict of name to address, a preset, or a list of these, got {type(taps).__name__}'
+                    f'{key}: expected a dict of name to address, a preset, or a list of these, got '
+                    f'{type(taps).__name__} {taps!r}'
                 )
             addresses.update(taps or {})
     return FeatureTaps(addresses, role)
 
 
 def _as_size(size: Any) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else arguments.listed('Distiller', 'dry_run_size', size, 'two sides')
+    if len(sides) != 2:
+        raise ValueError(f'Distiller: dry_run_size must be one number, or height and width, got {size!r}')
+    height, width = (arguments.whole('Distiller', 'dry_run_size', side, at_most=_LARGEST_SIDE) for side in sides)
+    return height, width

@@ -76,6 +76,35 @@ def load_config(source: str, who: str = 'config') -> Config:
         raise ModuleNotFoundError(
             f'{who}: {source!r} inherits from a package that is not installed ({error})', name=package
         ) from None
+    except Exception as error:
+        raise ValueError(
+            f'{who}: cannot read the config {source!r}: {type(error).__name__}: {one_line(error)}'
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of at most 600 letters."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = ' '.join(text.split())
+    return (text if len(text) <= 600 else text[:600] + ' …') or 'no message'
+
+
+def describe(error: Exception, who: str) -> str:
+    """An error's sentence as it stands if it begins with ``who``, else with ``who`` and the error's kind before it."""
+    text = one_line(error)
+    return text if text.startswith(who) else f'{who} fails with {type(error).__name__}: {text}'
+
+
+def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
+    """:func:`build_model`, where whatever the host raises becomes a ValueError that begins with ``who``."""
+    try:
+        return build_model(cfg, scope)
+    except Exception as error:
+        kind = cfg.get('type')
+        name = kind.__name__ if isinstance(kind, type) else repr(kind)
+        raise ValueError(
+            f'{who}: its model {name} cannot be built: {type(error).__name__}: {one_line(error)}'
+        ) from error
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:

@@ -1,16 +1,20 @@
 """FrozenTeacher: the other net. In no checkpoint, optimizer, DDP bucket or EMA copy."""
 
 import contextlib
+import math
+import re
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
+from . import arguments
 from . import checkpoint as ckpt
-from .hosts import build_model, normalisation, preserved_rng, read_model_config, valid_region
+from .hosts import build_named_model, host_of, normalisation, preserved_rng, read_model_config, valid_region
 from .taps import FeatureTaps
 
 _BN_MODES = ('eval', 'batch')
@@ -35,14 +39,25 @@ class FrozenTeacher:
                 'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_ADDRESS), '
                 'since a teacher with random weights would teach noise'
             )
+        arguments.text('teacher', 'checkpoint', checkpoint)
+        allow = (
+            [allow] if isinstance(allow, str) else arguments.listed('teacher', 'allow', allow, 'regular expressions')
+        )
+        for pattern in allow:
+            try:
+                re.compile(arguments.text('teacher', 'allow', pattern))
+            except re.error as error:
+                raise ValueError(f'teacher: allow: {pattern!r} is no regular expression: {error}') from None
         if bn not in _BN_MODES:
             raise ValueError(f'teacher: unknown bn {bn!r}, expected one of {", ".join(_BN_MODES)}')
         cfg, scope = read_model_config(model, 'teacher')
         self.scope = scope
         with preserved_rng():
-            self.model = build_model(cfg, scope)
+            self.model = build_named_model(cfg, scope, 'teacher')
+        if not isinstance(self.model, BaseModel) or host_of(self.model) is None:
+            raise TypeError(f'teacher: {type(self.model).__name__} is no model of mmpretrain, mmseg or mmdet')
         self.has_preprocessor = cfg.get('data_preprocessor') is not None
-        self.checkpoint, self.bn, self.allow = checkpoint, bn, [allow] if isinstance(allow, str) else list(allow)
+        self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False
         self._convert: tuple[Tensor, Tensor, bool] | None = None
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
@@ -75,6 +90,13 @@ class FrozenTeacher:
         own, other = normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
         if own is None or other is None or own == other:
             return
+        for who, (mean, std, _) in (('teacher', own), ('student', other)):
+            finite = all(isinstance(x, Real) and math.isfinite(x) for x in mean + std)
+            if len(mean) != 3 or len(std) != 3 or not finite or not all(std):
+                raise ValueError(
+                    f"{who}: its data_preprocessor's mean and std must be three finite numbers each, std not 0, got "
+                    f'{mean} and {std}'
+                )
         mean_s, std_s, mean_t, std_t = (torch.tensor(v).view(1, -1, 1, 1) for v in (*other[:2], *own[:2]))
         flip = own[2] != other[2]
         if flip:

@@ -1,14 +1,16 @@
 """Term: one line of the objective: select, connect, compare, weigh."""
 
+import contextlib
 import inspect
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .hosts import owner_head, untracked_statistics
+from . import arguments
+from .hosts import describe, owner_head, untracked_statistics
 from .registry import MODELS
 from .taps import FeatureTaps
 
@@ -55,11 +57,13 @@ class Term(nn.Module):
     ):
         super().__init__()
         self.name = name
-        if not name.startswith('loss_'):
+        if not isinstance(name, str) or not name.startswith('loss_'):
             raise ValueError(f"term {name!r}: its name must start with 'loss_', since only such keys are trained")
+        if re.search(r'[.\s]', name):
+            raise ValueError(f'term {name!r}: its name must be without dots and spaces, since it names a module')
         if not isinstance(config, Mapping):
             raise ValueError(f'term {name!r}: expected a dict(loss=…, on=…, weight=…), got {config!r}')
-        unknown = sorted(set(config) - set(_KEYS))
+        unknown = [key for key in config if key not in _KEYS]
         if unknown:
             raise KeyError(f'term {name!r}: unknown key {unknown[0]!r}, expected {", ".join(_KEYS)}')
         if 'loss' not in config:
@@ -67,8 +71,7 @@ class Term(nn.Module):
         self.weight = config.get('weight', 1.0)
         #: Factor on the weight, 1 unless a LossWeightHook sets it.
         self.scale = 1.0
-        if not isinstance(self.weight, (int, float)) or not math.isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f'term {name!r}: weight must be a finite number, 0 or above, got {self.weight!r}')
+        arguments.number(f'term {name!r}', 'weight', self.weight, at_least=0)
         self.student_names, self.single = self._names(config, 'student', student_taps)
         self.teacher_names, teacher_single = self._names(config, 'teacher', teacher_taps)
         if self.single != teacher_single:
@@ -173,7 +176,8 @@ class Term(nn.Module):
                     f'term {self.name!r}: teacher tap {tap!r} does not fire in a plain forward, so its channels are '
                     f"unknown; type them, as in loss=dict(type='{kind.__name__}', channels=[…])"
                 )
-        return {**config, 'channels': [teacher_taps.traces[tap].shapes[0][1] for tap in self.teacher_names]}
+        widths = [_width(f'term {self.name!r}: loss', teacher_taps, tap) for tap in self.teacher_names]
+        return {**config, 'channels': widths}
 
     def bind(self, teacher: nn.Module) -> None:
         """Let connectors take what they need from the teacher's layers: once built, and again once it is loaded."""
@@ -197,7 +201,7 @@ class Term(nn.Module):
         single = isinstance(names, str)
         names = [names] if single else list(names)
         for tap in names:
-            if tap not in taps.addresses:
+            if not isinstance(tap, str) or tap not in taps.addresses:
                 raise KeyError(
                     f'term {self.name!r}: unknown {side} tap {tap!r}, the taps are '
                     + (', '.join(map(repr, taps.addresses)) or 'none')
@@ -255,7 +259,7 @@ class Term(nn.Module):
                             f'term {self.name!r}: {taps.role} tap {tap!r} does not fire in a plain forward, so its '
                             f'channels are unknown; type them, as in {key}=dict(type=…, {field}=[…])'
                         )
-                    cfg[field] = taps.traces[tap].shapes[0][1]
+                    cfg[field] = _width(f'term {self.name!r}: {key}', taps, tap)
             connectors.append(build_registered(cfg, f'term {self.name!r}: {key}'))
         return connectors
 
@@ -268,8 +272,12 @@ def registered_class(config: Mapping, who: str) -> type:
     if isinstance(kind, type):
         return kind
     MODELS.import_from_location()
-    found = MODELS.module_dict.get(kind) or MODELS.get(kind)
-    if found is None:
+    found = None
+    if isinstance(kind, str) and kind:
+        # Of a scope that cannot be imported, or a name with odd characters, mmengine says less than what follows here.
+        with contextlib.suppress(Exception):
+            found = MODELS.module_dict.get(kind) or MODELS.get(kind)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
         known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
         raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')
     return found
@@ -283,7 +291,21 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
         raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
-    return kind(**arguments)
+    try:
+        module = kind(**arguments)
+    except Exception as error:
+        raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, which is no torch module')
+    return module
+
+
+def _width(who: str, taps: FeatureTaps, tap: str) -> int:
+    """The channels of a traced tap."""
+    shape = taps.traces[tap].shapes[0]
+    if len(shape) < 2:
+        raise ValueError(f'{who}: {taps.role} tap {tap!r} gives {tuple(shape)}, which has no channels; tap a feature')
+    return shape[1]
 
 
 def _connect(connectors: nn.ModuleList, features: list[Feature], likes: list[Feature]) -> list[Feature]:

@@ -145,12 +145,28 @@ def inplace_switches(model):
             ValueError,
             r"'loss_kd': KDLoss does not take these features \(student stage1 \(1, 8, .*; teacher logits \(1, 5, 4",
         ),
-        (dict(dry_run_size=0), ValueError, r"teacher: its dry run on one image of 0 x 0 \(mode='tensor'\) failed"),
+        (dict(dry_run_size=0), ValueError, 'Distiller: dry_run_size must be at least 1, got 0'),
+        (dict(dry_run_size=(32, 'wide')), ValueError, "dry_run_size must be a whole number, got 'wide'"),
     ],
 )  # fmt: skip
 def test_mistakes(config, overrides, error, says):
     with pytest.raises(error, match=says):
         Distiller(**config(**overrides))
+
+
+def test_a_net_that_does_not_run(config, tiny_fcn):
+    model = tiny_fcn(decode_head=tiny_fcn()['decode_head'] | dict(in_channels=7))
+    says = (
+        r"teacher: its dry run on one image of 32 x 32 \(mode='tensor'\) failed with RuntimeError: .*set dry_run_size"
+    )
+    with pytest.raises(ValueError, match=says):
+        Distiller(**config(teacher=dict(model=model, checkpoint='nowhere.pth')))
+
+
+def test_two_taps_of_one_stage_before_its_activation(built):
+    model = built(student_taps=dict(again=STAGES['stage2']), teacher_taps=dict(again=STAGES['stage2']))
+    resolved = model.student_taps.resolved
+    assert resolved['again'] == resolved['stage2']
 
 
 def test_another_number_of_classes_under_a_logits_term(config, tiny_fcn):

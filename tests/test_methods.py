@@ -183,7 +183,7 @@ def test_estimating_margins_leaves_the_training_as_it_was(scenes, without_batch_
 
 def test_without_the_hook_a_margin_from_data_stops_at_the_first_iteration(scenes, without_batch_norm, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
-    with pytest.raises(RuntimeError, match="tap 'stage1': MarginReLU needs training images before the first iteration"):
+    with pytest.raises(ValueError, match="tap 'stage1': MarginReLU needs training images before the first iteration"):
         run(cfg)
 
 

@@ -115,7 +115,7 @@ def test_mistakes(make, config, error, says):
 
 @pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '1', None, [1.0]])
 def test_a_bad_weight_raises(make, weight):
-    with pytest.raises(ValueError, match="term 'loss_x': weight must be a finite number, 0 or above, got"):
+    with pytest.raises(ValueError, match=r"term 'loss_x': weight must be (a finite number|0 or above), got"):
         make(dict(loss=KD, on='logits', weight=weight))
 
 

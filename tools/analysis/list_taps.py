@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None
+    if args.size is not None and not 0 < args.size <= 8192:
+        raise ValueError(f'--size: the side of an image, from 1 to 8192, got {args.size}')
     cfg = read_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if args.teacher:
