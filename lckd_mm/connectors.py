@@ -4,9 +4,10 @@ A connector is a module ``forward(x, like)``: ``x`` the feature of its own side,
 connector may use the shape. Where its constructor has ``in_channels`` and ``out_channels``, a
 :class:`~lckd_mm.terms.Term` fills them in from the dry run. A teacher's connector that needs training images says so by
 ``waits_for_data``: then :class:`~lckd_mm.hooks.DistillationHook` shows it ``batches`` features by ``observe`` before
-the first iteration, and calls ``settle``.
+the first iteration, and calls ``settle``. One that is trained along says so by ``online``: its term's loss trains it.
 """
 
+import inspect
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from . import arguments
 from .functional import bn_margin, margin_relu
-from .registry import MODELS
+from .registry import MODELS, build_registered, registered_class
 
 
 @MODELS.register_module()
@@ -167,49 +168,105 @@ class Translator(nn.Sequential):
 
 
 @MODELS.register_module()
-class Paraphraser(nn.Module):
-    """Makes a factor of the teacher's feature: the encoder of an auto-encoder that is trained first, then frozen.
+class FactorEncoder(nn.Sequential):
+    """A leaky ReLU and three 3x3 convolutions that make a factor of the student's feature; trained with the student.
 
-    As ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it by the
-    squared error of its reconstruction, with Adam, on the teacher's features of training images; a resumed run takes
-    it from the checkpoint.
+    Args:
+        in_channels: of the feature. out_channels: of the teacher's feature.
+        rate: channels of the factor over the teacher's; that of the :class:`AutoEncoder`.
+    Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
+        2021, the authors' encoder. Deviation: which of the convolutions narrows is not known; here the second one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
+        _check_channels('FactorEncoder', in_channels, out_channels)
+        factor = _paraphrased(out_channels, rate, 'FactorEncoder')
+        super().__init__(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+@MODELS.register_module()
+class AutoEncoder(nn.Module):
+    """Makes a factor of the teacher's feature: the encoder of an auto-encoder that learns to give the feature back.
+
+    As ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it on the
+    teacher's features of training images, with Adam, and it is frozen; a resumed run takes it from the checkpoint.
+    The factor is made with running statistics, and learns nothing by it. The encoder is :class:`FactorEncoder`, the
+    decoder mirrors it with transposed convolutions.
 
     Args:
         in_channels: of the feature.
         rate: channels of the factor over the feature's.
+        mode: 'l1', mean absolute error, or 'l2', mean squared error of the reconstruction.
         batches: that it is trained on, one update each (and each level, where a tap gives several; levels of one
             value a channel are left out). lr: of Adam.
+        online: train it along instead, with the student's optimizer, by a term of its own with
+            :class:`~lckd_mm.losses.ReconstructionLoss`, whose name other terms give as ``teacher_connector``: for
+            teachers that still learn.
     Raises:
-        ValueError: a rate, batches or lr that are not above 0; features without two values a channel.
-    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder ends without norm and
-        activation, so that it can give any feature; Adam in place of SGD.
+        ValueError: an unknown mode; a rate, batches or lr that are not above 0; features without two values a channel.
+    Source: IE-KD (Huang et al., CVPR 2021), section 3; 'l1' is the authors' code, 'l2' the paper. Deviation: the
+        decoder ends without norm and activation, so that it can give any feature; Adam; the authors train it for 30
+        epochs.
     """
 
-    def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
+    MODES = ('l1', 'l2')
+
+    def __init__(
+        self,
+        in_channels: int,
+        rate: float = 0.5,
+        mode: str = 'l1',
+        batches: int = 500,
+        lr: float = 1e-3,
+        online: bool = False,
+    ):
         super().__init__()
-        arguments.channels('Paraphraser', 'in_channels', in_channels)
-        arguments.whole('Paraphraser', 'batches', batches)
-        arguments.number('Paraphraser', 'lr', lr, above=0)
-        factor = _paraphrased(in_channels, rate, 'Paraphraser')
-        self.batches, self.lr = batches, lr
-        self.encoder = nn.Sequential(*_conv_layers(in_channels, in_channels, factor, factor))
+        who = type(self).__name__
+        if mode not in self.MODES:
+            raise ValueError(f'{who}: unknown mode {mode!r}, expected one of {", ".join(self.MODES)}')
+        arguments.channels(who, 'in_channels', in_channels)
+        arguments.whole(who, 'batches', batches)
+        arguments.number(who, 'lr', lr, above=0)
+        arguments.switch(who, 'online', online)
+        factor = _paraphrased(in_channels, rate, who)
+        self.mode, self.batches, self.lr, self.online = mode, batches, lr, online
+        self.encoder = self._encoder(in_channels, factor)
         layers: list[nn.Module] = []
         for a, b in ((factor, factor), (factor, in_channels)):
             layers += [nn.ConvTranspose2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
         self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(in_channels, in_channels, 3, padding=1))
         self.register_buffer('known', torch.zeros((), dtype=torch.uint8))
-        self._errors: list[float] = []
+        self._errors: list[tuple[float, float]] = []
         self._optimizer: torch.optim.Optimizer | None = None
-        self.requires_grad_(False)
+        self._learns = False
+        self.requires_grad_(online)
         self.train(False)
+
+    def _encoder(self, channels: int, factor: int) -> nn.Sequential:
+        return nn.Sequential(nn.LeakyReLU(0.1), *_conv_layers(channels, channels, factor, factor))
 
     @property
     def waits_for_data(self) -> bool:
-        return not self.known
+        return not self.online and not self.known
 
-    def train(self, mode: bool = True) -> 'Paraphraser':
-        # Frozen: it uses its running statistics whatever the student does.
+    def train(self, mode: bool = True) -> 'AutoEncoder':
+        # The factor is made with running statistics whatever the student does.
+        self._learns = mode
         return super().train(False)
+
+    def error(self, reconstruction: Tensor, x: Tensor) -> Tensor:
+        return (F.l1_loss if self.mode == 'l1' else F.mse_loss)(reconstruction, x)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """R(x); with the batch's statistics while it is trained along, where there are two values a channel."""
+        super().train(self._learns and x[:, 0].numel() > 1)
+        try:
+            return self.decoder(self.encoder(x))
+        finally:
+            super().train(False)
 
     @torch.enable_grad()
     def observe(self, x: Tensor) -> None:
@@ -221,20 +278,24 @@ class Paraphraser(nn.Module):
             self.requires_grad_(True)
             self._optimizer = torch.optim.Adam(self.parameters(), self.lr)
         super().train(True)
-        error = F.mse_loss(self.decoder(self.encoder(x)), x)
+        reconstruction = self.decoder(self.encoder(x))
+        error = self.error(reconstruction, x)
         self._optimizer.zero_grad()
         error.backward()
         for parameter in self.parameters():
             all_reduce(parameter.grad, 'mean')
         self._optimizer.step()
-        self._errors.append((error / x.var(correction=0).clamp(min=1e-12)).item())
+        with torch.no_grad():
+            lost = F.mse_loss(reconstruction, x) / x.var(correction=0).clamp(min=1e-12)
+            relative = F.l1_loss(reconstruction, x) / x.abs().mean().clamp(min=1e-12)
+        self._errors.append((lost.item(), relative.item()))
 
     def settle(self) -> str:
-        """Freeze; says how much of the feature's variance is lost."""
+        """Freeze; says how much of the feature's variance is lost, and the relative absolute error."""
         if self._optimizer is None:
             raise ValueError(
-                'Paraphraser: its features had one value a channel in every batch, and cannot be trained on; tap an '
-                'earlier layer, or take larger batches'
+                f'{type(self).__name__}: its features had one value a channel in every batch, and cannot be trained '
+                'on; tap an earlier layer, or take larger batches'
             )
         self._optimizer.zero_grad()
         self._optimizer = None
@@ -244,9 +305,106 @@ class Paraphraser(nn.Module):
             if buffer.is_floating_point():
                 all_reduce(buffer, 'mean')
         self.known.fill_(1)
-        first, last = self._errors[0], self._errors[-10:]
+        first, last = self._errors[0][0], self._errors[-10:]
         self._errors = []
-        return f'its auto-encoder loses {sum(last) / len(last):.1%} of the variance, {first:.0%} at first'
+        lost, relative = (sum(values) / len(last) for values in zip(*last))
+        return (
+            f'its auto-encoder loses {lost:.1%} of the variance, {first:.0%} at first; its mean absolute error is '
+            f'{relative:.1%} of the mean absolute feature'
+        )
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return self.encoder(x)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.online):
+            return self.encoder(x)
+
+
+@MODELS.register_module()
+class Paraphraser(AutoEncoder):
+    """Makes a factor of the teacher's feature, as :class:`AutoEncoder`, for FT: without the leaky ReLU that begins it.
+
+    It is trained before the first iteration, by the squared error, and frozen.
+
+    Args and what it raises: as :class:`AutoEncoder`.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder ends without norm and
+        activation, so that it can give any feature; Adam in place of SGD.
+    """
+
+    def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
+        super().__init__(in_channels, rate, 'l2', batches, lr)
+
+    def _encoder(self, channels: int, factor: int) -> nn.Sequential:
+        return nn.Sequential(*_conv_layers(channels, channels, factor, factor))
+
+
+@MODELS.register_module()
+class ChannelPart(nn.Module):
+    """One of the two halves of a feature's channels, by itself or through a connector of its own.
+
+    Two terms with the two parts, and the same split and seed, share out a student's feature between them.
+
+    Args:
+        in_channels: of the feature. out_channels: of the other side's feature.
+        part: 'inherit', the first half, or 'explore', the rest.
+        split: 'natural', in the order of the channels, or 'random', after a permutation that is drawn once and stored
+            in the checkpoint.
+        seed: of the permutation; the training's random numbers are left alone.
+        connector: config of what comes after, such as :class:`FactorEncoder`; its channels are filled in.
+        frozen: the connector keeps the weights that it begins with, on running statistics. A trained encoder can meet
+            an explore term by itself, with a student that stays what it was; a frozen one cannot.
+    Raises:
+        ValueError: an unknown part or split, a feature of one channel, a connector that looks at the teacher's layers.
+    Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder that is trained with the student.
+        Deviation: ``frozen`` is ours.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        part: str = 'inherit',
+        split: str = 'natural',
+        seed: int = 0,
+        connector: dict | None = None,
+        frozen: bool = False,
+    ):
+        super().__init__()
+        if part not in ('inherit', 'explore') or split not in ('natural', 'random'):
+            raise ValueError(
+                f"ChannelPart: part must be 'inherit' or 'explore', split 'natural' or 'random', got {part!r} and "
+                f'{split!r}'
+            )
+        _check_channels('ChannelPart', in_channels, out_channels)
+        arguments.whole('ChannelPart', 'seed', seed, at_least=0, at_most=2**32 - 1)
+        arguments.switch('ChannelPart', 'frozen', frozen)
+        if in_channels < 2:
+            raise ValueError(f'ChannelPart: a feature of {in_channels} channel has no two parts; tap another layer')
+        order = torch.arange(in_channels)
+        if split == 'random':
+            order = torch.randperm(in_channels, generator=torch.Generator().manual_seed(seed))
+        half = in_channels // 2
+        self.in_channels = in_channels
+        self.register_buffer('channels', order[:half] if part == 'inherit' else order[half:])
+        self.connector, self.frozen = None, frozen
+        if connector is not None:
+            widths = dict(in_channels=len(self.channels), out_channels=out_channels)
+            known = inspect.signature(registered_class(connector, 'ChannelPart: connector').__init__).parameters
+            widths = {key: value for key, value in widths.items() if key in known and key not in connector}
+            self.connector = build_registered({**connector, **widths}, 'ChannelPart: connector')
+            if any(hasattr(self.connector, key) for key in ('bind', 'waits_for_data')):
+                kind = type(self.connector).__name__
+                raise ValueError(f"ChannelPart: a {kind} looks at the teacher's layers; write it as teacher_connector")
+            if frozen:
+                self.connector.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> 'ChannelPart':
+        super().train(mode)
+        if self.frozen and self.connector is not None:
+            self.connector.train(False)
+        return self
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f'ChannelPart: expected {self.in_channels} channels, got {tuple(x.shape)}')
+        part = x.index_select(1, self.channels)
+        return part if self.connector is None else self.connector(part, like)

@@ -31,7 +31,7 @@ from .presets import preset_taps
 from .registry import MODELS
 from .taps import LIST_ALL, FeatureTaps
 from .teacher import FrozenTeacher
-from .terms import Term
+from .terms import Term, lenders_first
 
 #: Tap name to address, a preset's name, or a list of these.
 Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
@@ -122,7 +122,7 @@ class Distiller(BaseModel):
             self.teacher_taps = _merge_taps('teacher', self.teacher.model, taps, teacher_taps)
             self._dry_run(dry_run_size)
             self.terms = nn.ModuleDict()
-            for name, config in terms.items():
+            for name, config in lenders_first(terms).items():
                 self.terms[name] = Term(
                     name, config, self.student_taps, self.teacher_taps, net, dict(self.terms.items())
                 )
@@ -220,6 +220,7 @@ class Distiller(BaseModel):
             # mmengine's parse_losses would log this one in place of the total.
             losses = {('loss_task' if key == 'loss' else key): value for key, value in losses.items()}
         observed: dict[str, dict] = {}
+        targets: dict[str, dict] = {}
         for name, term in self.terms.items():
             if name in losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
@@ -227,7 +228,7 @@ class Distiller(BaseModel):
             replay = partial(self._replay, data_samples, state, precision)
             shared = observed.get(term.shares)
             follow = partial(self.watch.follow, name) if self.watches and torch.is_grad_enabled() else None
-            losses[name] = term(s, t, data_samples, observed[name], shared, inputs, replay, follow)
+            losses[name] = term(s, t, data_samples, observed[name], shared, inputs, replay, follow, targets)
 
         def explain(name: str) -> str:
             own = {key: value for key, value in losses.items() if key not in self.terms}
@@ -391,6 +392,7 @@ class Distiller(BaseModel):
             )
 
         observed: dict[str, dict] = {}
+        targets: dict[str, dict] = {}
         for name, term in self.terms.items():
             unseen = sorted(self._only_with_loss.intersection(term.student_names))
             if term.replays and unseen:
@@ -403,7 +405,8 @@ class Distiller(BaseModel):
             term.eval()
             try:
                 with torch.no_grad():
-                    value = term(s, t, samples, observed[name], observed.get(term.shares), image, replay)
+                    shared = observed.get(term.shares)
+                    value = term(s, t, samples, observed[name], shared, image, replay, targets=targets)
             except Exception as error:  # whatever a loss or connector raises on features that it cannot take
                 shapes = [
                     f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)

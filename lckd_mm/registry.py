@@ -3,6 +3,10 @@
 mmengine imports this file when it meets the scope ``lckd_mm`` and then the ``locations`` below: no ``custom_imports``.
 """
 
+import contextlib
+import inspect
+from collections.abc import Mapping
+
 try:
     import mmengine
     from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -23,6 +27,11 @@ except ModuleNotFoundError as error:
 if digit_version(mmengine.__version__) < digit_version('0.10.0'):
     raise ImportError(f'lckd_mm: mmengine {mmengine.__version__} is too old, 0.10.0 or later is needed')
 
+# After the sentences above, which say what is missing.
+from torch import nn
+
+from .hosts import describe
+
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
@@ -34,3 +43,39 @@ METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.optim'])
+
+
+def registered_class(config: Mapping, who: str) -> type:
+    """The class that a config's ``type`` names, ours also without the ``lckd_mm.`` before it."""
+    if not isinstance(config, Mapping) or 'type' not in config:
+        raise ValueError(f"{who}: expected a dict with a type, such as dict(type='lckd_mm.KDLoss'), got {config!r}")
+    kind = config['type']
+    if isinstance(kind, type):
+        return kind
+    MODELS.import_from_location()
+    found = None
+    if isinstance(kind, str) and kind:
+        # Of a scope that cannot be imported, or a name with odd characters, mmengine says less than what follows here.
+        with contextlib.suppress(Exception):
+            found = MODELS.module_dict.get(kind) or MODELS.get(kind)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
+        raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')
+    return found
+
+
+def build_registered(config: Mapping, who: str) -> nn.Module:
+    """Build what :func:`registered_class` finds; a wrong argument raises ValueError with the ones it takes."""
+    kind = registered_class(config, who)
+    arguments = {key: value for key, value in config.items() if key != 'type'}
+    try:
+        inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
+    try:
+        module = kind(**arguments)
+    except Exception as error:
+        raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, which is no torch module')
+    return module

@@ -1,6 +1,5 @@
 """Term: one line of the objective: select, connect, compare, weigh."""
 
-import contextlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments
-from .hosts import describe, owner_head, untracked_statistics
-from .registry import MODELS
+from .hosts import owner_head, untracked_statistics
+from .registry import build_registered, registered_class
 from .taps import FeatureTaps
 
 Feature = Tensor | list[Tensor]
@@ -21,7 +20,7 @@ Replay = Callable[[Tensor, list[str], list[str]], tuple[dict[str, Feature], dict
 Follow = Callable[[str, Feature], Feature]
 _KEYS = ('loss', 'on', 'student', 'teacher', 'weight', 'connector', 'teacher_connector')
 # What a loss may ask for beyond (student, teacher), by naming it in the signature of its forward.
-_EXTRAS = ('data_samples', 'raw_student', 'inputs', 'replay')
+_EXTRAS = ('data_samples', 'raw_student', 'raw_teacher', 'teacher_connectors', 'inputs', 'replay')
 
 
 class Term(nn.Module):
@@ -30,15 +29,16 @@ class Term(nn.Module):
     Args:
         name: its key in the loss dict; starts with ``loss_``.
         loss: config of a registered loss, a module ``forward(student, teacher)`` that may also take ``data_samples``,
-            ``raw_student`` (the student's features before the connectors), ``inputs`` (the batch of images) and
-            ``replay``: a function of other images to (student, teacher), connected, by another pass of both nets. Where
-            its constructor has ``channels``, they are the teacher's taps'.
+            ``raw_student`` and ``raw_teacher`` (the features before the connectors, one a tap), ``teacher_connectors``,
+            ``inputs`` (the batch of images) and ``replay``: a function of other images to (student, teacher),
+            connected, by another pass of both nets. Where its constructor has ``channels``, they are the teacher's
+            taps'. A loss around another one has that as its attribute ``wrapped`` and gives it what it asks for.
         on: a tap's name, or a list of them, of both nets; ``student`` and ``teacher`` name them apart.
         weight: not negative. A weight of 0 multiplies, it does not skip: a skipped connector would be an unused
             parameter under DDP.
         connector: config of the student-side connector, one instance a tap; None compares the raw features. The name
-            of a term before this one shares its connectors: the same features, made once.
-        teacher_connector: the same for the teacher's features.
+            of another term shares its connectors: the same features, made once.
+        teacher_connector: the same for the teacher's features; shared ones come without gradient.
         student_taps, teacher_taps: traced taps, from which names, shapes and channels are taken.
         student: the student, of which the head that owns the tap is shown to losses that have ``adapt``.
         others: the terms before this one.
@@ -94,17 +94,28 @@ class Term(nn.Module):
                     f'term {name!r}: {type(self.loss).__name__} runs the nets again, so it cannot share the connectors '
                     f'of {config["connector"]!r}; give it its own'
                 )
-            self.shares = self._shared(config['connector'], others or {})
+            self.shares = self._shared('connector', config['connector'], others or {})
             config = {**config, 'connector': None}
+        #: The term whose teacher's connectors this one shares.
+        self.teacher_shares: str | None = None
+        if isinstance(config.get('teacher_connector'), str):
+            if self.replays:
+                raise ValueError(
+                    f'term {name!r}: {type(self.loss).__name__} runs the nets again, so it cannot share the '
+                    f'teacher_connectors of {config["teacher_connector"]!r}; give it its own'
+                )
+            self.teacher_shares = self._shared('teacher_connector', config['teacher_connector'], others or {})
+            config = {**config, 'teacher_connector': None}
         self.connectors = self._connectors(config, 'connector', pairs, student_taps, teacher_taps)
         flipped = [(t, s) for s, t in pairs]
         self.teacher_connectors = self._connectors(config, 'teacher_connector', flipped, teacher_taps, student_taps)
         if any(hasattr(connector, key) for connector in self.connectors for key in ('bind', 'waits_for_data')):
             kind = type(self.connectors[0]).__name__
             raise ValueError(f"term {name!r}: {kind} looks at the teacher's layers; write it as teacher_connector")
+        self._refuse_untrained()
         self._teacher_norms = [taps.norm if (taps := teacher_taps.traces.get(n)) else None for n in self.teacher_names]
-        if hasattr(self.loss, 'adapt'):
-            self.loss.adapt(owner_head(student, student_taps.addresses[self.student_names[0]].path))
+        if hasattr(_innermost(self.loss), 'adapt'):
+            _innermost(self.loss).adapt(owner_head(student, student_taps.addresses[self.student_names[0]].path))
 
     def forward(
         self,
@@ -116,26 +127,37 @@ class Term(nn.Module):
         inputs: Tensor | None = None,
         replay: Replay | None = None,
         follow: Follow | None = None,
+        targets: dict[str, dict[str, Feature]] | None = None,
     ) -> Tensor:
         """The weighted term, a scalar of at least float32 whatever the autocast state.
 
         ``observed`` is filled with the student's connected features, by tap name; ``shared`` holds those of the term
         whose connectors this one shares. ``replay`` gives both nets' taps of these names for other images. The
-        student's features go through ``follow``.
+        student's features go through ``follow``. ``targets`` is filled with the teacher's connected features, by term
+        and tap name, and holds those of the terms before.
         """
         device = next(iter(_tensors(next(iter(student.values()))))).device.type
         with torch.autocast(device, enabled=False):
-            raw, connected, target = self._select(student, teacher, shared, follow)
+            raw, raw_teacher, connected, target = self._select(student, teacher, shared, follow, targets)
             if observed is not None:
                 observed.update(zip(self.student_names, connected, strict=True))
+            if targets is not None:
+                targets[self.name] = dict(zip(self.teacher_names, target, strict=True))
 
             def again(images: Tensor) -> tuple[Feature, Feature]:
                 features = replay(images, self.student_names, self.teacher_names)
                 with untracked_statistics(self.connectors):
-                    _, ours, theirs = self._select(*features, follow=follow)
+                    _, _, ours, theirs = self._select(*features, follow=follow)
                 return self._shaped(ours), self._shaped(theirs)
 
-            extras = {'data_samples': data_samples, 'raw_student': raw, 'inputs': inputs, 'replay': again}
+            extras = {
+                'data_samples': data_samples,
+                'raw_student': raw,
+                'raw_teacher': raw_teacher,
+                'teacher_connectors': self.teacher_connectors,
+                'inputs': inputs,
+                'replay': again,
+            }
             value = self.loss(
                 self._shaped(connected), self._shaped(target), **{key: extras[key] for key in self._wanted}
             )
@@ -152,23 +174,31 @@ class Term(nn.Module):
         teacher: Mapping[str, Feature],
         shared: Mapping[str, Feature] | None = None,
         follow: Follow | None = None,
-    ) -> tuple[list[Feature], list[Feature], list[Feature]]:
-        """The student's features as they are and connected, and the teacher's, connected."""
+        targets: Mapping[str, Mapping[str, Feature]] | None = None,
+    ) -> tuple[list[Feature], list[Feature], list[Feature], list[Feature]]:
+        """Both nets' features as they are, and both connected."""
         follow = follow or (lambda name, feature: feature)
         raw = [follow(name, _widen(student[name])) for name in self.student_names]
-        target = [_widen(teacher[name]) for name in self.teacher_names]
+        raw_teacher = [_widen(teacher[name]) for name in self.teacher_names]
         if self.shares is None:
-            connected = _connect(self.connectors, raw, target)
+            connected = _connect(self.connectors, raw, raw_teacher)
         else:
             connected = [follow(name, shared[name]) for name in self.student_names]
-        return raw, connected, _connect(self.teacher_connectors, target, raw)
+        if self.teacher_shares is None:
+            target = _connect(self.teacher_connectors, raw_teacher, raw)
+        else:
+            target = [_detached(targets[self.teacher_shares][name]) for name in self.teacher_names]
+        return raw, raw_teacher, connected, target
 
     def _shaped(self, features: list[Feature]) -> Feature | list[Feature]:
         return features[0] if self.single else features
 
     def _with_channels(self, config: Mapping, teacher_taps: FeatureTaps) -> Mapping:
         kind = registered_class(config, f'term {self.name!r}: loss')
-        if 'channels' not in inspect.signature(kind.__init__).parameters or 'channels' in config:
+        parameters = inspect.signature(kind.__init__).parameters
+        if 'loss' in parameters and isinstance(config.get('loss'), Mapping):
+            config = {**config, 'loss': self._with_channels(config['loss'], teacher_taps)}
+        if 'channels' not in parameters or 'channels' in config:
             return config
         for tap in self.teacher_names:
             if tap not in teacher_taps.traces:
@@ -208,29 +238,50 @@ class Term(nn.Module):
                 )
         return names, single
 
-    def _shared(self, name: str, others: Mapping[str, 'Term']) -> str:
+    def _shared(self, key: str, name: str, others: Mapping[str, 'Term']) -> str:
+        example = 'ConvBN' if key == 'connector' else 'MarginReLU'
         if name not in others:
             known = ', '.join(map(repr, others)) or 'none'
             raise KeyError(
-                f'term {self.name!r}: connector={name!r} names no term before this one (they are: {known}); give a '
-                "dict(type='lckd_mm.ConvBN') for connectors of its own"
+                f'term {self.name!r}: {key}={name!r} names no term before this one (they are: {known}); give a '
+                f"dict(type='lckd_mm.{example}') for connectors of its own"
             )
-        if not others[name].connectors and others[name].shares is None:
-            raise ValueError(f'term {self.name!r}: connector={name!r} names a term that has no connectors itself')
-        theirs = dict(zip(others[name].student_names, others[name].teacher_names))
-        for mine, opposite in zip(self.student_names, self.teacher_names):
-            if theirs.get(mine) != opposite:
+        lender = others[name]
+        if key == 'connector':
+            own, further = lender.connectors, lender.shares
+            theirs = dict(zip(lender.student_names, lender.teacher_names))
+            mine = zip(self.student_names, self.teacher_names)
+        else:
+            own, further = lender.teacher_connectors, lender.teacher_shares
+            theirs = dict(zip(lender.teacher_names, lender.student_names))
+            mine = zip(self.teacher_names, self.student_names)
+        if not own and further is None:
+            raise ValueError(f'term {self.name!r}: {key}={name!r} names a term that has no {key}s itself')
+        for tap, opposite in mine:
+            if theirs.get(tap) != opposite:
+                sides = ('student', 'teacher') if key == 'connector' else ('teacher', 'student')
                 raise ValueError(
-                    f'term {self.name!r}: it shares the connectors of {name!r}, which has none from student tap '
-                    f'{mine!r} to teacher tap {opposite!r}'
+                    f'term {self.name!r}: it shares the {key}s of {name!r}, which has none from {sides[0]} tap '
+                    f'{tap!r} to {sides[1]} tap {opposite!r}'
                 )
-        return others[name].shares or name
+        return further or name
+
+    def _refuse_untrained(self) -> None:
+        """A connector of the teacher that is trained along learns by a loss that reads it, and by no other."""
+        for connector in self.teacher_connectors:
+            if getattr(connector, 'online', False) and 'teacher_connectors' not in self._wanted:
+                raise ValueError(
+                    f'term {self.name!r}: a {type(connector).__name__} with online=True is trained by a term of its '
+                    "own, with loss=dict(type='lckd_mm.ReconstructionLoss'); put it there, and name that term here as "
+                    'teacher_connector'
+                )
 
     def _extras(self) -> list[str]:
-        parameters = list(inspect.signature(self.loss.forward).parameters)
+        loss = _innermost(self.loss)
+        parameters = list(inspect.signature(loss.forward).parameters)
         extras = [p for p in parameters[2:] if p in _EXTRAS]
         if len(parameters) < 2:
-            raise ValueError(f'term {self.name!r}: {type(self.loss).__name__} does not take (student, teacher)')
+            raise ValueError(f'term {self.name!r}: {type(loss).__name__} does not take (student, teacher)')
         return extras
 
     def _connectors(
@@ -264,48 +315,37 @@ class Term(nn.Module):
         return connectors
 
 
-def registered_class(config: Mapping, who: str) -> type:
-    """The class that a config's ``type`` names, ours also without the ``lckd_mm.`` before it."""
-    if not isinstance(config, Mapping) or 'type' not in config:
-        raise ValueError(f"{who}: expected a dict with a type, such as dict(type='lckd_mm.KDLoss'), got {config!r}")
-    kind = config['type']
-    if isinstance(kind, type):
-        return kind
-    MODELS.import_from_location()
-    found = None
-    if isinstance(kind, str) and kind:
-        # Of a scope that cannot be imported, or a name with odd characters, mmengine says less than what follows here.
-        with contextlib.suppress(Exception):
-            found = MODELS.module_dict.get(kind) or MODELS.get(kind)
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
-        known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
-        raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')
-    return found
-
-
-def build_registered(config: Mapping, who: str) -> nn.Module:
-    """Build what :func:`registered_class` finds; a wrong argument raises ValueError with the ones it takes."""
-    kind = registered_class(config, who)
-    arguments = {key: value for key, value in config.items() if key != 'type'}
-    try:
-        inspect.signature(kind).bind(**arguments)
-    except TypeError as error:
-        raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
-    try:
-        module = kind(**arguments)
-    except Exception as error:
-        raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
-    if not isinstance(module, nn.Module):
-        raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, which is no torch module')
-    return module
-
-
 def _width(who: str, taps: FeatureTaps, tap: str) -> int:
     """The channels of a traced tap."""
     shape = taps.traces[tap].shapes[0]
     if len(shape) < 2:
         raise ValueError(f'{who}: {taps.role} tap {tap!r} gives {tuple(shape)}, which has no channels; tap a feature')
     return shape[1]
+
+
+def lenders_first(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """The terms' configs in their order, but each after those whose connectors it shares: a config that mmengine has
+    written, as into each run's folder, is sorted by name.
+    """
+    ordered: dict[str, Any] = {}
+
+    def add(name: str, waiting: tuple[str, ...]) -> None:
+        config = terms[name]
+        for key in ('connector', 'teacher_connector'):
+            lender = config.get(key) if isinstance(config, Mapping) else None
+            if isinstance(lender, str) and lender in terms and lender not in (*waiting, name):
+                add(lender, (*waiting, name))
+        ordered.setdefault(name, config)
+
+    for name in terms:
+        add(name, ())
+    return ordered
+
+
+def _innermost(loss: nn.Module) -> nn.Module:
+    while hasattr(loss, 'wrapped'):
+        loss = loss.wrapped
+    return loss
 
 
 def _connect(connectors: nn.ModuleList, features: list[Feature], likes: list[Feature]) -> list[Feature]:
@@ -317,6 +357,10 @@ def _connect(connectors: nn.ModuleList, features: list[Feature], likes: list[Fea
         else [connector(level, other) for level, other in zip(x, like, strict=True)]
         for connector, x, like in zip(connectors, features, likes, strict=True)
     ]
+
+
+def _detached(feature: Feature) -> Feature:
+    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
 
 
 def _widen(feature: Feature) -> Feature:

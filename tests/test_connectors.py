@@ -5,8 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lckd_mm.connectors import ConvBN, MarginReLU, MatchSize, Paraphraser, Translator
+from lckd_mm.connectors import (
+    AutoEncoder,
+    ChannelPart,
+    ConvBN,
+    FactorEncoder,
+    MarginReLU,
+    MatchSize,
+    Paraphraser,
+    Translator,
+)
 from lckd_mm.functional import bn_margin
+from lckd_mm.losses import FTLoss
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +189,142 @@ def test_a_paraphraser_comes_back_from_a_checkpoint():
 def test_paraphraser_arguments_are_checked(arguments):
     with pytest.raises(ValueError, match=r'Paraphraser: (rate|lr|batches) must be (above 0|at least 1)'):
         Paraphraser(3, **arguments)
+
+
+# ---- FactorEncoder, AutoEncoder
+
+
+def test_the_encoders_of_both_nets_are_alike():
+    ours, theirs = FactorEncoder(8, 8), AutoEncoder(8).encoder
+    assert str(list(ours)) == str(list(theirs))
+    kinds = [nn.LeakyReLU, *3 * [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]]
+    assert [type(m) for m in ours] == kinds
+    assert {m.negative_slope for m in ours if isinstance(m, nn.LeakyReLU)} == {0.1}
+    assert FactorEncoder(3, 8, rate=0.75)(torch.randn(2, 3, 6, 6)).shape == (2, 6, 6, 6)
+    assert AutoEncoder(8, rate=0.75)(torch.randn(2, 8, 6, 6)).shape == (2, 6, 6, 6)
+
+
+@pytest.mark.parametrize('mode', AutoEncoder.MODES)
+def test_an_auto_encoder_learns_to_give_the_feature_back(mode):
+    connector = AutoEncoder(8, mode=mode, lr=1e-2)
+    with torch.no_grad():
+        for _ in range(80):
+            connector.observe(features())
+        said = connector.settle()
+    x = features()
+    back = connector.decoder(connector.encoder(x))
+    assert F.mse_loss(back, x) < 0.25 * x.var()
+    assert F.l1_loss(back, x) < 0.5 * x.abs().mean()
+    lost = float(said.split('loses ')[1].split('%')[0])
+    relative = float(said.split('mean absolute error is ')[1].split('%')[0])
+    assert lost < 25 and relative < 50
+    assert not any(p.requires_grad for p in connector.parameters())
+
+
+@pytest.mark.parametrize(('mode', 'error'), [('l1', F.l1_loss), ('l2', F.mse_loss)])
+def test_its_first_update_is_of_the_modes_error(mode, error):
+    connector = AutoEncoder(8, mode=mode, lr=1e-3)
+    other, x = AutoEncoder(8), features()
+    other.load_state_dict(connector.state_dict())
+    connector.observe(x)
+    other.requires_grad_(True)
+    nn.Module.train(other, True)
+    error(other.decoder(other.encoder(x)), x).backward()
+    torch.optim.Adam(other.parameters(), 1e-3).step()
+    assert all(torch.equal(a, b) for a, b in zip(connector.parameters(), other.parameters(), strict=True))
+
+
+def test_an_auto_encoder_that_is_trained_along_makes_its_factor_as_a_frozen_one_does():
+    connector = AutoEncoder(8, online=True).train()
+    x = features()
+    assert not connector.waits_for_data
+    assert not connector(x).requires_grad
+    before = {key: value.clone() for key, value in connector.state_dict().items()}
+    connector(x)
+    assert all(torch.equal(before[key], value) for key, value in connector.state_dict().items())
+    # Batch statistics while it learns, and they are remembered; running ones else.
+    connector.reconstruct(x).sum().backward()
+    assert connector.encoder[2].num_batches_tracked == 1
+    assert all(p.grad is not None for p in connector.parameters())
+    connector.eval().reconstruct(x)
+    connector.train().reconstruct(features(1)[:, :, :1, :1])  # one value a channel
+    assert connector.encoder[2].num_batches_tracked == 1
+    assert not any(m.training for m in connector.modules())
+
+
+@pytest.mark.parametrize('arguments', [dict(rate=0.0), dict(batches=0), dict(lr=0.0)])
+def test_auto_encoder_arguments_are_checked(arguments):
+    with pytest.raises(ValueError, match=r'AutoEncoder: .* must be above 0'):
+        AutoEncoder(3, **arguments)
+    with pytest.raises(ValueError, match="AutoEncoder: unknown mode 'mse', expected one of l1, l2"):
+        AutoEncoder(3, mode='mse')
+
+
+# ---- ChannelPart
+
+
+def test_natural_parts_are_the_halves():
+    x = torch.randn(2, 5, 3, 3)
+    assert torch.equal(ChannelPart(5, 8)(x), x[:, :2])
+    assert torch.equal(ChannelPart(5, 8, part='explore')(x), x[:, 2:])
+
+
+def test_random_parts_share_out_the_channels():
+    state = torch.random.get_rng_state()
+    parts = [ChannelPart(64, 8, part=part, split='random', seed=3).channels for part in ('inherit', 'explore')]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert len(parts[0]) == len(parts[1]) == 32
+    assert sorted(torch.cat(parts).tolist()) == list(range(64))
+    assert sorted(parts[0].tolist()) != list(range(32))
+    assert not torch.equal(parts[0], ChannelPart(64, 8, split='random', seed=4).channels)
+
+
+def test_the_permutation_is_stored():
+    first, other = (ChannelPart(64, 8, split='random', seed=seed) for seed in (0, 1))
+    x = torch.randn(1, 64, 2, 2)
+    assert not torch.equal(first(x), other(x))
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(first(x), other(x))
+
+
+def test_the_inheriting_part_is_the_plain_loss_on_half_the_channels():
+    x, y = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 3, 3)
+    part = ChannelPart(8, 8, connector=dict(type='lckd_mm.FactorEncoder'))
+    plain = FactorEncoder(4, 8)
+    plain.load_state_dict(part.connector.state_dict())
+    assert torch.equal(FTLoss()(part(x), y), FTLoss()(plain(x[:, :4]), y))
+
+
+def test_a_parts_connector_gets_the_other_side():
+    x = torch.randn(1, 4, 2, 2)
+    assert ChannelPart(4, 8, connector=dict(type='lckd_mm.MatchSize'))(x, torch.zeros(1, 8, 4, 4)).shape == (1, 2, 4, 4)
+
+
+def test_a_frozen_parts_connector_stays_and_passes_the_gradient_on():
+    part = ChannelPart(8, 8, part='explore', connector=dict(type='lckd_mm.FactorEncoder'), frozen=True).train()
+    before = {key: value.clone() for key, value in part.state_dict().items()}
+    x = torch.randn(2, 8, 3, 3, requires_grad=True)
+    part(x).sum().backward()
+    assert all(torch.equal(before[key], value) for key, value in part.state_dict().items())
+    assert not any(p.requires_grad for p in part.parameters())
+    assert x.grad[:, 4:].abs().max() > 0 and not x.grad[:, :4].any()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (dict(part='both'), "part must be 'inherit' or 'explore'"),
+        (dict(split='even'), "split 'natural' or 'random'"),
+        (dict(in_channels=1), 'a feature of 1 channel has no two parts'),
+        (dict(connector=dict(type='lckd_mm.MarginReLU')), "MarginReLU looks at the teacher's layers"),
+        (dict(connector=dict(type='lckd_mm.ConvBN', width=3)), 'ChannelPart: connector: ConvBN .*width'),
+    ],
+)
+def test_channel_part_arguments_are_checked(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        ChannelPart(**{'in_channels': 8, 'out_channels': 8, **arguments})
+
+
+def test_a_part_of_another_width_raises():
+    with pytest.raises(ValueError, match=r'ChannelPart: expected 4 channels, got \(1, 6, 2, 2\)'):
+        ChannelPart(4, 4)(torch.randn(1, 6, 2, 2))

@@ -9,11 +9,12 @@ from lckd_mm.functional import kd_divergence
 from lckd_mm.losses import KDLoss, LipschitzLoss
 from lckd_mm.registry import MODELS
 from lckd_mm.taps import FeatureTaps, Trace
-from lckd_mm.terms import Term, build_registered, registered_class
+from lckd_mm.terms import Term, build_registered, lenders_first, registered_class
 
 KD = dict(type='lckd_mm.KDLoss')
 LIPSCHITZ = dict(type='lckd_mm.LipschitzLoss')
 CONV = dict(type='lckd_mm.ConvBN')
+SAME = dict(type='lckd_mm.ConvBN', in_channels=[5, 7], out_channels=[2, 4])
 
 
 class Gap(nn.Module):
@@ -332,3 +333,60 @@ def test_sharing_what_is_not_there_raises(make):
     bare = make(dict(loss=dict(type=Gap), on=['a']), 'loss_bare')
     with pytest.raises(ValueError, match='names a term that has no connectors itself'):
         make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_bare'), others={'loss_bare': bare})
+    with pytest.raises(ValueError, match='names a term that has no teacher_connectors itself'):
+        make(dict(loss=dict(type=Gap), on=['a'], teacher_connector='loss_first'), others={'loss_first': first})
+
+
+def test_a_shared_teacher_connector_is_the_other_terms_own_feature_without_gradient(make, features):
+    first = make(dict(loss=dict(type=Gap), on=['a', 'b'], teacher_connector=SAME), 'loss_first')
+    second = make(
+        dict(loss=dict(type=Greedy), on=['b'], teacher_connector='loss_first'), 'loss_second',
+        others={'loss_first': first},
+    )  # fmt: skip
+    assert second.teacher_shares == 'loss_first'
+    assert not list(second.parameters())
+    targets = {}
+    first(*features, targets=targets)
+    second(*features, targets=targets)
+    assert targets['loss_first']['b'].requires_grad
+    got = second.loss.seen['teacher'][0]
+    assert got.data_ptr() == targets['loss_first']['b'].data_ptr() and not got.requires_grad
+
+
+def test_terms_are_built_after_those_whose_connectors_they_share():
+    terms = dict(
+        loss_a=dict(connector='loss_c'), loss_b=dict(teacher_connector='loss_d'), loss_c=dict(connector='loss_d'),
+        loss_d={}, loss_e={},
+    )  # fmt: skip
+    assert list(lenders_first(terms)) == ['loss_d', 'loss_c', 'loss_a', 'loss_b', 'loss_e']
+    plain = dict(loss_b={}, loss_a=dict(connector='loss_b'), loss_0={})
+    assert list(lenders_first(plain)) == list(plain)
+    # A ring, and what is no term, are refused when the terms are built.
+    ring = dict(loss_a=dict(connector='loss_b'), loss_b=dict(connector='loss_a'), loss_c=dict(connector='loss_x'))
+    assert set(lenders_first(ring)) == set(ring)
+
+
+def test_a_loss_around_another_gets_what_that_one_asks_for(make, features):
+    inner = dict(type='lckd_mm.AFDLoss')
+    term = make(
+        dict(loss=dict(type='lckd_mm.ExploreLoss', loss=inner, form='hinge', bound=9.0), on='b', connector=CONV)
+    )
+    assert term.loss.wrapped.attentions[0][0].in_features == 7  # the teacher's channels
+    kd = make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=KD, form='saturating', bound=9.0), on='logits'))
+    assert (kd.loss.wrapped.activation, kd._wanted) == ('sigmoid', ['data_samples'])
+    noise = dict(type='lckd_mm.JacobianLoss', mode='noise')
+    assert make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=noise, form='hinge', bound=1.0), on='logits')).replays
+
+
+def test_an_auto_encoder_that_is_trained_along_needs_its_own_loss(make, features):
+    online = dict(type='lckd_mm.AutoEncoder', online=True)
+    with pytest.raises(ValueError, match=r"trained by a term of its own, with loss=dict.type='lckd_mm.Reconstruction"):
+        make(dict(loss=dict(type='lckd_mm.FTLoss'), on='b', connector=CONV, teacher_connector=online))
+    term = make(dict(loss=dict(type='lckd_mm.ReconstructionLoss'), on='b', teacher_connector=online))
+    teacher = {name: x if name == 'levels' else x.requires_grad_() for name, x in features[1].items()}
+    term.train()
+    term(features[0], teacher).backward()
+    assert teacher['b'].grad is None
+    assert all(p.grad is not None for p in term.teacher_connectors.parameters())
+    with pytest.raises(ValueError, match='ReconstructionLoss: trains auto-encoders'):
+        make(dict(loss=dict(type='lckd_mm.ReconstructionLoss'), on='b'))(*features)

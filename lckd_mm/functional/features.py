@@ -112,6 +112,21 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return mean((F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))).abs())
 
 
+def factor_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Cosine of the angle between two factors, each flattened.
+
+    Args:
+        student: ``(B, ...)``. teacher: the same shape.
+    Returns:
+        ``(B,)``, -1 to 1; 0 where a factor is zero.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Huang et al., IE-KD, CVPR 2021, the authors' code. Deviation: none.
+    """
+    _same_shape('factor cosine', student, teacher)
+    return (F.normalize(student.flatten(1)) * F.normalize(teacher.flatten(1))).sum(1)
+
+
 def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
     r"""Squared distance of maps, each channel weighed by its attention.
 

@@ -1,6 +1,7 @@
 """Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
 
 from .detection import FGDLoss
+from .exploration import ExploreLoss, FactorCosineLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss
@@ -13,13 +14,16 @@ __all__ = [
     'ATLoss',
     'CWDLoss',
     'DKDLoss',
+    'ExploreLoss',
     'FGDLoss',
     'FSPLoss',
     'FTLoss',
+    'FactorCosineLoss',
     'FitNetsLoss',
     'JacobianLoss',
     'KDLoss',
     'LipschitzLoss',
     'OFDLoss',
     'RKDLoss',
+    'ReconstructionLoss',
 ]

@@ -128,6 +128,8 @@ class ATLoss(nn.Module):
         that of the authors' code; their eq. 2 has the norm itself.
     """
 
+    bounded = True  # attention maps have unit length
+
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         return weighted_layers('ATLoss', student, teacher, None, self._distance)
 
@@ -223,6 +225,8 @@ class FTLoss(nn.Module):
         ValueError: shapes that differ.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3. Deviation: none.
     """
+
+    bounded = True  # factors have unit length
 
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         return weighted_layers('FTLoss', student, teacher, None, factor_distance)
