@@ -16,7 +16,7 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS, STRATEGIES
 from mmengine.runner import Runner
 from torch import nn
 
-from .checkpoint import check_loading, load_strictly
+from .checkpoint import STATE_KEY, check_loading, load_strictly
 from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, trust
 from .hosts import build_model, load_config
 
@@ -221,6 +221,32 @@ def test(argv: list[str]) -> None:
         import json
 
         Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
+
+
+def fit(argv: list[str]) -> None:
+    """``tools/fit_connectors.py``: what a distillation estimates from training images, into a file."""
+    from .hooks import DistillationHook
+
+    p = parser('Fit what a distillation takes from training images: auto-encoders, margins')
+    p.add_argument('out', help="file to write, for default_hooks.distillation.fitted of this distillation's runs")
+    args = p.parse_args(argv)
+    cfg = read_config(args)
+    if not is_distillation(cfg):
+        raise ValueError(f'config {args.config!r} is no distillation, so there is nothing to fit')
+    check_data(cfg, ('train_dataloader',))
+    check_parallelism(cfg, 'a Distiller taps the features of a whole teacher')
+    check_teacher_file(cfg)
+    cfg.load_from, cfg.resume = None, False
+    add_hooks(cfg)
+    cfg.default_hooks.distillation = dict(type='lckd_mm.DistillationHook')
+    prepare_launch(cfg)
+    runner = build_runner(cfg)
+    (hook,) = (h for h in runner.hooks if isinstance(h, DistillationHook))
+    state = hook.fit(runner)
+    if runner.rank == 0:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({STATE_KEY: dict(version=1, terms=state)}, args.out)
+        runner.logger.info(f'written to {args.out}; use it with default_hooks.distillation.fitted={args.out}')
 
 
 def add_hooks(cfg: Config) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint import STATE_KEY
 from ..distiller import Distiller
+from ..files import read_checkpoint
 from ..hosts import preserved_rng
 from ..registry import HOOKS
 
@@ -30,13 +31,21 @@ class DistillationHook(Hook):
 
     They stand under the key ``lckd_mm`` of the file; ``state_dict`` is the student's alone. ``load_from`` takes the
     student and leaves the connectors as they are. Before the first iteration it also fills what a connector estimates
-    from training images (:class:`~lckd_mm.connectors.MarginReLU`). ``tools/train.py`` adds this hook by itself.
+    from training images (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`).
+    ``tools/train.py`` adds this hook by itself.
 
+    Args:
+        fitted: a file from which these connectors are taken instead, by the names of their terms: one that
+            ``tools/fit_connectors.py`` has written, or any checkpoint of a distillation that had them.
     Raises:
+        FileNotFoundError: no such file.
         ValueError: on resuming from a file without connectors there (a plain run's), or with others.
     """
 
     priority = 'VERY_HIGH'
+
+    def __init__(self, fitted: str | None = None):
+        self.fitted = fitted
 
     def before_run(self, runner) -> None:
         distiller_of(runner, 'DistillationHook').state_is_stored = True
@@ -62,14 +71,50 @@ class DistillationHook(Hook):
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
-        """Show training images to the connectors that wait for them: margins without BatchNorm, paraphrasers."""
+        """Show training images to the connectors that wait for them: margins without BatchNorm, auto-encoders."""
         model = distiller_of(runner, 'DistillationHook')
         if runner._load_from and not runner._resume:
             # A whole student has just been written over what it had of the teacher.
             model.take_over()
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
-        if not waiting:
-            return
+        if self.fitted is not None and waiting:
+            self._take_fitted(runner, model, waiting)
+        elif waiting:
+            self._show_images(runner, model, waiting)
+
+    def fit(self, runner) -> dict[str, Tensor]:
+        """Load the teacher, fill the connectors that wait for training images, and give what is in them, by name."""
+        self.before_run(runner)
+        model = distiller_of(runner, 'DistillationHook')
+        model.init_weights()
+        names = _names(model, [pair for term in model.terms.values() for pair in term.waiting()])
+        if not names:
+            raise ValueError(
+                'DistillationHook: no connector of this config waits for training images, so there is nothing to fit'
+            )
+        self.before_train(runner)
+        return {k: v for k, v in model.distillation_state().items() if k.startswith(tuple(f'{n}.' for n in names))}
+
+    def _take_fitted(self, runner, model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> None:
+        stored = (read_checkpoint(self.fitted, 'DistillationHook: fitted').get(STATE_KEY) or {}).get('terms', {})
+        for name, (tap, connector) in zip(_names(model, waiting), waiting, strict=True):
+            who = f'DistillationHook: fitted={self.fitted!r}'
+            state = {k.removeprefix(f'{name}.'): v for k, v in stored.items() if k.startswith(f'{name}.')}
+            if not state:
+                held = ', '.join(sorted({k.split('.')[0] for k in stored})) or 'none'
+                raise ValueError(
+                    f'{who} holds nothing for {name!r} (terms in it: {held}); write it with tools/fit_connectors.py '
+                    'and this config, or take fitted away'
+                )
+            try:
+                connector.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f'{who} does not fit {name!r}: {" ".join(str(error).split())}') from error
+            if connector.waits_for_data:
+                raise ValueError(f'{who} holds {name!r} as it was before it had seen training images')
+            runner.logger.info(f'{type(connector).__name__} at {tap!r}: taken from {self.fitted}')
+
+    def _show_images(self, runner, model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> None:
         loader_cfg = copy.deepcopy(runner.cfg.get('train_dataloader'))
         if not isinstance(loader_cfg, dict):
             raise ValueError(
@@ -85,6 +130,8 @@ class DistillationHook(Hook):
             seeds = runner.cfg.get('randomness') or {}
             loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
             batches = max(connector.batches for _, connector in waiting)
+            kinds = ', '.join(f'{type(connector).__name__} at {tap!r}' for tap, connector in waiting)
+            runner.logger.info(f'{kinds}: shown {batches} batches of training images before the first iteration')
             for i, batch in enumerate(islice(_again_and_again(loader), batches)):
                 left = [(tap, connector) for tap, connector in waiting if i < connector.batches]
                 data = model.data_preprocessor(batch, True)
@@ -95,6 +142,11 @@ class DistillationHook(Hook):
                         connector.observe(level)
         for tap, connector in waiting:
             runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.settle()}')
+
+
+def _names(model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> list[str]:
+    names = {module: name for name, module in model.terms.named_modules()}
+    return [names[connector] for _, connector in waiting]
 
 
 def _again_and_again(loader: Any) -> Iterator:
