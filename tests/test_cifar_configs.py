@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
-from run_helpers import ROOT, run
+from run_helpers import ROOT, count, run
 
 from lckd_mm.cli import check_data
 from lckd_mm.hosts import build_model
@@ -30,6 +30,11 @@ SETTINGS = {
     'f': ('pyramidnet200-240', 'pyramidnet110-84', 64, 1.0, None, 1 / 500),
     'g': ('wrn28-4', 'mobilenetv1', 128, 1.0, None, 1 / 100),
 }
+
+
+# IE-KD's pair, with the loss that each method turns around.
+IE_PAIR = 'resnet56_resnet20_1xb128_cifar100'
+IE = {'ie': 'FTLoss', 'ie-at': 'ATLoss', 'ie-ofd': 'OFDLoss'}
 
 
 def path_of(method, setting):
@@ -70,13 +75,13 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp('cifar100')
     folder, rng = root / 'cifar-100-python', np.random.default_rng(0)
     folder.mkdir()
-    for split, count in (('train', 8), ('test', 4)):
+    for split, images in (('train', 8), ('test', 4)):
         entry = {
-            b'filenames': [f'{split}_{i}.png'.encode() for i in range(count)],
+            b'filenames': [f'{split}_{i}.png'.encode() for i in range(images)],
             b'batch_label': split.encode(),
-            b'fine_labels': [int(y) for y in rng.integers(100, size=count)],
-            b'coarse_labels': [int(y) for y in rng.integers(20, size=count)],
-            b'data': rng.integers(256, size=(count, 3072), dtype=np.uint8),
+            b'fine_labels': [int(y) for y in rng.integers(100, size=images)],
+            b'coarse_labels': [int(y) for y in rng.integers(20, size=images)],
+            b'data': rng.integers(256, size=(images, 3072), dtype=np.uint8),
         }
         (folder / split).write_bytes(dumps(entry))
     names = {b'fine_label_names': [f'fine {i}'.encode() for i in range(100)], b'coarse_label_names': [b'coarse'] * 20}
@@ -202,10 +207,40 @@ def test_the_recipe_is_the_papers(setting):
     assert (CONFIGS / f'{Path(cfg.model.teacher.checkpoint).parent.name}.py').is_file()
 
 
+@pytest.mark.parametrize('method', count(list(IE), ['ie']))
+def test_two_steps_of_inheritance_and_exploration(method, cifar100, tmp_path):
+    cfg = Config.fromfile(CONFIGS / f'{method}_{IE_PAIR}.py')
+    assert [s.milestones for s in cfg.param_scheduler] == [[80, 120]] and cfg.train_cfg.max_epochs == 160
+    for model in (cfg.model.student, cfg.model.teacher.model):
+        shallow(model)
+    init_default_scope('mmpretrain')
+    teacher = build_model(cfg.model.teacher.model, 'mmpretrain')
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    cfg.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')
+    for loader in ('train_dataloader', 'val_dataloader'):
+        cfg[loader].update(batch_size=4, num_workers=0, persistent_workers=False)
+        cfg[loader].dataset.data_prefix = str(cifar100)
+    if method == 'ie':
+        assert cfg.model.terms.loss_inherit.teacher_connector.batches == 30 * math.ceil(50000 / 128)
+        cfg.model.terms.loss_inherit.teacher_connector.batches = 2
+    cfg.train_cfg.max_epochs = 1
+    cfg.work_dir, cfg.log_level = str(tmp_path / 'run'), 'WARNING'
+    cfg.default_hooks.distillation = dict(type='lckd_mm.DistillationHook')
+    recorder = Recorder()
+    runner = run(cfg, recorder)
+    explore = runner.model.terms['loss_explore']
+    assert type(explore.loss.wrapped).__name__ == IE[method]
+    assert len(recorder.seen) == 2
+    for *_, losses in recorder.seen:
+        assert losses['loss_inherit'] > 0 > losses['loss_explore'] >= -explore.weight * 3000
+        assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_every_setting_has_all_its_configs():
     expected = {path_of(method, s).name for method in ('kd', 'ofd', 'lckd', 'lckd-kd') for s in SETTINGS}
     for teacher, student, batch, *_ in SETTINGS.values():
         expected |= {f'{student}_1xb{batch}_cifar100.py', f'{teacher}_1xb{batch}_cifar100.py'}
+    expected |= {'resnet20_1xb128_cifar100.py', *(f'{method}_{IE_PAIR}.py' for method in IE)}
     assert {p.name for p in CONFIGS.glob('*.py')} == expected
 
 
