@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import arguments
 from .functional import bn_margin, margin_relu
+from .functional.shapes import mean
 from .registry import MODELS, build_registered, registered_class
 
 
@@ -258,7 +259,8 @@ class AutoEncoder(nn.Module):
         return super().train(False)
 
     def error(self, reconstruction: Tensor, x: Tensor) -> Tensor:
-        return (F.l1_loss if self.mode == 'l1' else F.mse_loss)(reconstruction, x)
+        gap = reconstruction - x
+        return mean(gap.abs() if self.mode == 'l1' else gap.square())
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """R(x); with the batch's statistics while it is trained along, where there are two values a channel."""

@@ -254,7 +254,7 @@ def test_an_auto_encoder_that_is_trained_along_makes_its_factor_as_a_frozen_one_
 
 @pytest.mark.parametrize('arguments', [dict(rate=0.0), dict(batches=0), dict(lr=0.0)])
 def test_auto_encoder_arguments_are_checked(arguments):
-    with pytest.raises(ValueError, match=r'AutoEncoder: .* must be above 0'):
+    with pytest.raises(ValueError, match=r'AutoEncoder: .* must be (above 0|at least 1)'):
         AutoEncoder(3, **arguments)
     with pytest.raises(ValueError, match="AutoEncoder: unknown mode 'mse', expected one of l1, l2"):
         AutoEncoder(3, mode='mse')

@@ -124,6 +124,7 @@ def factor_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Huang et al., IE-KD, CVPR 2021, the authors' code. Deviation: none.
     """
     _same_shape('factor cosine', student, teacher)
+    check_rank('factor cosine', student, 2, '(B, ...)')
     return (F.normalize(student.flatten(1)) * F.normalize(teacher.flatten(1))).sum(1)
 
 

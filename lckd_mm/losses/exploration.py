@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import factor_cosine
+from ..functional.shapes import mean
 from ..registry import MODELS, build_registered
 from .features import weighted_layers
 
@@ -97,7 +98,7 @@ class FactorCosineLoss(nn.Module):
 
     def _angle(self, student: Tensor, teacher: Tensor) -> Tensor:
         cosine = factor_cosine(student, teacher)
-        return (1 - cosine if self.form == 'inherit' else cosine.abs()).mean()
+        return mean(1 - cosine if self.form == 'inherit' else cosine.abs())
 
 
 @MODELS.register_module()

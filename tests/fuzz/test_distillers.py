@@ -165,6 +165,22 @@ TERMS = dict(
         loss=dict(type='lckd_mm.FTLoss'), on='high',
         connector=dict(type='lckd_mm.Translator', in_channels=4, out_channels=8, rate=1.0),
     ),
+    explore=dict(
+        loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss'), form='saturating', bound=1.0),
+        on='high',
+        connector=dict(
+            type='lckd_mm.ChannelPart', in_channels=4, out_channels=8, part='explore', split='random', seed=3,
+            frozen=False, connector=dict(type='lckd_mm.FactorEncoder', rate=1.0),
+        ),
+    ),
+    cosine=dict(
+        loss=dict(type='lckd_mm.FactorCosineLoss', form='inherit'), on='high',
+        connector=dict(type='lckd_mm.Translator', in_channels=4, out_channels=8, rate=1.0),
+    ),
+    autoencoder=dict(
+        loss=dict(type='lckd_mm.ReconstructionLoss'), on='high',
+        teacher_connector=dict(type='lckd_mm.AutoEncoder', rate=0.5, mode='l1', batches=5, lr=1e-3, online=True),
+    ),
     rkd=dict(loss=dict(type='lckd_mm.RKDLoss', distance_weight=25.0, angle_weight=50.0), on='high'),
     jacobian=dict(loss=dict(type='lckd_mm.JacobianLoss', mode='difference', sigma=0.1), on='logits'),
     gradient=dict(loss=dict(type='lckd_mm.JacobianLoss', mode='gradient', sigma=0.1), on='logits'),

@@ -95,6 +95,7 @@ OF_PAIRS = dict(
     binary_kd=lambda s, t: F.binary_kd_divergence(s, t, 4.0),
     partial_l2=F.partial_l2,
     activation_boundary=F.activation_boundary,
+    factor_cosine=F.factor_cosine,
     factor_distance=F.factor_distance,
     channel_divergence=lambda s, t: F.channel_divergence(s, t, 4.0),
     transmitting_matrix=F.transmitting_matrix,
