@@ -36,7 +36,14 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='lckd_mm',
-    locations=['lckd_mm.distiller', 'lckd_mm.losses', 'lckd_mm.connectors', 'lckd_mm.backbones', 'lckd_mm.heads'],
+    locations=[
+        'lckd_mm.distiller',
+        'lckd_mm.losses',
+        'lckd_mm.connectors',
+        'lckd_mm.critics',
+        'lckd_mm.backbones',
+        'lckd_mm.heads',
+    ],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=[])

@@ -43,6 +43,13 @@ METHODS = {
     # The relations' weight is far above the authors', so that three steps move what depends on it alone.
     'loss_fgd': dict(loss=dict(type='lckd_mm.FGDLoss', lam=1e-2), on=STAGE_NAMES, **CONNECTED),
     'loss_jacobian': dict(loss=dict(type='lckd_mm.JacobianLoss'), on='logits'),
+    'loss_adversarial': dict(
+        loss=dict(
+            type='lckd_mm.AdversarialLoss', critic=dict(type='lckd_mm.ConvCritic'),
+            penalty=dict(type='lckd_mm.GradientPenalty'),
+        ),
+        on=STAGE_NAMES, **CONNECTED,
+    ),
     'loss_noise': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='noise'), on='stage4', **CONNECTED),
     'loss_gradient': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='gradient'), on='logits'),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Pure tensor functions: they need torch and nothing else."""
 
+from .adversarial import convex_phi, critic_loss, fooling_loss, gradient_norms, interpolates, slope_penalty
 from .detection import absolute_attention, attended_context, box_masks, focal_distances
 from .features import (
     activation_boundary,
@@ -36,11 +37,16 @@ __all__ = [
     'bn_margin',
     'box_masks',
     'channel_divergence',
+    'convex_phi',
+    'critic_loss',
     'decoupled_kd',
     'directional_gap',
     'factor_cosine',
     'factor_distance',
     'focal_distances',
+    'fooling_loss',
+    'gradient_norms',
+    'interpolates',
     'kd_divergence',
     'layer_norms',
     'lipschitz_gap',
@@ -50,6 +56,7 @@ __all__ = [
     'pairwise_distances',
     'partial_l2',
     'product_bound',
+    'slope_penalty',
     'spectral_norm',
     'transmitting_matrix',
     'transmitting_norm',

@@ -1,5 +1,6 @@
 """Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
 
+from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, FactorCosineLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
@@ -12,6 +13,7 @@ __all__ = [
     'ABLoss',
     'AFDLoss',
     'ATLoss',
+    'AdversarialLoss',
     'CWDLoss',
     'DKDLoss',
     'ExploreLoss',
@@ -20,8 +22,11 @@ __all__ = [
     'FTLoss',
     'FactorCosineLoss',
     'FitNetsLoss',
+    'GradientPenalty',
     'JacobianLoss',
     'KDLoss',
+    'LGANLoss',
+    'LSGANLoss',
     'LipschitzLoss',
     'OFDLoss',
     'RKDLoss',

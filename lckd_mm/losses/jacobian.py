@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from mmengine.dist import get_rank
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -11,6 +10,7 @@ from .. import arguments
 from ..functional import directional_gap, unit_gap
 from ..functional.shapes import mean_square
 from ..registry import MODELS
+from .streams import own_generator
 
 Feature = Tensor | list[Tensor]
 
@@ -90,10 +90,7 @@ class JacobianLoss(nn.Module):
         return unit_gap(ours, theirs)
 
     def _noise(self, like: Tensor) -> Tensor:
-        """From a stream of its own for each rank, so that the training's random numbers stay what they were."""
-        self.draws += 1
-        seed = torch.initial_seed() + int(self.draws) + 1_000_003 * get_rank()
-        generator = torch.Generator(like.device).manual_seed(seed % 2**63)
+        generator = own_generator(self.draws, like.device)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

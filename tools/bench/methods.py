@@ -37,6 +37,7 @@ TITLES = {
     'ab': 'AB',
     'afd': 'AFD',
     'rkd': 'RKD',
+    'lgan': 'Lipschitz critic (LGAN)',
     'ofd': 'OFD',
     'lckd-absolute': 'Lipschitz, absolute',
     'lckd-relative': 'Lipschitz, relative',

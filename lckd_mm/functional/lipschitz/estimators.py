@@ -1,7 +1,7 @@
 """Estimates of a network's Lipschitz constant that the transmitting norm can be held against.
 
 All norms are Euclidean. ``local_lipschitz`` at any inputs is a lower bound of the constant, ``product_bound`` an upper
-one. None of them carries a gradient.
+one. None of them carries a gradient, but ``product_bound`` where it is asked for.
 """
 
 import contextlib
@@ -67,9 +67,17 @@ def local_lipschitz(
                     f'local_lipschitz: BatchNorm {name!r} takes statistics of the batch, so that no sample has a '
                     'constant of its own; call eval() on the module first'
                 )
+    return _steepest(function, inputs, tol, max_steps)[0]
+
+
+def _steepest(
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float, max_steps: int = 64
+) -> tuple[Tensor, Tensor]:
+    """:func:`local_lipschitz`, and the unit vector ``(B, ...)`` that is stretched so; zeros where all is flat."""
     dtype = wide_type(inputs)
+    flat_everywhere = inputs.new_zeros(len(inputs), dtype=dtype), torch.zeros_like(inputs)
     if not inputs.numel():
-        return inputs.new_zeros(len(inputs), dtype=dtype)
+        return flat_everywhere
     with torch.inference_mode(False), torch.enable_grad(), full_precision(inputs):
         x = inputs.detach().clone().requires_grad_()
         y = function(x.clone())  # a copy, which the function may overwrite
@@ -79,7 +87,7 @@ def local_lipschitz(
         if y.requires_grad:
             (pulled,) = torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)
         if pulled is None or not pulled.requires_grad:
-            return inputs.new_zeros(len(inputs), dtype=dtype)
+            return flat_everywhere
         scale: Tensor | None = None
 
         def apply(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +101,9 @@ def local_lipschitz(
             return product.reshape(u.shape).to(dtype) * scale, flat
 
         start = generic_start(x[0].numel(), x.to(dtype)).expand(len(x), 1, -1)
-        _, _, image = leading_eigenvector(apply, start, tol, max_steps)
-        return (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten().detach()
+        _, vector, image = leading_eigenvector(apply, start, tol, max_steps)
+        sigma = (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten()
+        return sigma.detach(), vector.view_as(x).to(x.dtype).detach()
 
 
 def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> dict[str, Tensor]:
@@ -134,7 +143,7 @@ def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> dict[st
     }
 
 
-def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> Tensor:
+def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5, gradient: bool = False) -> Tensor:
     r"""Upper bound of a chain's Lipschitz constant: the product of its layers' constants.
 
     Layers: convolutions and linear layers (:func:`layer_norms`), BatchNorm in evaluation mode
@@ -144,6 +153,8 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> Tenso
     Args:
         module: an ``nn.Sequential``, nested or not, or a single layer. inputs: ``(B, ...)``, of which the sizes matter.
         tol: as in :func:`local_lipschitz`.
+        gradient: by the weights of convolutions and linear layers, :math:`u v^\top` through the layer, exact where a
+            layer's largest singular value is simple; by nothing else.
     Returns:
         A scalar, in units of output over input.
     Error: an upper bound, apart from the layers' own norms, which are found from below to within ``tol``; loose, since
@@ -156,7 +167,12 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> Tenso
         x = inputs.clone()  # a layer may work in place
         bound = x.new_ones((), dtype=wide_type(x))
         for name, layer in _chain(module, ''):
-            bound = bound * _constant(layer, name, x, tol)
+            if gradient and isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+                with torch.enable_grad():
+                    bound = bound * _stretch(layer, x.shape[1:], tol)
+            else:
+                with torch.set_grad_enabled(gradient):
+                    bound = bound * _constant(layer, name, x, tol)
             x = layer(x)
     return bound
 
@@ -202,3 +218,12 @@ def _norm_of_layer(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tens
             return leading_triple(layer.weight.detach().to(wide_type(layer.weight))[None], tol)[0][0]
     # Affine, so that the Jacobian is the same everywhere.
     return local_lipschitz(layer, layer.weight.new_zeros(1, *shape), tol)[0]
+
+
+def _stretch(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
+    """:func:`_norm_of_layer`, differentiable by the weight."""
+    nothing = layer.weight.new_zeros(1, *shape)
+    with full_precision(nothing):
+        _, direction = _steepest(layer, nothing, tol)
+        # The direction is where the norm is stationary, so that it need not be differentiated.
+        return torch.linalg.vector_norm((layer(direction) - layer(nothing)).to(wide_type(nothing)))

@@ -1,0 +1,49 @@
+"""Critics: small nets that tell the teacher's or a peer's features from the student's, a number a sample."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from .registry import MODELS
+
+
+@MODELS.register_module()
+class ConvCritic(nn.Module):
+    """Convolutions of stride 2 with leaky ReLUs, then the mean over positions and a linear layer; no BatchNorm.
+
+    Without BatchNorm, which would couple the samples, each sample's value and slope are its own. A chain of layers, so
+    that :func:`~lckd_mm.functional.product_bound` bounds its Lipschitz constant.
+
+    Args:
+        in_channels: of the feature. widths: of the convolutions. kernel: their size; 1 for vectors, of which a larger
+            one would see the centre alone.
+        leak: slope of the activations below zero.
+    Shapes: maps (B, C, H, W) or vectors (B, C), read as maps of one position, to values (B,).
+    Raises:
+        ValueError: a feature of another shape, an even kernel.
+    Source: AFD's discriminator (Chung et al., ICML 2020) is of this kind; its widths are not known here. Deviation: no
+        BatchNorm, and no sigmoid at the end.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int] = (64, 64), kernel: int = 3, leak: float = 0.2):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f'ConvCritic: kernel must be odd, got {kernel}')
+        layers: list[nn.Module] = []
+        for a, b in pairwise((in_channels, *widths)):
+            layers += [nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2), nn.LeakyReLU(leak)]
+        last = widths[-1] if widths else in_channels
+        self.in_channels = in_channels
+        self.chain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 1), nn.Flatten(0))
+
+    def as_map(self, x: Tensor) -> Tensor:
+        """What the chain of layers sees of a feature."""
+        if x.dim() not in (2, 4) or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'ConvCritic: expected (B, {self.in_channels}, H, W) or (B, {self.in_channels}), got {tuple(x.shape)}'
+            )
+        return x if x.dim() == 4 else x[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(self.as_map(x))

@@ -1,0 +1,206 @@
+"""Adversarial matching: a critic learns to tell the student's features from the teacher's, the student to fool it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..functional import (
+    convex_phi,
+    critic_loss,
+    fooling_loss,
+    gradient_norms,
+    interpolates,
+    product_bound,
+    slope_penalty,
+)
+from ..functional.adversarial import PHIS, SLOPES
+from ..registry import MODELS, build_registered
+from .streams import own_generator
+
+Feature = Tensor | list[Tensor]
+
+
+@MODELS.register_module()
+class LGANLoss(nn.Module):
+    r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`, to which a penalty on f belongs.
+
+    Args:
+        phi: 'x', 'exp', 'softplus', 'sqrt', or for comparison 'hinge', 'lsgan';
+            :func:`~lckd_mm.functional.convex_phi`.
+        student: what the student minimises: 'linear', :math:`-E\,f(fake)`, or 'phi', :math:`E\,\phi(-f(fake))`.
+    Raises:
+        ValueError: an unknown phi or form.
+    Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019.
+    """
+
+    FORMS = ('linear', 'phi')
+
+    def __init__(self, phi: str = 'softplus', student: str = 'linear'):
+        super().__init__()
+        if phi not in PHIS:
+            raise ValueError(f'LGANLoss: unknown phi {phi!r}, expected one of {", ".join(PHIS)}')
+        if student not in self.FORMS:
+            raise ValueError(f'LGANLoss: unknown form {student!r} for the student, expected {" or ".join(self.FORMS)}')
+        self.phi, self.form = phi, student
+
+    def critic(self, fake: Tensor, real: Tensor) -> Tensor:
+        """What the critic minimises, of its values (B,) each."""
+        return critic_loss(fake, real, self.phi)
+
+    def student(self, fake: Tensor) -> Tensor:
+        """What the student minimises, of the critic's values (B,) of its features."""
+        return fooling_loss(fake, self.phi if self.form == 'phi' else None)
+
+
+@MODELS.register_module()
+class LSGANLoss(nn.Module):
+    r"""Least squares to labels: :math:`E\,(D(real) - 1)^2 + E\,D(fake)^2`; the student: :math:`E\,(D(fake) - 1)^2`.
+
+    With :math:`f = 2 D - 1` these are a quarter of :class:`LGANLoss` with phi 'lsgan' and the form 'phi'.
+
+    Source: Mao et al. 2017, as AFD uses it (Chung et al., ICML 2020).
+    """
+
+    def critic(self, fake: Tensor, real: Tensor) -> Tensor:
+        """What the critic minimises, of its values (B,) each."""
+        return (real - 1).square().mean() + fake.square().mean()
+
+    def student(self, fake: Tensor) -> Tensor:
+        """What the student minimises, of the critic's values (B,) of its features."""
+        return convex_phi(-fake, 'lsgan').mean()
+
+
+@MODELS.register_module()
+class GradientPenalty(nn.Module):
+    r"""Penalty on a critic's slopes :math:`s_i` at points between pairs of samples, each at a random place.
+
+    ``max`` (MaxGP) :math:`\lambda (\max s)^2`; ``max-target`` :math:`\lambda (\max s - c)^2`; ``gp``
+    :math:`\lambda\,\mathrm{mean}\,(s - c)^2`; ``lp`` :math:`\lambda\,\mathrm{mean}\,\max(0, s - c)^2`; ``zero``
+    :math:`\lambda\,\mathrm{mean}\,s^2`; ``max-al`` :math:`\lambda g^2 + \mu g` with :math:`g = \max s - c` and a
+    multiplier that rises by ``rate`` times g a step; ``spectral`` :math:`\lambda (\prod_l \sigma_l)^2` of the layers'
+    largest singular values (:func:`~lckd_mm.functional.product_bound`), without points.
+
+    Args:
+        kind: one of the names above. weight: lambda. target: c.
+        rate: of the multiplier. multiplier: its start; it is a buffer, kept in the checkpoint.
+    Raises:
+        ValueError: an unknown kind, a weight or rate below 0; features that differ in shape; ``spectral`` of a critic
+            that is no chain of layers.
+    Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3. Deviation: on several ranks each
+        takes the largest slope of its own samples, and the multiplier follows the mean of these.
+    """
+
+    KINDS = (*SLOPES, 'max-al', 'spectral')
+
+    def __init__(
+        self, kind: str = 'max', weight: float = 0.1, target: float = 1.0, rate: float = 1e-3, multiplier: float = 0.0
+    ):
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f'GradientPenalty: unknown kind {kind!r}, expected one of {", ".join(self.KINDS)}')
+        if weight < 0 or rate < 0:
+            raise ValueError(f'GradientPenalty: weight and rate must be 0 or above, got {weight} and {rate}')
+        self.kind, self.weight, self.target, self.rate = kind, weight, target, rate
+        self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
+        self.register_buffer('multiplier', torch.tensor(float(multiplier)))
+
+    def forward(self, critic: nn.Module, fake: Tensor, real: Tensor) -> Tensor:
+        """The penalty, a scalar, differentiable by the critic's parameters alone; features (B, ...) each."""
+        with torch.autocast(fake.device.type, enabled=False):
+            fake, real = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (fake, real))
+            if self.kind == 'spectral':
+                x = critic.as_map(fake[:1]) if hasattr(critic, 'as_map') else fake[:1]
+                return self.weight * product_bound(getattr(critic, 'chain', critic), x, gradient=True).square()
+            share = torch.rand(
+                len(fake), generator=own_generator(self.draws, fake.device), device=fake.device, dtype=fake.dtype
+            )
+            norms = gradient_norms(critic, interpolates(fake, real, share))
+            if self.kind != 'max-al':
+                return self.weight * slope_penalty(norms, self.kind, self.target)
+            gap = norms.amax() - self.target
+            value = self.weight * gap.square() + self.multiplier.clone() * gap
+            if self.training and torch.is_grad_enabled():
+                step = gap.detach().float()
+                all_reduce(step, 'mean')
+                self.multiplier += self.rate * step
+            return value
+
+
+@MODELS.register_module()
+class AdversarialLoss(nn.Module):
+    r"""A critic against the student, in one value: its gradient trains both, each by its own objective.
+
+    .. math:: L_{student}(f(s)) + c\,[L_{critic}(f(s), f(t)) + penalty(f)]
+
+    The critic sees detached features, and the student a critic with detached parameters, so that one backward pass
+    gives each side its gradient and nothing else. A step of the optimizer is a step of both.
+
+    Deviation: the papers give the critic an optimizer of its own and several steps a step of the student. Here it has
+    one, with a learning rate by ``paramwise_cfg=dict(custom_keys={'critics': dict(lr_mult=…)})``; under
+    :class:`~lckd_mm.online.OnlineDistiller` it can have an optimizer of its own. The term's weight scales both sides,
+    which Adam takes no notice of, and SGD does.
+
+    Args:
+        critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one a tap. Without
+            ``in_channels``, a :class:`~lckd_mm.terms.Term` fills them in.
+        channels: of each of the teacher's taps.
+        loss: config of :class:`LGANLoss` or the like. penalty: config of :class:`GradientPenalty`, or None.
+        critic_weight: c.
+    Shapes:
+        student, teacher: features of one shape, (B, C, H, W) or (B, C), or lists of these, averaged.
+    Raises:
+        ValueError: a critic with BatchNorm, shapes that differ, several levels in one tap.
+    """
+
+    def __init__(
+        self,
+        critic: Mapping,
+        channels: Sequence[int] | int | None = None,
+        loss: Mapping = dict(type='lckd_mm.LGANLoss'),
+        penalty: Mapping | None = None,
+        critic_weight: float = 1.0,
+    ):
+        super().__init__()
+        if not critic_weight > 0:
+            raise ValueError(f'AdversarialLoss: critic_weight must be above 0, got {critic_weight}')
+        widths = [channels] if isinstance(channels, int) else list(channels or [None])
+        who = 'AdversarialLoss: critic'
+        self.critics = nn.ModuleList(
+            build_registered(critic if width is None else {'in_channels': width, **critic}, who) for width in widths
+        )
+        for name, module in self.critics.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f'{who} {type(self.critics[0]).__name__} has a BatchNorm ({name}), which couples the samples of a '
+                    'batch, so that none has a slope of its own; take one without, such as lckd_mm.ConvCritic'
+                )
+        self.loss = build_registered(loss, 'AdversarialLoss: loss')
+        self.penalty = None if penalty is None else build_registered(penalty, 'AdversarialLoss: penalty')
+        self.critic_weight = critic_weight
+
+    def forward(self, student: Feature, teacher: Feature) -> Tensor:
+        students, teachers = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
+        if len(students) != len(self.critics) or len(teachers) != len(self.critics):
+            raise ValueError(
+                f'AdversarialLoss: {len(students)} and {len(teachers)} features for {len(self.critics)} critics'
+            )
+        values = []
+        for critic, ours, theirs in zip(self.critics, students, teachers):
+            if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+                raise ValueError('AdversarialLoss: a tap gives several levels (#*); name them apart, one a tap')
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f'AdversarialLoss: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} differ in shape; '
+                    "give the term connector=dict(type='lckd_mm.ConvBN')"
+                )
+            fake, real = ours.detach(), theirs.detach()
+            of_critic = self.loss.critic(critic(fake), critic(real))
+            if self.penalty is not None:
+                of_critic = of_critic + self.penalty(critic, fake, real)
+            frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+            of_student = self.loss.student(functional_call(critic, frozen, (ours,)))
+            values.append(of_student + self.critic_weight * of_critic)
+        return torch.stack(values).mean()

@@ -1,0 +1,16 @@
+"""Random numbers of a loss's own."""
+
+import torch
+from mmengine.dist import get_rank
+from torch import Tensor
+
+
+def own_generator(draws: Tensor, device: torch.device) -> torch.Generator:
+    """A generator of another stream for each call and each rank, so that the training's random numbers stay theirs.
+
+    Args:
+        draws: a counter, moved on in place: a buffer of the loss, so that a resumed run draws new numbers.
+    """
+    draws += 1
+    seed = torch.initial_seed() + int(draws) + 1_000_003 * get_rank()
+    return torch.Generator(device).manual_seed(seed % 2**63)
