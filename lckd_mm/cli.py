@@ -28,6 +28,8 @@ _OWN_HOOKS = {
     'non_finite': 'lckd_mm.NonFiniteHook',
 }
 DISTILLER = ('lckd_mm.Distiller', 'Distiller')
+ONLINE = ('lckd_mm.OnlineDistiller', 'OnlineDistiller')
+ONLINE_CONSTRUCTOR = ('lckd_mm.OnlineOptimWrapperConstructor', 'OnlineOptimWrapperConstructor')
 _DATA_HINTS = {
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
     'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
@@ -112,14 +114,25 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def is_distillation(cfg: Config) -> bool:
-    return cfg.model.type in DISTILLER
+    return cfg.model.type in (*DISTILLER, *ONLINE)
 
 
-def student_config(cfg: Config) -> Config:
-    """The config of the student alone: no Distiller, none of this package's hooks, so that plain tools can test it."""
+def is_online(cfg: Config) -> bool:
+    """Whether several nets learn together, so that there is no teacher."""
+    return cfg.model.type in ONLINE
+
+
+def student_config(cfg: Config, net: int = 0) -> Config:
+    """The config of the student alone: no Distiller, none of this package's hooks, so that plain tools can test it.
+
+    ``net``: which one, of nets that learn together.
+    """
+    nets = len(cfg.model.nets) if is_online(cfg) else 1
+    if not 0 <= net < nets:
+        raise ValueError(f'--net {net}: the config has {f"nets 0 to {nets - 1}" if nets > 1 else "one net alone"}')
     cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) if is_distillation(cfg) else cfg
     if is_distillation(cfg):
-        cfg.model = ConfigDict(cfg.model.student)
+        cfg.model = ConfigDict(cfg.model.nets[net] if is_online(cfg) else cfg.model.student)
     own = lambda hook: isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')  # noqa: E731
     cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k not in _OWN_HOOKS}
     if cfg.get('custom_hooks'):
@@ -180,6 +193,8 @@ def train(argv: list[str]) -> None:
     if is_distillation(cfg):
         check_parallelism(cfg, 'a Distiller taps the features and stores the weights of a whole student')
         check_teacher_file(cfg)
+        if cfg.get('optim_wrapper', {}).get('constructor') in ONLINE_CONSTRUCTOR:
+            cfg.setdefault('model_wrapper_cfg', dict(type='lckd_mm.OnlineDataParallel'))
     add_hooks(cfg)
     loaded, notes = choose_start(cfg, args.resume)
     prepare_launch(cfg)
@@ -200,8 +215,9 @@ def test(argv: list[str]) -> None:
     p = parser('Test a checkpoint; of a distillation config, the student alone')
     p.add_argument('checkpoint', help='path of a checkpoint')
     p.add_argument('--out', help='write the metrics to this JSON file')
+    p.add_argument('--net', type=int, default=0, help='which of the nets that learn together the checkpoint holds')
     args = p.parse_args(argv)
-    cfg = student_config(read_config(args))
+    cfg = student_config(read_config(args), args.net)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint!r}')
     for key in ('test_dataloader', 'test_evaluator'):
@@ -362,11 +378,14 @@ def enable_amp(cfg: Config) -> None:
             '--amp: mixed precision needs a GPU, and none is visible here; train without --amp, or in bfloat16 on the '
             'CPU with --cfg-options optim_wrapper.type=lckd_mm.AutocastOptimWrapper'
         )
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f'--amp: it can change an OptimWrapper, but the config has {kind}')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    several = cfg.optim_wrapper.get('constructor') in ONLINE_CONSTRUCTOR
+    wrappers = [c for c in cfg.optim_wrapper.values() if isinstance(c, dict)] if several else [cfg.optim_wrapper]
+    for wrapper in wrappers:
+        kind = wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f'--amp: it can change an OptimWrapper, but the config has {kind}')
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def check_teacher_file(cfg: Config) -> None:

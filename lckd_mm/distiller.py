@@ -1,9 +1,8 @@
 """Distiller: a batch becomes a loss dict in one method, :meth:`Distiller.loss`."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from mmengine.dist import broadcast, is_distributed
@@ -13,37 +12,28 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import arguments
-from .checkpoint import export_keys, import_keys
 from .finite import GradientWatch, check_values, origin
 from .hosts import (
     RNGState,
     build_named_model,
-    fabricate_samples,
     host_of,
-    one_line,
     preserved_rng,
     rng_state,
-    run_once,
     training_size,
     untracked_statistics,
 )
-from .presets import preset_taps
 from .registry import MODELS
-from .taps import LIST_ALL, FeatureTaps
+from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
+from .student import StudentModel
 from .teacher import FrozenTeacher
 from .terms import Term, lenders_first
 
-#: Tap name to address, a preset's name, or a list of these.
-Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
-
 # Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
 _CONNECTOR_SEED = 0x1C4D
-# Of the dry run's image: more is a slip of the keyboard, and would end in a system without memory.
-_LARGEST_SIDE = 8192
 
 
 @MODELS.register_module()
-class Distiller(BaseModel):
+class Distiller(StudentModel):
     """Wraps a host's model, unchanged, as the student, and adds distillation terms to its training loss.
 
     1. ``loss``: runs the student with its own loss and the frozen teacher on the same batch, and adds each term.
@@ -101,7 +91,7 @@ class Distiller(BaseModel):
         student = dict(student)
         if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
             raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
-        dry_run_size = _as_size(dry_run_size)
+        dry_run_size = as_size('Distiller', dry_run_size)
         inherit = (
             [inherit] if isinstance(inherit, str) else arguments.listed('Distiller', 'inherit', inherit, 'module names')
         )
@@ -111,15 +101,12 @@ class Distiller(BaseModel):
         net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
-        super().__init__(data_preprocessor=net.data_preprocessor, init_cfg=init_cfg)
-        # The preprocessor is the student's, see the property; registered twice it would be in the state twice.
-        del self._modules['data_preprocessor']
-        self.student = net
+        super().__init__(net, init_cfg)
         with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
             # A plain attribute, not a submodule.
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
-            self.student_taps = _merge_taps('student', net, taps, student_taps)
-            self.teacher_taps = _merge_taps('teacher', self.teacher.model, taps, teacher_taps)
+            self.student_taps = merge_taps('student', net, taps, student_taps)
+            self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
             self._dry_run(dry_run_size)
             self.terms = nn.ModuleDict()
             for name, config in lenders_first(terms).items():
@@ -127,7 +114,7 @@ class Distiller(BaseModel):
                     name, config, self.student_taps, self.teacher_taps, net, dict(self.terms.items())
                 )
             self._bind()
-            self._rehearse(dry_run_size)
+            rehearse(self.terms, self.student_taps, self.teacher_taps, net, dry_run_size, self._only_with_loss)
         self.inherit = inherit
         for path in self.inherit:
             self._inheritance(path)
@@ -141,33 +128,6 @@ class Distiller(BaseModel):
         self._ready = False
         #: True while a hook stores the connectors in checkpoints.
         self.state_is_stored = False
-        self._register_state_dict_hook(export_keys)
-        self.register_load_state_dict_pre_hook(import_keys)
-
-    @property
-    def data_preprocessor(self) -> nn.Module:
-        return self.student.data_preprocessor
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in ('student', 'terms') or 'student' not in self.__dict__.get('_modules', {}):
-                raise
-            return getattr(self.student, name)
-
-    @property
-    def get_layer_depth(self) -> Callable[..., tuple[int, int]]:
-        """The student's, for mmpretrain's layer-decay constructor, which walks modules and names what it finds."""
-        depth = self.student.get_layer_depth
-        return lambda name, *prefix: depth(name.removeprefix('student.'), *prefix)
-
-    def named_parameters(self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True):
-        """As torch's, with the student's parameters under their own names: layer-decay constructors read them."""
-        inner = f'{prefix}.student.' if prefix else 'student.'
-        outer = f'{prefix}.' if prefix else ''
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            yield (outer + name[len(inner) :] if name.startswith(inner) else name), parameter
 
     def init_weights(self) -> None:
         """Initialise the student as it would itself, then load the teacher; Runner calls it before training."""
@@ -258,14 +218,9 @@ class Distiller(BaseModel):
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
         return s, t
 
-    def parse_losses(self, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.student.parse_losses(losses)
-
-    def val_step(self, data: Any) -> list:
-        return self.student.val_step(data)
-
-    def test_step(self, data: Any) -> list:
-        return self.student.test_step(data)
+    def named_terms(self) -> dict[str, list[Term]]:
+        """The terms of each name: here one."""
+        return {name: [term] for name, term in self.terms.items()}
 
     def distillation_state(self) -> dict[str, Tensor]:
         """Connectors and losses' buffers, for the checkpoint's own key."""
@@ -347,128 +302,6 @@ class Distiller(BaseModel):
     def _dry_run(self, size: tuple[int, int] | None) -> None:
         """Run both nets once on one made-up image, to resolve the taps and learn channels and calls."""
         size = size or training_size(self.student)
-        teacher = self.teacher
-        with DefaultScope.overwrite_default_scope(teacher.scope):
-            silent = self.teacher_taps.trace(teacher.model, lambda: _run(teacher.model, size, 'tensor', 'teacher'))
-        if silent:
-            self._refuse_silent(self.teacher_taps, silent)
-        silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'tensor', 'student'))
-        self._only_with_loss = set(silent)
-        if silent:
-            # Auxiliary heads and the like run only with the loss.
-            silent = self.student_taps.trace(self.student, lambda: _run(self.student, size, 'loss', 'student'), silent)
-        if silent:
-            self._refuse_silent(self.student_taps, silent)
-
-    def _refuse_silent(self, taps: FeatureTaps, silent: Iterable[str]) -> None:
-        name = min(silent)
-        raise ValueError(
-            f'{taps.role} tap {name!r}: {str(taps.addresses[name])!r} never fires: no forward calls this module '
-            '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
-            + LIST_ALL
-        )
-
-    def _rehearse(self, size: tuple[int, int] | None) -> None:
-        """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here."""
-
-        def zeros(taps: FeatureTaps) -> dict:
-            return {
-                name: [torch.zeros(shape) for shape in trace.shapes]
-                if taps.addresses[name].call == '*'
-                else torch.zeros(trace.shapes[0])
-                for name, trace in taps.traces.items()
-            }
-
-        s, t = zeros(self.student_taps), zeros(self.teacher_taps)
-        size = size or training_size(self.student)
-        samples, image = fabricate_samples(self.student, 1, size), torch.zeros(1, 3, *size)
-
-        def replay(images: Tensor, *_) -> tuple[dict, dict]:
-            # It depends on the images, for losses that differentiate by them.
-            nothing = 0 * images.sum()
-            return tuple(
-                {n: [y + nothing for y in x] if isinstance(x, list) else x + nothing for n, x in side.items()}
-                for side in (s, t)
-            )
-
-        observed: dict[str, dict] = {}
-        targets: dict[str, dict] = {}
-        for name, term in self.terms.items():
-            unseen = sorted(self._only_with_loss.intersection(term.student_names))
-            if term.replays and unseen:
-                raise ValueError(
-                    f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
-                    f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
-                )
-            observed[name] = {}
-            mode = [(m, m.training) for m in term.modules()]
-            term.eval()
-            try:
-                with torch.no_grad():
-                    shared = observed.get(term.shares)
-                    value = term(s, t, samples, observed[name], shared, image, replay, targets=targets)
-            except Exception as error:  # whatever a loss or connector raises on features that it cannot take
-                shapes = [
-                    f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)
-                    for side, taps, names in (
-                        ('student', self.student_taps, term.student_names),
-                        ('teacher', self.teacher_taps, term.teacher_names),
-                    )
-                ]
-                reason = one_line(error)
-                if not isinstance(error, (RuntimeError, ValueError)):
-                    reason = f'{type(error).__name__}: {reason}'
-                raise ValueError(
-                    f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
-                    f'{reason}'
-                ) from error
-            finally:
-                for module, training in mode:
-                    module.training = training
-            if not isinstance(value, Tensor):
-                raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives a {type(value).__name__}, no tensor')
-            if value.dim() != 0:
-                raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives {tuple(value.shape)}, not a scalar')
-
-
-def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
-    try:
-        run_once(model, size, mode)
-    except (KeyError, ValueError) as error:
-        if 'tap ' in str(error):
-            raise
-        raise _dry_run_error(who, size, mode, error) from error
-    except Exception as error:  # whatever a host raises on an image that it cannot take
-        raise _dry_run_error(who, size, mode, error) from error
-
-
-def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
-    return ValueError(
-        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
-        f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
-    )
-
-
-def _merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
-    addresses: dict[str, str] = {}
-    for key, source in (('taps', both), (f'{role}_taps', own)):
-        for taps in source if isinstance(source, (list, tuple)) else [source]:
-            if isinstance(taps, str):
-                taps = preset_taps(model, taps)
-            elif taps is not None and not isinstance(taps, Mapping):
-                raise TypeError(
-                    f'{key}: expected a dict of name to address, a preset, or a list of these, got '
-                    f'{type(taps).__name__} {taps!r}'
-                )
-            addresses.update(taps or {})
-    return FeatureTaps(addresses, role)
-
-
-def _as_size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else arguments.listed('Distiller', 'dry_run_size', size, 'two sides')
-    if len(sides) != 2:
-        raise ValueError(f'Distiller: dry_run_size must be one number, or height and width, got {size!r}')
-    height, width = (arguments.whole('Distiller', 'dry_run_size', side, at_most=_LARGEST_SIDE) for side in sides)
-    return height, width
+        with DefaultScope.overwrite_default_scope(self.teacher.scope):
+            trace_taps(self.teacher_taps, self.teacher.model, size)
+        self._only_with_loss = trace_taps(self.student_taps, self.student, size, with_loss=True)

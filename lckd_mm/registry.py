@@ -12,7 +12,9 @@ try:
     from mmengine.registry import DATASETS as MMENGINE_DATASETS
     from mmengine.registry import HOOKS as MMENGINE_HOOKS
     from mmengine.registry import METRICS as MMENGINE_METRICS
+    from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
     from mmengine.registry import MODELS as MMENGINE_MODELS
+    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
     from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
     from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
     from mmengine.registry import Registry
@@ -38,12 +40,22 @@ MODELS = Registry(
     scope='lckd_mm',
     locations=[
         'lckd_mm.distiller',
+        'lckd_mm.online',
         'lckd_mm.losses',
         'lckd_mm.connectors',
         'lckd_mm.critics',
         'lckd_mm.backbones',
         'lckd_mm.heads',
     ],
+)
+MODEL_WRAPPERS = Registry(
+    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.online']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='lckd_mm',
+    locations=['lckd_mm.online'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=[])

@@ -1,9 +1,10 @@
 """mmengine hooks: what is stored and resumed, schedules, monitors, pictures, numbers that go wrong, memory."""
 
 from .activation_checkpoint import ActivationCheckpointHook
-from .distillation import DistillationHook, distiller_of
+from .distillation import DistillationHook, distiller_of, terms_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook
 from .non_finite import NonFiniteHook
+from .online import OnlineHook
 from .pictures import PredictionHook, draw, overlay_labels, side_by_side
 from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
@@ -15,6 +16,7 @@ __all__ = [
     'LipschitzMonitorHook',
     'LossWeightHook',
     'NonFiniteHook',
+    'OnlineHook',
     'PredictionHook',
     'ResumeHook',
     'SafeCheckpointHook',
@@ -26,4 +28,5 @@ __all__ = [
     'random_state',
     'set_random_state',
     'side_by_side',
+    'terms_of',
 ]

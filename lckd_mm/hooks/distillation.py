@@ -15,6 +15,7 @@ from ..distiller import Distiller
 from ..files import read_checkpoint
 from ..hosts import preserved_rng
 from ..registry import HOOKS
+from ..terms import Term
 
 
 def distiller_of(runner: Any, who: str) -> Distiller:
@@ -23,6 +24,14 @@ def distiller_of(runner: Any, who: str) -> Distiller:
     if not isinstance(model, Distiller):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, not an lckd_mm.Distiller; take the hook away')
     return model
+
+
+def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
+    """The terms of each name, of whichever model has some; TypeError where it has none."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not hasattr(model, 'named_terms'):
+        raise TypeError(f'{who}: the model is a {type(model).__name__}, which has no terms; take the hook away')
+    return model.named_terms()
 
 
 @HOOKS.register_module()

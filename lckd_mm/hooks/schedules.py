@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..registry import HOOKS
-from .distillation import distiller_of
+from .distillation import distiller_of, terms_of
 
 
 @HOOKS.register_module()
@@ -76,7 +76,7 @@ class LossWeightHook(Hook):
         self.total = math.inf
 
     def before_train(self, runner) -> None:
-        terms = distiller_of(runner, 'LossWeightHook').terms
+        terms = terms_of(runner, 'LossWeightHook')
         if self.term not in terms:
             raise KeyError(f'LossWeightHook: unknown term {self.term!r}, the terms are {", ".join(terms)}')
         others = [h for h in runner.hooks if isinstance(h, LossWeightHook) and h.term == self.term and h is not self]
@@ -89,8 +89,8 @@ class LossWeightHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         time = runner.iter if self.by == 'iter' else runner.iter // epoch_length(runner)
-        term = distiller_of(runner, 'LossWeightHook').terms[self.term]
-        term.scale = self.factor_at(time)
+        for term in terms_of(runner, 'LossWeightHook')[self.term]:
+            term.scale = self.factor_at(time)
         name = self.term.removeprefix('loss_')
         runner.message_hub.update_scalar(f'train/weight_{name}', term.weight * term.scale)
 

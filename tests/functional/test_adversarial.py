@@ -1,8 +1,8 @@
 """Critics' losses and penalties: values by hand, and the theory of Lipschitz critics on problems solved exactly.
 
-On a finite support the best critic is the solution of a convex program in its values there and its Lipschitz constant k:
-minimise sum p_fake phi(f) + sum p_real phi(-f) + lambda k^2 subject to |f_i - f_j| <= k |x_i - x_j|. Such values extend
-to the whole space with the same constant (McShane 1934).
+On a finite support the best critic solves a convex program in its values there and its Lipschitz constant k: minimise
+sum p_fake phi(f) + sum p_real phi(-f) + lambda k^2 subject to |f_i - f_j| <= k |x_i - x_j|. Such values extend to the
+whole space with the same constant (McShane 1934).
 """
 
 import math

@@ -46,12 +46,22 @@ TITLES = {
     'kd-ofd': 'KD + OFD',
     'lckd-ofd': 'OFD + Lipschitz, log',
     'lckd-ofd-kd': 'OFD + KD + Lipschitz, log',
+    'online-kd': 'online KD, two students',
+    'online-afd': 'AFD (online, adversarial), two students',
 }
+#: Without a teacher: two students learn from each other.
+ONLINE = {'online-kd': 'online-kd_wrn10-1_wrn10-1', 'online-afd': 'online-afd_wrn10-1_wrn10-1'}
 
 
 def config_of(method: str) -> str:
+    if method in ONLINE:
+        return f'configs/digits/{ONLINE[method]}_1xb30_digits300.py'
     name = {'teacher': TEACHER, 'alone': ALONE}.get(method, method + SUFFIX)
     return f'configs/digits/{name}'
+
+
+def taught(method: str) -> bool:
+    return method not in ('teacher', 'alone', *ONLINE)
 
 
 def main(argv: list[str]) -> None:
@@ -91,7 +101,7 @@ def train(method: str, seed: int, args: argparse.Namespace, recipe: str) -> None
     if (folder / 'recipe').exists() and (folder / 'recipe').read_text() == recipe:
         return
     options = [f'randomness.seed={seed}', *options_of(method, args)]
-    if method not in ('teacher', 'alone'):
+    if taught(method):
         last = (args.work_dir / f'seed{seed}' / 'teacher' / 'last_checkpoint').read_text().strip()
         options.append(f'model.teacher.checkpoint={last}')
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,20 +128,40 @@ def recipe_of(method: str, seed: int, args: argparse.Namespace) -> str:
     from mmengine.config import Config
 
     text = Config.fromfile(config_of(method)).pretty_text + json.dumps(options_of(method, args))
-    if method not in ('teacher', 'alone'):
+    if taught(method):
         text += recipe_of('teacher', seed, args)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def result(method: str, seed: int, work_dir: Path) -> dict[str, float]:
-    """The last validation's accuracy in percent, and each term's mean part of the loss."""
+    """The last validation's accuracy in percent, that of further nets and their ensemble, and each term's mean part of
+    the loss."""
     (file,) = (work_dir / f'seed{seed}' / method).glob('*/vis_data/scalars.json')
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     training = [e for e in entries if 'loss' in e]
-    terms = sorted({k for e in training for k in e if k.startswith('loss_') and k != 'loss_task'})
-    shares = {t: statistics.mean(e[t] / e['loss'] for e in training if e['loss'] > 0) for t in terms}
-    accuracy = [e['accuracy/top1'] for e in entries if 'accuracy/top1' in e][-1]
-    return dict(accuracy=accuracy, **{f'share {t.removeprefix("loss_")}': s for t, s in shares.items()})
+    # Of nets that learn together, net0.loss_kd and net1.loss_kd are one part.
+    keys = {k: k.rpartition('.')[2] for e in training for k in e}
+    terms = sorted({t for t in keys.values() if t.startswith('loss_') and t != 'loss_task'})
+    shares = {
+        t: statistics.mean(sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training if e['loss'] > 0)
+        for t in terms
+    }
+    last = [e for e in entries if 'accuracy/top1' in e][-1]
+    others = {k.removesuffix('/accuracy/top1'): v for k, v in last.items() if k.endswith('/accuracy/top1')}
+    shares = {f'share {t.removeprefix("loss_")}': s for t, s in shares.items()}
+    return dict(accuracy=last['accuracy/top1'], **{f'also {k}': v for k, v in others.items()}, **shares)
+
+
+def rows(results: dict) -> dict[str, dict]:
+    """Title to runs; of nets that learn together a row each, and one of their ensemble."""
+    found = {}
+    for method, runs in results.items():
+        also = [k for k in next(iter(runs.values())) if k.startswith('also ')]
+        found[TITLES[method] + (': net0' if also else '')] = runs
+        for key in also:
+            title = f'{TITLES[method]}: {key.removeprefix("also ")}'
+            found[title] = {seed: dict(accuracy=run[key]) for seed, run in runs.items()}
+    return found
 
 
 def accuracies(runs: dict) -> list[float]:
@@ -146,15 +176,15 @@ def markdown(results: dict) -> str:
     count = len(next(iter(results.values())))
     alone = results.get('alone')
     lines = [f'| {count} seeds | accuracy, % | against alone | better in | part of the loss |', '|---|---|---|---|---|']
-    for method, runs in results.items():
+    for title, runs in rows(results).items():
         gain = wins = ''
-        if alone and method not in ('alone', 'teacher'):
+        if alone and title not in (TITLES['alone'], TITLES['teacher']):
             differences = [a - b for a, b in zip(accuracies(runs), accuracies(alone), strict=True)]
             gain = f'{statistics.mean(differences):+.2f}'
             wins = f'{sum(d > 0 for d in differences)} of {count}'
         keys = [k for k in next(iter(runs.values())) if k.startswith('share ')]
         parts = [f'{k.removeprefix("share ")} {statistics.mean(r[k] for r in runs.values()):.0%}' for k in keys]
-        lines.append(f'| {TITLES[method]} | {spread(accuracies(runs))} | {gain} | {wins} | {", ".join(parts)} |')
+        lines.append(f'| {title} | {spread(accuracies(runs))} | {gain} | {wins} | {", ".join(parts)} |')
     return '\n'.join(lines)
 
 
@@ -165,14 +195,14 @@ def draw(results: dict, path: Path) -> Path:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    shown = {m: accuracies(r) for m, r in results.items() if m != 'teacher'}
+    shown = {t: accuracies(r) for t, r in rows(results).items() if t != TITLES['teacher']}
     figure, axis = plt.subplots(figsize=(7, 0.3 * len(shown) + 0.9), layout='constrained')
     for row, values in enumerate(shown.values()):
         axis.plot(values, [row] * len(values), 'o', color='tab:blue', alpha=0.6, markersize=5)
         axis.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color='black', linewidth=2)
-    if 'alone' in shown:
-        axis.axvline(statistics.mean(shown['alone']), color='grey', linestyle=':', linewidth=1)
-    axis.set_yticks(range(len(shown)), [TITLES[m] for m in shown])
+    if TITLES['alone'] in shown:
+        axis.axvline(statistics.mean(shown[TITLES['alone']]), color='grey', linestyle=':', linewidth=1)
+    axis.set_yticks(range(len(shown)), list(shown))
     axis.set_xlabel('accuracy, %; a dot a seed, a bar the mean')
     axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.grid(axis='x', alpha=0.3)

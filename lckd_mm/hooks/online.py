@@ -1,0 +1,194 @@
+"""OnlineHook: nets that learn together, in checkpoints, in plain files, and in validation."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_distributed, master_only
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.structures import PixelData
+
+from ..checkpoint import STATE_KEY, read_checkpoint
+from ..hosts import host_of
+from ..online import OnlineDataParallel, OnlineDistiller
+from ..registry import HOOKS
+
+
+def online_of(runner: Any, who: str) -> OnlineDistiller:
+    """The runner's OnlineDistiller, without its wrapper; TypeError where the model is something else."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not isinstance(model, OnlineDistiller):
+        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; take the hook away')
+    return model
+
+
+@HOOKS.register_module()
+class OnlineHook(Hook):
+    """Everything that an :class:`~lckd_mm.online.OnlineDistiller` has beside net 0.
+
+    Checkpoints: under the key ``lckd_mm`` stand the other nets, connectors and critics, which come back on resume;
+    ``state_dict`` is net 0's alone. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain ones,
+    ``epoch_40.net1.pth`` and so on; they go where it goes (``max_keep_ckpts``, a new best). On local disks.
+
+    Validation: every net, as ``net1/<metric>`` beside net 0's own names, and of classifiers and segmentors the
+    ensemble, the mean of the nets' class probabilities, as ``ensemble/<metric>``; all of them are there for
+    ``save_best``. ``tools/train.py`` adds this hook by itself.
+
+    Args:
+        ensemble: whether to validate it.
+    Raises:
+        ValueError: on resuming from a file of other nets, or of a plain run; several ranks and optimizers without
+            :class:`~lckd_mm.online.OnlineDataParallel`.
+    """
+
+    # Its metrics must be there before the hook that logs them.
+    priority = 'HIGHEST'
+
+    def __init__(self, ensemble: bool = True):
+        self.ensemble = ensemble
+        self._evaluators: dict[str, Any] = {}
+        self._files = _NetFiles()
+
+    def before_run(self, runner) -> None:
+        online_of(runner, 'OnlineHook').state_is_stored = True
+        if self._files not in runner.hooks:
+            runner.register_hook(self._files, priority='LOWEST')
+
+    def before_train(self, runner) -> None:
+        several = isinstance(runner.optim_wrapper, OptimWrapperDict)
+        if not several:
+            return
+        if is_distributed() and not isinstance(runner.model, OnlineDataParallel):
+            raise ValueError(
+                f'OnlineHook: several optimizers on several ranks, in a {type(runner.model).__name__}; '
+                "write model_wrapper_cfg=dict(type='lckd_mm.OnlineDataParallel'), as tools/train.py does"
+            )
+        for wrapper in runner.optim_wrapper.values():
+            wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint[STATE_KEY] = dict(version=1, **online_of(runner, 'OnlineHook').distillation_state())
+        self._files.pending = True
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if not getattr(runner, '_resume', False):
+            return
+        if 'nets' not in checkpoint.get(STATE_KEY, {}):
+            raise ValueError(
+                'resume: the checkpoint holds no other nets than its own, so it is not of this OnlineDistiller; start '
+                'from it with load_from instead of resuming'
+            )
+        online_of(runner, 'OnlineHook').load_distillation_state(checkpoint[STATE_KEY])
+
+    def before_val_epoch(self, runner) -> None:
+        model = online_of(runner, 'OnlineHook')
+        names = [f'net{k}' for k in range(1, len(model.nets))]
+        if self.ensemble and host_of(model.student) in _ENSEMBLES:
+            names.append('ensemble')
+        self._evaluators = {name: copy.deepcopy(runner.val_loop.evaluator) for name in names}
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        model = online_of(runner, 'OnlineHook')
+        predictions = [list(outputs), *(net.val_step(data_batch) for net in model.peers)]
+        for k, of_net in enumerate(predictions[1:], 1):
+            self._evaluators[f'net{k}'].process(data_samples=of_net, data_batch=data_batch)
+        if 'ensemble' in self._evaluators:
+            mean = _ENSEMBLES[host_of(model.student)]
+            joint = [mean(samples, model.student) for samples in zip(*predictions, strict=True)]
+            self._evaluators['ensemble'].process(data_samples=joint, data_batch=data_batch)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        size = len(runner.val_loop.dataloader.dataset)
+        for name, evaluator in self._evaluators.items():
+            found = {f'{name}/{key}': value for key, value in evaluator.evaluate(size).items()}
+            if metrics is not None:
+                metrics.update(found)
+        self._evaluators = {}
+
+
+class _NetFiles(Hook):
+    """Keeps a plain file of each other net beside each checkpoint. Acts last, when the checkpoint has been written."""
+
+    def __init__(self):
+        self.pending = False
+        self._known: set[Path] = set()
+
+    def after_train_iter(self, runner, *_: Any, **__: Any) -> None:
+        self._follow(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        self._follow(runner)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        self._follow(runner)
+
+    @master_only
+    def _follow(self, runner) -> None:
+        if not self.pending:
+            return
+        self.pending = False
+        folders = {Path(hook.out_dir) for hook in runner.hooks if isinstance(hook, CheckpointHook)}
+        for folder in folders:
+            for file in folder.glob('*.pth'):
+                if not (file in self._known and _plain_files(file)) or _is_newer(file):
+                    self._split(file)
+        for file in [f for f in self._known if not f.exists()]:
+            self._known.discard(file)
+            for plain in _plain_files(file):
+                plain.unlink()
+
+    def _split(self, file: Path) -> None:
+        if '.net' in file.name:
+            return
+        stored = read_checkpoint(str(file), 'OnlineHook')
+        for k, state in enumerate(stored.get(STATE_KEY, {}).get('nets', ()), 1):
+            plain = _named(file, k)
+            partial = plain.with_suffix('.part')
+            torch.save(dict(meta=stored['meta'], state_dict=state), partial)
+            # Whole or not there: a run may be ended at any moment.
+            os.replace(partial, plain)
+            self._known.add(file)
+
+
+def _named(file: Path, k: int) -> Path:
+    return file.with_name(f'{file.stem}.net{k}.pth')
+
+
+def _plain_files(file: Path) -> list[Path]:
+    files = []
+    while (plain := _named(file, len(files) + 1)).exists():
+        files.append(plain)
+    return files
+
+
+def _is_newer(file: Path) -> bool:
+    return any(plain.stat().st_mtime_ns < file.stat().st_mtime_ns for plain in _plain_files(file))
+
+
+def _classifiers(samples: tuple, model: BaseModel) -> Any:
+    """Of one image: the mean of the nets' scores (each a softmax's or a sigmoid's), and its first class."""
+    joint = samples[0].clone()
+    score = torch.stack([sample.pred_score for sample in samples]).mean(0)
+    joint.set_pred_score(score)
+    if samples[0].pred_label.numel() == 1:
+        joint.set_pred_label(score.argmax(0, keepdim=True))
+    return joint
+
+
+def _segmentors(samples: tuple, model: BaseModel) -> Any:
+    """Of one image: the mean of the nets' class probabilities at each pixel, and its first class there."""
+    joint = samples[0].clone()
+    scores = torch.stack([sample.seg_logits.data for sample in samples])
+    if scores.shape[1] == 1:  # of one class against none the host gives out the sigmoid
+        labels = scores.mean(0) > model.decode_head.threshold
+    else:
+        labels = scores.softmax(1).mean(0).argmax(0, keepdim=True)
+    joint.pred_sem_seg = PixelData(data=labels.to(samples[0].pred_sem_seg.data.dtype))
+    return joint
+
+
+_ENSEMBLES = {'mmpretrain': _classifiers, 'mmseg': _segmentors}

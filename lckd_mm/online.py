@@ -1,0 +1,458 @@
+"""OnlineDistiller: several nets learn together, each from its peers, without a teacher trained before."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce_params, broadcast, get_rank, is_distributed
+from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .hosts import (
+    RNGState,
+    build_model,
+    host_of,
+    normalisation,
+    preserved_rng,
+    rng_state,
+    training_size,
+    untracked_statistics,
+)
+from .registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
+from .student import StudentModel
+from .terms import Term
+
+# Offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
+_TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
+#: The optimizers that every config may name; the others are those of ``steps``.
+NETS, CRITICS = 'nets', 'critics'
+
+
+@MODELS.register_module()
+class OnlineDistiller(StudentModel):
+    """K nets trained together on the same batches: each by its own loss, and by terms in which a peer is the teacher.
+
+    1. ``loss``: runs every net once in training, and for each net adds the terms, its own features as the student's,
+       the peer's, detached, as the teacher's. Names begin with ``net0.``, ``net1.``, …
+    2. ``predict``, ``tensor``, test and export: net 0. Validation is net 0's under the host's own names;
+       :class:`~lckd_mm.hooks.OnlineHook` adds the other nets and the ensemble.
+    3. ``state_dict`` holds net 0's own keys without prefix and nothing else; the other nets, connectors and critics are
+       stored beside it by :class:`~lckd_mm.hooks.OnlineHook`, which also writes each other net to a plain file.
+    4. Net 0 begins with the weights, and draws the random numbers, that it would alone; with every weight 0 it trains
+       as alone, to the bit.
+
+    **Optimizers.** With an ordinary ``optim_wrapper`` there is one step for the sum of all losses. With
+    ``constructor='lckd_mm.OnlineOptimWrapperConstructor'`` there are several, by name: ``nets`` trains the nets (and
+    connectors) by all losses but those of ``steps``; each name in ``steps`` trains the nets (and those terms'
+    connectors) by its terms alone; ``critics``, where it is there, trains the modules inside losses (discriminators),
+    else ``nets`` does. All gradients are taken at the same weights, from one forward pass of each net, before any
+    optimizer steps; they then step in the order of the config. (Stepping in between would change, in place, weights
+    that the second backward pass needs.) Blocks with reentrant activation checkpointing do not allow that.
+
+    Args:
+        nets: the nets' model dicts, two at least. They share net 0's preprocessor.
+        terms: name to term, see :class:`~lckd_mm.terms.Term`, for every net; a connector leads to the peer's width.
+            Teacher-side connectors that are made from a trained teacher's layers are refused.
+        taps: as in :class:`~lckd_mm.distiller.Distiller`, of all nets. net_taps: overrides, one a net.
+        peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': from each other net, mean of the terms,
+            with modules of its own for every pair.
+        steps: optimizer name to the names of its terms.
+        dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distiller.Distiller`.
+    Raises:
+        ValueError, KeyError, TypeError: one sentence each, before any training.
+    Source: cyclic peers, one discriminator a net and separate optimizers: Chung et al., Feature-map-level Online
+        Adversarial Knowledge Distillation (AFD), ICML 2020. Deviation: the paper updates a net by the logits' loss and
+        then by the features'; here both gradients are taken before the first update.
+    """
+
+    def __init__(
+        self,
+        nets: Sequence[dict],
+        terms: dict[str, dict],
+        taps: Taps = None,
+        net_taps: Sequence[Taps] | None = None,
+        peers: str = 'cyclic',
+        steps: Mapping[str, Sequence[str]] | None = None,
+        dry_run_size: int | tuple[int, int] | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | None = None,
+    ):
+        if not isinstance(nets, Sequence) or len(nets) < 2 or not all(isinstance(net, Mapping) for net in nets):
+            raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
+        if net_taps is not None and len(net_taps) != len(nets):
+            raise ValueError(f'OnlineDistiller: {len(net_taps)} net_taps for {len(nets)} nets; give one a net')
+        if peers not in ('cyclic', 'all'):
+            raise ValueError(f"OnlineDistiller: peers must be 'cyclic' or 'all', got {peers!r}")
+        terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
+        if not terms:
+            raise ValueError('OnlineDistiller: terms must be a dict of name to term, with at least one')
+        configs = [dict(net) for net in nets]
+        if isinstance(data_preprocessor, Mapping):
+            for config in configs:
+                config.setdefault('data_preprocessor', data_preprocessor)
+        # Net 0 first: nothing may draw a random number before it, or with it.
+        first = self._built(configs[0], 0)
+        super().__init__(first, init_cfg)
+        others = []
+        for k, config in enumerate(configs[1:], 1):
+            with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
+                others.append(self._built(config, k))
+        self.peers = nn.ModuleList(others)
+        self.steps = {name: list(of) for name, of in (steps or {}).items()}
+        self._check_steps(terms)
+        expected = normalisation(first.data_preprocessor)
+        for k, net in enumerate(self.peers, 1):
+            if normalisation(net.data_preprocessor) != expected:
+                raise ValueError(
+                    f'OnlineDistiller: net {k} normalises its images otherwise than net 0, and all nets see the same; '
+                    'give them one data_preprocessor'
+                )
+        count = len(self.nets)
+        self.pairs = [
+            (k, j) for k in range(count) for j in range(count) if j != k and (peers == 'all' or j == (k - 1) % count)
+        ]
+        size = as_size(dry_run_size)
+        with preserved_rng(torch.initial_seed() + _TERM_SEED):
+            self.net_taps = [
+                merge_taps(f'net {k}', net, taps, net_taps[k] if net_taps else None) for k, net in enumerate(self.nets)
+            ]
+            only_with_loss = [
+                trace_taps(of, net, size or training_size(first), with_loss=True)
+                for of, net in zip(self.net_taps, self.nets)
+            ]
+            #: 'net<k>_from<j>' to the terms by name.
+            self.terms = nn.ModuleDict()
+            for k, j in self.pairs:
+                of_pair = nn.ModuleDict()
+                sides = self.net_taps[k], self.net_taps[j]
+                for name, config in terms.items():
+                    of_pair[name] = Term(name, config, *sides, self.nets[k], dict(of_pair.items()))
+                    self._refuse_bound(of_pair[name])
+                self.terms[_pair(k, j)] = of_pair
+                rehearse(of_pair, *sides, self.nets[k], size or training_size(first), only_with_loss[k])
+        self._passes = 0
+        # Gradients of an optimizer that accumulates them over several batches.
+        self._held: dict[str, list[Tensor | None]] = {}
+        #: True while a hook stores the other nets in checkpoints.
+        self.state_is_stored = False
+        self.register_load_state_dict_pre_hook(_import_peers)
+
+    @staticmethod
+    def _built(config: dict, k: int) -> BaseModel:
+        net = build_model(config)
+        if not isinstance(net, BaseModel) or host_of(net) is None:
+            raise TypeError(
+                f'OnlineDistiller: net {k} ({type(net).__name__}) is no model of mmpretrain, mmseg or mmdet'
+            )
+        return net
+
+    @property
+    def nets(self) -> list[BaseModel]:
+        """All nets, net 0 first."""
+        return [self.student, *self.peers]
+
+    def _check_steps(self, terms: Mapping) -> None:
+        taken: set[str] = set()
+        for name, of in self.steps.items():
+            if name in (NETS, CRITICS):
+                raise ValueError(f'OnlineDistiller: the step {name!r} has the name of an optimizer with another task')
+            for term in of:
+                if term not in terms or term in taken:
+                    what = 'is in two steps' if term in taken else f'is no term; they are {", ".join(terms)}'
+                    raise KeyError(f'OnlineDistiller: step {name!r}: {term!r} {what}')
+                taken.add(term)
+
+    @staticmethod
+    def _refuse_bound(term: Term) -> None:
+        for connector in term.teacher_connectors:
+            if hasattr(connector, 'bind') or hasattr(connector, 'waits_for_data'):
+                raise ValueError(
+                    f'term {term.name!r}: {type(connector).__name__} is made from the layers or features of a trained '
+                    'teacher, and a peer is not trained yet; take it away'
+                )
+
+    def init_weights(self) -> None:
+        """Initialise net 0 as it would itself, and each other net from a seed of its own."""
+        self.student.init_weights()
+        for k, net in enumerate(self.peers, 1):
+            with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
+                net.init_weights()
+        if is_distributed():
+            # Runner broadcasts the state dict, which holds net 0 alone.
+            for module in (self.peers, self.terms):
+                for tensor in module.state_dict().values():
+                    broadcast(tensor)
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
+        """``mode='loss'`` trains all nets; any other mode is net 0's own forward."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """Each net's own losses and terms, as ``net<k>.<name>``. The features are gone when this returns."""
+        kind = inputs.device.type
+        precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        losses: dict[str, Any] = {}
+        features: list[dict] = []
+        states: list[RNGState] = []
+        self._passes += self.training
+        for k, net in enumerate(self.nets):
+            names, trained = self._recorded(k)
+            with self._stream(k):
+                states.append(rng_state(inputs.device))
+                trained = trained if torch.is_grad_enabled() else []
+                with self.net_taps[k].record(net, names, require_grad=trained) as recorded:
+                    own = net(inputs, data_samples, mode='loss')
+            features.append(recorded)
+            # mmengine's parse_losses takes a bare `loss` for the total.
+            losses.update({f'net{k}.{"loss_task" if key == "loss" else key}': value for key, value in own.items()})
+        values: dict[str, list[Tensor]] = {}
+        for k, j in self.pairs:
+            theirs = {name: _detached(feature) for name, feature in features[j].items()}
+            observed: dict[str, dict] = {}
+            replay = partial(self._replay, k, j, data_samples, (states[k], states[j]), precision)
+            for name, term in self.terms[_pair(k, j)].items():
+                observed[name] = {}
+                value = term(
+                    features[k], theirs, data_samples, observed[name], observed.get(term.shares), inputs, replay
+                )
+                values.setdefault(f'net{k}.{name}', []).append(value)
+        for name, parts in values.items():
+            if name in losses:
+                raise KeyError(f'term {name!r}: the net has a loss of this name; rename the term')
+            losses[name] = parts[0] if len(parts) == 1 else torch.stack(parts).mean()
+        return losses
+
+    def _stream(self, k: int) -> contextlib.AbstractContextManager:
+        """Random numbers of net k's own pass: net 0's are the training's, as alone."""
+        if k == 0:
+            return contextlib.nullcontext()
+        return preserved_rng(torch.initial_seed() + _PEER_SEED * k + 7919 * self._passes + 1_000_003 * get_rank())
+
+    def _recorded(self, k: int) -> tuple[list[str], list[str]]:
+        """The taps of net k that somebody reads, and those of them that must carry gradient."""
+        own, read = [], []
+        for a, b in self.pairs:
+            for term in self.terms[_pair(a, b)].values():
+                own += term.student_names if a == k else []
+                read += term.teacher_names if b == k else []
+        return list(dict.fromkeys(own + read)), list(dict.fromkeys(own))
+
+    def _replay(
+        self,
+        k: int,
+        j: int,
+        data_samples: list | None,
+        states: tuple[RNGState, RNGState],
+        precision: tuple[torch.dtype, bool],
+        inputs: Tensor,
+        student_names: list[str],
+        teacher_names: list[str],
+    ) -> tuple[dict, dict]:
+        """Net k and its peer once more on other images; only net k's parameters can get a gradient of it."""
+        recorded = []
+        for net, taps, names, state in zip(
+            (self.nets[k], self.nets[j]), (self.net_taps[k], self.net_taps[j]), (student_names, teacher_names), states
+        ):
+            peer = bool(recorded)
+            gradient = inputs.requires_grad if peer else torch.is_grad_enabled()
+            constant = {n: p.detach() for n, p in net.named_parameters()} if peer else {}
+            autocast = torch.autocast(inputs.device.type, *precision)
+            with (
+                preserved_rng(state=state),
+                untracked_statistics(net),
+                autocast,
+                torch.set_grad_enabled(gradient),
+                taps.record(net, names, require_grad=gradient and not peer) as features,
+            ):
+                functional_call(net, constant, (inputs, data_samples), dict(mode='tensor'))
+            recorded.append(features)
+        return recorded[0], recorded[1]
+
+    # ---- several optimizers ----
+
+    def trained_by(self, name: str, optimizers: Sequence[str]) -> nn.Module:
+        """The modules whose parameters an optimizer of this name trains, among optimizers of these names."""
+        if name == CRITICS:
+            of_losses = [term.loss for of_pair in self.terms.values() for term in of_pair.values()]
+            return nn.ModuleDict(dict(losses=nn.ModuleList(of_losses)))
+        followed = [
+            term for of_pair in self.terms.values() for key, term in of_pair.items() if self._step_of(key) == name
+        ]
+        connectors = [side for term in followed for side in (term.connectors, term.teacher_connectors)]
+        modules = dict(student=self.student, peers=self.peers, connectors=nn.ModuleList(connectors))
+        if CRITICS not in optimizers:
+            modules['losses'] = nn.ModuleList(term.loss for term in followed)
+        return nn.ModuleDict(modules)
+
+    def _step_of(self, term: str) -> str:
+        """The name of the optimizer by which a term trains the nets."""
+        return next((name for name, of in self.steps.items() if term in of), NETS)
+
+    def _objective(self, name: str, losses: dict) -> Tensor:
+        """The sum of the losses that an optimizer of this name follows."""
+        steps = {f'net{k}.{key}': self._step_of(key) for k, _ in self.pairs for key in self.named_terms()}
+        if name == CRITICS:
+            chosen = steps.keys()
+        else:
+            chosen = {key for key in losses if steps.get(key, NETS) == name}
+        return self.parse_losses({key: value for key, value in losses.items() if key in chosen})[0]
+
+    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """One batch: every gradient at the weights as they are, then every optimizer's step, in the config's order.
+
+        Gradients are averaged over the ranks here, not by DDP, which knows of one backward pass a forward pass.
+        """
+        if not isinstance(optim_wrapper, OptimWrapperDict):
+            return super().train_step(data, optim_wrapper)
+        with optim_wrapper[NETS].optim_context(self):
+            data = self.data_preprocessor(data, True)
+            losses = self._run_forward(data, mode='loss')
+        _, logged = self.parse_losses(losses)
+        wrappers = list(optim_wrapper.items())
+        parameters = {name: _parameters(wrapper) for name, wrapper in wrappers}
+        for name, wrapper in wrappers:
+            _hand(parameters[name], self._held.pop(name, None))
+            value = wrapper.scale_loss(self._objective(name, losses))
+            wrapper.backward(value, inputs=parameters[name], retain_graph=name != wrappers[-1][0])
+            self._held[name] = [p.grad for p in parameters[name]]
+            _hand(parameters[name], None)
+        for name, wrapper in wrappers:
+            if not wrapper.should_update():
+                continue
+            gradients = self._held.pop(name)
+            all_reduce_params([g for g in gradients if g is not None], op='mean')
+            _hand(parameters[name], gradients)
+            wrapper.step()
+            wrapper.zero_grad()
+        return logged
+
+    # ---- what is stored beside net 0 ----
+
+    def named_terms(self) -> dict[str, list[Term]]:
+        """The terms of each name, one a pair of nets."""
+        found: dict[str, list[Term]] = {}
+        for of_pair in self.terms.values():
+            for name, term in of_pair.items():
+                found.setdefault(name, []).append(term)
+        return found
+
+    def distillation_state(self) -> dict[str, Any]:
+        """The other nets' state dicts, connectors and losses' modules, for the checkpoint's own key."""
+        nets = [{key: value.detach().cpu() for key, value in net.state_dict().items()} for net in self.peers]
+        terms = {key: value.detach().cpu() for key, value in self.terms.state_dict().items()}
+        return dict(nets=nets, terms=terms, passes=self._passes)
+
+    def load_distillation_state(self, state: dict[str, Any]) -> None:
+        """Put :meth:`distillation_state` back; ValueError where it is of other nets or terms."""
+        if len(state.get('nets', ())) != len(self.peers):
+            raise ValueError(
+                f'OnlineDistiller: the checkpoint holds {len(state.get("nets", ()))} nets beside net 0, the config has '
+                f'{len(self.peers)}'
+            )
+        try:
+            for net, weights in zip(self.peers, state['nets']):
+                net.load_state_dict(weights)
+            self.terms.load_state_dict(state['terms'])
+        except RuntimeError as error:
+            raise ValueError(
+                f'OnlineDistiller: the stored nets are of another config than this one: {error}'
+            ) from error
+        self._passes = int(state['passes'])
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OnlineOptimWrapperConstructor:
+    """Builds the optimizers of an :class:`OnlineDistiller`, each from a config of its own, by name.
+
+    ``optim_wrapper=dict(constructor='lckd_mm.OnlineOptimWrapperConstructor', nets=dict(optimizer=…), critics=…)``;
+    each may have ``type``, ``optimizer``, ``paramwise_cfg``, ``clip_grad``, ``accumulative_counts``, ``constructor``.
+
+    Raises:
+        ValueError: no ``nets``, a step of the model without an optimizer, or a name that is neither.
+        TypeError: another model than an OnlineDistiller.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        if paramwise_cfg is not None:
+            raise ValueError('OnlineOptimWrapperConstructor: write paramwise_cfg inside nets=dict(…) and the others')
+        self.configs = {name: cfg for name, cfg in optim_wrapper_cfg.items() if name != 'type' and cfg is not None}
+
+    def __call__(self, model: nn.Module) -> OptimWrapperDict:
+        model = model.module if is_model_wrapper(model) else model
+        if not isinstance(model, OnlineDistiller):
+            raise TypeError(f'OnlineOptimWrapperConstructor: the model is a {type(model).__name__}, no OnlineDistiller')
+        needed, known = {NETS, *model.steps}, {NETS, CRITICS, *model.steps}
+        if not needed <= set(self.configs) <= known:
+            raise ValueError(
+                f'optim_wrapper: the optimizers are {", ".join(self.configs) or "none"}, but this OnlineDistiller '
+                f'needs {", ".join(sorted(needed))}, and takes {CRITICS} beside them'
+            )
+        wrappers = {}
+        for name, config in self.configs.items():
+            trained = model.trained_by(name, list(self.configs))
+            if not any(True for _ in trained.parameters()):
+                raise ValueError(f'optim_wrapper: {name!r} has nothing to train: no loss has modules of its own')
+            wrappers[name] = build_optim_wrapper(trained, config)
+        return OptimWrapperDict(**wrappers)
+
+
+@MODEL_WRAPPERS.register_module()
+class OnlineDataParallel(MMDistributedDataParallel):
+    """Lets an :class:`OnlineDistiller` with several optimizers train on several ranks.
+
+    Its ``train_step`` averages the gradients itself; DDP's own machinery, which expects one backward pass after each
+    forward pass, is not set up. Arguments that DDP would take are let pass.
+    """
+
+    def __init__(self, module: nn.Module, **_: Any):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        if not isinstance(optim_wrapper, OptimWrapperDict):
+            raise ValueError(
+                'OnlineDataParallel: one optimizer is trained by MMDistributedDataParallel; take model_wrapper_cfg '
+                "away, or give optim_wrapper constructor='lckd_mm.OnlineOptimWrapperConstructor'"
+            )
+        return self.module.train_step(data, optim_wrapper)
+
+    def train(self, mode: bool = True) -> 'OnlineDataParallel':
+        return nn.Module.train(self, mode)
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        yield
+
+
+def _pair(k: int, j: int) -> str:
+    return f'net{k}_from{j}'
+
+
+def _detached(feature: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
+
+
+def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:
+    return [p for group in wrapper.optimizer.param_groups for p in group['params'] if p.requires_grad]
+
+
+def _hand(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
+    """Give parameters these gradients, or none: optimizers may share a parameter, each with a gradient of its own."""
+    for parameter, gradient in zip(parameters, gradients or [None] * len(parameters)):
+        parameter.grad = gradient
+
+
+def _import_peers(module: OnlineDistiller, state: dict, prefix: str, *_: Any) -> None:
+    """As :func:`~lckd_mm.checkpoint.import_keys`: a plain checkpoint is net 0's, the others keep what they have."""
+    for key, value in module.peers.state_dict(prefix=prefix + 'peers.').items():
+        state[key] = value

@@ -1,0 +1,163 @@
+"""Runs on made-up images while a model is built: what taps give, and whether every term takes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import arguments
+from .hosts import fabricate_samples, one_line, run_once, training_size
+from .presets import preset_taps
+from .taps import LIST_ALL, FeatureTaps
+from .terms import Term
+
+#: Tap name to address, a preset's name, or a list of these.
+Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
+
+# Of the dry run's image: more is a slip of the keyboard, and would end in a system without memory.
+_LARGEST_SIDE = 8192
+
+
+def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
+    """The taps of one net: those of both nets, overridden by its own, presets written out."""
+    addresses: dict[str, str] = {}
+    for key, source in (('taps', both), (f'{role}_taps', own)):
+        for taps in source if isinstance(source, (list, tuple)) else [source]:
+            if isinstance(taps, str):
+                taps = preset_taps(model, taps)
+            elif taps is not None and not isinstance(taps, Mapping):
+                raise TypeError(
+                    f'{key}: expected a dict of name to address, a preset, or a list of these, got '
+                    f'{type(taps).__name__} {taps!r}'
+                )
+            addresses.update(taps or {})
+    return FeatureTaps(addresses, role)
+
+
+def as_size(who: str, size: Any) -> tuple[int, int] | None:
+    """Height and width of a size given as one number or two."""
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else arguments.listed(who, 'dry_run_size', size, 'two sides')
+    if len(sides) != 2:
+        raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
+    height, width = (arguments.whole(who, 'dry_run_size', side, at_most=_LARGEST_SIDE) for side in sides)
+    return height, width
+
+
+def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_loss: bool = False) -> set[str]:
+    """Run a net once on one made-up image, to resolve its taps and learn channels and calls.
+
+    Args:
+        with_loss: try the taps that stay silent with the loss: auxiliary heads and the like run only then.
+    Returns:
+        The names of the taps that fire only with the loss.
+    Raises:
+        ValueError: a run that fails, or a tap that never fires.
+    """
+    silent = taps.trace(model, lambda: _run(model, size, 'tensor', taps.role))
+    only_with_loss = set(silent)
+    if silent and with_loss:
+        silent = taps.trace(model, lambda: _run(model, size, 'loss', taps.role), silent)
+    if silent:
+        name = min(silent)
+        raise ValueError(
+            f'{taps.role} tap {name!r}: {str(taps.addresses[name])!r} never fires: no forward calls this module '
+            '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
+            + LIST_ALL
+        )
+    return only_with_loss
+
+
+def rehearse(
+    terms: Mapping[str, Term],
+    student_taps: FeatureTaps,
+    teacher_taps: FeatureTaps,
+    student: nn.Module,
+    size: tuple[int, int] | None,
+    only_with_loss: set[str],
+) -> None:
+    """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here.
+
+    Args:
+        size: of the made-up image, by default what the student is trained on.
+        only_with_loss: the student's taps that fire only then.
+    """
+
+    def zeros(taps: FeatureTaps) -> dict:
+        return {
+            name: [torch.zeros(shape) for shape in trace.shapes]
+            if taps.addresses[name].call == '*'
+            else torch.zeros(trace.shapes[0])
+            for name, trace in taps.traces.items()
+        }
+
+    s, t = zeros(student_taps), zeros(teacher_taps)
+    size = size or training_size(student)
+    samples, image = fabricate_samples(student, 1, size), torch.zeros(1, 3, *size)
+
+    def replay(images: Tensor, *_) -> tuple[dict, dict]:
+        # It depends on the images, for losses that differentiate by them.
+        nothing = 0 * images.sum()
+        return tuple(
+            {n: [y + nothing for y in x] if isinstance(x, list) else x + nothing for n, x in side.items()}
+            for side in (s, t)
+        )
+
+    observed: dict[str, dict] = {}
+    targets: dict[str, dict] = {}
+    for name, term in terms.items():
+        unseen = sorted(only_with_loss.intersection(term.student_names))
+        if term.replays and unseen:
+            raise ValueError(
+                f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
+                f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
+            )
+        observed[name] = {}
+        mode = [(m, m.training) for m in term.modules()]
+        term.eval()
+        try:
+            with torch.no_grad():
+                shared = observed.get(term.shares)
+                value = term(s, t, samples, observed[name], shared, image, replay, targets=targets)
+        except Exception as error:  # whatever a loss or connector raises on features that it cannot take
+            shapes = [
+                f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)
+                for side, taps, names in (
+                    ('student', student_taps, term.student_names),
+                    ('teacher', teacher_taps, term.teacher_names),
+                )
+            ]
+            reason = one_line(error)
+            if not isinstance(error, (RuntimeError, ValueError)):
+                reason = f'{type(error).__name__}: {reason}'
+            raise ValueError(
+                f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
+                f'{reason}'
+            ) from error
+        finally:
+            for module, training in mode:
+                module.training = training
+        if not isinstance(value, Tensor):
+            raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives a {type(value).__name__}, no tensor')
+        if value.dim() != 0:
+            raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives {tuple(value.shape)}, not a scalar')
+
+
+def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
+    try:
+        run_once(model, size, mode)
+    except (KeyError, ValueError) as error:
+        if 'tap ' in str(error):
+            raise
+        raise _dry_run_error(who, size, mode, error) from error
+    except Exception as error:  # whatever a host raises on an image that it cannot take
+        raise _dry_run_error(who, size, mode, error) from error
+
+
+def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
+    return ValueError(
+        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
+        f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
+    )
