@@ -93,7 +93,8 @@ class OnlineHook(Hook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         model = online_of(runner, 'OnlineHook')
-        predictions = [list(outputs), *(net.val_step(data_batch) for net in model.peers)]
+        # Hosts write predictions into the batch's own samples, which net 0's outputs are too.
+        predictions = [list(outputs), *(net.val_step(copy.deepcopy(data_batch)) for net in model.peers)]
         for k, of_net in enumerate(predictions[1:], 1):
             self._evaluators[f'net{k}'].process(data_samples=of_net, data_batch=data_batch)
         if 'ensemble' in self._evaluators:
