@@ -236,11 +236,40 @@ def test_two_steps_of_inheritance_and_exploration(method, cifar100, tmp_path):
         assert all(torch.isfinite(value) for value in losses.values())
 
 
+ONLINE = [f'online-{method}_resnet32_resnet32_1xb128_cifar100.py' for method in ('kd', 'afd')]
+
+
+@pytest.mark.parametrize('name', ONLINE)
+def test_nets_that_learn_together_take_two_steps(name, cifar100, tmp_path):
+    cfg = Config.fromfile(CONFIGS / name)
+    for net in cfg.model.nets:
+        shallow(net)
+    for loader in ('train_dataloader', 'val_dataloader'):
+        cfg[loader].update(batch_size=4, num_workers=0, persistent_workers=False)
+        cfg[loader].dataset.data_prefix = str(cifar100)
+    cfg.train_cfg.max_epochs = 1
+    cfg.work_dir, cfg.log_level = str(tmp_path / 'run'), 'WARNING'
+    cfg.default_hooks.distillation = dict(type='lckd_mm.OnlineHook')
+    cfg.default_hooks.checkpoint.interval = 1
+    runner = run(cfg)
+    assert runner.iter == 2
+    logged = runner.message_hub.log_scalars
+    parts = ['loss_task', 'loss_kd'] + ['loss_adversarial'] * ('afd' in name)
+    assert all(logged[f'train/net{k}.{part}'].current() > 0 for k in (0, 1) for part in parts)
+    assert {'val/accuracy/top1', 'val/net1/accuracy/top1', 'val/ensemble/accuracy/top5'} <= set(logged)
+    alone = Config.fromfile(CONFIGS / 'resnet32_1xb128_cifar100.py')
+    shallow(alone.model)
+    for file in ('epoch_1.pth', 'epoch_1.net1.pth'):
+        state = torch.load(tmp_path / 'run' / file)['state_dict']
+        build_model(alone.model, 'mmpretrain').load_state_dict(state)
+
+
 def test_every_setting_has_all_its_configs():
     expected = {path_of(method, s).name for method in ('kd', 'ofd', 'lckd', 'lckd-kd') for s in SETTINGS}
     for teacher, student, batch, *_ in SETTINGS.values():
         expected |= {f'{student}_1xb{batch}_cifar100.py', f'{teacher}_1xb{batch}_cifar100.py'}
     expected |= {'resnet20_1xb128_cifar100.py', *(f'{method}_{IE_PAIR}.py' for method in IE)}
+    expected |= {'resnet32_1xb128_cifar100.py', *ONLINE}
     assert {p.name for p in CONFIGS.glob('*.py')} == expected
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import MODELS, DefaultScope
 from run_helpers import (
     HOSTS,
     ROOT,
@@ -24,10 +24,10 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
-from lckd_mm.checkpoint import STATE_KEY
+from lckd_mm import cli
 from lckd_mm.cli import student_config
 from lckd_mm.hosts import build_model, fabricate_samples
-from lckd_mm.online import OnlineDistiller, OnlineOptimWrapperConstructor
+from lckd_mm.online import OnlineOptimWrapperConstructor
 
 KD = dict(loss=dict(type='lckd_mm.KDLoss', tau=3.0), on='logits')
 CRITIC = dict(type='lckd_mm.ConvCritic', widths=(8,))
@@ -206,9 +206,21 @@ def test_accumulated_gradients_are_those_of_the_sum_of_the_batches(built):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+class Attached(torch.nn.Module):
+    """Keeps the graph of both nets' second pass."""
+
+    def forward(self, student, teacher, inputs, replay):
+        ours, theirs = replay(inputs.detach().requires_grad_())
+        return (ours - theirs).square().mean()
+
+
 def test_a_loss_that_runs_the_nets_again_leaves_the_peer_alone(built):
-    for mode in ('noise', 'gradient'):
-        jacobian = dict(loss=dict(type='lckd_mm.JacobianLoss', mode=mode), on='logits')
+    for loss in (
+        dict(type='lckd_mm.JacobianLoss', mode='noise'),
+        dict(type='lckd_mm.JacobianLoss', mode='gradient'),
+        dict(type=Attached),
+    ):
+        jacobian = dict(loss=loss, on='logits')
         model = built(terms=dict(loss_jacobian=jacobian), steps=None)
         model.train()
         statistics = [b.clone() for b in model.buffers()]
@@ -229,11 +241,14 @@ def test_a_loss_that_runs_the_nets_again_leaves_the_peer_alone(built):
 
 
 def test_net_0_trains_as_alone_to_the_bit_with_weight_zero(scenes, tmp_path):
-    plain = run(config('mmpretrain', scenes, tmp_path / 'plain', classifier(4), iters=6))
-    model = one_term()
+    def dropping(width):
+        model = classifier(width)
+        model['backbone']['drop_path_rate'] = 0.3  # so that it draws random numbers
+        return model
+
+    plain = run(config('mmpretrain', scenes, tmp_path / 'plain', dropping(4), iters=6))
+    model = one_term() | dict(nets=[dropping(4), dropping(6)])
     model['terms']['loss_kd'] = dict(KD, weight=0.0)
-    model['nets'][1]['backbone']['drop_path_rate'] = 0.5  # a peer that draws random numbers
-    model['nets'][1]['head']['type'] = 'LinearClsHead'
     null = run(training(scenes, tmp_path / 'null', model, iters=6))
     expected, got = plain.model.state_dict(), null.model.state_dict()
     assert list(expected) == list(got)
@@ -400,17 +415,18 @@ def tool(*command, launcher=()):
     return done.stdout + done.stderr
 
 
-def test_tools_train_and_test_either_net(tmp_path):
-    tool('tools/train.py', DIGITS, '--work-dir', tmp_path, '--cfg-options', *TINY)
+def test_tools_train_and_test_either_net(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cli.train([DIGITS, '--work-dir', str(tmp_path), '--cfg-options', *TINY])
     (file,) = tmp_path.glob('*/vis_data/scalars.json')
     validated = json.loads(file.read_text().splitlines()[-1])
-    for net, name, metric in (
-        (0, 'epoch_2.pth', 'accuracy/top1'), (1, 'epoch_2.net1.pth', 'net1/accuracy/top1'),
-    ):  # fmt: skip
+    for net, name, metric in ((0, 'epoch_2.pth', 'accuracy/top1'), (1, 'epoch_2.net1.pth', 'net1/accuracy/top1')):
+        DefaultScope._instance_dict.clear()
         out = tmp_path / f'{net}.json'
-        tool('tools/test.py', DIGITS, tmp_path / name, '--net', net, '--work-dir', tmp_path / 'test', '--out', out)
+        options = ['--net', str(net), '--work-dir', str(tmp_path / f'test{net}'), '--out', str(out)]
+        cli.test([DIGITS, str(tmp_path / name), *options])
         assert json.loads(out.read_text())['accuracy/top1'] == pytest.approx(validated[metric])
-    cfg = Config.fromfile(ROOT / DIGITS)
+    cfg = Config.fromfile(DIGITS)
     assert student_config(cfg).model.type == 'ImageClassifier'
     with pytest.raises(ValueError, match='nets 0 to 1'):
         student_config(cfg, 2)
@@ -439,10 +455,21 @@ cli.train(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize('config, wrapper', [
-    (DIGITS, 'OnlineDataParallel'), (DIGITS.replace('online-afd', 'online-kd'), 'MMDistributedDataParallel'),
-])  # fmt: skip
-def test_two_ranks_stay_one(config, wrapper, tmp_path):
+# One optimizer, under DDP's own reduction, through which the penalty's second derivatives go.
+ONE_OPTIMIZER = f"""
+_base_ = '{ROOT / DIGITS}'
+model = dict(steps=None, terms=dict(loss_adversarial=dict(
+    loss=dict(penalty=dict(type='lckd_mm.GradientPenalty', kind='max-al')))))
+optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.05))
+"""
+
+
+@pytest.mark.parametrize('wrapper', ['OnlineDataParallel', 'MMDistributedDataParallel'])
+def test_two_ranks_stay_one(wrapper, tmp_path):
+    config = DIGITS
+    if wrapper != 'OnlineDataParallel':
+        config = tmp_path / 'one_optimizer.py'
+        config.write_text(ONE_OPTIMIZER)
     script = tmp_path / 'train.py'
     script.write_text(RANKS)
     port = 29000 + os.getpid() % 900
@@ -458,7 +485,9 @@ def test_two_ranks_stay_one(config, wrapper, tmp_path):
         os.environ['PYTHONPATH'] = env_path
     a, b = (torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
     assert a['wrapper'] == wrapper
-    learnt = lambda name: 'running_' not in name and 'num_batches' not in name  # noqa: E731
+    multipliers = [v for k, v in a['terms'].items() if k.endswith('multiplier')]
+    assert len(multipliers) == (0 if config == DIGITS else 2) and all(multipliers)
+    learnt = lambda name: 'running_' not in name  # noqa: E731
     for ours, theirs in zip([*a['nets'], a['terms']], [*b['nets'], b['terms']]):
         assert all(torch.equal(ours[k], theirs[k]) for k in ours if learnt(k))
     # each rank saw other images: only what is averaged is equal

@@ -123,9 +123,9 @@ class GradientPenalty(nn.Module):
             gap = norms.amax() - self.target
             value = self.weight * gap.square() + self.multiplier.clone() * gap
             if self.training and torch.is_grad_enabled():
-                step = gap.detach().float()
+                step = gap.detach().clone()  # which is averaged in place
                 all_reduce(step, 'mean')
-                self.multiplier += self.rate * step
+                self.multiplier += self.rate * step.to(self.multiplier)
             return value
 
 
