@@ -1,5 +1,6 @@
 """OnlineDistiller: what each optimizer gets, real runs on real hosts, files, resume, validation, two ranks."""
 
+import copy
 import json
 import os
 import subprocess
@@ -287,7 +288,7 @@ def test_it_trains_and_every_file_is_a_plain_one(host, optimizers, scenes, tmp_p
     assert ('nets.lr' in entry) == (optimizers is not None)
 
 
-@pytest.mark.parametrize('optimizers', [SEVERAL, None])
+@pytest.mark.parametrize('optimizers', [SEVERAL, pytest.param(None, marks=pytest.mark.full)])
 def test_a_resumed_run_ends_where_the_whole_one_does(optimizers, scenes, tmp_path):
     def steady():
         # Every batch is the whole data set in order, so that what is fed does not depend on where the run was cut.
@@ -295,16 +296,26 @@ def test_a_resumed_run_ends_where_the_whole_one_does(optimizers, scenes, tmp_pat
         cfg = training(scenes, tmp_path / 'whole', model, optimizers=optimizers, iters=4)
         cfg.train_dataloader.update(batch_size=16, sampler=dict(type='DefaultSampler', shuffle=False))
         cfg.train_dataloader.dataset.pipeline[1] = dict(type='CenterCrop', crop_size=48)
-        cfg.default_hooks.checkpoint.interval = 2
+        cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=1)
         cfg.param_scheduler = dict(type='MultiStepLR', by_epoch=False, milestones=[3], gamma=0.1)
         return cfg
+
+    class Killed(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 3:
+                raise KeyboardInterrupt
 
     whole = run(steady())
     cfg = steady()
     cfg.work_dir = str(tmp_path / 'resumed')
-    cfg.load_from, cfg.resume = str(tmp_path / 'whole' / 'iter_2.pth'), True
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(cfg), Killed())
+    files = lambda: sorted(p.name for p in (tmp_path / 'resumed').glob('*.pth'))  # noqa: E731
+    assert files() == ['iter_2.net1.pth', 'iter_2.pth']
+    cfg.load_from, cfg.resume = str(tmp_path / 'resumed' / 'iter_2.pth'), True
     resumed = run(cfg)
     assert resumed.iter == 4
+    assert files() == ['iter_4.net1.pth', 'iter_4.pth']
     for a, b in zip(whole.model.nets, resumed.model.nets):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
     a, b = (r.model.terms.state_dict() for r in (whole, resumed))
@@ -464,7 +475,9 @@ optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.05))
 """
 
 
-@pytest.mark.parametrize('wrapper', ['OnlineDataParallel', 'MMDistributedDataParallel'])
+@pytest.mark.parametrize(
+    'wrapper', ['OnlineDataParallel', pytest.param('MMDistributedDataParallel', marks=pytest.mark.full)]
+)
 def test_two_ranks_stay_one(wrapper, tmp_path):
     config = DIGITS
     if wrapper != 'OnlineDataParallel':

@@ -1,7 +1,8 @@
 """OnlineHook: nets that learn together, in checkpoints, in plain files, and in validation."""
 
 import copy
-import os
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.structures import PixelData
 
-from ..checkpoint import STATE_KEY, read_checkpoint
+from ..checkpoint import STATE_KEY
+from ..files import read_checkpoint, write_whole
 from ..hosts import host_of
 from ..online import OnlineDataParallel, OnlineDistiller
 from ..registry import HOOKS
@@ -71,13 +73,14 @@ class OnlineHook(Hook):
             wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint[STATE_KEY] = dict(version=1, **online_of(runner, 'OnlineHook').distillation_state())
+        state = online_of(runner, 'OnlineHook').distillation_state()
+        checkpoint.setdefault(STATE_KEY, {}).update(version=1, **state)
         self._files.pending = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not getattr(runner, '_resume', False):
             return
-        if 'nets' not in checkpoint.get(STATE_KEY, {}):
+        if 'nets' not in (checkpoint.get(STATE_KEY) or {}):
             raise ValueError(
                 'resume: the checkpoint holds no other nets than its own, so it is not of this OnlineDistiller; start '
                 'from it with load_from instead of resuming'
@@ -128,30 +131,30 @@ class _NetFiles(Hook):
         self._follow(runner)
 
     @master_only
+    def before_train(self, runner) -> None:
+        # Of the run that is resumed: its files go, too, when their checkpoint does.
+        self._known |= {file for file in _checkpoints(runner) if _plain_files(file)}
+
+    @master_only
     def _follow(self, runner) -> None:
         if not self.pending:
             return
         self.pending = False
-        folders = {Path(hook.out_dir) for hook in runner.hooks if isinstance(hook, CheckpointHook)}
-        for folder in folders:
-            for file in folder.glob('*.pth'):
-                if not (file in self._known and _plain_files(file)) or _is_newer(file):
-                    self._split(file)
+        for file in _checkpoints(runner):
+            plain = _plain_files(file)
+            if not plain or any(p.stat().st_mtime_ns < file.stat().st_mtime_ns for p in plain):
+                self._split(file)
         for file in [f for f in self._known if not f.exists()]:
             self._known.discard(file)
             for plain in _plain_files(file):
                 plain.unlink()
 
     def _split(self, file: Path) -> None:
-        if '.net' in file.name:
-            return
         stored = read_checkpoint(str(file), 'OnlineHook')
-        for k, state in enumerate(stored.get(STATE_KEY, {}).get('nets', ()), 1):
-            plain = _named(file, k)
-            partial = plain.with_suffix('.part')
-            torch.save(dict(meta=stored['meta'], state_dict=state), partial)
-            # Whole or not there: a run may be ended at any moment.
-            os.replace(partial, plain)
+        for k, state in enumerate((stored.get(STATE_KEY) or {}).get('nets', ()), 1):
+            buffer = io.BytesIO()
+            torch.save(dict(meta=stored['meta'], state_dict=state), buffer)
+            write_whole(_named(file, k), buffer.getvalue())
             self._known.add(file)
 
 
@@ -166,8 +169,9 @@ def _plain_files(file: Path) -> list[Path]:
     return files
 
 
-def _is_newer(file: Path) -> bool:
-    return any(plain.stat().st_mtime_ns < file.stat().st_mtime_ns for plain in _plain_files(file))
+def _checkpoints(runner) -> list[Path]:
+    folders = {Path(hook.out_dir) for hook in runner.hooks if isinstance(hook, CheckpointHook)}
+    return [f for folder in folders for f in folder.glob('*.pth') if not re.search(r'\.net\d+$', f.stem)]
 
 
 def _classifiers(samples: tuple, model: BaseModel) -> Any:
