@@ -122,6 +122,10 @@ def is_online(cfg: Config) -> bool:
     return cfg.model.type in ONLINE
 
 
+def has_teacher(cfg: Config) -> bool:
+    return is_distillation(cfg) and not is_online(cfg)
+
+
 def student_config(cfg: Config, net: int = 0) -> Config:
     """The config of the student alone: no Distiller, none of this package's hooks, so that plain tools can test it.
 
@@ -140,9 +144,9 @@ def student_config(cfg: Config, net: int = 0) -> Config:
     return cfg
 
 
-def plain_model(cfg: Config) -> nn.Module:
+def plain_model(cfg: Config, net: int = 0) -> nn.Module:
     """The model of a config, or of a distillation config the student alone, built and not initialised."""
-    model = student_config(cfg).model
+    model = student_config(cfg, net).model
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return build_model(model)

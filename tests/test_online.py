@@ -549,3 +549,15 @@ def test_optimizers_are_checked_against_the_steps(built):
         OnlineOptimWrapperConstructor({'nets': SGD, 'critics': SGD})(built(terms=dict(loss_kd=KD), steps=None))
     with pytest.raises(TypeError, match='no OnlineDistiller'):
         OnlineOptimWrapperConstructor({'nets': SGD})(torch.nn.Linear(1, 1))
+
+
+def test_tools_that_look_know_that_there_is_no_teacher(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'analysis'))
+    import complexity
+    import list_taps
+
+    with pytest.raises(ValueError, match='distils from no teacher'):
+        list_taps.main([DIGITS, '--teacher'])
+    complexity.main([DIGITS, '--size', '16', '16'])
+    assert 'net 0' in (out := capsys.readouterr().out) and 'net 1' in out

@@ -17,7 +17,7 @@ model = dict(
             ),
             on='stage3',
             connector=dict(type='lckd_mm.ConvBN'),
-            weight=1.0,
+            weight=0.01,
         ),
     ),
 )

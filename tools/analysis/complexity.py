@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lckd_mm.cli import input_size, is_distillation, plain_model, read_config
+    from lckd_mm.cli import has_teacher, input_size, is_online, plain_model, read_config
     from lckd_mm.hosts import build_model, read_model_config
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,8 +40,10 @@ def main(argv: list[str]) -> None:
     args.launcher, args.work_dir = 'none', None
     cfg = read_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    models = {'student' if is_distillation(cfg) else 'model': plain_model(cfg)}
-    if is_distillation(cfg):
+    models = {'student' if has_teacher(cfg) else 'model': plain_model(cfg)}
+    if is_online(cfg):
+        models = {f'net {k}': plain_model(cfg, k) for k in range(len(cfg.model.nets))}
+    if has_teacher(cfg):
         models['teacher'] = build_model(*read_model_config(cfg.model.teacher.model, 'teacher'))
     size = tuple(args.size) if args.size else input_size(cfg, next(iter(models.values())))
     try:

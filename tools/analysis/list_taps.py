@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import is_distillation, plain_model, read_config
+    from lckd_mm.cli import has_teacher, plain_model, read_config
     from lckd_mm.hosts import build_model, read_model_config, training_size
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
     cfg = read_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if args.teacher:
-        if not is_distillation(cfg):
-            raise ValueError(f'{args.config!r} is no distillation config, so it has no teacher')
+        if not has_teacher(cfg):
+            raise ValueError(f'{args.config!r} distils from no teacher')
         model = build_model(*read_model_config(cfg.model.teacher.model, 'teacher'))
     else:
         model = plain_model(cfg)

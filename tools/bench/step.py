@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import is_distillation, read_config, replace_sync_bn
+    from lckd_mm.cli import has_teacher, read_config, replace_sync_bn
     from lckd_mm.hosts import build_model
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None
     cfg = read_config(args)
-    if not is_distillation(cfg):
-        raise ValueError(f'{args.config!r} is no distillation config: its model is a {cfg.model.type}')
+    if not has_teacher(cfg):
+        raise ValueError(f'{args.config!r} is no distillation config with a teacher: its model is a {cfg.model.type}')
     keep_freed_memory()
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     MMLogger.get_instance('bench', log_level='ERROR')
