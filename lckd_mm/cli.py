@@ -273,12 +273,17 @@ def add_hooks(cfg: Config) -> None:
     """The hooks that every training has unless its config sets them to None.
 
     ResumeHook, SafeCheckpointHook in a plain CheckpointHook's place; of a distillation, DistillationHook and
-    NonFiniteHook. What a config gives of them, such as ``default_hooks.non_finite.action``, is kept.
+    NonFiniteHook, or OnlineHook where nets learn together. What a config gives of them, such as
+    ``default_hooks.non_finite.action``, is kept.
     """
     # A Config keeps a copy of what it is given, so each dict is fetched again after it is set.
     cfg.setdefault('default_hooks', {})
     hooks = cfg.default_hooks
-    for name, kind in _OWN_HOOKS.items():
+    kinds = dict(_OWN_HOOKS)
+    if is_online(cfg):
+        kinds.update(distillation='lckd_mm.OnlineHook')
+        del kinds['non_finite']  # it watches one optimizer
+    for name, kind in kinds.items():
         given = hooks.get(name, {})
         if given is None:
             del hooks[name]

@@ -12,9 +12,11 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import arguments
+from .finite import check_values, origin
 from .hosts import (
     RNGState,
-    build_model,
+    build_named_model,
     host_of,
     normalisation,
     preserved_rng,
@@ -25,7 +27,7 @@ from .hosts import (
 from .registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
 from .student import StudentModel
-from .terms import Term
+from .terms import Term, lenders_first
 
 # Offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
 _TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
@@ -88,9 +90,15 @@ class OnlineDistiller(StudentModel):
             raise ValueError(f'OnlineDistiller: {len(net_taps)} net_taps for {len(nets)} nets; give one a net')
         if peers not in ('cyclic', 'all'):
             raise ValueError(f"OnlineDistiller: peers must be 'cyclic' or 'all', got {peers!r}")
+        # An inherited term is taken away by setting it to None.
         terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
         if not terms:
             raise ValueError('OnlineDistiller: terms must be a dict of name to term, with at least one')
+        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
+            raise TypeError(f'OnlineDistiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
+        if steps is not None and not isinstance(steps, Mapping):
+            raise TypeError(f'OnlineDistiller: steps must be a dict of optimizer to names of terms, got {steps!r}')
+        size = as_size('OnlineDistiller', dry_run_size)
         configs = [dict(net) for net in nets]
         if isinstance(data_preprocessor, Mapping):
             for config in configs:
@@ -103,7 +111,10 @@ class OnlineDistiller(StudentModel):
             with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
                 others.append(self._built(config, k))
         self.peers = nn.ModuleList(others)
-        self.steps = {name: list(of) for name, of in (steps or {}).items()}
+        self.steps = {
+            name: arguments.listed('OnlineDistiller', f'steps[{name!r}]', of, 'term names')
+            for name, of in (steps or {}).items()
+        }
         self._check_steps(terms)
         expected = normalisation(first.data_preprocessor)
         for k, net in enumerate(self.peers, 1):
@@ -116,7 +127,6 @@ class OnlineDistiller(StudentModel):
         self.pairs = [
             (k, j) for k in range(count) for j in range(count) if j != k and (peers == 'all' or j == (k - 1) % count)
         ]
-        size = as_size(dry_run_size)
         with preserved_rng(torch.initial_seed() + _TERM_SEED):
             self.net_taps = [
                 merge_taps(f'net {k}', net, taps, net_taps[k] if net_taps else None) for k, net in enumerate(self.nets)
@@ -130,7 +140,7 @@ class OnlineDistiller(StudentModel):
             for k, j in self.pairs:
                 of_pair = nn.ModuleDict()
                 sides = self.net_taps[k], self.net_taps[j]
-                for name, config in terms.items():
+                for name, config in lenders_first(terms).items():
                     of_pair[name] = Term(name, config, *sides, self.nets[k], dict(of_pair.items()))
                     self._refuse_bound(of_pair[name])
                 self.terms[_pair(k, j)] = of_pair
@@ -144,7 +154,7 @@ class OnlineDistiller(StudentModel):
 
     @staticmethod
     def _built(config: dict, k: int) -> BaseModel:
-        net = build_model(config)
+        net = build_named_model(config, None, f'net {k}')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(
                 f'OnlineDistiller: net {k} ({type(net).__name__}) is no model of mmpretrain, mmseg or mmdet'
@@ -170,7 +180,7 @@ class OnlineDistiller(StudentModel):
     @staticmethod
     def _refuse_bound(term: Term) -> None:
         for connector in term.teacher_connectors:
-            if hasattr(connector, 'bind') or hasattr(connector, 'waits_for_data'):
+            if hasattr(connector, 'bind') or getattr(connector, 'waits_for_data', False):
                 raise ValueError(
                     f'term {term.name!r}: {type(connector).__name__} is made from the layers or features of a trained '
                     'teacher, and a peer is not trained yet; take it away'
@@ -195,7 +205,11 @@ class OnlineDistiller(StudentModel):
         return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """Each net's own losses and terms, as ``net<k>.<name>``. The features are gone when this returns."""
+        """Each net's own losses and terms, as ``net<k>.<name>``. The features are gone when this returns.
+
+        Raises:
+            NonFiniteError: a term that is nan or infinity, before anything is updated by it; on all ranks together.
+        """
         kind = inputs.device.type
         precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         losses: dict[str, Any] = {}
@@ -213,20 +227,31 @@ class OnlineDistiller(StudentModel):
             # mmengine's parse_losses takes a bare `loss` for the total.
             losses.update({f'net{k}.{"loss_task" if key == "loss" else key}': value for key, value in own.items()})
         values: dict[str, list[Tensor]] = {}
+        parts: dict[str, tuple] = {}
         for k, j in self.pairs:
             theirs = {name: _detached(feature) for name, feature in features[j].items()}
             observed: dict[str, dict] = {}
+            targets: dict[str, dict] = {}
             replay = partial(self._replay, k, j, data_samples, (states[k], states[j]), precision)
             for name, term in self.terms[_pair(k, j)].items():
                 observed[name] = {}
-                value = term(
-                    features[k], theirs, data_samples, observed[name], observed.get(term.shares), inputs, replay
-                )
+                shared = observed.get(term.shares)
+                value = term(features[k], theirs, data_samples, observed[name], shared, inputs, replay, targets=targets)
                 values.setdefault(f'net{k}.{name}', []).append(value)
-        for name, parts in values.items():
+                parts.setdefault(f'net{k}.{name}', (term, k, j, observed[name]))
+        means = {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
+
+        def explain(name: str) -> str:
+            term, k, j, connected = parts[name]
+            sides = (self.net_taps[k], features[k]), (self.net_taps[j], features[j])
+            own = {key: value for key, value in losses.items() if key.startswith(f'net{k}.')}
+            return origin(term, *sides, connected, inputs, own)
+
+        check_values(means, explain, self.training and torch.is_grad_enabled())
+        for name, value in means.items():
             if name in losses:
                 raise KeyError(f'term {name!r}: the net has a loss of this name; rename the term')
-            losses[name] = parts[0] if len(parts) == 1 else torch.stack(parts).mean()
+            losses[name] = value
         return losses
 
     def _stream(self, k: int) -> contextlib.AbstractContextManager:

@@ -27,6 +27,7 @@ from run_helpers import (
 
 from lckd_mm import cli
 from lckd_mm.cli import student_config
+from lckd_mm.finite import NonFiniteError
 from lckd_mm.hosts import build_model, fabricate_samples
 from lckd_mm.online import OnlineOptimWrapperConstructor
 
@@ -561,3 +562,44 @@ def test_tools_that_look_know_that_there_is_no_teacher(capsys, monkeypatch):
         list_taps.main([DIGITS, '--teacher'])
     complexity.main([DIGITS, '--size', '16', '16'])
     assert 'net 0' in (out := capsys.readouterr().out) and 'net 1' in out
+
+
+def test_inheritance_and_exploration_between_peers_comes_by_composition(built):
+    """Each net's auto-encoder of its peer's features is trained along; half of the channels inherit, half explore."""
+    shares = dict(on='stage4', teacher_connector='loss_reconstruction')
+
+    def part(which):
+        return dict(type='lckd_mm.ChannelPart', part=which, connector=dict(type='lckd_mm.FactorEncoder'))
+
+    ft = dict(type='lckd_mm.FTLoss')
+    terms = dict(
+        loss_reconstruction=dict(
+            loss=dict(type='lckd_mm.ReconstructionLoss'), on='stage4',
+            teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True),
+        ),
+        loss_inherit=dict(loss=ft, connector=part('inherit'), **shares),
+        loss_explore=dict(loss=dict(type='lckd_mm.ExploreLoss', loss=ft), connector=part('explore'), **shares),
+    )  # fmt: skip
+    model = built(widths=(8, 8), terms=terms, steps=None)
+    model.train()
+    losses = model.loss(**model.data_preprocessor(batch(model), True))
+    for k in (0, 1):
+        own = model.terms[f'net{k}_from{1 - k}']
+        for name in terms:
+            gradients = [
+                torch.autograd.grad(
+                    losses[f'net{k}.{name}'], list(m.parameters()), allow_unused=True, retain_graph=True
+                )
+                for m in (own['loss_reconstruction'].teacher_connectors, model.nets[k], model.nets[1 - k])
+            ]
+            reached = [any(g is not None and g.any() for g in found) for found in gradients]
+            assert reached == ([True, False, False] if name == 'loss_reconstruction' else [False, True, False])
+
+
+def test_a_term_that_is_nan_is_named_with_its_net(built):
+    model = built(terms=dict(loss_kd=KD), steps=None)
+    model.train()
+    with torch.no_grad():
+        model.peers[0].head.fc.bias.fill_(float('nan'))
+    with pytest.raises(NonFiniteError, match=r"term 'net0.loss_kd' is nan.*net 1 tap 'logits'"):
+        model.loss(**model.data_preprocessor(batch(model), True))

@@ -1,5 +1,6 @@
 """Adversarial matching: a critic learns to tell the student's features from the teacher's, the student to fool it."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,6 +8,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .. import arguments
 from ..functional import (
     convex_phi,
     critic_loss,
@@ -17,7 +19,7 @@ from ..functional import (
     slope_penalty,
 )
 from ..functional.adversarial import PHIS, SLOPES
-from ..registry import MODELS, build_registered
+from ..registry import MODELS, build_registered, registered_class
 from .streams import own_generator
 
 Feature = Tensor | list[Tensor]
@@ -101,8 +103,9 @@ class GradientPenalty(nn.Module):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f'GradientPenalty: unknown kind {kind!r}, expected one of {", ".join(self.KINDS)}')
-        if weight < 0 or rate < 0:
-            raise ValueError(f'GradientPenalty: weight and rate must be 0 or above, got {weight} and {rate}')
+        for name, value in dict(weight=weight, rate=rate, target=target).items():
+            arguments.number('GradientPenalty', name, value, at_least=0)
+        arguments.number('GradientPenalty', 'multiplier', multiplier)
         self.kind, self.weight, self.target, self.rate = kind, weight, target, rate
         self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
         self.register_buffer('multiplier', torch.tensor(float(multiplier)))
@@ -164,12 +167,12 @@ class AdversarialLoss(nn.Module):
         critic_weight: float = 1.0,
     ):
         super().__init__()
-        if not critic_weight > 0:
-            raise ValueError(f'AdversarialLoss: critic_weight must be above 0, got {critic_weight}')
-        widths = [channels] if isinstance(channels, int) else list(channels or [None])
+        arguments.number('AdversarialLoss', 'critic_weight', critic_weight, above=0)
+        given = [channels] if channels is None or isinstance(channels, int) else channels
+        widths = arguments.listed('AdversarialLoss', 'channels', given, 'whole numbers')
         who = 'AdversarialLoss: critic'
         self.critics = nn.ModuleList(
-            build_registered(critic if width is None else {'in_channels': width, **critic}, who) for width in widths
+            build_registered(critic if width is None else _with_width(critic, width, who), who) for width in widths
         )
         for name, module in self.critics.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -204,3 +207,8 @@ class AdversarialLoss(nn.Module):
             of_student = self.loss.student(functional_call(critic, frozen, (ours,)))
             values.append(of_student + self.critic_weight * of_critic)
         return torch.stack(values).mean()
+
+
+def _with_width(critic: Mapping, width: int, who: str) -> Mapping:
+    kind = registered_class(critic, who)
+    return {'in_channels': width, **critic} if 'in_channels' in inspect.signature(kind.__init__).parameters else critic
