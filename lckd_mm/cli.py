@@ -220,7 +220,10 @@ def test(argv: list[str]) -> None:
     p.add_argument('checkpoint', help='path of a checkpoint')
     p.add_argument('--out', help='write the metrics to this JSON file')
     p.add_argument('--net', type=int, default=0, help='which of the nets that learn together the checkpoint holds')
+    p.add_argument('--dump', metavar='FILE.pkl', help="write every sample's truth and prediction to this file")
     args = p.parse_args(argv)
+    if args.dump and not args.dump.endswith('.pkl'):
+        raise ValueError(f'--dump: the file must end in .pkl, got {args.dump!r}')
     cfg = student_config(read_config(args), args.net)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint!r}')
@@ -230,6 +233,9 @@ def test(argv: list[str]) -> None:
     if not isinstance(cfg.test_evaluator, (dict, list, tuple)):
         raise ValueError(f'config {args.config!r}: test_evaluator must be a dict or a list, got {cfg.test_evaluator!r}')
     check_data(cfg, ('test_dataloader',))
+    if args.dump:
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+        cfg.test_evaluator = [*evaluators, dict(type='lckd_mm.DumpPredictions', out_file_path=args.dump)]
     # Loaded here, strictly: the Runner's own loading lets any key be missing.
     cfg.load_from, cfg.resume = None, False
     prepare_launch(cfg)

@@ -58,7 +58,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['lckd_mm.online'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=[])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=['lckd_mm.metrics'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.optim'])

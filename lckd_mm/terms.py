@@ -114,6 +114,7 @@ class Term(nn.Module):
             raise ValueError(f"term {name!r}: {kind} looks at the teacher's layers; write it as teacher_connector")
         self._refuse_untrained()
         self._teacher_norms = [taps.norm if (taps := teacher_taps.traces.get(n)) else None for n in self.teacher_names]
+        self._teacher_paths = [teacher_taps.addresses[n].path for n in self.teacher_names]
         if hasattr(_innermost(self.loss), 'adapt'):
             _innermost(self.loss).adapt(owner_head(student, student_taps.addresses[self.student_names[0]].path))
 
@@ -210,10 +211,15 @@ class Term(nn.Module):
         return {**config, 'channels': widths}
 
     def bind(self, teacher: nn.Module) -> None:
-        """Let connectors take what they need from the teacher's layers: once built, and again once it is loaded."""
+        """Let connectors and the loss take what they need from the teacher's layers: once built, and once it is loaded.
+
+        A loss that has ``bind`` is given the teacher's tapped modules, in the order of the taps, and the term's name.
+        """
         for connector, tap, path in zip(self.teacher_connectors, self.teacher_names, self._teacher_norms):
             if hasattr(connector, 'bind'):
                 connector.bind(teacher.get_submodule(path) if path else None, f'term {self.name!r}, tap {tap!r}')
+        if hasattr(self.loss, 'bind'):
+            self.loss.bind([teacher.get_submodule(path) for path in self._teacher_paths], f'term {self.name!r}')
 
     def waiting(self) -> list[tuple[str, nn.Module]]:
         """Teacher taps and their connectors that need training images before the first iteration."""

@@ -1,6 +1,7 @@
 """Pure tensor functions: they need torch and nothing else."""
 
 from .adversarial import convex_phi, critic_loss, fooling_loss, gradient_norms, interpolates, slope_penalty
+from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
 from .detection import absolute_attention, attended_context, box_masks, focal_distances
 from .features import (
     activation_boundary,
@@ -24,10 +25,19 @@ from .lipschitz import (
     transmitting_norm,
     transmitting_norms,
 )
-from .logits import binary_kd_divergence, decoupled_kd, kd_divergence
+from .logits import (
+    binary_kd_divergence,
+    decoupled_kd,
+    gradient_rescaling,
+    kd_divergence,
+    partial_target,
+    row_similarities,
+    target_divergence,
+)
 from .relations import pairwise_angles, pairwise_distances
 
 __all__ = [
+    'ClassBias',
     'absolute_attention',
     'activation_boundary',
     'attended_context',
@@ -39,6 +49,8 @@ __all__ = [
     'channel_divergence',
     'convex_phi',
     'critic_loss',
+    'class_bias',
+    'confusion_matrix',
     'decoupled_kd',
     'directional_gap',
     'factor_cosine',
@@ -47,17 +59,23 @@ __all__ = [
     'fooling_loss',
     'gradient_norms',
     'interpolates',
+    'gradient_rescaling',
     'kd_divergence',
     'layer_norms',
     'lipschitz_gap',
     'local_lipschitz',
     'margin_relu',
+    'modal_prediction',
+    'one_against_rest',
     'pairwise_angles',
     'pairwise_distances',
     'partial_l2',
+    'partial_target',
     'product_bound',
     'slope_penalty',
+    'row_similarities',
     'spectral_norm',
+    'target_divergence',
     'transmitting_matrix',
     'transmitting_norm',
     'transmitting_norms',

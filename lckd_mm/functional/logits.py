@@ -85,6 +85,157 @@ def decoupled_kd(
     return of_target * tau**2, among * tau**2
 
 
+PARTIAL_KINDS = ('full', 'pt', 'topk', 'sim', 'rel', 'label_smoothing')
+
+
+def partial_target(
+    kind: str,
+    teacher: Tensor,
+    target: Tensor | None = None,
+    tau: float = 1.0,
+    k: int | None = None,
+    similarities: Tensor | None = None,
+    siblings: Tensor | None = None,
+    betas: tuple[float, float] | None = None,
+    epsilon: float | None = None,
+    dim: int = 1,
+) -> Tensor:
+    r"""A distribution over classes that keeps a part of what the teacher's softened scores tell.
+
+    With :math:`p = \mathrm{softmax}(z^T / \tau)`, y the true class and K classes:
+
+    * ``full``: p itself.
+    * ``pt``: :math:`p_y` for y, the rest spread evenly: how sure the teacher is of this sample.
+    * ``topk``: the k largest of p, the rest spread evenly over the others; k = K is ``full``.
+    * ``sim``: row y of ``similarities``, a distribution of the class alone (:func:`row_similarities`).
+    * ``rel``: :math:`\beta_1` for y, :math:`\beta_2` for each other class of its super-class, and what is left spread
+      evenly over all others.
+    * ``label_smoothing``: :math:`1 - \epsilon` for y, and :math:`\epsilon / K` for each class: nothing of the teacher.
+
+    Args:
+        teacher: logits with the classes along ``dim``.
+        target: y, int64, the shape of ``teacher`` without ``dim``; not needed for 'full' and 'topk'.
+        tau: temperature of 'full', 'pt' and 'topk'.
+        k: of 'topk', 1 to K. similarities: ``(K, K)``, rows that sum to 1. siblings: ``(K, K)``, bool, whether two
+            classes share a super-class. betas, epsilon: as above.
+    Returns:
+        The shape of ``teacher``; along ``dim`` it sums to 1.
+    Raises:
+        ValueError: an unknown kind, a k outside 1 to K, betas that leave less than 0 for the others.
+    Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532; the
+        exact forms of 'pt' and 'sim' are unverified. Deviation: none known.
+    """
+    if kind not in PARTIAL_KINDS:
+        raise ValueError(f'partial teacher: unknown kind {kind!r}, expected one of {", ".join(PARTIAL_KINDS)}')
+    classes = teacher.shape[dim]
+    p = F.softmax(teacher / tau, dim)
+    if kind == 'full':
+        return p
+    if kind == 'topk':
+        if not 1 <= k <= classes:
+            raise ValueError(f'partial teacher: k must be 1 to {classes}, the number of classes, got {k}')
+        largest = torch.zeros_like(p).scatter(dim, p.topk(k, dim).indices, 1) > 0
+        rest = p.masked_fill(largest, 0).sum(dim, keepdim=True)
+        return torch.where(largest, p, rest / max(classes - k, 1))
+    hot = F.one_hot(target, classes).movedim(-1, dim).to(p)
+    if kind == 'pt':
+        sure = (p * hot).sum(dim, keepdim=True)
+        return torch.where(hot > 0, sure, (1 - sure) / (classes - 1))
+    if kind == 'label_smoothing':
+        return (1 - epsilon) * hot + epsilon / classes
+    rows = similarities if kind == 'sim' else _relation_rows(siblings, *betas)
+    return rows.to(p)[target].movedim(-1, dim)
+
+
+def _relation_rows(siblings: Tensor, first: float, second: float) -> Tensor:
+    own = torch.eye(len(siblings), dtype=torch.bool, device=siblings.device)
+    near, far = siblings & ~own, ~siblings & ~own
+    left = 1 - first - second * near.sum(1, keepdim=True).double()
+    others = far.sum(1, keepdim=True)
+    if (left < -1e-9).any() or ((others == 0) & (left > 1e-9)).any():
+        raise ValueError(
+            f'partial teacher: betas {first} and {second} leave {left.min().item():.3g} to {left.max().item():.3g} for '
+            f'{int(others.min())} to {int(others.max())} classes outside the super-class; they must sum to 1 with them'
+        )
+    return own * first + near * second + far * (left.clamp(min=0) / others.clamp(min=1))
+
+
+def row_similarities(weight: Tensor, alpha: float, beta: float) -> Tensor:
+    r"""How alike the teacher's logit layer finds the classes: for each, a distribution over all.
+
+    .. math:: \rho_{yi} = \mathrm{softmax}_i \big( \mathrm{sign}(c_{yi}) |c_{yi}|^\alpha / \beta \big), \qquad
+              c_{yi} = \cos(w_y, w_i)
+
+    Args:
+        weight: ``(K, ...)``, a row a class. alpha: sharpens the cosines where it is below 1. beta: temperature.
+    Returns:
+        ``(K, K)``; rows sum to 1, and each class is most like itself. A row of zeros is as like any other as nothing.
+    Raises:
+        ValueError: alpha or beta that are not above 0.
+    Source: Tang et al., arXiv 2002.03532 (KD-sim; the form is unverified). Deviation: the sign, since cosines
+        can be negative, of which a power below 1 does not exist.
+    """
+    if not alpha > 0 or not beta > 0:
+        raise ValueError(f'similarities of classes: alpha and beta must be above 0, got {alpha} and {beta}')
+    rows = F.normalize(weight.flatten(1), dim=1)
+    cosines = rows @ rows.T
+    return F.softmax(cosines.sign() * cosines.abs() ** alpha / beta, 1)
+
+
+def target_divergence(student: Tensor, target: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
+    r"""Kullback-Leibler divergence of a distribution and softened softmax scores, per sample and position.
+
+    .. math:: \sum_c \rho_c (\ln \rho_c - \ln q_c), \qquad q = \mathrm{softmax}(z^S / \tau)
+
+    Its gradient by :math:`z^S` is :math:`(q - \rho) / \tau`, that of the cross-entropy.
+
+    Args:
+        student: logits with the classes along ``dim``. target: :math:`\rho`, the same shape; 0 ln 0 is 0.
+    Returns:
+        The shape of ``student`` without ``dim``, in nats; no factor of :math:`\tau^2`.
+    """
+    _check(student, target, dim)
+    return (torch.xlogy(target, target) - target * F.log_softmax(student / tau, dim)).sum(dim)
+
+
+def gradient_rescaling(
+    student: Tensor,
+    soft_target: Tensor,
+    target: Tensor,
+    tau: float = 1.0,
+    weight: float = 1.0,
+    task_weight: float = 1.0,
+    tau_squared: bool = True,
+    dim: int = 1,
+) -> Tensor:
+    r"""By how much distillation rescales the gradient at the true class, sample by sample.
+
+    Of the loss :math:`\lambda_0 H(y, q) + \lambda \, s \, H(\rho, \tilde q)`, with q the student's scores and
+    :math:`\tilde q` those at temperature :math:`\tau`, s either :math:`\tau^2` or 1:
+
+    .. math:: w = \frac{\partial L / \partial z_y}{\partial H(y, q) / \partial z_y}
+                = \lambda_0 + \lambda \frac{s}{\tau} \, \frac{\rho_y - \tilde q_y}{1 - q_y}
+
+    Args:
+        student: logits with the classes along ``dim``. soft_target: :math:`\rho`, the same shape.
+        target: y, int64, the shape of ``student`` without ``dim``.
+        weight: :math:`\lambda`. task_weight: :math:`\lambda_0`; the paper has 1 - λ.
+        tau_squared: whether s is :math:`\tau^2`, as in KDLoss.
+    Returns:
+        The shape of ``target``, without unit; infinite where the student leaves nothing for the other classes.
+    Source: Tang et al., arXiv 2002.03532, the factor w_t. Deviation: the weights apart, and the factor s.
+    """
+    mask = F.one_hot(target, student.shape[dim]).movedim(-1, dim).bool()
+
+    def others(z: Tensor) -> Tensor:
+        # 1 - q_y without the cancellation where q_y is next to 1.
+        return (z.masked_fill(mask, -torch.inf).logsumexp(dim) - z.logsumexp(dim)).exp()
+
+    rest = soft_target.masked_fill(mask, 0).sum(dim)
+    scale = tau if tau_squared else 1 / tau
+    return task_weight + weight * scale * (others(student / tau) - rest) / others(student)
+
+
 def _check(student: Tensor, teacher: Tensor, dim: int) -> None:
     check_rank('knowledge distillation on logits', student, dim + 1, f'classes along dimension {dim}')
     if student.shape != teacher.shape:

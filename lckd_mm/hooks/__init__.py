@@ -1,11 +1,13 @@
-"""mmengine hooks: what is stored and resumed, schedules, monitors, pictures, numbers that go wrong, memory."""
+"""mmengine hooks: what is stored and resumed, schedules, monitors, pruning, pictures, numbers that go wrong, memory."""
 
 from .activation_checkpoint import ActivationCheckpointHook
 from .distillation import DistillationHook, distiller_of, terms_of
-from .monitors import LipschitzMonitorHook, TeacherCheckHook
+from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
 from .pictures import PredictionHook, draw, overlay_labels, side_by_side
+from .pruning import PruningHook
+from .rescaling import GradientRescaleHook
 from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
 
@@ -13,14 +15,17 @@ __all__ = [
     'ActivationCheckpointHook',
     'ConnectorWarmupHook',
     'DistillationHook',
+    'GradientRescaleHook',
     'LipschitzMonitorHook',
     'LossWeightHook',
     'NonFiniteHook',
     'OnlineHook',
     'PredictionHook',
+    'PruningHook',
     'ResumeHook',
     'SafeCheckpointHook',
     'TeacherCheckHook',
+    'TeacherReferenceHook',
     'distiller_of',
     'draw',
     'epoch_length',

@@ -1,5 +1,6 @@
-"""Hooks that look: the Lipschitz monitor, the teacher's check."""
+"""Hooks that look: the Lipschitz monitor, the teacher's check, the teacher as a metric's reference."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from .. import arguments
 from ..functional import transmitting_norm
 from ..functional.lipschitz import GAPS, lipschitz_gap
 from ..hosts import preserved_rng
+from ..metrics import ClassBiasMetric
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -130,7 +132,10 @@ class TeacherCheckHook(Hook):
         kept = loader._iterator
         with preserved_rng():
             for batch in loader:
-                evaluator.process(model.teacher.predict(batch, model.data_preprocessor), batch)
+                samples = model.teacher.predict(batch, model.data_preprocessor)
+                for metric in _teacher_biased(evaluator):
+                    metric.add_reference(samples)
+                evaluator.process(samples, batch)
             self.metrics = dict(evaluator.evaluate(len(loader.dataset)))
         # A persistent iterator left behind would draw one random number fewer later on.
         loader._iterator = kept
@@ -150,3 +155,42 @@ class TeacherCheckHook(Hook):
             both = ', '.join(f'{k} {v} (student {metrics[k]})' for k, v in shared.items())
             runner.logger.info(f'teacher: {both}')
             runner.visualizer.add_scalars({f'teacher/{k}': v for k, v in shared.items()}, step=runner.iter)
+
+
+@HOOKS.register_module()
+class TeacherReferenceHook(Hook):
+    """Hands the teacher's predictions on the validation set to each :class:`~lckd_mm.metrics.ClassBiasMetric`.
+
+    For those with ``reference='teacher'``. The teacher predicts each batch in the first validation, beside the student,
+    and the metric keeps what it said.
+
+    Raises:
+        ValueError: no such metric among the validation's.
+    """
+
+    def before_train(self, runner) -> None:
+        distiller_of(runner, 'TeacherReferenceHook')
+        if runner.val_loop is None or not _teacher_biased(runner.val_loop.evaluator):
+            raise ValueError(
+                'TeacherReferenceHook: the val_evaluator has no lckd_mm.ClassBiasMetric with '
+                "reference='teacher'; add one, or take the hook away"
+            )
+        self._complete = False
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self._complete:
+            return
+        model = distiller_of(runner, 'TeacherReferenceHook')
+        with preserved_rng():
+            samples = model.teacher.predict(copy.deepcopy(data_batch), model.data_preprocessor)
+        for metric in _teacher_biased(runner.val_loop.evaluator):
+            metric.add_reference(samples)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        self._complete = True
+
+
+def _teacher_biased(evaluator: Any) -> list[ClassBiasMetric]:
+    """An evaluator's metrics that compare with the teacher."""
+    metrics = getattr(evaluator, 'metrics', [])
+    return [metric for metric in metrics if isinstance(metric, ClassBiasMetric) and metric.of_teacher]

@@ -7,6 +7,7 @@ from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FT
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss
 from .logits import DKDLoss, KDLoss
+from .partial import PartialKDLoss
 from .relations import RKDLoss
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'LSGANLoss',
     'LipschitzLoss',
     'OFDLoss',
+    'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',
 ]

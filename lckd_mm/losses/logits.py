@@ -113,6 +113,38 @@ def resized_labels(z: Tensor, data_samples: list) -> Tensor:
     return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1).long()
 
 
+def refuse_without_target(head: nn.Module | None, who: str) -> None:
+    """ValueError for heads whose scores have no softmax over classes of which one is the target."""
+    name = type(head).__name__
+    if has_sigmoids(head) and not hasattr(head, 'cls_out_channels'):
+        raise ValueError(f'{who}: {name} has a sigmoid for each class, and no target class; use KDLoss')
+    if hasattr(head, 'use_sigmoid_cls') or hasattr(head, 'cls_out_channels'):
+        raise ValueError(
+            f'{who}: the positions of the detection head {name} have labels only inside its own assignment, so '
+            'that the target class is not known; use KDLoss'
+        )
+
+
+def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
+    """The label of each sample ``(N,)`` or, for maps (N, C, H, W), of each position ``(N, H, W)``.
+
+    Raises:
+        ValueError: samples without a label of one class.
+    """
+    if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
+        return resized_labels(z, data_samples)
+    if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
+        labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
+        # Mixup and its like leave the first label in place, and write the mixture beside it.
+        mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
+        if labels.shape == (len(z), 1) and not mixed:
+            return labels.flatten()
+    raise ValueError(
+        f'{who}: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
+        'or many labels a sample have no target class'
+    )
+
+
 @MODELS.register_module()
 class DKDLoss(nn.Module):
     r"""Decoupled divergence of softened class scores, averaged over samples and positions.
@@ -148,36 +180,15 @@ class DKDLoss(nn.Module):
 
     def adapt(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
-        name = type(head).__name__
-        if has_sigmoids(head) and not hasattr(head, 'cls_out_channels'):
-            raise ValueError(f'DKDLoss: {name} has a sigmoid for each class, and no target class; use KDLoss')
-        if hasattr(head, 'use_sigmoid_cls') or hasattr(head, 'cls_out_channels'):
-            raise ValueError(
-                f'DKDLoss: the positions of the detection head {name} have labels only inside its own assignment, so '
-                'that the target class is not known; use KDLoss'
-            )
+        refuse_without_target(head, 'DKDLoss')
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
         if not isinstance(student, Tensor):
             raise ValueError("DKDLoss: takes one tap, as in on='logits', got a list")
-        target = self._target(student, data_samples)
+        target = class_targets(student, data_samples, 'DKDLoss')
         valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
         # The scores and not the divergence: infinity at an ignored position would give nan in backward.
         student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
         of_target, among = decoupled_kd(student, teacher, torch.where(valid, target, 0), self.tau)
         value = (self.alpha * of_target + self.beta * among) * valid
         return value.sum() / valid.sum().clamp(min=1)
-
-    def _target(self, z: Tensor, data_samples: list | None) -> Tensor:
-        if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
-            return resized_labels(z, data_samples)
-        if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
-            labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
-            # Mixup and its like leave the first label in place, and write the mixture beside it.
-            mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
-            if labels.shape == (len(z), 1) and not mixed:
-                return labels.flatten()
-        raise ValueError(
-            'DKDLoss: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
-            'or many labels a sample have no target class'
-        )

@@ -1,0 +1,5 @@
+# WRN10-1, trained alone, then pruned by channels: 45 % of each convolution.
+_base_ = ['./wrn10-1_1xb30_digits300.py']
+
+load_from = 'work_dirs/digits/seed0/alone/epoch_40.pth'
+custom_hooks = [dict(type='lckd_mm.PruningHook', kind='structured', sparsity=0.45)]

@@ -1,0 +1,130 @@
+"""Whether a compressed net treats classes unequally: one-against-rest rates, and how they change."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CONVENTIONS = ('2022', '2021')
+
+
+class ClassBias(NamedTuple):
+    """What :func:`class_bias` gives: two scores, and the relative changes that they are made of, a row a class."""
+
+    cev: float
+    sde: float
+    fpr_change: Tensor
+    fnr_change: Tensor
+    kept: Tensor
+
+
+def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int, counts: Tensor | None = None) -> Tensor:
+    """How often each class was taken for each.
+
+    Args:
+        truth, predicted: class indices of the same shape, 0 to ``classes - 1``.
+        counts: int64, the number of samples that each pair stands for; None: one.
+    Returns:
+        ``(C, C)`` int64, a row a true class, a column a predicted one.
+    Raises:
+        ValueError: shapes that differ, an index outside the classes.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(
+            f'confusion matrix: truth {tuple(truth.shape)} and predictions {tuple(predicted.shape)} differ'
+        )
+    truth, predicted = truth.flatten().long(), predicted.flatten().long()
+    for name, values in (('truth', truth), ('prediction', predicted)):
+        if values.numel() and not (values.min() >= 0 and values.max() < classes):
+            raise ValueError(
+                f'confusion matrix: a {name} is class {int(values.max())} or {int(values.min())}, outside the '
+                f'{classes} classes'
+            )
+    counts = torch.ones_like(truth) if counts is None else counts.flatten()
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    return confusion.index_put_((truth, predicted), counts, accumulate=True)
+
+
+def one_against_rest(confusion: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    r"""False-positive and false-negative rate of each class against all others.
+
+    .. math:: \mathrm{FPR}_c = \frac{FP_c + s}{FP_c + TN_c + 2 s}, \qquad
+              \mathrm{FNR}_c = \frac{FN_c + s}{FN_c + TP_c + 2 s}
+
+    Args:
+        confusion: ``(C, C)`` or ``(R, C, C)``, counts, a row a true class.
+        smoothing: s, a pseudo-count; 0 gives the plain rates.
+    Returns:
+        Two float64 tensors ``(C,)`` or ``(R, C)``, in parts of 1; nan where a class does not occur (FNR), or where
+        nothing else does (FPR), smoothed or not.
+    """
+    counts = confusion.double()
+    hit = counts.diagonal(dim1=-2, dim2=-1)
+    positives, claimed, total = counts.sum(-1), counts.sum(-2), counts.sum((-2, -1), keepdim=True).squeeze(-1)
+    negatives = total - positives
+    fpr = (claimed - hit + smoothing) / (negatives + 2 * smoothing)
+    fnr = (positives - hit + smoothing) / (positives + 2 * smoothing)
+    return torch.where(negatives > 0, fpr, torch.nan), torch.where(positives > 0, fnr, torch.nan)
+
+
+def class_bias(reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], convention: str = '2022') -> ClassBias:
+    r"""Combined error variance (CEV) and symmetric distance error (SDE) of a model against a reference.
+
+    With the relative changes :math:`a_c = (\mathrm{FPR}^m_c - \mathrm{FPR}^o_c) / \mathrm{FPR}^o_c` and
+    :math:`b_c`, the same of the FNR, over the C classes that have both:
+
+    * ``2022``: :math:`\mathrm{CEV} = \frac 1 C \sum_c (a_c - \bar a)^2 + (b_c - \bar b)^2`,
+      :math:`\mathrm{SDE} = \frac 1 C \sum_c |a_c - b_c|`.
+    * ``2021``, with a and b in percent: half of that CEV, and that SDE over :math:`\sqrt 2`, so that
+      :math:`\mathrm{CEV}_{2021} = 5000\,\mathrm{CEV}_{2022}` and
+      :math:`\mathrm{SDE}_{2021} = 100 / \sqrt 2 \; \mathrm{SDE}_{2022}`.
+
+    Both are 0 where every class changes alike, however much worse it gets: they stand beside the accuracy, never in its
+    place. They are not symmetric in model and reference.
+
+    Args:
+        reference: (FPR, FNR) of :func:`one_against_rest`, of the uncompressed net. model: of the compressed one. Rates
+            ``(C,)``, or ``(R, C)`` of several runs, which are averaged over the runs first.
+        convention: '2022' or '2021'.
+    Returns:
+        :class:`ClassBias`; the changes are in parts of 1 in both conventions, and nan for the classes that are left
+        out, those with a reference rate of 0 or without samples (``kept`` is false). Both scores are nan where no class
+        is left.
+    Raises:
+        ValueError: an unknown convention, or different numbers of classes.
+    Source: Blakeney et al., Simon Says: Evaluating and Mitigating Bias in Pruned Neural Networks with Knowledge
+        Distillation, arXiv 2106.07849 (2021, and the forms of 2022). Deviation: a rate of 0 in the reference is left
+        out, where a small number in its place would decide the result.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f'class bias: unknown convention {convention!r}, expected one of {", ".join(CONVENTIONS)}')
+    before = [rate.double() if rate.dim() == 1 else rate.double().mean(0) for rate in reference]
+    after = [rate.double() if rate.dim() == 1 else rate.double().mean(0) for rate in model]
+    if before[0].shape != after[0].shape:
+        raise ValueError(f'class bias: {len(before[0])} classes in the reference, but {len(after[0])} in the model')
+    changes = torch.stack([(m - o) / torch.where(o > 0, o, torch.nan) for o, m in zip(before, after)])
+    kept = changes.isfinite().all(0)
+    changes = torch.where(kept, changes, torch.nan)
+    a, b = changes[:, kept]
+    cev = ((a - a.mean()).square() + (b - b.mean()).square()).mean()
+    sde = (a - b).abs().mean()
+    if convention == '2021':
+        cev, sde = 5000 * cev, 100 / 2**0.5 * sde
+    return ClassBias(cev.item(), sde.item(), *changes, kept)
+
+
+def modal_prediction(predictions: Tensor, classes: int) -> Tensor:
+    """The class that most of several runs predict, sample by sample; of equally frequent ones the smallest.
+
+    Args:
+        predictions: ``(R, ...)``, class indices, a row a run.
+    Returns:
+        ``(...)``, int64.
+    """
+    modal = torch.zeros(predictions.shape[1:], dtype=torch.int64)
+    most = torch.zeros(predictions.shape[1:], dtype=torch.int64)
+    for index in range(classes):
+        votes = (predictions == index).sum(0)
+        modal = torch.where(votes > most, index, modal)
+        most = torch.maximum(votes, most)
+    return modal

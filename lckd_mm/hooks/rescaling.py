@@ -1,0 +1,103 @@
+"""GradientRescaleHook: by how much distillation rescales each sample's gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+
+from ..functional import gradient_rescaling, partial_target
+from ..hosts import owner_head
+from ..losses import KDLoss, PartialKDLoss
+from ..losses.logits import class_targets
+from ..registry import HOOKS
+from .distillation import distiller_of
+
+
+@HOOKS.register_module()
+class GradientRescaleHook(Hook):
+    """Logs how a term on the class scores rescales the gradient at the true class, over the samples of a batch.
+
+    Scalars of :func:`~lckd_mm.functional.gradient_rescaling`, in the log and every backend of the Visualizer, with
+    the name of the term: ``rescale_<method>_mean``, ``_std``, and quantiles such as ``_q05``. A factor above 1 means
+    that the sample counts for more than under the labels alone, below 0 that the teacher pulls away from the label.
+    Samples (pixels, for segmentation) whose factor is infinite, since the student has no doubt left, are left out.
+
+    Args:
+        term: a term with :class:`~lckd_mm.losses.PartialKDLoss`, or :class:`~lckd_mm.losses.KDLoss` on a softmax.
+        interval: in iterations.
+        quantiles: in parts of 1.
+        task_weight: of the student's own loss on these scores; None: what its head says.
+    Raises:
+        ValueError: an interval below 1, quantiles outside 0 to 1, a batch without one label a sample. KeyError: no such
+            term. TypeError: a term of another loss.
+    Source: Tang et al., arXiv 2002.03532.
+    """
+
+    def __init__(
+        self,
+        term: str = 'loss_kd',
+        interval: int = 50,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        task_weight: float | None = None,
+    ):
+        if interval < 1:
+            raise ValueError(f'GradientRescaleHook: interval must be at least 1, got {interval}')
+        if not all(0 <= q <= 1 for q in quantiles):
+            raise ValueError(f'GradientRescaleHook: quantiles are parts of 1, got {list(quantiles)}')
+        self.term, self.interval, self.quantiles, self.task_weight = term, interval, list(quantiles), task_weight
+        self._handle: Any = None
+        self._scalars: dict[str, float] = {}
+
+    def before_train(self, runner) -> None:
+        model = distiller_of(runner, 'GradientRescaleHook')
+        if self.term not in model.terms:
+            raise KeyError(f'GradientRescaleHook: unknown term {self.term!r}, the terms are {", ".join(model.terms)}')
+        term = model.terms[self.term]
+        soft = isinstance(term.loss, PartialKDLoss) or getattr(term.loss, 'activation', None) == 'softmax'
+        if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or not term.single:
+            raise TypeError(
+                f'GradientRescaleHook: the term {self.term!r} has {type(term.loss).__name__}; it looks at KDLoss or '
+                "PartialKDLoss on one tap of a softmax's scores"
+            )
+        if self.task_weight is None:
+            head = owner_head(model.student, model.student_taps.addresses[term.student_names[0]].path)
+            loss = getattr(head, 'loss_module', None) or getattr(head, 'loss_decode', None)
+            self.task_weight = float(getattr(loss, 'loss_weight', 1.0))
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
+            term = distiller_of(runner, 'GradientRescaleHook').terms[self.term]
+            self._weight = term.weight * term.scale
+            self._handle = term.loss.register_forward_hook(self._look, with_kwargs=True)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        for name, value in self._scalars.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+        self._scalars = {}
+
+    @torch.no_grad()
+    def _look(self, loss: nn.Module, args: tuple, kwargs: dict, value: Tensor) -> None:
+        student, teacher = args
+        target = class_targets(student, kwargs.get('data_samples'), 'GradientRescaleHook')
+        valid = target != loss.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
+        target = torch.where(valid, target, 0)
+        if isinstance(loss, PartialKDLoss):
+            soft, squared = loss.soft_target(teacher, target), loss.tau_squared
+        else:
+            soft, squared = partial_target('full', teacher, tau=loss.tau), True
+        factors = gradient_rescaling(student, soft, target, loss.tau, self._weight, self.task_weight, squared)
+        factors = factors[valid & factors.isfinite()].float()
+        if not factors.numel():
+            return
+        name = 'rescale_' + self.term.removeprefix('loss_')
+        self._scalars[f'{name}_mean'] = factors.mean().item()
+        self._scalars[f'{name}_std'] = factors.std(correction=0).item()
+        # By sorting: torch.quantile takes no more than 16 million values.
+        ordered = factors.sort().values
+        for q in self.quantiles:
+            self._scalars[f'{name}_q{round(100 * q):02d}'] = ordered[round(q * (len(ordered) - 1))].item()

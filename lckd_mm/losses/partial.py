@@ -1,0 +1,135 @@
+"""Distillation of a part of what the teacher's class scores tell."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import partial_target, row_similarities, target_divergence
+from ..functional.logits import PARTIAL_KINDS
+from ..registry import MODELS
+from .logits import class_targets, refuse_without_target
+
+
+@MODELS.register_module()
+class PartialKDLoss(nn.Module):
+    r"""Divergence of the student's softened scores from a distribution that keeps a part of the teacher's.
+
+    .. math:: L = s \, \mathrm{KL}(\rho \,\|\, \tilde q), \qquad \tilde q = \mathrm{softmax}(z^S / \tau)
+
+    averaged over samples and positions, with :math:`\rho` of :func:`~lckd_mm.functional.partial_target`, and
+    :math:`s = \tau^2` as in :class:`KDLoss`, or 1 with ``tau_squared=False``, as the paper writes it. The paper's
+    :math:`(1 - \lambda) H(y, q) + \lambda H(\rho, \tilde q)` is a term of weight :math:`\lambda` on a student whose
+    head has ``loss_weight`` :math:`1 - \lambda`; the gradient by the logits is then
+    :math:`(1 - \lambda) (q - y) + \lambda \, (s / \tau) (\tilde q - \rho)`.
+
+    Args:
+        kind: 'full' (:class:`KDLoss` itself), 'pt', 'topk', 'sim', 'rel' or 'label_smoothing'.
+        tau: temperature of student and teacher; 1 for label smoothing as it is usual.
+        tau_squared: whether the divergence is multiplied by the square of tau.
+        k: of 'topk': a number of classes, or a part of all of them as a float below 1 (the paper's best: a quarter on
+            CIFAR-100, half on ImageNet).
+        alpha, beta: of 'sim' (:func:`~lckd_mm.functional.row_similarities`); unverified defaults. The rows are those of
+            the teacher's layer at the tap, a linear layer or a convolution.
+        superclasses: of 'rel': for each class the number of its super-class, as CIFAR-100's coarse labels.
+        betas: of 'rel': the probability of the true class, and of each other class of its super-class; the other
+            classes share what is left. Unverified defaults.
+        epsilon: of 'label_smoothing'.
+        ignore_index: of segmentation labels.
+    Shapes:
+        student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
+    Returns:
+        A scalar, in nats, times tau squared where so asked.
+    Raises:
+        ValueError: an unknown kind, values out of range, shapes that differ, a head of sigmoids or of a detector,
+            samples without a label of one class (but 'full' and 'topk' need none on classifiers), a tap of 'sim' that
+            is no layer with a row of weights a class.
+    Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532. Deviation: the divergence
+        in place of the cross-entropy, which differ by a constant, so that 'full' is KD in value, too.
+    """
+
+    def __init__(
+        self,
+        kind: str = 'full',
+        tau: float = 4.0,
+        tau_squared: bool = True,
+        k: int | float = 0.25,
+        alpha: float = 0.5,
+        beta: float = 0.3,
+        superclasses: Sequence[int] | None = None,
+        betas: tuple[float, float] = (0.6, 0.05),
+        epsilon: float = 0.1,
+        ignore_index: int = 255,
+    ):
+        super().__init__()
+        if kind not in PARTIAL_KINDS:
+            raise ValueError(f'PartialKDLoss: unknown kind {kind!r}, expected one of {", ".join(PARTIAL_KINDS)}')
+        if not tau > 0 or not alpha > 0 or not beta > 0:
+            raise ValueError(f'PartialKDLoss: tau, alpha and beta must be above 0, got {tau}, {alpha} and {beta}')
+        if not (k >= 1 if isinstance(k, int) else 0 < k < 1):
+            raise ValueError(f'PartialKDLoss: k is a number of classes, or a part of them between 0 and 1, got {k!r}')
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f'PartialKDLoss: epsilon is a part of 1, got {epsilon}')
+        if len(betas) != 2 or min(betas) < 0:
+            raise ValueError(f'PartialKDLoss: betas are two probabilities, got {betas}')
+        if (kind == 'rel') != (superclasses is not None):
+            raise ValueError(
+                "PartialKDLoss: superclasses, the number of each class's super-class, belong to kind='rel' and to no "
+                f'other, and the kind is {kind!r}'
+            )
+        self.kind, self.tau, self.tau_squared, self.k = kind, tau, tau_squared, k
+        self.alpha, self.beta, self.betas, self.epsilon = alpha, beta, tuple(betas), epsilon
+        self.ignore_index = ignore_index
+        # Both follow from config and teacher, and are in no checkpoint.
+        groups = torch.tensor(superclasses) if superclasses is not None else None
+        siblings = groups[:, None] == groups if groups is not None else None
+        self.register_buffer('siblings', siblings, persistent=False)
+        self.register_buffer('similarities', None, persistent=False)
+
+    def adapt(self, head: nn.Module | None) -> None:
+        """Refuse heads whose scores have no softmax over classes with one label."""
+        refuse_without_target(head, f'PartialKDLoss of kind {self.kind!r}')
+
+    @torch.no_grad()
+    def bind(self, layers: list[nn.Module], who: str) -> None:
+        """Take the similarities of classes from the rows of the teacher's layer at the tap."""
+        if self.kind != 'sim':
+            return
+        weight = getattr(layers[0], 'weight', None)
+        if len(layers) != 1 or not isinstance(weight, Tensor) or weight.dim() < 2:
+            raise ValueError(
+                f"{who}: PartialKDLoss of kind 'sim' reads the rows of the teacher's logit layer, and the tap is a "
+                f'{type(layers[0]).__name__}; tap the linear layer or convolution itself, as in head.fc'
+            )
+        self.similarities = row_similarities(weight.detach().float(), self.alpha, self.beta)
+
+    def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
+        if not isinstance(student, Tensor) or student.dim() not in (2, 4):
+            raise ValueError("PartialKDLoss: takes one tap of class scores (N, C) or (N, C, H, W), as in on='logits'")
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f'PartialKDLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; '
+                'both nets must score the same classes at the same positions'
+            )
+        if self.kind in ('full', 'topk') and student.dim() == 2:
+            return self._scaled(student, self.soft_target(teacher, None)).mean()
+        target = class_targets(student, data_samples, f'PartialKDLoss of kind {self.kind!r}')
+        valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
+        # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+        student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
+        value = self._scaled(student, self.soft_target(teacher, torch.where(valid, target, 0)))
+        return (value * valid).sum() / valid.sum().clamp(min=1)
+
+    def soft_target(self, teacher: Tensor, target: Tensor | None) -> Tensor:
+        """The distribution that the student is to reach, of the teacher's logits and the labels."""
+        classes = teacher.shape[1]
+        for name, rows in (('superclasses', self.siblings), ("teacher's rows", self.similarities)):
+            if rows is not None and len(rows) != classes:
+                raise ValueError(f'PartialKDLoss: {len(rows)} {name}, but {classes} classes')
+        k = max(1, round(self.k * classes)) if isinstance(self.k, float) else self.k
+        return partial_target(
+            self.kind, teacher, target, self.tau, k, self.similarities, self.siblings, self.betas, self.epsilon
+        )
+
+    def _scaled(self, student: Tensor, soft_target: Tensor) -> Tensor:
+        return target_divergence(student, soft_target, self.tau) * (self.tau**2 if self.tau_squared else 1.0)

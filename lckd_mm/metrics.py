@@ -1,0 +1,165 @@
+"""Evaluation metrics: what compression does to single classes; predictions written to a file."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.logging import print_log
+from torch import Tensor
+
+from .functional import ClassBias, class_bias, confusion_matrix, one_against_rest
+from .functional.bias import CONVENTIONS
+from .predictions import Predictions, predictions_of, read_predictions
+from .registry import METRICS
+
+
+@METRICS.register_module()
+class ClassBiasMetric(BaseMetric):
+    r"""How unequally a net treats the classes, against the predictions of a reference: an unpruned net, or the teacher.
+
+    ``cev`` and ``sde`` of :func:`~lckd_mm.functional.class_bias`; beside them, since a net that is worse at every class
+    alike has a CEV of 0, ``accuracy`` and ``reference_accuracy`` in percent; ``left_out``, the number of classes whose
+    relative change is not defined, which the log names; and ``pie``, the pruning-identified exemplars: samples (pixels,
+    for segmentation) of which net and reference, a run each, predict different classes. (Of several runs a PIE is a
+    sample whose modal predictions differ: ``tools/analysis/class_bias.py``.) The log has a table with a row a class.
+
+    For classification with one label a sample, and for segmentation, where each pixel counts as a sample and those with
+    ``ignore_index`` are left out. Detection is refused: boxes have no true negatives, and so no FPR.
+
+    Args:
+        reference: a file of predictions on the same samples (:func:`~lckd_mm.predictions.read_predictions`), or
+            'teacher': then a Distiller's training needs :class:`~lckd_mm.hooks.TeacherReferenceHook` beside it.
+        convention: '2022' or '2021', of CEV and SDE.
+        smoothing: a pseudo-count added to the true and false positives and negatives of both nets; 0 leaves classes
+            out whose reference rate is 0.
+        ignore_index: of segmentation labels.
+    Raises:
+        FileNotFoundError: no such file. ValueError: an unknown convention, a negative smoothing, a file that is not
+            safe, boxes, samples that are not the reference's.
+    Source: Blakeney et al., arXiv 2106.07849; PIE: Hooker et al., What Do Compressed Deep Neural Networks Forget?,
+        arXiv 1911.05248.
+    """
+
+    default_prefix = 'class_bias'
+
+    def __init__(
+        self,
+        reference: str,
+        convention: str = '2022',
+        smoothing: float = 0.0,
+        ignore_index: int = 255,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ):
+        super().__init__(collect_device, prefix, collect_dir)
+        if convention not in CONVENTIONS:
+            raise ValueError(
+                f'ClassBiasMetric: unknown convention {convention!r}, expected one of {", ".join(CONVENTIONS)}'
+            )
+        if smoothing < 0:
+            raise ValueError(f'ClassBiasMetric: smoothing is a pseudo-count, 0 or above, got {smoothing}')
+        self.convention, self.smoothing, self.ignore_index = convention, smoothing, ignore_index
+        self.of_teacher = reference == 'teacher'
+        self._reference: Predictions = {} if self.of_teacher else read_predictions(reference, 'ClassBiasMetric')
+
+    def add_reference(self, samples: Sequence[Any]) -> None:
+        """Predictions of the reference on some samples; those that it has already stay as they are."""
+        for key, value in predictions_of(samples, 'ClassBiasMetric, reference').items():
+            self._reference.setdefault(key, value)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            ((key, (truth, predicted)),) = predictions_of([sample], 'ClassBiasMetric').items()
+            if key not in self._reference:
+                way = (
+                    "reference='teacher' needs custom_hooks=[dict(type='lckd_mm.TeacherReferenceHook')] in training; "
+                    'to test, give reference=FILE.pkl'
+                    if self.of_teacher
+                    else 'it is a file of other samples'
+                )
+                raise ValueError(f'ClassBiasMetric: the reference has no prediction for {key!r}: {way}')
+            expected, reference = self._reference[key]
+            if expected.shape != truth.shape or not torch.equal(expected.long(), truth.long()):
+                raise ValueError(f'ClassBiasMetric: {key!r} has another truth in the reference; it is of other samples')
+            self.results.append(count_triples(truth, predicted, reference, self.ignore_index))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        names = list((self.dataset_meta or {}).get('classes') or ())
+        triples, counts = (torch.cat(parts, -1) for parts in zip(*results))
+        classes = len(names) or int(triples.max()) + 1
+        truth, predicted, reference = triples
+        ours, theirs = (confusion_matrix(truth, p, classes, counts) for p in (predicted, reference))
+        rates = [one_against_rest(confusion, self.smoothing) for confusion in (theirs, ours)]
+        bias = class_bias(*rates, self.convention)
+        names = names or [str(i) for i in range(classes)]
+        accuracy, reference_accuracy = (100 * (m.diagonal().sum() / m.sum()).item() for m in (ours, theirs))
+        print_log('\n' + bias_table(*rates, bias, names), logger='current')
+        if not bias.kept.all():
+            print_log('ClassBiasMetric: ' + left_out_sentence(*rates[0], bias, names), 'current', logging.WARNING)
+        return dict(
+            cev=bias.cev,
+            sde=bias.sde,
+            accuracy=accuracy,
+            reference_accuracy=reference_accuracy,
+            left_out=float((~bias.kept).sum()),
+            pie=float(counts[predicted != reference].sum()),
+        )
+
+
+@METRICS.register_module()
+class DumpPredictions(DumpResults):
+    """mmengine's ``DumpResults``, without the scores of each pixel, which would be a file of many gigabytes."""
+
+    def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
+        lean = [{k: v for k, v in sample.items() if k not in ('seg_logits', 'i_seg_logits')} for sample in predictions]
+        super().process(data_batch, lean)
+
+
+def count_triples(truth: Tensor, predicted: Tensor, reference: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The different (truth, prediction, reference's prediction) of a sample's pixels, and how often each occurs.
+
+    Returns:
+        ``(3, K)`` and ``(K,)``, int64. Only maps have an ``ignore_index``.
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if not truth.shape == predicted.shape == reference.shape:
+        raise ValueError(
+            f'class bias: truth {tuple(truth.shape)}, prediction {tuple(predicted.shape)} and that of the reference '
+            f'{tuple(reference.shape)} differ in shape'
+        )
+    valid = (truth != ignore_index) if truth.dim() else torch.ones_like(truth, dtype=torch.bool)
+    triples = torch.stack([x[valid].long().flatten() for x in (truth, predicted, reference)])
+    return torch.unique(triples, dim=1, return_counts=True)
+
+
+def bias_table(
+    reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], bias: ClassBias, names: Sequence[str]
+) -> str:
+    """Markdown, a row a class: both rates in percent, of reference and model, and their relative change."""
+    before, after = ([r if r.dim() == 1 else r.mean(0) for r in rates] for rates in (reference, model))
+    lines = [
+        '| class | FPR, % | of the model | change | FNR, % | of the model | change |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for i, name in enumerate(names):
+        cells = [name]
+        for old, new, change in zip(before, after, (bias.fpr_change, bias.fnr_change)):
+            shown = f'{change[i]:+.1%}' if bias.kept[i] else 'left out'
+            cells += [f'{100 * old[i]:.3f}', f'{100 * new[i]:.3f}', shown]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def left_out_sentence(fpr: Tensor, fnr: Tensor, bias: ClassBias, names: Sequence[str]) -> str:
+    """Which classes are left out of CEV and SDE, and why."""
+    fpr, fnr = (rate if rate.dim() == 1 else rate.mean(0) for rate in (fpr, fnr))
+    out = [i for i in range(len(names)) if not bias.kept[i]]
+    absent = [names[i] for i in out if fnr[i].isnan() or fpr[i].isnan()]
+    zero = [names[i] for i in out if names[i] not in absent]
+    parts = [f'{len(zero)} whose reference makes no error of one kind ({", ".join(zero)})'] if zero else []
+    parts += [f'{len(absent)} without samples ({", ".join(absent)})'] if absent else []
+    return f'{len(out)} of {len(names)} classes are left out of CEV and SDE: ' + '; '.join(parts)
