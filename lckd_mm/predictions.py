@@ -20,6 +20,13 @@ def _storage(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
+def _as_bytes(text: str, encoding: str) -> bytes:
+    # How the older protocols, of which mmengine writes the second, spell bytes.
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it would run _codecs.encode with {encoding!r}')
+    return text.encode('latin1')
+
+
 # All that a list of dicts of numbers, tensors and arrays is made of.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
@@ -28,8 +35,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ('collections', 'OrderedDict'): OrderedDict,
     ('numpy', 'ndarray'): np.ndarray,
     ('numpy', 'dtype'): np.dtype,
-    ('builtins', 'set'): set,
-    ('builtins', 'slice'): slice,
+    ('_codecs', 'encode'): _as_bytes,
+    **{(module, kind.__name__): kind for module in ('builtins', '__builtin__') for kind in (set, slice)},
     **{(f'numpy.{core}.multiarray', name): getattr(np._core.multiarray, name)
        for core in ('core', '_core') for name in ('scalar', '_reconstruct')},
 }  # fmt: skip

@@ -262,6 +262,75 @@ def test_nets_that_learn_together_take_two_steps(name, cifar100, tmp_path):
     for file in ('epoch_1.pth', 'epoch_1.net1.pth'):
         state = torch.load(tmp_path / 'run' / file)['state_dict']
         build_model(alone.model, 'mmpretrain').load_state_dict(state)
+PARTIAL = ('kd-pt', 'kd-topk', 'kd-sim', 'kd-rel')
+PRUNED = ('pruned-channels_resnet32x4', 'pruned-channels-kd_resnet32x4_resnet32x4')
+
+
+def two_steps(cfg, cifar100, tmp_path, *hooks):
+    """Two steps and a validation of a config as it is, but for the batch's size, and nets as shallow as can be."""
+    for model in [cfg.model.student, cfg.model.teacher.model] if 'student' in cfg.model else [cfg.model]:
+        shallow(model)
+    init_default_scope('mmpretrain')
+    torch.manual_seed(1)
+    whole = cfg.model.teacher.model if 'student' in cfg.model else cfg.model
+    torch.save(dict(state_dict=build_model(whole, 'mmpretrain').state_dict()), tmp_path / 'teacher.pth')
+    if 'student' in cfg.model:
+        cfg.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')
+        cfg.default_hooks.distillation = dict(type='lckd_mm.DistillationHook')
+    if cfg.get('load_from'):
+        cfg.load_from = str(tmp_path / 'teacher.pth')
+    for loader in ('train_dataloader', 'val_dataloader'):
+        cfg[loader].update(batch_size=4, num_workers=0, persistent_workers=False)
+        cfg[loader].dataset.data_prefix = str(cifar100)
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.work_dir, cfg.log_level = str(tmp_path / 'run'), 'WARNING'
+    return run(cfg, *hooks)
+
+
+@pytest.mark.parametrize('method', PARTIAL)
+def test_two_steps_of_a_partial_teacher(method, cifar100, tmp_path):
+    recorder = Recorder()
+    runner = two_steps(Config.fromfile(path_of(method, 'c')), cifar100, tmp_path, recorder)
+    assert len(recorder.seen) == 2
+    loss = runner.model.terms['loss_kd'].loss
+    assert loss.kind == method.removeprefix('kd-')
+    for s, t, _, losses in recorder.seen:
+        p, q = (z['logits'].div(4) for z in (t, s))
+        if loss.kind == 'topk':
+            kept = p.softmax(1).sort(1, descending=True).values[:, :25].sum(1)
+            rho = torch.where(p >= p.topk(25, 1).values[:, -1:], p.softmax(1), ((1 - kept) / 75)[:, None])
+            expected = 16 * (rho * (rho.log() - q.log_softmax(1))).sum(1).mean()
+            torch.testing.assert_close(losses['loss_kd'], expected, rtol=1e-4, atol=1e-6)
+        assert losses['loss_kd'] > 0
+    assert math.isfinite(runner.message_hub.get_scalar('train/rescale_kd_mean').current())
+
+
+def test_the_superclasses_are_cifars_own():
+    from mmpretrain.datasets.categories import CIFAR100_CATEGORIES
+
+    groups = Config.fromfile(path_of('kd-rel', 'c')).model.terms.loss_kd.loss.superclasses
+    members = [[n for n, g in zip(CIFAR100_CATEGORIES, groups) if g == i] for i in range(20)]
+    assert all(len(names) == 5 for names in members)
+    assert members[0] == ['beaver', 'dolphin', 'otter', 'seal', 'whale']
+    assert members[14] == ['baby', 'boy', 'girl', 'man', 'woman']
+    assert members[19] == ['lawn_mower', 'rocket', 'streetcar', 'tank', 'tractor']
+
+
+@pytest.mark.parametrize('name', PRUNED)
+def test_two_steps_of_pruning(name, cifar100, tmp_path):
+    cfg = Config.fromfile(CONFIGS / f'{name}_1xb128_cifar100.py')
+    hook = cfg.custom_hooks[0]
+    assert (hook.kind, hook.sparsity) == ('structured', 0.45)
+    assert cfg.load_from.startswith('work_dirs/resnet32x4_1xb128_cifar100/')
+    hook.end = 1
+    runner = two_steps(cfg, cifar100, tmp_path)
+    net = getattr(runner.model, 'student', runner.model)
+    weight = net.backbone.layer3[0].conv1.weight
+    assert weight.shape == (256, 128, 3, 3)
+    assert int((weight.flatten(1).abs().sum(1) == 0).sum()) == int(0.45 * 256)
+    assert not net.backbone.layer3[0].bn1.bias[weight.flatten(1).abs().sum(1) == 0].any()
+    if name.startswith('pruned-channels-kd'):
+        assert 'val/class_bias/cev' in runner.message_hub.log_scalars
 
 
 def test_every_setting_has_all_its_configs():
@@ -270,6 +339,8 @@ def test_every_setting_has_all_its_configs():
         expected |= {f'{student}_1xb{batch}_cifar100.py', f'{teacher}_1xb{batch}_cifar100.py'}
     expected |= {'resnet20_1xb128_cifar100.py', *(f'{method}_{IE_PAIR}.py' for method in IE)}
     expected |= {'resnet32_1xb128_cifar100.py', *ONLINE}
+    expected |= {path_of(method, 'c').name for method in PARTIAL}
+    expected |= {f'{name}_1xb128_cifar100.py' for name in (*PRUNED, 'resnet32x4')}
     assert {p.name for p in CONFIGS.glob('*.py')} == expected
 
 

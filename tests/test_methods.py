@@ -34,6 +34,7 @@ METHODS = {
     'loss_ab': dict(loss=dict(type='lckd_mm.ABLoss'), on=STAGE_NAMES, weight=1e-3, **CONNECTED),
     'loss_rkd': dict(loss=dict(type='lckd_mm.RKDLoss'), on='stage4'),
     'loss_dkd': dict(loss=dict(type='lckd_mm.DKDLoss'), on='logits'),
+    'loss_part': dict(loss=dict(type='lckd_mm.PartialKDLoss', kind='sim'), on='logits'),
     'loss_ft': dict(
         loss=dict(type='lckd_mm.FTLoss'), on='stage3', weight=100.0, connector=dict(type='lckd_mm.Translator'),
         teacher_connector=dict(type='lckd_mm.Paraphraser', batches=5),
@@ -65,7 +66,7 @@ def distillation(host, teacher_file, **terms):
 @pytest.mark.parametrize('host', HOSTS)
 @pytest.mark.parametrize('method', METHODS)
 def test_it_trains(host, method, scenes, teacher_file, tmp_path):
-    if host == 'mmdet' and method in ('loss_dkd', 'loss_gradient'):
+    if host == 'mmdet' and method in ('loss_dkd', 'loss_part', 'loss_gradient'):
         pytest.skip('refused: test_..._on_a_detector_is_refused_before_training')
     if host != 'mmdet' and method == 'loss_fgd':
         pytest.skip('refused: test_fgd_without_boxes_is_refused_before_training')

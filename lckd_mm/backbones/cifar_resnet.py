@@ -1,5 +1,7 @@
 """Residual networks for images of 32 x 32."""
 
+from collections.abc import Sequence
+
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,14 +67,21 @@ class CifarResNet(BaseModule):
     Args:
         depth: 6 n + 2 layers, n blocks a group: 20, 32, 44, 56 or 110 in the paper. shortcut: where the shape changes,
         'B' for conv1x1 - BN, 'A' for the input itself at every second pixel, padded with channels of zeros.
-    Shapes: (B, 3, H, W) to a tuple of one map (B, 64, H/4, W/4), after the last ReLU.
+        widths: channels of the first convolution and of the three groups; ResNet32x4 has 32, 64, 128 and 256.
+    Shapes: (B, 3, H, W) to a tuple of one map (B, 64, H/4, W/4), after the last ReLU; 64 stands for the last width.
     Raises:
-        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'.
+        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'; other than four widths.
     Source: He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. Deviation:
         shortcut 'B' by default, as in OFD's ResNet56, where the paper has 'A' for images of 32 x 32.
     """
 
-    def __init__(self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None):
+    def __init__(
+        self,
+        depth: int,
+        shortcut: str = 'B',
+        init_cfg: dict | None = None,
+        widths: Sequence[int] = (16, 16, 32, 64),
+    ):
         super().__init__(init_cfg or HE_NORMAL)
         arguments.whole('CifarResNet', 'depth', depth, at_most=DEEPEST)
         blocks, rest = divmod(depth - 2, 6)
@@ -80,9 +89,10 @@ class CifarResNet(BaseModule):
             raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')
         if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
             raise ValueError(f"CifarResNet: shortcut must be 'A' (zero padding) or 'B' (conv1x1), got {shortcut!r}")
-        widths = [16, 16, 32, 64]
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        if len(widths) != 4:
+            raise ValueError(f'CifarResNet: widths are four, of the first convolution and three groups, got {widths}')
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu1 = nn.ReLU()
         for i in range(3):
             group = [

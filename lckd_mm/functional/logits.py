@@ -149,8 +149,8 @@ def partial_target(
 
 def _relation_rows(siblings: Tensor, first: float, second: float) -> Tensor:
     own = torch.eye(len(siblings), dtype=torch.bool, device=siblings.device)
-    near, far = siblings & ~own, ~siblings & ~own
-    left = 1 - first - second * near.sum(1, keepdim=True).double()
+    own, near, far = (part.double() for part in (own, siblings & ~own, ~siblings & ~own))
+    left = 1 - first - second * near.sum(1, keepdim=True)
     others = far.sum(1, keepdim=True)
     if (left < -1e-9).any() or ((others == 0) & (left > 1e-9)).any():
         raise ValueError(
