@@ -169,6 +169,7 @@ LOSSES = {
     'KDLoss on maps': ((8, 10, 6, 6), True),
     'KDLoss with ignored pixels': ((8, 10, 6, 6), False),
     'DKDLoss': ((8, 10), True),
+    'PartialKDLoss': ((8, 10), True),
     'OFDLoss': (MAPS, True),
     'FitNetsLoss': (MAPS, True),
     'ATLoss': (MAPS, True),

@@ -143,7 +143,7 @@ class PruningHook(Hook):
         t = runner.iter
         if self._start <= t <= self._stop and ((t - self._start) % self.interval == 0 or t == self._stop):
             self._prune(self.sparsity_at(t))
-            self._apply(runner)
+        self._apply(runner)  # whatever another hook has put back
         runner.message_hub.update_scalar('train/sparsity', self._part)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:

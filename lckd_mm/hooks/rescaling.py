@@ -28,7 +28,7 @@ class GradientRescaleHook(Hook):
         term: a term with :class:`~lckd_mm.losses.PartialKDLoss`, or :class:`~lckd_mm.losses.KDLoss` on a softmax.
         interval: in iterations.
         quantiles: in parts of 1.
-        task_weight: of the student's own loss on these scores; None: what its head says.
+        task_weight: of the student's own loss on these scores; None: the ``loss_weight`` of its head, else 1.
     Raises:
         ValueError: an interval below 1, quantiles outside 0 to 1, a batch without one label a sample. KeyError: no such
             term. TypeError: a term of another loss.
