@@ -126,7 +126,7 @@ def test_the_smallest_are_taken_as_torch_does(scope, scenes, tmp_path):
     assert runner.iter == 2
 
 
-@pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=5e-4), dict(type='Adam')])
+@pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=1.0, momentum=0.9, weight_decay=5e-4), dict(type='Adam')])
 def test_it_trains_as_torchs_own_reparametrisation_does(optimizer, scenes, tmp_path):
     """Momentum, weight decay and clipping see nothing of a pruned weight."""
 
@@ -142,13 +142,16 @@ def test_it_trains_as_torchs_own_reparametrisation_does(optimizer, scenes, tmp_p
     states = []
     for name in ('ours', 'torch'):
         cfg = pruned('mmpretrain', scenes, tmp_path / name, iters=4, end=0, sparsity=0.6)
-        cfg.optim_wrapper.update(clip_grad=dict(max_norm=0.02))
+        cfg.optim_wrapper.update(clip_grad=dict(max_norm=0.1))
         cfg.optim_wrapper.optimizer = optimizer
         cfg.default_hooks.checkpoint = None
         if name == 'torch':
             cfg.custom_hooks = []
         runner = run(cfg, *([Reparametrised()] if name == 'torch' else []))
         states.append({n: m.weight.detach() for n, m in convolutions(runner.model).items()})
+    # What clipping sees: the gradient of what is pruned is a thousandth of it here.
+    ours, theirs = ([entry['grad_norm'] for entry in scalars(tmp_path / name)] for name in ('ours', 'torch'))
+    assert ours == pytest.approx(theirs, rel=1e-5)
     for name, ours in states[0].items():
         torch.testing.assert_close(ours, states[1][name], rtol=1e-5, atol=1e-7)
         assert (ours == 0).float().mean() > 0.59
@@ -344,6 +347,7 @@ def test_sparsity_zero_leaves_the_training_as_it_was(scenes, tmp_path):
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
+@pytest.mark.full
 def test_two_processes_prune_the_same(scenes, tmp_path, teacher_file):
     teacher, path = teacher_file('mmpretrain')
     model = distiller('mmpretrain', classifier(4), teacher, path)
