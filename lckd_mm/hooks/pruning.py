@@ -165,7 +165,7 @@ class PruningHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not getattr(runner, '_resume', False):
             return
-        self._stored = checkpoint.get(STATE_KEY, {}).get('pruning')
+        self._stored = (checkpoint.get(STATE_KEY) or {}).get('pruning')
         if self._stored is None:
             raise ValueError(
                 'resume: the checkpoint has no masks of pruned weights, so it is of a run without PruningHook; start '
