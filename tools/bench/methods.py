@@ -26,7 +26,6 @@ TITLES = {
     'alone': 'student alone (WRN10-1, 300 scans)',
     'kd': 'KD',
     'dkd': 'DKD',
-    'kd-full': 'KD, partial: all',
     'kd-pt': 'KD, partial: true class',
     'kd-topk': 'KD, partial: 3 largest',
     'kd-sim': 'KD, partial: similar rows',
