@@ -9,6 +9,7 @@ from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.logging import print_log
 from torch import Tensor
 
+from . import arguments
 from .functional import ClassBias, class_bias, confusion_matrix, one_against_rest
 from .functional.bias import CONVENTIONS
 from .predictions import Predictions, predictions_of, read_predictions
@@ -59,8 +60,9 @@ class ClassBiasMetric(BaseMetric):
             raise ValueError(
                 f'ClassBiasMetric: unknown convention {convention!r}, expected one of {", ".join(CONVENTIONS)}'
             )
-        if smoothing < 0:
-            raise ValueError(f'ClassBiasMetric: smoothing is a pseudo-count, 0 or above, got {smoothing}')
+        arguments.text('ClassBiasMetric', 'reference', reference)
+        arguments.number('ClassBiasMetric', 'smoothing', smoothing, at_least=0)
+        arguments.whole('ClassBiasMetric', 'ignore_index', ignore_index, at_least=None)
         self.convention, self.smoothing, self.ignore_index = convention, smoothing, ignore_index
         self.of_teacher = reference == 'teacher'
         self._reference: Predictions = {} if self.of_teacher else read_predictions(reference, 'ClassBiasMetric')

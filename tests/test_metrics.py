@@ -192,7 +192,7 @@ def test_samples_that_are_not_the_references_are_refused(tmp_path):
         evaluate(ClassBiasMetric('teacher'), samples_of(MODEL))
     for arguments, message in (
         (dict(convention='2020'), "unknown convention '2020'"),
-        (dict(smoothing=-1.0), 'smoothing is a pseudo-count'),
+        (dict(smoothing=-1.0), 'smoothing must be 0 or above'),
     ):
         with pytest.raises(ValueError, match=message):
             ClassBiasMetric('teacher', **arguments)

@@ -315,6 +315,10 @@ def test_a_channel_that_no_norm_reads_alone_leaves_the_others_norm_whole(in_plac
         (dict(kind='structured', scope='global'), "'global' with kind='unstructured'"),
         (dict(by='step'), "by must be 'iter' or 'epoch'"),
         (dict(interval=0), 'interval must be at least 1'),
+        (dict(sparsity='half'), "sparsity must be a finite number, got 'half'"),
+        (dict(begin=-1), 'begin must be 0 or above'),
+        (dict(within='backbone'), "within must be a list of names of modules, got 'backbone'"),
+        (dict(exclude=['(']), r"exclude has no regular expression '\('"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -89,6 +89,9 @@ class CifarResNet(BaseModule):
             raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')
         if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
             raise ValueError(f"CifarResNet: shortcut must be 'A' (zero padding) or 'B' (conv1x1), got {shortcut!r}")
+        widths = arguments.listed('CifarResNet', 'widths', widths, 'four numbers of channels')
+        for width in widths:
+            arguments.channels('CifarResNet', 'widths', width)
         if len(widths) != 4:
             raise ValueError(f'CifarResNet: widths are four, of the first convolution and three groups, got {widths}')
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)

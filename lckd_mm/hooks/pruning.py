@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .. import arguments
 from ..checkpoint import STATE_KEY
 from ..distiller import Distiller
 from ..hosts import run_once, training_size
@@ -75,7 +76,12 @@ class PruningHook(Hook):
         first: bool = False,
         exclude: Sequence[str] = (),
     ):
-        if not 0 <= initial <= sparsity < 1:
+        who = 'PruningHook'
+        for name, value in dict(sparsity=sparsity, initial=initial, begin=begin, end=end).items():
+            arguments.number(who, name, value, at_least=0)
+        arguments.whole(who, 'interval', interval)
+        arguments.switch(who, 'first', first)
+        if not initial <= sparsity < 1:
             raise ValueError(
                 f'PruningHook: initial and sparsity are parts of 1, in this order, got {initial} and {sparsity}'
             )
@@ -87,15 +93,21 @@ class PruningHook(Hook):
             )
         if by not in ('iter', 'epoch'):
             raise ValueError(f"PruningHook: by must be 'iter' or 'epoch', got {by!r}")
-        if interval < 1 or begin < 0 or end < 0:
+        within = arguments.listed(who, 'within', within, 'names of modules')
+        exclude = arguments.listed(who, 'exclude', exclude, 'regular expressions')
+        if not within or not all(isinstance(path, str) for path in within):
             raise ValueError(
-                f'PruningHook: interval must be at least 1, begin and end not below 0, got {interval}, {begin}, {end}'
+                f"PruningHook: within must be a list of names of modules ('' is the model), got {within!r}"
             )
+        for pattern in exclude:
+            arguments.text(who, 'exclude', pattern)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f'PruningHook: exclude has no regular expression {pattern!r}: {error}') from None
         self.sparsity, self.kind, self.scope, self.initial = sparsity, kind, scope, initial
         self.begin, self.end, self.by, self.interval = begin, end, by, interval
-        self.within = [within] if isinstance(within, str) else list(within)
-        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-        self.first = first
+        self.within, self.exclude, self.first = within, exclude, first
         self._layers: dict[str, nn.Module] = {}
         # Name of a layer's weight to what of it is left, bool; a parameter that goes with its channels to that name.
         self._masks: dict[str, Tensor] = {}

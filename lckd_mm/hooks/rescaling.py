@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import gradient_rescaling, partial_target
 from ..hosts import owner_head
 from ..losses import KDLoss, PartialKDLoss
@@ -42,11 +43,15 @@ class GradientRescaleHook(Hook):
         quantiles: Sequence[float] = (0.05, 0.5, 0.95),
         task_weight: float | None = None,
     ):
-        if interval < 1:
-            raise ValueError(f'GradientRescaleHook: interval must be at least 1, got {interval}')
-        if not all(0 <= q <= 1 for q in quantiles):
-            raise ValueError(f'GradientRescaleHook: quantiles are parts of 1, got {list(quantiles)}')
-        self.term, self.interval, self.quantiles, self.task_weight = term, interval, list(quantiles), task_weight
+        who = 'GradientRescaleHook'
+        arguments.text(who, 'term', term)
+        arguments.whole(who, 'interval', interval)
+        quantiles = arguments.listed(who, 'quantiles', quantiles, 'numbers between 0 and 1')
+        for q in quantiles:
+            arguments.number(who, 'quantiles', q, at_least=0, at_most=1)
+        if task_weight is not None:
+            arguments.number(who, 'task_weight', task_weight, at_least=0)
+        self.term, self.interval, self.quantiles, self.task_weight = term, interval, quantiles, task_weight
         self._handle: Any = None
         self._scalars: dict[str, float] = {}
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional import partial_target, row_similarities, target_divergence
 from ..functional.logits import PARTIAL_KINDS
+from ..functional.shapes import mean
 from ..registry import MODELS
 from .logits import class_targets, refuse_without_target
 
@@ -64,14 +66,27 @@ class PartialKDLoss(nn.Module):
         super().__init__()
         if kind not in PARTIAL_KINDS:
             raise ValueError(f'PartialKDLoss: unknown kind {kind!r}, expected one of {", ".join(PARTIAL_KINDS)}')
-        if not tau > 0 or not alpha > 0 or not beta > 0:
-            raise ValueError(f'PartialKDLoss: tau, alpha and beta must be above 0, got {tau}, {alpha} and {beta}')
-        if not (k >= 1 if isinstance(k, int) else 0 < k < 1):
-            raise ValueError(f'PartialKDLoss: k is a number of classes, or a part of them between 0 and 1, got {k!r}')
-        if not 0 <= epsilon <= 1:
-            raise ValueError(f'PartialKDLoss: epsilon is a part of 1, got {epsilon}')
-        if len(betas) != 2 or min(betas) < 0:
-            raise ValueError(f'PartialKDLoss: betas are two probabilities, got {betas}')
+        who = 'PartialKDLoss'
+        for name, value in dict(tau=tau, alpha=alpha, beta=beta).items():
+            arguments.scale(who, name, value)
+        arguments.switch(who, 'tau_squared', tau_squared)
+        if isinstance(k, float):
+            if not 0 < k < 1:
+                raise ValueError(f'{who}: k is a number of classes, or a part of them between 0 and 1, got {k!r}')
+        else:
+            arguments.whole(who, 'k', k)
+        arguments.number(who, 'epsilon', epsilon, at_least=0, at_most=1)
+        betas = [
+            arguments.number(who, 'betas', b, at_least=0, at_most=1)
+            for b in arguments.listed(who, 'betas', betas, 'two probabilities')
+        ]
+        if len(betas) != 2:
+            raise ValueError(f'{who}: betas must be two probabilities, got {betas}')
+        arguments.whole(who, 'ignore_index', ignore_index, at_least=None)
+        if superclasses is not None:
+            superclasses = arguments.listed(who, 'superclasses', superclasses, 'whole numbers, one a class')
+            for group in superclasses:
+                arguments.whole(who, 'superclasses', group, at_least=None)
         if (kind == 'rel') != (superclasses is not None):
             raise ValueError(
                 "PartialKDLoss: superclasses, the number of each class's super-class, belong to kind='rel' and to no "
@@ -112,7 +127,7 @@ class PartialKDLoss(nn.Module):
                 'both nets must score the same classes at the same positions'
             )
         if self.kind in ('full', 'topk') and student.dim() == 2:
-            return self._scaled(student, self.soft_target(teacher, None)).mean()
+            return mean(self._scaled(student, self.soft_target(teacher, None)))
         target = class_targets(student, data_samples, f'PartialKDLoss of kind {self.kind!r}')
         valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
         # The scores and not the divergence: infinity at an ignored position would give nan in backward.

@@ -134,3 +134,14 @@ def test_another_shortcut_raises():
 def test_it_is_registered_for_any_host():
     assert MMENGINE_MODELS.get('lckd_mm.CifarResNet') is CifarResNet
     assert (ROOT / 'lckd_mm/backbones/cifar_resnet.py').is_file()
+
+
+def test_widths_of_its_own():
+    model = CifarResNet(32, widths=(32, 64, 128, 256))
+    assert [model.get_submodule(f'layer{i}')[4].conv2.weight.shape[0] for i in (1, 2, 3)] == [64, 128, 256]
+    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 256, 8, 8)
+    # The published ResNet32x4, without its linear layer of 100 classes: 7,433,860 in all.
+    assert sum(p.numel() for p in model.parameters()) + 256 * 100 + 100 == 7433860
+    for widths, says in (((16, 16), 'widths are four'), ((0, 1, 1, 1), 'widths must be at least 1'), (16, 'a list')):
+        with pytest.raises(ValueError, match=says):
+            CifarResNet(8, widths=widths)

@@ -106,6 +106,7 @@ OF_PAIRS = dict(
     attended_distance=lambda s, t: F.attended_distance(s, t, torch.ones(s.shape[:2])),
     focal_distances=lambda s, t: F.focal_distances(s, t, *torch.ones(2, *s.shape[:1], *s.shape[2:])),
     kd_loss=losses.KDLoss(),
+    partial_kd_loss=losses.PartialKDLoss('topk'),
     ofd_loss=losses.OFDLoss(),
     fitnets_loss=losses.FitNetsLoss(),
     at_loss=losses.ATLoss(),
