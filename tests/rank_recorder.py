@@ -24,6 +24,14 @@ def _count(event: str, arguments: tuple) -> None:
 
 if 'RANK' in os.environ:
     sys.addaudithook(_count)
+    load = torch.load
+
+    def _load(file, *args, **kwargs):
+        # Opening is not loading: a checkpoint's checksums are read first.
+        OPENED[f'loaded {os.path.basename(str(file))}'] += 1
+        return load(file, *args, **kwargs)
+
+    torch.load = _load
 
 
 @HOOKS.register_module()

@@ -262,6 +262,8 @@ def test_nets_that_learn_together_take_two_steps(name, cifar100, tmp_path):
     for file in ('epoch_1.pth', 'epoch_1.net1.pth'):
         state = torch.load(tmp_path / 'run' / file)['state_dict']
         build_model(alone.model, 'mmpretrain').load_state_dict(state)
+
+
 PARTIAL = ('kd-pt', 'kd-topk', 'kd-sim', 'kd-rel')
 PRUNED = ('pruned-channels_resnet32x4', 'pruned-channels-kd_resnet32x4_resnet32x4')
 

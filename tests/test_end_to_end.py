@@ -148,6 +148,7 @@ def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
     assert theirs['mIoU'] == pytest.approx(validated)
 
 
+@pytest.mark.full
 def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
     data = write_digit_scenes(tmp_path / 'scenes', train=16, val=2, progress=False)
     # Validated on what it is trained on, so that there is something to be found after so few iterations.

@@ -159,7 +159,7 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, sce
     assert any(first['state']['terms.loss_deep.teacher_connectors.0.margin'] < 0)
     for record in (first, second):
         assert record['wrapper'] == 'MMDistributedDataParallel' and not record['find_unused_parameters']
-        assert record['opened']['teacher.pth'] == 1
+        assert record['opened']['loaded teacher.pth'] == 1
 
 
 MAPS = [(8, 5, 12, 12), (8, 6, 6, 6), (8, 7, 6, 6)]

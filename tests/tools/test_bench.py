@@ -79,6 +79,7 @@ def run(*command):
     return out.stdout
 
 
+@pytest.mark.full
 def test_the_lipschitz_bench_prints_its_tables_and_writes_json(tmp_path):
     command = (BENCH / 'lipschitz.py', '--sets', 'cifar', '--steps', 0, '--rounds', 1, '--skip', 'matrix_norm')
     text = run(*command, '--work-dir', tmp_path, '--json', tmp_path / 'out.json', '--device', 'cpu')

@@ -193,6 +193,7 @@ def last(work_dir: Path) -> int:
         return 0
 
 
+@pytest.mark.full
 def test_a_killed_job_is_requeued_and_goes_on_by_itself(cluster, distillation, tmp_path):
     work_dir, log = tmp_path / 'my run', tmp_path / 'job.log'
     sizes = ['--requeue', '-p', 'batch', '-n', '2', '-c', '1', f'--output={log}']
