@@ -218,8 +218,10 @@ class Term(nn.Module):
         for connector, tap, path in zip(self.teacher_connectors, self.teacher_names, self._teacher_norms):
             if hasattr(connector, 'bind'):
                 connector.bind(teacher.get_submodule(path) if path else None, f'term {self.name!r}, tap {tap!r}')
-        if hasattr(self.loss, 'bind'):
-            self.loss.bind([teacher.get_submodule(path) for path in self._teacher_paths], f'term {self.name!r}')
+        if hasattr(_innermost(self.loss), 'bind'):
+            _innermost(self.loss).bind(
+                [teacher.get_submodule(path) for path in self._teacher_paths], f'term {self.name!r}'
+            )
 
     def waiting(self) -> list[tuple[str, nn.Module]]:
         """Teacher taps and their connectors that need training images before the first iteration."""
