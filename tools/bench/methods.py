@@ -53,9 +53,10 @@ TITLES = {
     'lckd-ofd-kd': 'OFD + KD + Lipschitz, log',
     'online-kd': 'online KD, two students',
     'online-afd': 'AFD (online, adversarial), two students',
+    'online-ie': 'IE, mutual, two students',
 }
 #: Without a teacher: two students learn from each other.
-ONLINE = {'online-kd': 'online-kd_wrn10-1_wrn10-1', 'online-afd': 'online-afd_wrn10-1_wrn10-1'}
+ONLINE = {method: f'{method}_wrn10-1_wrn10-1' for method in ('online-kd', 'online-afd', 'online-ie')}
 
 
 def config_of(method: str) -> str:
