@@ -274,8 +274,11 @@ class AutoEncoder(nn.Module):
     def observe(self, x: Tensor) -> None:
         """One update on a feature ``(B, C, H, W)``; gradients are averaged over the ranks."""
         x = x.detach().float()
-        if x[:, 0].numel() < 2:
-            return  # nothing for BatchNorm
+        too_few = x.new_tensor(x[:, 0].numel() < 2)  # for BatchNorm
+        # Images may differ in size between the ranks, and none may wait for one that leaves the batch out.
+        all_reduce(too_few, 'max')
+        if too_few:
+            return
         if self._optimizer is None:
             self.requires_grad_(True)
             self._optimizer = torch.optim.Adam(self.parameters(), self.lr)

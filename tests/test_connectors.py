@@ -1,4 +1,8 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,8 @@ from lckd_mm.connectors import (
 )
 from lckd_mm.functional import bn_margin
 from lckd_mm.losses import FTLoss
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -328,3 +334,35 @@ def test_channel_part_arguments_are_checked(arguments, says):
 def test_a_part_of_another_width_raises():
     with pytest.raises(ValueError, match=r'ChannelPart: expected 4 channels, got \(1, 6, 2, 2\)'):
         ChannelPart(4, 4)(torch.randn(1, 6, 2, 2))
+
+
+# On rank 1 the first feature is of one position: a batch that neither rank may train on.
+OBSERVE = """
+import sys, torch
+from lckd_mm.connectors import Paraphraser
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+torch.manual_seed(0)
+connector = Paraphraser(4)
+generator = torch.Generator().manual_seed(rank)
+for size in (4 if rank == 0 else 1, 4, 4):
+    connector.observe(torch.randn(1, 4, size, size, generator=generator))
+connector.settle()
+torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
+"""
+
+
+def test_ranks_leave_the_same_batches_out(tmp_path):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    ranks = [
+        subprocess.Popen([sys.executable, '-W', 'ignore', '-c', OBSERVE, str(rank), str(tmp_path)], env=env)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert first['encoder.1.num_batches_tracked'] == 2
