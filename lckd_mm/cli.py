@@ -69,6 +69,10 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     argv = sys.argv[1:] if argv is None else argv
     try:
         main(argv)
+        if torch.distributed.is_initialized():
+            # Together: a rank that ends while another still talks to it can be ended by gloo's threads, status and all.
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
