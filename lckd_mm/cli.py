@@ -356,6 +356,8 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
 def check_start(runner: Runner, loaded: dict | None) -> None:
     """Say what of the file to start from fits the model, and of each ``init_cfg=dict(type='Pretrained')``; ValueError
     where nothing does."""
+    if not isinstance(runner.model, nn.Module):
+        return  # FlexibleRunner builds its model later
     model = runner.model.module if hasattr(runner.model, 'module') else runner.model
     reports = []
     if loaded is not None:

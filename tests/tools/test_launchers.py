@@ -57,7 +57,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
     """The environment without what Slurm, torchrun, make or a person may have left in it."""
     ours = re.compile(
         r'SLURM_|SBATCH_|CUDA_VISIBLE|MAKE|MFLAGS|MASTER_|(GPUS(_PER_NODE)?|TASKS_PER_NODE|CPUS_PER_TASK|SRUN_ARGS|NNODES|'
-        r'NODE_RANK|PORT|PYTHON(PATH)?|VENV|MAX_JOBS|CFLAGS|CXX)$'
+        r'NODE_RANK|PORT|PYTHON(PATH)?|VENV|MAX_JOBS|CFLAGS|CXX|FAMILY|TEST_JOBS|(PYTEST|DEMO)_ARGS)$'
     )
     return {key: value for key, value in os.environ.items() if not ours.match(key)} | extra
 
