@@ -52,6 +52,10 @@ def train(job, rank):
 
 
 if __name__ == '__main__':
+    # Libraries greet on stdout, which is for answers.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+
     import mmengine.config.config
     import mmseg.datasets
     import mmseg.models
@@ -73,4 +77,4 @@ if __name__ == '__main__':
                 train(job, rank)
             processes.append(process)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
-        print(json.dumps(statuses), flush=True)
+        print(json.dumps(statuses), file=answers, flush=True)
