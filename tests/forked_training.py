@@ -17,7 +17,8 @@ import time
 
 
 def arm(kill):
-    left = [kill.get('count', 1)]
+    """Returns what waits for its delay to end."""
+    left, pending = [kill.get('count', 1)], []
 
     def act():
         time.sleep(kill.get('delay', 0))
@@ -30,9 +31,13 @@ def arm(kill):
         if event == kill['event'] and re.search(kill['match'], str(arguments[0])):
             left[0] -= 1
             if left[0] == 0:
-                threading.Thread(target=act, daemon=True).start() if kill.get('delay') else act()
+                if not kill.get('delay'):
+                    return act()
+                pending.append(threading.Thread(target=act, daemon=True))
+                pending[0].start()
 
     sys.addaudithook(watch)
+    return pending
 
 
 def train(job, rank):
@@ -40,12 +45,13 @@ def train(job, rank):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(job.get('env', {}), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.get('ranks', 1)))
-    if job.get('kill') and rank == 0:
-        arm(job['kill'])
+    pending = arm(job['kill']) if job.get('kill') and rank == 0 else []
     status = 1
     try:
         status = run_tool(main, job['argv'])
     finally:
+        for kill in pending:  # its delay may outlast the training
+            kill.join()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -172,6 +172,11 @@ class _Rewound:
         self._left -= 1
         return next(self._iterator)
 
+    def skip_iter(self, count: int) -> None:
+        """How the maintained fork goes ahead: by its sampler alone, which leaves the workers' random states behind."""
+        for _ in range(count):
+            next(self)
+
 
 def _model(runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
