@@ -1,33 +1,14 @@
 # Tang et al.: KD, of which only CIFAR-100's super-classes are kept.
 # The pair is setting c's; temperature, weight and what the kind is given are ours.
-_base_ = [
-    './wrn16-2_1xb128_cifar100.py',
-    '../_base_/models/wrn28-4_cifar100.py',
-    '../_base_/taps/wrn.py',
-    '../_base_/datasets/cifar100_superclasses.py',
-]
+_base_ = ['./kd_wrn28-4_wrn16-2_1xb128_cifar100.py', '../_base_/datasets/cifar100_superclasses.py']
 
 model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model=_base_.wrn28_4,
-        checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth',
-    ),
-    taps=_base_.wrn_taps,
     terms=dict(
         loss_kd=dict(
             loss=dict(
-                type='lckd_mm.PartialKDLoss',
-                tau=4.0,
-                kind='rel',
-                betas=(0.6, 0.05),
-                superclasses=_base_.cifar100_superclasses,
-            ),
-            on='logits',
-            weight=1.0,
-        ),
-    ),
+                type='lckd_mm.PartialKDLoss', kind='rel', betas=(0.6, 0.05), superclasses=_base_.cifar100_superclasses
+            )
+        )
+    )
 )
 custom_hooks = [dict(type='lckd_mm.GradientRescaleHook', term='loss_kd')]

@@ -1,23 +1,12 @@
 # KD, replaced by super-classes of digits that look alike: 0 6, 1 7, 2 3 5, 4 9, 8.
-_base_ = ['./wrn10-1_1xb30_digits300.py', '../_base_/models/wrn16-4_digits.py', '../_base_/taps/wrn.py']
+_base_ = './kd_wrn16-4_wrn10-1_1xb30_digits300.py'
 
 model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(model=_base_.wrn16_4, checkpoint='work_dirs/digits/seed0/teacher/epoch_40.pth'),
-    taps=_base_.wrn_taps,
     terms=dict(
         loss_kd=dict(
             loss=dict(
-                type='lckd_mm.PartialKDLoss',
-                kind='rel',
-                tau=4.0,
-                betas=(0.6, 0.05),
-                superclasses=[0, 1, 2, 2, 3, 2, 0, 1, 4, 3],
-            ),
-            on='logits',
-            weight=1.0,
-        ),
-    ),
+                type='lckd_mm.PartialKDLoss', kind='rel', betas=(0.6, 0.05), superclasses=[0, 1, 2, 2, 3, 2, 0, 1, 4, 3]
+            )
+        )
+    )
 )
