@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from lckd_mm.data import digit_scenes
-from lckd_mm.data.digit_scenes import CLASSES, PALETTE, VOID, compose_scene, write_digit_scenes
+from lckd_mm.data import scene as drawing
+from lckd_mm.data.digit_scenes import write_digit_scenes
+from lckd_mm.data.scene import CLASSES, PALETTE, VOID, compose_scene
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -170,13 +172,13 @@ def test_splits_share_no_scan_and_labels_are_those_of_the_scans():
 
 
 def test_splits_share_no_pixel_of_a_photograph(monkeypatch):
-    photos = digit_scenes._photos()
+    photos = drawing._photos()
     before = {split: [compose_scene(split, i, 64).image for i in range(12)] for split in ('train', 'val')}
     for split, other in (('train', 'val'), ('val', 'train')):
         blanked = tuple(photo.copy() for photo in photos)
-        for photo, columns in zip(blanked, digit_scenes._PHOTO_COLUMNS[other]):
+        for photo, columns in zip(blanked, drawing._PHOTO_COLUMNS[other]):
             photo[:, columns] = 0
-        monkeypatch.setattr(digit_scenes, '_photos', lambda blanked=blanked: blanked)
+        monkeypatch.setattr(drawing, '_photos', lambda blanked=blanked: blanked)
         assert all(np.array_equal(compose_scene(split, i, 64).image, before[split][i]) for i in range(12))
         assert not any(np.array_equal(compose_scene(other, i, 64).image, before[other][i]) for i in range(12))
 

@@ -8,8 +8,8 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 from lckd_mm.data import sbd
-from lckd_mm.data.digit_scenes import voc_palette
 from lckd_mm.data.sbd import convert_sbd, read_sbd_mask
+from lckd_mm.data.scene import voc_palette
 
 FLAT_PALETTE = [channel for colour in voc_palette() for channel in colour]
 

@@ -24,8 +24,9 @@ def main(argv: list[str]) -> None:
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import has_teacher, read_config, replace_sync_bn
+    from lckd_mm.cli import has_teacher, read_config
     from lckd_mm.hosts import build_model
+    from lckd_mm.launch import replace_sync_bn
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config')
