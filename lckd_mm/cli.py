@@ -1,6 +1,7 @@
 """What tools/train.py and tools/test.py share: arguments, checks before the work starts, short errors."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from .checkpoint import STATE_KEY, check_loading, load_strictly
-from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, trust
+from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, trust, write_whole
 from .hosts import build_model, load_config
 from .launch import check_parallelism, prepare_launch
 
@@ -213,6 +214,7 @@ def train(argv: list[str]) -> None:
     for note in notes:
         runner.logger.warning(note)
     check_start(runner, loaded)
+    del loaded  # as large as weights, averages and the optimizer's state together
     runner.train()
 
 
@@ -272,8 +274,9 @@ def fit(argv: list[str]) -> None:
     (hook,) = (h for h in runner.hooks if isinstance(h, DistillationHook))
     state = hook.fit(runner)
     if runner.rank == 0:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({STATE_KEY: dict(version=1, terms=state)}, args.out)
+        buffer = io.BytesIO()
+        torch.save({STATE_KEY: dict(version=1, terms=state)}, buffer)
+        write_whole(args.out, buffer.getvalue())
         runner.logger.info(f'written to {args.out}; use it with default_hooks.distillation.fitted={args.out}')
 
 

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -273,7 +274,8 @@ def _damage(path: str) -> str | None:
             if sum(entry.file_size for entry in archive.infolist()) > size:
                 return 'it claims to unpack to more bytes than it has, which no checkpoint of torch does'
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: encrypted, or compressed in a way that zipfile does not know.
         return f'it is cut short or damaged ({error})'
     return f'it is damaged: the checksum of {broken!r} is wrong' if broken else None
 

@@ -2,6 +2,7 @@
 
 import http.server
 import pickle
+import random
 import threading
 import zipfile
 from collections import OrderedDict
@@ -155,7 +156,26 @@ def deflated(path):
         archive.writestr('archive/data.pkl', bytes(10**7))
 
 
+def encrypted(path):
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', bytes(1000))
+    data = bytearray(path.read_bytes())
+    for signature, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+        data[data.index(signature) + at] |= 1
+    path.write_bytes(data)
+
+
+def compressed_and_damaged(path):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', random.Random(0).randbytes(1000))
+    data = bytearray(path.read_bytes())
+    data[46] ^= 0xFF  # where the compressed bytes begin, which says how they are packed
+    path.write_bytes(data)
+
+
 OTHER = {
+    'encrypted': (encrypted, 'encrypted'),
+    'compressed and damaged': (compressed_and_damaged, 'cut short or damaged'),
     'empty': (lambda p: p.write_bytes(b''), 'the file is empty'),
     'a web page': (lambda p: p.write_text('\n<!DOCTYPE html><html>404</html>'), 'it is a web page.*download it again'),
     'a pointer of git-lfs': (lambda p: p.write_text('version https://git-lfs.github.com/spec/v1\n'), 'git lfs pull'),
