@@ -1,7 +1,6 @@
 """What tools/train.py and tools/test.py share: arguments, checks before the work starts, short errors."""
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from .checkpoint import STATE_KEY, check_loading, load_strictly
-from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, trust, write_whole
-from .hosts import build_model, load_config
+from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, save_whole, trust
+from .hosts import build_model, load_config, unwrapped
 from .launch import check_parallelism, prepare_launch
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
@@ -244,7 +243,7 @@ def test(argv: list[str]) -> None:
     cfg.load_from, cfg.resume = None, False
     prepare_launch(cfg)
     runner = build_runner(cfg)
-    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    model = unwrapped(runner.model)
     load_strictly(model, args.checkpoint, 'test')
     metrics = runner.test()
     if args.out and runner.rank == 0:
@@ -274,9 +273,7 @@ def fit(argv: list[str]) -> None:
     (hook,) = (h for h in runner.hooks if isinstance(h, DistillationHook))
     state = hook.fit(runner)
     if runner.rank == 0:
-        buffer = io.BytesIO()
-        torch.save({STATE_KEY: dict(version=1, terms=state)}, buffer)
-        write_whole(args.out, buffer.getvalue())
+        save_whole({STATE_KEY: dict(version=1, terms=state)}, args.out)
         runner.logger.info(f'written to {args.out}; use it with default_hooks.distillation.fitted={args.out}')
 
 
@@ -359,7 +356,7 @@ def check_start(runner: Runner, loaded: dict | None) -> None:
     where nothing does."""
     if not isinstance(runner.model, nn.Module):
         return  # FlexibleRunner builds its model later
-    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    model = unwrapped(runner.model)
     reports = []
     if loaded is not None:
         who = 'resume' if runner._resume else 'load_from'

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import socket
@@ -67,6 +68,13 @@ def write_whole(path: str | Path, data: bytes) -> None:
         failure = WriteError(f'cannot write {str(path)!r} ({len(data)} bytes): {error.strerror or error}{room}')
         failure.errno = error.errno
         raise failure from error
+
+
+def save_whole(content: Any, path: str | Path) -> None:
+    """``torch.save``, by :func:`write_whole`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def _sync_folder(folder: str) -> None:

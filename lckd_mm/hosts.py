@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
+from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
@@ -30,6 +31,11 @@ def host_of(model: nn.Module) -> str | None:
     """The host library that a model (or one of its base classes) comes from."""
     packages = (kind.__module__.partition('.')[0] for kind in type(model).__mro__)
     return next((package for package in packages if package in HOSTS), None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without its wrapper (DDP and the like), if it has one."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:

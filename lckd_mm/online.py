@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce_params, broadcast, get_rank, is_distributed
-from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,6 +23,7 @@ from .hosts import (
     rng_state,
     training_size,
     untracked_statistics,
+    unwrapped,
 )
 from .registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
@@ -410,7 +411,7 @@ class OnlineOptimWrapperConstructor:
         self.configs = {name: cfg for name, cfg in optim_wrapper_cfg.items() if name != 'type' and cfg is not None}
 
     def __call__(self, model: nn.Module) -> OptimWrapperDict:
-        model = model.module if is_model_wrapper(model) else model
+        model = unwrapped(model)
         if not isinstance(model, OnlineDistiller):
             raise TypeError(f'OnlineOptimWrapperConstructor: the model is a {type(model).__name__}, no OnlineDistiller')
         needed, known = {NETS, *model.steps}, {NETS, CRITICS, *model.steps}

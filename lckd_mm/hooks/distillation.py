@@ -13,14 +13,14 @@ from torch import Tensor
 from ..checkpoint import STATE_KEY
 from ..distiller import Distiller
 from ..files import read_checkpoint
-from ..hosts import preserved_rng
+from ..hosts import preserved_rng, unwrapped
 from ..registry import HOOKS
 from ..terms import Term
 
 
 def distiller_of(runner: Any, who: str) -> Distiller:
     """The runner's Distiller, without its wrapper; TypeError where the model is something else."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if not isinstance(model, Distiller):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, not an lckd_mm.Distiller; take the hook away')
     return model
@@ -28,7 +28,7 @@ def distiller_of(runner: Any, who: str) -> Distiller:
 
 def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
     """The terms of each name, of whichever model has some; TypeError where it has none."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if not hasattr(model, 'named_terms'):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, which has no terms; take the hook away')
     return model.named_terms()

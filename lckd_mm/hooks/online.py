@@ -1,7 +1,6 @@
 """OnlineHook: nets that learn together, in checkpoints, in plain files, and in validation."""
 
 import copy
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,20 @@ from typing import Any
 import torch
 from mmengine.dist import is_distributed, master_only
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.structures import PixelData
 
 from ..checkpoint import STATE_KEY
-from ..files import read_checkpoint, write_whole
-from ..hosts import host_of
+from ..files import read_checkpoint, save_whole
+from ..hosts import host_of, unwrapped
 from ..online import OnlineDataParallel, OnlineDistiller
 from ..registry import HOOKS
 
 
 def online_of(runner: Any, who: str) -> OnlineDistiller:
     """The runner's OnlineDistiller, without its wrapper; TypeError where the model is something else."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if not isinstance(model, OnlineDistiller):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; take the hook away')
     return model
@@ -152,9 +151,7 @@ class _NetFiles(Hook):
     def _split(self, file: Path) -> None:
         stored = read_checkpoint(str(file), 'OnlineHook')
         for k, state in enumerate((stored.get(STATE_KEY) or {}).get('nets', ()), 1):
-            buffer = io.BytesIO()
-            torch.save(dict(meta=stored['meta'], state_dict=state), buffer)
-            write_whole(_named(file, k), buffer.getvalue())
+            save_whole(dict(meta=stored['meta'], state_dict=state), _named(file, k))
             self._known.add(file)
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from mmengine.dist import broadcast, is_distributed
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arguments
 from ..checkpoint import STATE_KEY
 from ..distiller import Distiller
-from ..hosts import run_once, training_size
+from ..hosts import run_once, training_size, unwrapped
 from ..registry import HOOKS
 from .schedules import epoch_length
 
@@ -312,7 +311,7 @@ class PruningHook(Hook):
 
 def pruned_model(runner: Any) -> nn.Module:
     """The runner's model, without its wrapper; of a Distiller, the student."""
-    return student_of(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+    return student_of(unwrapped(runner.model))
 
 
 def student_of(model: nn.Module) -> nn.Module:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..checkpoint import STATE_KEY
 from ..files import WriteError, remove_partials, write_whole
+from ..hosts import unwrapped
 from ..registry import HOOKS
 
 
@@ -97,7 +97,7 @@ class ResumeHook(Hook):
             return
         own = ranks[get_rank()]
         with torch.no_grad():
-            buffers = dict(_model(runner).named_buffers())
+            buffers = dict(unwrapped(runner.model).named_buffers())
             for name, value in own['buffers'].items():
                 if name in buffers:
                     buffers[name].copy_(value)
@@ -136,7 +136,7 @@ class ResumeHook(Hook):
         """Saving is the first rank's alone, so the others' states must be there before it begins."""
         if get_world_size() == 1:
             return
-        own = dict(random_state(), buffers={k: v.detach().cpu() for k, v in _model(runner).named_buffers()})
+        own = dict(random_state(), buffers={k: v.detach().cpu() for k, v in unwrapped(runner.model).named_buffers()})
         ranks = all_gather_object(own)
         first = ranks[0]['buffers']
         for state in ranks[1:]:
@@ -176,10 +176,6 @@ class _Rewound:
         """How the maintained fork goes ahead: by its sampler alone, which leaves the workers' random states behind."""
         for _ in range(count):
             next(self)
-
-
-def _model(runner) -> torch.nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _checkpoint_hooks(runner) -> list[CheckpointHook]:
