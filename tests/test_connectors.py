@@ -349,6 +349,9 @@ for size in (4 if rank == 0 else 1, 4, 4):
     connector.observe(torch.randn(1, 4, size, size, generator=generator))
 connector.settle()
 torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
+# gloo's threads abort a process that ends in the midst of them.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
