@@ -184,11 +184,9 @@ class Distiller(StudentModel):
         for name, term in self.terms.items():
             if name in losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
-            observed[name] = {}
             replay = partial(self._replay, data_samples, state, precision)
-            shared = observed.get(term.shares)
             follow = partial(self.watch.follow, name) if self.watches and torch.is_grad_enabled() else None
-            losses[name] = term(s, t, data_samples, observed[name], shared, inputs, replay, follow, targets)
+            losses[name] = term(s, t, data_samples, observed, inputs, replay, follow, targets)
 
         def explain(name: str) -> str:
             own = {key: value for key, value in losses.items() if key not in self.terms}

@@ -235,9 +235,7 @@ class OnlineDistiller(StudentModel):
             targets: dict[str, dict] = {}
             replay = partial(self._replay, k, j, data_samples, (states[k], states[j]), precision)
             for name, term in self.terms[_pair(k, j)].items():
-                observed[name] = {}
-                shared = observed.get(term.shares)
-                value = term(features[k], theirs, data_samples, observed[name], shared, inputs, replay, targets=targets)
+                value = term(features[k], theirs, data_samples, observed, inputs, replay, targets=targets)
                 values.setdefault(f'net{k}.{name}', []).append(value)
                 parts.setdefault(f'net{k}.{name}', (term, k, j, observed[name]))
         means = {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}

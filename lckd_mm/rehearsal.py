@@ -114,13 +114,11 @@ def rehearse(
                 f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
                 f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
             )
-        observed[name] = {}
         mode = [(m, m.training) for m in term.modules()]
         term.eval()
         try:
             with torch.no_grad():
-                shared = observed.get(term.shares)
-                value = term(s, t, samples, observed[name], shared, image, replay, targets=targets)
+                value = term(s, t, samples, observed, image, replay, targets=targets)
         except Exception as error:  # whatever a loss or connector raises on features that it cannot take
             shapes = [
                 f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)

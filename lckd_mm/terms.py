@@ -123,8 +123,7 @@ class Term(nn.Module):
         student: Mapping[str, Feature],
         teacher: Mapping[str, Feature],
         data_samples: list | None = None,
-        observed: dict[str, Feature] | None = None,
-        shared: Mapping[str, Feature] | None = None,
+        observed: dict[str, dict[str, Feature]] | None = None,
         inputs: Tensor | None = None,
         replay: Replay | None = None,
         follow: Follow | None = None,
@@ -132,16 +131,15 @@ class Term(nn.Module):
     ) -> Tensor:
         """The weighted term, a scalar of at least float32 whatever the autocast state.
 
-        ``observed`` is filled with the student's connected features, by tap name; ``shared`` holds those of the term
-        whose connectors this one shares. ``replay`` gives both nets' taps of these names for other images. The
-        student's features go through ``follow``. ``targets`` is filled with the teacher's connected features, by term
-        and tap name, and holds those of the terms before.
+        ``observed`` is filled with the student's connected features, ``targets`` with the teacher's, by term and tap
+        name; they hold those of the terms before, which this one may share. ``replay`` gives both nets' taps of these
+        names for other images. The student's features go through ``follow``.
         """
         device = next(iter(_tensors(next(iter(student.values()))))).device.type
         with torch.autocast(device, enabled=False):
-            raw, raw_teacher, connected, target = self._select(student, teacher, shared, follow, targets)
+            raw, raw_teacher, connected, target = self._select(student, teacher, observed, follow, targets)
             if observed is not None:
-                observed.update(zip(self.student_names, connected, strict=True))
+                observed[self.name] = dict(zip(self.student_names, connected, strict=True))
             if targets is not None:
                 targets[self.name] = dict(zip(self.teacher_names, target, strict=True))
 
@@ -173,7 +171,7 @@ class Term(nn.Module):
         self,
         student: Mapping[str, Feature],
         teacher: Mapping[str, Feature],
-        shared: Mapping[str, Feature] | None = None,
+        observed: Mapping[str, Mapping[str, Feature]] | None = None,
         follow: Follow | None = None,
         targets: Mapping[str, Mapping[str, Feature]] | None = None,
     ) -> tuple[list[Feature], list[Feature], list[Feature], list[Feature]]:
@@ -184,7 +182,7 @@ class Term(nn.Module):
         if self.shares is None:
             connected = _connect(self.connectors, raw, raw_teacher)
         else:
-            connected = [follow(name, shared[name]) for name in self.student_names]
+            connected = [follow(name, observed[self.shares][name]) for name in self.student_names]
         if self.teacher_shares is None:
             target = _connect(self.teacher_connectors, raw_teacher, raw)
         else:
