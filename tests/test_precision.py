@@ -45,7 +45,7 @@ def last_norms(model):
 STAGES = [f'stage{i}' for i in range(1, 5)]
 MAPS = {
     'lipschitz': [dict(type='LipschitzLoss', gap=gap) for gap in ('log', 'relative', 'absolute')]
-    + [dict(type='LipschitzLoss', normalise=True), dict(type='LipschitzLoss', gap='absolute', raw_back=True)],
+    + [dict(type='LipschitzLoss', normalise=True), dict(type='LONDONLoss')],
     'features': [
         dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FactorCosine', 'FitNets', 'OFD')
     ]

@@ -7,7 +7,7 @@ _base_ = './ofd_wrn28-4_wrn16-4_1xb128_cifar100.py'
 model = dict(
     terms=dict(
         loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss', gap='absolute', raw_back=True),
+            loss=dict(type='lckd_mm.LONDONLoss'),
             on=['stage1', 'stage2', 'stage3'],
             connector='loss_ofd',
             weight=0.004,

@@ -7,7 +7,7 @@ _base_ = './ofd_resnet152_resnet50_8xb32_in1k.py'
 model = dict(
     terms=dict(
         loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss', gap='absolute', raw_back=True),
+            loss=dict(type='lckd_mm.LONDONLoss'),
             on=['stage1', 'stage2', 'stage3', 'stage4'],
             connector='loss_ofd',
             weight=2000 / (10000 * 96),

@@ -5,7 +5,7 @@ from .detection import FGDLoss
 from .exploration import ExploreLoss, FactorCosineLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 from .jacobian import JacobianLoss
-from .lipschitz import LipschitzLoss
+from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss
 from .partial import PartialKDLoss
 from .relations import RKDLoss
@@ -27,6 +27,7 @@ __all__ = [
     'JacobianLoss',
     'KDLoss',
     'LGANLoss',
+    'LONDONLoss',
     'LSGANLoss',
     'LipschitzLoss',
     'OFDLoss',

@@ -5,7 +5,7 @@ import torch
 
 from lckd_mm.functional import transmitting_matrix
 from lckd_mm.functional.lipschitz import GAPS
-from lckd_mm.losses import LipschitzLoss
+from lckd_mm.losses import LipschitzLoss, LONDONLoss
 
 DOUBLE = torch.float64
 WEIGHTS = {2: [0.5], 3: [0.25, 0.5], 4: [0.125, 0.25, 0.5]}
@@ -80,6 +80,12 @@ def test_raw_back_takes_the_later_map_before_its_connector(gap):
     without = LipschitzLoss(gap)(connected, teacher, raw)
     torch.testing.assert_close(without, by_loop(connected, teacher, gap, WEIGHTS[3]), rtol=1e-9, atol=0)
     assert torch.equal(loss(raw, teacher, raw), LipschitzLoss(gap)(raw, teacher))
+
+
+def test_the_authors_setting_has_a_name():
+    raw, connected, teacher = pyramid(3), pyramid(3, (4, 6, 8)), pyramid(3, (4, 6, 8))
+    expected = by_loop(connected, teacher, 'absolute', WEIGHTS[3], backs=raw)
+    torch.testing.assert_close(LONDONLoss()(connected, teacher, raw), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('gap', GAPS)

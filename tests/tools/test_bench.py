@@ -104,49 +104,6 @@ def test_the_step_bench_takes_a_step_apart(tmp_path):
     assert 'of student + teacher' in text
 
 
-def test_methods_train_resume_and_are_compared(tmp_path):
-    quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
-             'param_scheduler.0.T_max=1', 'default_hooks.checkpoint.interval=1')  # fmt: skip
-    command = (BENCH / 'methods.py', '--seeds', 1, '--methods', 'alone', 'lckd-ofd-kd', '--work-dir', tmp_path)
-    text = run(*command, '--cfg-options', *quick)
-    results = json.loads((tmp_path / 'results.json').read_text())
-    assert list(results) == ['teacher', 'alone', 'lckd-ofd-kd']
-    parts = results['lckd-ofd-kd']['0']
-    assert set(parts) == {'accuracy', 'share kd', 'share lipschitz', 'share ofd'}
-    assert all(0 < parts[k] < 1 for k in parts if k != 'accuracy')
-    assert '| OFD + KD + Lipschitz, log | ' in text
-    assert (tmp_path / 'methods.png').stat().st_size > 5000
-    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob('seed0/*/train.log')}
-    assert len(logs) == 3
-    # A second run has nothing to train.
-    assert run(*command, '--cfg-options', *quick).startswith('| 1 seeds')
-    assert logs == {path: path.stat().st_mtime_ns for path in logs}
-
-
-def test_nets_that_learn_together_have_a_row_each(tmp_path):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location('methods', BENCH / 'methods.py')
-    methods = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(methods)
-    folder = tmp_path / 'seed0' / 'online-afd' / 'x' / 'vis_data'
-    folder.mkdir(parents=True)
-    training = {'loss': 2.0, 'net0.loss_task': 0.5, 'net1.loss_task': 0.5, 'net0.loss_kd': 0.4, 'net1.loss_kd': 0.6}
-    validated = {'accuracy/top1': 90.0, 'net1/accuracy/top1': 91.0, 'ensemble/accuracy/top1': 92.0}
-    (folder / 'scalars.json').write_text(json.dumps(training) + '\n' + json.dumps(validated) + '\n')
-    result = methods.result('online-afd', 0, tmp_path)
-    assert result == {'accuracy': 90.0, 'also net1': 91.0, 'also ensemble': 92.0, 'share kd': 0.5}
-    table = methods.markdown({'alone': {0: dict(accuracy=89.0)}, 'online-afd': {0: result}}).splitlines()
-    title = methods.TITLES['online-afd']
-    assert table[3:] == [
-        f'| {title}: net0 | 90.00 | +1.00 | 1 of 1 | kd 50% |',
-        f'| {title}: net1 | 91.00 | +2.00 | 1 of 1 |  |',
-        f'| {title}: ensemble | 92.00 | +3.00 | 1 of 1 |  |',
-    ]
-    for method in methods.ONLINE:
-        assert (ROOT / methods.config_of(method)).exists() and not methods.taught(method)
-
-
 def test_the_step_bench_refuses_a_plain_config():
     out = subprocess.run(
         [sys.executable, '-W', 'ignore', str(BENCH / 'step.py'), 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'],

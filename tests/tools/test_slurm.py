@@ -234,3 +234,31 @@ def test_a_killed_job_is_requeued_and_goes_on_by_itself(cluster, distillation, t
     test = ROOT / 'tools' / 'slurm_test.sh'
     cluster.call(test, 'batch', 'test', distillation, work_dir / 'iter_300.pth', '--out', out, **knobs)
     assert 0 <= json.loads(out.read_text())['accuracy/top1'] <= 100
+
+
+@pytest.mark.full
+def test_a_study_runs_as_arrays_after_one_another(cluster, tmp_path):
+    study, work_dir = tmp_path / 'small study.py', tmp_path / 'runs'
+    digits = "config='configs/digits/{}_1xb30_digits300.py'"
+    study.write_text(f"""
+title, metric, work_dir = 'A small one', dict(key='accuracy/top1', title='accuracy, %'), 'unused'
+axes = dict(weight=dict(low={{'model.terms.loss_kd.weight': 0.5}}, high={{}}))
+runs = dict(
+    teacher=dict(config='configs/digits/wrn16-4_1xb30_digits.py', title='teacher'),
+    kd=dict({digits.format('kd_wrn16-4_wrn10-1')}, title='KD', axes=['weight'],
+            needs={{'model.teacher.checkpoint': 'teacher'}}),
+)
+""")
+    quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
+             'param_scheduler.0.T_max=1', 'default_hooks.checkpoint.interval=1')  # fmt: skip
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'bench' / 'study.py', study, '--seeds', '2']
+    command += ['--work-dir', work_dir, '--launcher', 'slurm', '--partition', 'batch', '--sbatch-args=-n 1 -c 1']
+    out = cluster.call(*command, '--jobs', '2', '--cfg-options', *quick)
+    assert re.findall(r'layer (\d): (\d) runs', out) == [('0', '2'), ('1', '4')], out
+    job = re.search(r'report: job (\d+)', out)[1]
+    cluster.wait('the report', lambda: cluster.job(job).get('JobState') == 'COMPLETED')
+    record = json.loads((work_dir / 'small study.json').read_text())
+    assert set(record) == {'teacher', 'kd-low', 'kd-high'}
+    assert all(list(cell['runs']) == ['0', '1'] for cell in record.values())
+    # Nothing is left to hand in.
+    assert 'array' not in cluster.call(*command, '--cfg-options', *quick)

@@ -1,0 +1,208 @@
+"""Studies: how a grid expands, that runs are kept, begun anew and resumed, and what the tables say."""
+
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from run_helpers import ROOT
+
+BENCH = ROOT / 'tools' / 'bench'
+QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
+         'param_scheduler.0.T_max=1', 'default_hooks.checkpoint.interval=1')  # fmt: skip
+STUDY = """
+title = 'A small one'
+metric = dict(key='accuracy/top1', title='accuracy, %')
+work_dir = 'unused'
+_digits = 'configs/digits/{}_1xb30_digits300.py'
+axes = dict(
+    weight=dict(low={'model.terms.loss_kd.weight': 0.5}, high={'model.terms.loss_kd.weight': 2.0}),
+    noise={'0 %': {}, '30 %': {'train_dataloader.dataset.label_noise': 0.3}},
+)
+runs = dict(
+    kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', axes=['weight', 'noise'], against='alone',
+            needs={'model.teacher.checkpoint': 'teacher'}),
+    teacher=dict(config='configs/digits/wrn16-4_1xb30_digits.py', title='teacher', options={'model.backbone.depth': 16}),
+    alone=dict(config=_digits.format('wrn10-1'), title='alone', axes=['noise']),
+)
+skip = [dict(run='kd', weight='high', noise='30 %')]
+picture = dict(x='noise')
+"""
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The module."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import study
+
+    return study
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / 'small.py'
+    path.write_text(STUDY)
+    return path
+
+
+def call(*command):
+    command = [sys.executable, '-W', 'ignore', str(BENCH / 'study.py'), *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_grid_expands_in_the_order_of_needs(study, file):
+    made = study.Study(file, cfg_options=['train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1'])
+    names = [c.name for c in made.cells]
+    assert names == ['teacher', 'alone-0-%', 'alone-30-%', 'kd-low-0-%', 'kd-low-30-%', 'kd-high-0-%']
+    cell = made.cells[4]
+    assert made.needs(cell) == {'model.teacher.checkpoint': study.Cell('teacher')}
+    assert made.against(cell).name == 'alone-30-%'
+    assert made.title_of(cell) == 'KD, low, 30 %'
+    own = ['model.terms.loss_kd.weight=0.5', 'train_dataloader.dataset.label_noise=0.3']
+    assert made.options(cell) == [*own, 'train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1']
+    # Options of distillation hooks fit no plain training.
+    assert made.options(made.cells[1]) == ['train_cfg.max_epochs=1']
+    assert [c.name for c in made.chosen(['kd'])] == names
+    assert [c.name for c in made.chosen(['alone'])] == ['alone-0-%', 'alone-30-%']
+    recipes = {made.recipe(c, 0) for c in made.cells}
+    assert len(recipes) == 6
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'says'),
+    [
+        ("title = 'A small one'", '', 'it has no title'),
+        ('picture', 'pictures', "unknown name 'pictures'"),
+        ("title='KD', axes", 'axes', "run 'kd': it has no title"),
+        ("against='alone'", "against='nobody'", "there is no run 'nobody'"),
+        ("axes=['weight', 'noise']", "axes=['weight', 'size']", "there is no axis 'size'"),
+        ("x='noise'", "x='size'", 'x must be one of the axes weight, noise'),
+        ("title='alone', axes", "title='alone', needs=dict(load_from='kd'), axes", "must have its axis 'weight'"),
+        ("title='teacher',", "title='teacher', needs=dict(load_from='teacher'),", 'need one another'),
+        ("_digits.format('wrn10-1'), title='alone'", "'configs/absent.py', title='alone'", "'configs/absent.py'"),
+    ],
+)
+def test_a_study_is_checked(study, file, old, new, says):
+    assert old in STUDY
+    file.write_text(STUDY.replace(old, new))
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        study.Study(file)
+
+
+def test_the_interval_is_the_bootstraps(study):
+    gains = [0.3, 1.1, -0.2, 0.9, 0.4]
+    # All 3125 resamples; those that scipy draws differ by the chance of 9,999 draws.
+    means = sorted(statistics.mean(draw) for draw in itertools.product(gains, repeat=5))
+    low, high = study.bootstrap(gains)
+    assert low == pytest.approx(means[78], abs=0.03) and high == pytest.approx(means[-79], abs=0.03)
+    assert study.bootstrap(gains) == (low, high)
+    assert study.bootstrap([0.5] * 5) == pytest.approx((0.5, 0.5))
+
+
+def logged(folder, *entries):
+    folder = folder / 'x' / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text(''.join(json.dumps(e) + '\n' for e in entries))
+
+
+def test_nets_that_learn_together_have_a_row_each(study, tmp_path):
+    made = study.Study(BENCH / 'studies' / 'methods.py', tmp_path)
+    training = {'loss': 2.0, 'net0.loss_task': 0.5, 'net1.loss_task': 0.5, 'net0.loss_kd': 0.4, 'net1.loss_kd': 0.6}
+    validated = {'accuracy/top1': 90.0, 'net1/accuracy/top1': 91.0, 'ensemble/accuracy/top1': 92.0}
+    logged(tmp_path / 'seed0' / 'online-kd', training, validated)
+    logged(tmp_path / 'seed0' / 'alone', {'loss': 1.0}, {'accuracy/top1': 89.0})
+    cells = {name: study.Cell(name) for name in ('alone', 'online-kd')}
+    found = {cell: {0: made.result(cell, 0)} for cell in cells.values()}
+    assert found[cells['online-kd']][0] == {'score': 90.0, 'also net1': 91.0, 'also ensemble': 92.0, 'share kd': 0.5}
+    title, base = (made.title_of(cells[name]) for name in ('online-kd', 'alone'))
+    assert study.markdown(made, study.rows_of(made, found), 1).splitlines() == [
+        f'| 1 seeds | accuracy, % | gain over {base} | 95 % interval | better in | part of the loss |',
+        '|---|---|---|---|---|---|',
+        f'| {base} | 89.00 |  |  |  |  |',
+        f'| {title}: net0 | 90.00 | +1.00 |  | 1 of 1 | kd 50% |',
+        f'| {title}: net1 | 91.00 | +2.00 |  | 1 of 1 |  |',
+        f'| {title}: ensemble | 92.00 | +3.00 |  | 1 of 1 |  |',
+    ]
+
+
+def test_gains_are_paired_by_seed_and_a_missing_run_is_said(study, file, tmp_path):
+    made = study.Study(file, tmp_path)
+    cells = {c.name: c for c in made.cells}
+    for seed, (alone, kd) in enumerate([(80.0, 82.0), (90.0, 91.0), (70.0, None)]):
+        logged(tmp_path / f'seed{seed}' / 'alone-0-%', {'accuracy/top1': alone})
+        if kd:
+            logged(
+                tmp_path / f'seed{seed}' / 'kd-low-0-%',
+                {'loss': 1.0, 'loss_kd': 0.25, 'decode.loss_ce': 0.75},
+                {'accuracy/top1': kd},
+            )
+    found = {cells['alone-0-%']: range(3), cells['kd-low-0-%']: range(2)}
+    found = {cell: {seed: made.result(cell, seed) for seed in seeds} for cell, seeds in found.items()}
+    table = study.markdown(made, study.rows_of(made, found), 3).splitlines()
+    assert table[2] == '| alone, 0 % | 80.00 ± 10.00 |  |  |  |  |'
+    assert table[3] == '| KD, low, 0 % (2 seeds) | 86.50 ± 6.36 | **+1.50** | +1.00 to +2.00 | 2 of 2 | kd 25% |'
+    assert study.draw(made, study.rows_of(made, found), found, tmp_path / 'x.png').stat().st_size > 5000
+
+
+def test_a_log_without_the_metric_raises(study, file, tmp_path):
+    made = study.Study(file, tmp_path)
+    logged(tmp_path / 'seed0' / 'teacher', {'loss': 1.0})
+    with pytest.raises(RuntimeError, match="teacher, seed 0: its log has no 'accuracy/top1'"):
+        made.result(study.Cell('teacher'), 0)
+
+
+def test_runs_are_kept_and_begun_anew_when_they_change(file, tmp_path):
+    work_dir = tmp_path / 'runs'
+    command = (file, '--seeds', 1, '--work-dir', work_dir, '--cfg-options', *QUICK)
+    out = call(*command)
+    assert out.returncode == 0, out.stderr[-2000:]
+    record = json.loads((work_dir / 'small.json').read_text())
+    assert list(record) == ['kd-low-0-%', 'kd-low-30-%', 'kd-high-0-%', 'teacher', 'alone-0-%', 'alone-30-%']
+    assert 0 < record['kd-low-0-%']['runs']['0']['share kd'] < 1
+    assert set(record['teacher']['runs']['0']) == {'score'}
+    assert '| KD, high, 0 % | ' in out.stdout and (work_dir / 'small.png').stat().st_size > 5000
+    times = {path.parent.name: path.stat().st_mtime_ns for path in work_dir.glob('seed0/*/train.log')}
+    assert len(times) == 6
+    # A second call has nothing to train; a teacher that changes takes with it what it has taught, and nothing else.
+    assert call(*command).stdout.startswith('| 1 seeds')
+    file.write_text(STUDY.replace("{'model.backbone.depth': 16}", "{'optim_wrapper.optimizer.lr': 0.01}"))
+    out = call(file, '--runs', 'teacher', 'alone', *command[1:])
+    assert out.stdout.startswith('[1/1] seed 0, teacher')
+    assert 'KD' not in call(*command[:5], '--report', *command[5:]).stdout  # they are of another teacher
+    now = {path.parent.name: path.stat().st_mtime_ns for path in work_dir.glob('seed0/*/train.log')}
+    assert {name for name in now if now[name] != times[name]} == {'teacher'}
+
+
+def test_a_run_that_fails_is_named_and_the_rest_goes_on(file, tmp_path):
+    file.write_text(STUDY.replace("'model.backbone.depth': 16", "'model.backbone.depth': 17"))
+    out = call(file, '--seeds', 1, '--work-dir', tmp_path / 'runs', '--runs', 'kd', '--cfg-options', *QUICK)
+    assert out.returncode == 1
+    assert '4 of 6 runs failed: teacher, seed 0: error: WideResNet: depth ' in out.stderr and 'train.log' in out.stderr
+    assert 'kd-low-0-%, seed 0: what it needs failed' in out.stderr
+    assert '| alone, 30 % | ' in out.stdout
+
+
+@pytest.mark.full
+def test_an_interrupted_run_is_resumed(file, tmp_path):
+    work_dir = tmp_path / 'runs'
+    options = (o.replace('max_epochs=1', 'max_epochs=60') for o in QUICK)
+    command = (file, '--seeds', 1, '--runs', 'teacher', '--work-dir', work_dir, '--cfg-options', *options)
+    argv = [sys.executable, '-W', 'ignore', str(BENCH / 'study.py'), *map(str, command)]
+    process = subprocess.Popen(argv, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    folder, end = work_dir / 'seed0' / 'teacher', time.monotonic() + 200
+    while not (folder / 'last_checkpoint').exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / 'recipe').exists()
+    out = call(*command)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert 'resumed epoch: ' in (folder / 'train.log').read_text()
+    assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2

@@ -1,0 +1,148 @@
+"""What each method of a study costs: the time and the peak memory of a training step, against the student alone.
+
+    python tools/bench/overhead.py [STUDY.py] [--runs NAME …] [--rounds 9] [--json FILE]
+
+Every run of a study (by default tools/bench/studies/methods.py) becomes its real model with its real optimizer in this
+one process. On one and the same batch of its training data all of them take a whole training step in turn (forward of
+both nets, losses, backward, update), round after round, each in another order, after one that does not count. Given are
+medians, the ratio to the student alone (the median of the ratios within a round, and their quartiles), and the most
+memory that a step holds beyond what is there before it.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH), str(BENCH.parents[1])]
+
+
+def main(argv: list[str]) -> None:
+    import torch
+    from measure import MIB, keep_freed_memory, machine, peak_memory, synchronise
+    from mmengine.logging import MMLogger
+    from study import Study
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('study', nargs='?', default=str(BENCH / 'studies' / 'methods.py'))
+    p.add_argument('--runs', nargs='+', metavar='NAME')
+    p.add_argument('--base', default='alone', help='the run that the ratios are to')
+    p.add_argument('--rounds', type=int, default=9)
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--json', type=Path, help='write the figures to this file, too')
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    args = p.parse_args(argv)
+    if args.rounds < 1:
+        raise ValueError('--rounds must be 1 or more')
+    warnings.simplefilter('ignore')  # of the hosts' imports
+    study, device = Study(args.study), torch.device(args.device)
+    for name in [args.base, *(args.runs or [])]:
+        if name not in study.runs:
+            raise ValueError(f'study {args.study!r}: there is no run {name!r}; it has {", ".join(study.runs)}')
+    chosen = [c for c in study.cells if args.runs is None or c.run in (args.base, *args.runs)]
+    chosen.sort(key=lambda c: (c.run != args.base, list(study.runs).index(c.run)))
+    MMLogger.get_instance('bench', log_level='ERROR')
+    keep_freed_memory()
+    steps = {study.title_of(cell): step_of(study, cell, device) for cell in chosen}
+    for step in steps.values():
+        step()
+    memory = {title: peak_memory(step, device)[1] for title, step in steps.items()}
+    seconds: dict[str, list[float]] = {title: [] for title in steps}
+    order = random.Random(0)
+    for _ in range(args.rounds):
+        for title in order.sample(list(steps), len(steps)):
+            synchronise(device)
+            start = time.perf_counter()
+            steps[title]()
+            synchronise(device)
+            seconds[title].append(time.perf_counter() - start)
+    base = next(iter(steps))
+    rows = {}
+    for title, values in seconds.items():
+        ratios = [a / b for a, b in zip(values, seconds[base], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        rows[title] = dict(ms=1e3 * statistics.median(values), ratio=statistics.median(ratios),
+                           quartiles=(quartiles[0], quartiles[2]), mib=memory[title] / MIB)  # fmt: skip
+    result = dict(study=study.title, machine=machine(device), rounds=args.rounds, rows=rows)
+    print(markdown(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def step_of(study, cell, device):
+    """A training step of one run, on a batch of its own training data, as Runner would take it."""
+    import torch
+    from mmengine.config import Config, DictAction
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+    from study import ROOT
+
+    from lckd_mm.cli import has_teacher
+    from lckd_mm.hosts import build_model
+    from lckd_mm.launch import replace_sync_bn
+
+    cfg = Config.fromfile(ROOT / study.runs[cell.run]['config'])
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    options = study.options(cell)
+    cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options] if options else []).cfg_options)
+    scope = cfg.get('default_scope', 'mmengine')
+    init_default_scope(scope)
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    replace_sync_bn(cfg.model)
+    torch.manual_seed(0)
+    model = build_model(cfg.model, scope).to(device).train()
+    loader = cfg.train_dataloader
+    loader.num_workers, loader.persistent_workers = 0, False
+    loader.pop('prefetch_factor', None)
+    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    if has_teacher(cfg):
+        # The times do not depend on the weights, and the teacher's may not be on disk.
+        model.teacher.loaded = True
+        settle(model, batch)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    return lambda: model.train_step(batch, optimizer)
+
+
+def settle(model, batch: dict) -> None:
+    """Show the connectors that wait for training images two batches, in place of all that they are shown in a run."""
+    import torch
+
+    waiting = [pair for term in model.terms.values() for pair in term.waiting()]
+    if not waiting:
+        return
+    with torch.no_grad():
+        data = model.data_preprocessor(batch, True)
+        names = list(dict.fromkeys(tap for tap, _ in waiting))
+        features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
+        for tap, connector in waiting:
+            for _ in range(2):
+                for level in [features[tap]] if isinstance(features[tap], torch.Tensor) else features[tap]:
+                    connector.observe(level)
+            connector.settle()
+
+
+def markdown(result: dict) -> str:
+    base = next(iter(result['rows']))
+    lines = [f'{result["study"]}. Measured on: {result["machine"]}. {result["rounds"]} rounds.', '']
+    lines += [f'| training step | ms | times {base} | quartiles | peak memory, MiB |', '|---|---:|---:|---|---:|']
+    for title, row in result['rows'].items():
+        low, high = row['quartiles']
+        lines.append(f'| {title} | {row["ms"]:.1f} | {row["ratio"]:.2f} | {low:.2f} to {high:.2f} | {row["mib"]:.1f} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    try:
+        from lckd_mm.cli import run_tool
+    except ImportError as error:
+        sys.exit(f'error: {error}')
+    sys.exit(run_tool(main))

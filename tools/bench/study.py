@@ -1,0 +1,595 @@
+"""Run a study: a grid of configs and seeds, and the tables and pictures that it ends in.
+
+    python tools/bench/study.py STUDY.py [--seeds 5] [--runs NAME …] [--jobs 2]
+    python tools/bench/study.py STUDY.py --launcher slurm --partition PARTITION [--sbatch-args=--gres=gpu:1 …]
+    python tools/bench/study.py STUDY.py --report
+
+A study is a Python file of these names (tools/bench/studies has some):
+
+    title, metric       metric=dict(key='mIoU', title='mIoU', scale=1, higher=True): of the logged validations, the last
+    work_dir            where runs go, seedN/NAME each, unless --work-dir says otherwise
+    runs                name -> dict(config=…, title=…), and, where wanted,
+      options             dict of further --cfg-options
+      needs               dict of an option to the run of the same seed whose last checkpoint it is to be
+      axes                the axes that this run is repeated over
+      against             the run that it is compared with, at the same levels of their common axes
+      seed                train it once, with this seed, for all seeds (a teacher that they share)
+    axes                axis -> level -> dict of --cfg-options
+    skip                list of dict(run=…, AXIS=level …): combinations to leave out
+    prepare             list of commands (lists of words after python) that are run first
+    picture             'dots' (the default), or dict(x=AXIS): a curve a run over the levels of an axis
+
+What is finished is kept and not run again, what was interrupted is resumed, and a run whose config, options or needed
+runs have changed is begun anew. Every run is tools/train.py in a process of its own, with one thread.
+
+Differences are paired by seed. Their interval is the percentile bootstrap's over seeds, 95 %, from 9,999 resamples of
+fixed seed. With few seeds it is too narrow: of five that agree it never has 0 in it, and by chance all five agree one
+time in 16. So the number of seeds that agree stands beside it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
+STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture')
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: a run of the study at certain levels."""
+
+    run: str
+    levels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        # Commas would make a list of a path among --cfg-options.
+        return '-'.join([self.run, *(re.sub(r'[^\w.%]+', '-', level) for level in self.levels.values())])
+
+    def at(self, run: str, axes: Iterable[str]) -> 'Cell':
+        """Another run at the levels of the axes that both have."""
+        return Cell(run, {a: self.levels[a] for a in axes if a in self.levels})
+
+
+class Study:
+    """A study file, checked, and its cells in an order in which each comes after what it needs."""
+
+    def __init__(self, path: str | Path, work_dir: Path | None = None, cfg_options: Iterable[str] = ()):
+        from mmengine.config import Config
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'study {str(path)!r}: no such file')
+        cfg = Config.fromfile(str(path)).to_dict()
+        self.path, self.cfg_options = Path(path), list(cfg_options)
+        for key in ('title', 'metric', 'work_dir', 'runs'):
+            if key not in cfg:
+                raise ValueError(f'study {str(path)!r}: it has no {key}')
+        unknown = sorted(k for k in set(cfg) - set(STUDY_KEYS) if not k.startswith('_'))
+        if unknown:
+            raise ValueError(f'study {str(path)!r}: unknown name {unknown[0]!r}, expected {", ".join(STUDY_KEYS)}')
+        self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
+        self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
+        self.work_dir = Path(work_dir or cfg['work_dir'])
+        self.runs, self.prepare, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
+        for name, run in self.runs.items():
+            self._check(name, run)
+        if isinstance(self.picture, dict) and self.picture.get('x') not in self.axes:
+            raise ValueError(f'study {str(path)!r}: picture: x must be one of the axes {", ".join(self.axes)}')
+        self.cells = self._cells()
+        self._recipes: dict[tuple[str, int], str] = {}
+        self._texts: dict[str, str] = {}
+
+    def _check(self, name: str, run: dict) -> None:
+        where = f'study {str(self.path)!r}, run {name!r}'
+        for key in ('config', 'title'):
+            if key not in run:
+                raise ValueError(f'{where}: it has no {key}')
+        unknown = sorted(set(run) - set(RUN_KEYS))
+        if unknown:
+            raise ValueError(f'{where}: unknown name {unknown[0]!r}, expected {", ".join(RUN_KEYS)}')
+        if not (ROOT / run['config']).is_file():
+            raise FileNotFoundError(f'{where}: config {run["config"]!r}: no such file')
+        for other in [*run.get('needs', {}).values(), *filter(None, [run.get('against')])]:
+            if other not in self.runs:
+                raise ValueError(f'{where}: there is no run {other!r}')
+        for axis in run.get('axes', []):
+            if axis not in self.axes:
+                raise ValueError(f'{where}: there is no axis {axis!r}')
+        for other in run.get('needs', {}).values():
+            if 'seed' in run and 'seed' not in self.runs[other]:
+                raise ValueError(f'{where}: it has a seed of its own and needs {other!r}, which has none')
+            missing = set(self.runs[other].get('axes', [])) - set(run.get('axes', []))
+            if missing:
+                raise ValueError(f'{where}: it needs {other!r}, and must have its axis {sorted(missing)[0]!r}')
+
+    def _cells(self) -> list[Cell]:
+        cells, pending = [], dict(self.runs)
+        while pending:
+            ready = [n for n, r in pending.items() if not any(o in pending for o in r.get('needs', {}).values())]
+            if not ready:
+                raise ValueError(f'study {str(self.path)!r}: the runs {", ".join(pending)} need one another')
+            for name in ready:
+                axes = pending.pop(name).get('axes', [])
+                grid = product(*(self.axes[a] for a in axes))
+                cells += [Cell(name, dict(zip(axes, levels, strict=True))) for levels in grid]
+        left = [c for c in cells if not any(self._skips(rule, c) for rule in self.skip)]
+        names = [cell.name for cell in left]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f'study {str(self.path)!r}: two runs would share the folder {twice[0]!r}; rename a level')
+        return left
+
+    @staticmethod
+    def _skips(rule: dict, cell: Cell) -> bool:
+        return all(cell.run == v if k == 'run' else cell.levels.get(k) == v for k, v in rule.items())
+
+    def needs(self, cell: Cell) -> dict[str, Cell]:
+        needs = self.runs[cell.run].get('needs', {})
+        return {option: cell.at(run, self.runs[run].get('axes', [])) for option, run in needs.items()}
+
+    def against(self, cell: Cell) -> Cell | None:
+        run = self.runs[cell.run].get('against')
+        return cell.at(run, self.runs[run].get('axes', [])) if run else None
+
+    def chosen(self, names: Iterable[str] | None) -> list[Cell]:
+        """The cells of these runs, and what they need and are compared with."""
+        if names is None:
+            return self.cells
+        for name in names:
+            if name not in self.runs:
+                raise ValueError(f'study {str(self.path)!r}: there is no run {name!r}; it has {", ".join(self.runs)}')
+        wanted = {c.name for c in self.cells if c.run in names}
+        for cell in reversed(self.cells):
+            if cell.name in wanted:
+                others = [*self.needs(cell).values(), self.against(cell)]
+                wanted |= {o.name for o in others if o is not None}
+        return [c for c in self.cells if c.name in wanted]
+
+    def folder(self, cell: Cell, seed: int) -> Path:
+        return self.work_dir / f'seed{self.seed_of(cell, seed)}' / cell.name
+
+    def out(self, suffix: str) -> Path:
+        """Where tables and picture go; several studies may share a work_dir, and the runs in it."""
+        return self.work_dir / f'{self.path.stem}.{suffix}'
+
+    def seed_of(self, cell: Cell, seed: int) -> int:
+        return self.runs[cell.run].get('seed', seed)
+
+    def grid(self, cells: Iterable[Cell], seeds: Iterable[int]) -> list[tuple[Cell, int]]:
+        """Every cell with every seed, whole seeds first, each after what it needs; what has a seed of its own once."""
+        return list(dict.fromkeys((c, self.seed_of(c, s)) for s in seeds for c in cells))
+
+    def title_of(self, cell: Cell) -> str:
+        return ', '.join([self.runs[cell.run]['title'], *cell.levels.values()])
+
+    def options(self, cell: Cell) -> list[str]:
+        """``--cfg-options`` but for the seed and the checkpoints: the study's own first, then those of the call."""
+        own = dict(self.runs[cell.run].get('options', {}))
+        for axis, level in cell.levels.items():
+            own |= self.axes[axis][level]
+        plain = not self.needs(cell)
+        handed = [o for o in self.cfg_options if not (plain and o.startswith(('model.', 'default_hooks.')))]
+        return [f'{key}={value}' for key, value in own.items()] + handed
+
+    def recipe(self, cell: Cell, seed: int) -> str:
+        """A checksum of all that a run follows from: its config with what it inherits, options, and what it needs."""
+        from mmengine.config import Config
+
+        seed = self.seed_of(cell, seed)
+        if (cell.name, seed) not in self._recipes:
+            config = self.runs[cell.run]['config']
+            if config not in self._texts:
+                self._texts[config] = Config.fromfile(ROOT / config).pretty_text
+            text = self._texts[config] + json.dumps(self.options(cell))
+            text += ''.join(self.recipe(need, seed) for need in self.needs(cell).values())
+            self._recipes[cell.name, seed] = hashlib.sha256(text.encode()).hexdigest()
+        return self._recipes[cell.name, seed]
+
+    def finished(self, cell: Cell, seed: int) -> bool:
+        return _read(self.folder(cell, seed) / 'recipe') == self.recipe(cell, seed)
+
+    def train(self, cell: Cell, seed: int) -> None:
+        """One run, from where it was interrupted; RuntimeError names its log where it fails."""
+        folder, recipe = self.folder(cell, seed), self.recipe(cell, seed)
+        options = [f'randomness.seed={seed}', *self.options(cell)]
+        for option, need in self.needs(cell).items():
+            if not self.finished(need, seed):
+                raise RuntimeError(f'{cell.name}, seed {seed}: {need.name} is not finished')
+            options.append(f'{option}={last_checkpoint(self.folder(need, seed))}')
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'recipe').unlink(missing_ok=True)
+        # Resumed only where the interrupted run had the same recipe.
+        resume = _read(folder / 'begun') == recipe and (folder / 'last_checkpoint').exists()
+        if not resume:
+            for old in [folder / 'last_checkpoint', *folder.glob('*/vis_data/scalars.json')]:
+                old.unlink(missing_ok=True)
+        (folder / 'begun').write_text(recipe)
+        command = ['tools/train.py', self.runs[cell.run]['config'], '--work-dir', str(folder)]
+        command += ['--resume'] * resume + ['--cfg-options', *options]
+        call(command, folder / 'train.log', f'{cell.name}, seed {seed}', append=resume)
+        (folder / 'recipe').write_text(recipe)
+
+    def result(self, cell: Cell, seed: int) -> dict[str, float]:
+        """``score``, the last validation's; ``also NET`` where several nets are validated; ``share TERM``, the mean
+        part of each term in the loss."""
+        files = sorted(self.folder(cell, seed).glob('*/vis_data/scalars.json'))
+        entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        key, scale = self.metric['key'], self.metric['scale']
+        training = [e for e in entries if 'loss' in e]
+        # Of nets that learn together, net0.loss_kd and net1.loss_kd are one part.
+        keys = {k: k.rpartition('.')[2] for e in training for k in e}
+        terms = sorted(self._terms(cell) & set(keys.values()))
+        shares = {
+            t: statistics.mean(
+                sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training if e['loss'] > 0
+            )
+            for t in terms
+        }
+        validated = [e for e in entries if key in e]
+        if not validated:
+            raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
+        last = validated[-1]
+        others = {k.removesuffix(f'/{key}'): v for k, v in last.items() if k.endswith(f'/{key}')}
+        return dict(
+            score=scale * last[key],
+            **{f'also {k}': scale * v for k, v in others.items()},
+            **{f'share {t.removeprefix("loss_")}': s for t, s in shares.items()},
+        )
+
+    def _terms(self, cell: Cell) -> set[str]:
+        """The names of the terms that it trains with: of its config, and of its options."""
+        from mmengine.config import Config
+
+        terms = Config.fromfile(ROOT / self.runs[cell.run]['config']).get('model', {}).get('terms') or {}
+        return {*terms, *(o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))}
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run, wherever its folder has been moved since."""
+    return folder / Path((folder / 'last_checkpoint').read_text().strip()).name
+
+
+def call(command: list[str], log: Path, who: str, append: bool = False) -> None:
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+    with open(log, 'a' if append else 'w') as file:
+        command = [sys.executable, '-W', 'ignore', *command]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+    if done.returncode:
+        ends = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        raise RuntimeError(f'{who}: {ends[-1] if ends else f"status {done.returncode}"} (the whole log: {log})')
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def main(argv: list[str]) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('study')
+    p.add_argument('--seeds', type=int, default=5, help='seeds 0 to this, exclusive')
+    p.add_argument('--first-seed', type=int, default=0)
+    p.add_argument('--runs', nargs='+', metavar='NAME', help='only these, what they need and are compared with')
+    p.add_argument('--jobs', type=int, default=os.cpu_count() or 1, help='runs at a time')
+    p.add_argument('--work-dir', type=Path)
+    handed = "handed to every run; those of model. and default_hooks. only to runs that need another's checkpoint"
+    p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=handed)
+    p.add_argument('--report', action='store_true', help='train nothing: tables and picture of what is finished')
+    p.add_argument('--launcher', choices=('local', 'slurm'), default='local')
+    p.add_argument('--partition', help="Slurm's")
+    p.add_argument('--sbatch-args', default='', help='more arguments of sbatch, in one word')
+    p.add_argument('--only', metavar='seedN/NAME', help='this one run and no report, as a task of a Slurm array')
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    args = p.parse_args(argv)
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError('--seeds and --jobs must be 1 or more')
+    warnings.simplefilter('ignore')  # of the hosts' imports
+    os.chdir(ROOT)
+    study = Study(args.study, args.work_dir, args.cfg_options)
+    cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
+    if args.only:
+        run_one(study, args.only)
+    elif args.launcher == 'slurm' and not args.report:
+        submit(study, cells, seeds, args)
+    else:
+        failed = [] if args.report else run_all(study, cells, seeds, args.jobs)
+        report(study, cells, seeds)
+        if failed:
+            count = len(study.grid(cells, seeds))
+            raise RuntimeError(f'{len(failed)} of {count} runs failed: {"; ".join(failed)}')
+
+
+def prepare(study: Study) -> None:
+    for command in study.prepare:
+        subprocess.run([sys.executable, '-W', 'ignore', *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_one(study: Study, name: str) -> None:
+    seed, _, cell = name.partition('/')
+    found = [c for c in study.cells if c.name == cell]
+    if not found or not seed.removeprefix('seed').isdigit():
+        raise ValueError(f'--only: there is no run {name!r}; it has seed0/{study.cells[0].name} and so on')
+    seed = int(seed.removeprefix('seed'))
+    if not study.finished(found[0], seed):
+        study.train(found[0], seed)
+
+
+def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> list[str]:
+    """Every run that is not finished; returns what became of those that failed."""
+    # Read here, one by one: the libraries that read configs are not made for threads.
+    todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
+    if not todo:
+        return []
+    prepare(study)
+    count, lock, done = len(todo), threading.Lock(), [0]
+    futures: dict[tuple[str, int], Future] = {}
+
+    def work(cell: Cell, seed: int, before: list[Future]) -> None:
+        for future in before:
+            if future.exception():
+                raise RuntimeError(f'{cell.name}, seed {seed}: what it needs failed')
+        study.train(cell, seed)
+        with lock:
+            done[0] += 1
+            score = study.result(cell, seed)['score']
+            print(f'[{done[0]}/{count}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for cell, seed in todo:
+            # Handed in before, so that no worker waits for what no worker will do.
+            needs = [(need.name, study.seed_of(need, seed)) for need in study.needs(cell).values()]
+            futures[cell.name, seed] = pool.submit(work, cell, seed, [futures[k] for k in needs if k in futures])
+    return [str(f.exception()) for f in futures.values() if f.exception()]
+
+
+def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Namespace) -> None:
+    """An array of Slurm for each layer of needs, each after the one before, and a last job that reports."""
+    folder = study.work_dir / 'slurm'
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(study)
+    depth: dict[str, int] = {}
+    for cell in cells:
+        depth[cell.name] = 1 + max((depth[n.name] for n in study.needs(cell).values()), default=-1)
+    common = ['--requeue', '--open-mode=append', *shlex.split(args.sbatch_args)]
+    common += [f'--partition={args.partition}'] if args.partition else []
+    call_ = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(Path(args.study).resolve())]
+    call_ += ['--work-dir', str(study.work_dir.resolve())]
+    call_ += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    job, count = None, 0
+    for layer in range(max(depth.values()) + 1):
+        layered = study.grid([c for c in cells if depth[c.name] == layer], seeds)
+        names = [f'seed{s}/{c.name}' for c, s in layered if not study.finished(c, s)]
+        if not names:
+            continue
+        count += len(names)
+        lines = ['#!/usr/bin/env bash', f'runs=({shlex.join(names)})']
+        lines += [f'exec {shlex.join(call_)} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}"', '']
+        script = folder / f'layer{layer}.sh'
+        script.write_text('\n'.join(lines))
+        array = [f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log']
+        after = [f'--dependency=afterok:{job}', '--kill-on-invalid-dep=yes'] if job else []
+        job = _sbatch([*common, *array, *after, str(script)])
+        print(f'layer {layer}: {len(names)} runs, array {job}')
+    if not job:
+        report(study, cells, seeds)
+        return
+    script = folder / 'report.sh'
+    runs = ['--runs', *args.runs] if args.runs else []
+    last = [*call_, '--report', *runs, '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
+    script.write_text(f'#!/usr/bin/env bash\nexec {shlex.join(last)}\n')
+    job = _sbatch([*common, f'--dependency=afterany:{job}', f'--output={folder}/report.log', str(script)])
+    print(f'report: job {job}, into {study.out("md")}; {count} runs in all')
+
+
+def _sbatch(arguments: list[str]) -> str:
+    try:
+        done = subprocess.run(['sbatch', '--parsable', *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise RuntimeError('--launcher slurm: there is no sbatch here') from None
+    if done.returncode:
+        raise RuntimeError(f'sbatch: {done.stderr.strip()}')
+    return done.stdout.strip().partition(';')[0]
+
+
+def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
+    """STUDY.json, STUDY.md and STUDY.png in the work_dir, of what is finished."""
+    # In the order of the file.
+    cells = sorted(cells, key=lambda cell: list(study.runs).index(cell.run))
+    found: dict[Cell, dict[int, dict]] = {c: {} for c in cells}
+    for cell, seed in study.grid(cells, seeds):
+        if study.finished(cell, seed):
+            found[cell][seed] = study.result(cell, seed)
+    found = {c: runs for c, runs in found.items() if runs}
+    if not found:
+        print('nothing is finished yet')
+        return
+    rows = rows_of(study, found)
+    record = {c.name: dict(title=study.title_of(c), levels=c.levels, runs=runs) for c, runs in found.items()}
+    study.work_dir.mkdir(parents=True, exist_ok=True)
+    study.out('json').write_text(json.dumps(record, indent=1) + '\n')
+    table = markdown(study, rows, len(seeds))
+    study.out('md').write_text(table + '\n')
+    print(table)
+    picture = draw(study, rows, found, study.out('png'))
+    print(f'figures: {study.out("json")}; picture: {picture}')
+
+
+@dataclass
+class Row:
+    """What stands in a line of the table."""
+
+    title: str
+    scores: dict[int, float]
+    shares: dict[str, float]
+    against: str = ''
+    gains: list[float] = field(default_factory=list)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return bootstrap(self.gains) if len(self.gains) > 1 else None
+
+
+def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
+    """A row a cell; of nets that learn together one each, and one of their ensemble."""
+    rows = []
+    for cell, runs in found.items():
+        first = next(iter(runs.values()))
+        also = [k for k in first if k.startswith('also ')]
+        base = study.against(cell)
+        theirs = {s: r['score'] for s, r in found.get(base, {}).items()}
+        for key in ['score', *also]:
+            scores = {s: r[key] for s, r in runs.items()}
+            title = study.title_of(cell)
+            if also:
+                title += ': net0' if key == 'score' else f': {key.removeprefix("also ")}'
+            shares = {}
+            if key == 'score':
+                for k in (k for k in first if k.startswith('share ')):
+                    shares[k.removeprefix('share ')] = statistics.mean(r[k] for r in runs.values())
+                if any(not 0 <= share <= 1 for share in shares.values()):
+                    shares = {}  # exploring terms are negative: there are no parts
+            gains = [scores[s] - theirs[s] for s in scores if s in theirs]
+            rows.append(Row(title, scores, shares, study.title_of(base) if gains else '', gains))
+    return rows
+
+
+def bootstrap(differences: list[float]) -> tuple[float, float]:
+    """The percentile bootstrap's 95 % interval of the mean of paired differences."""
+    import numpy as np
+    from scipy.stats import bootstrap as resample
+
+    rng = np.random.default_rng(0)
+    interval = resample((np.array(differences),), np.mean, method='percentile', rng=rng).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def spread(values: Iterable[float]) -> str:
+    values = list(values)
+    return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{values[0]:.2f}'
+
+
+def markdown(study: Study, rows: list[Row], count: int) -> str:
+    others = {row.against for row in rows if row.against}
+    one = f' over {next(iter(others))}' if len(others) == 1 else ''
+    better = 1 if study.metric['higher'] else -1
+    head = [f'{count} seeds', study.metric['title'], f'gain{one}', '95 % interval', 'better in', 'part of the loss']
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    for row in rows:
+        gain = interval = wins = ''
+        if row.gains:
+            gain = f'{statistics.mean(row.gains):+.2f}' + ('' if one else f' over {row.against}')
+            wins = f'{sum(better * d > 0 for d in row.gains)} of {len(row.gains)}'
+        if row.interval:
+            low, high = row.interval
+            interval = f'{low:+.2f} to {high:+.2f}'
+            if low > 0 or high < 0:
+                gain = f'**{gain}**'
+        short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})'
+        title = row.title + short * (len(row.scores) < count)
+        parts = ', '.join(f'{name} {share:.0%}' for name, share in row.shares.items())
+        lines.append(f'| {title} | {spread(row.scores.values())} | {gain} | {interval} | {wins} | {parts} |')
+    return '\n'.join(lines)
+
+
+def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path: Path) -> Path:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure = _dots(study, rows, plt) if study.picture == 'dots' else _curves(study, found, plt)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _dots(study: Study, rows: list[Row], plt):
+    """Every run as a dot, means as bars; a dotted line at each mean that others are compared with."""
+    compared = {row.against for row in rows}
+    bases = [row for row in rows if row.title in compared]
+    # Teachers would stretch the axis.
+    shown = [row for row in rows if row.gains or row in bases] or rows
+    figure, axis = plt.subplots(figsize=(7.5, 0.3 * len(shown) + 0.9), layout='constrained')
+    for height, row in enumerate(shown):
+        values = list(row.scores.values())
+        axis.plot(values, [height] * len(values), 'o', color='tab:blue', alpha=0.6, markersize=5)
+        axis.plot([statistics.mean(values)] * 2, [height - 0.3, height + 0.3], color='black', linewidth=2)
+    for row in bases:
+        axis.axvline(statistics.mean(row.scores.values()), color='grey', linestyle=':', linewidth=1)
+    axis.set_yticks(range(len(shown)), [row.title for row in shown])
+    axis.set_xlabel(f'{study.metric["title"]}; a dot a seed, a bar the mean')
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.grid(axis='x', alpha=0.3)
+    return figure
+
+
+def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
+    """A panel for each setting of the other axes: score and gain over the levels of one axis, mean ± deviation."""
+    x = study.picture['x']
+    panels: dict[tuple, dict[str, dict[str, Cell]]] = {}
+    for cell in found:
+        if x in cell.levels:
+            rest = tuple((a, level) for a, level in cell.levels.items() if a != x)
+            panels.setdefault(rest, {}).setdefault(cell.run, {})[cell.levels[x]] = cell
+    figure, axes = plt.subplots(
+        2, len(panels), figsize=(1 + 4.2 * len(panels), 6), layout='constrained', squeeze=False, sharey='row'
+    )
+    levels = list(study.axes[x])
+    for (rest, runs), (top, bottom) in zip(panels.items(), axes.T, strict=True):
+        top.set_title(', '.join(level for _, level in rest), fontsize=10)
+        for run, cells in runs.items():
+            at = [i for i, level in enumerate(levels) if level in cells]
+            color = f'C{list(study.runs).index(run)}'
+            scores = [[r['score'] for r in found[cells[levels[i]]].values()] for i in at]
+            _band(top, at, scores, color, study.runs[run]['title'])
+            bases = [study.against(cells[levels[i]]) for i in at]
+            gains = [
+                [r['score'] - found[b][s]['score'] for s, r in found[cells[levels[i]]].items() if s in found.get(b, {})]
+                for i, b in zip(at, bases)
+                if b in found
+            ]
+            if gains and all(gains):
+                base = study.runs[bases[0].run]['title']
+                _band(bottom, at, gains, color, f'{study.runs[run]["title"]} over {base}')
+        bottom.axhline(0, color='grey', linewidth=1)
+        for axis in (top, bottom):
+            axis.set_xticks(range(len(levels)), levels)
+            axis.grid(alpha=0.3)
+        bottom.set_xlabel(x)
+    axes[0][0].set_ylabel(study.metric['title'])
+    axes[1][0].set_ylabel('gain')
+    axes[0][0].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8)
+    return figure
+
+
+def _band(axis, at: list[int], values: list[list[float]], color: str, label: str) -> None:
+    means = [statistics.mean(v) for v in values]
+    deviations = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    axis.plot(at, means, 'o-', color=color, label=label, markersize=4)
+    low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+    axis.fill_between(at, low, high, color=color, alpha=0.15)
+
+
+if __name__ == '__main__':
+    try:
+        from lckd_mm.cli import run_tool
+    except ImportError as error:
+        sys.exit(f'error: {error}')
+    sys.exit(run_tool(main))
