@@ -173,7 +173,18 @@ def test_several_seeds_give_means_over_seeds_and_paired_differences(tool, writte
     difference = rows[1].split('|')[2].strip()
     assert float(difference.split('±')[0]) == pytest.approx(mean - alone, rel=0.02)
     assert difference.endswith(f'({above}/2)')
+    assert 'Correlation with ln constant over the 4 students' in text
+    # The other way round, from the same measurements.
+    result['pairs'] = [('alone', 'ours')]
+    swapped = next(line for line in tool.paired(result) if line.startswith(f'| {key}: constant |'))
+    assert float(swapped.split('|')[2].split('±')[0]) == pytest.approx(alone - mean, rel=0.02)
     assert 'under noise' not in text and 'From the image' not in text
+
+
+def test_correlations_are_of_logarithms(tool):
+    assert tool.log_correlation([1, 10, 100], [5, 50, 500]) == pytest.approx(1)
+    assert tool.log_correlation([1, 10, 100], [8, 4, 2]) == pytest.approx(-1)
+    assert tool.log_correlation([1, 2], [1, 2]) is None and tool.log_correlation([1, 1, 1], [1, 2, 3]) is None
 
 
 def test_a_plain_config_reports_the_backbone_s_stages_without_a_teacher(tool, written, tmp_path, capsys):
@@ -199,6 +210,7 @@ def test_mistakes_are_sentences(tool, written, tmp_path, capsys):
         (['--before', str(tmp_path / 'none.pth')], 'none.pth'),
         (['--teacher', 'nowhere.pth'], "teacher: no checkpoint at 'nowhere.pth'"),
         (['--before', f'student={tmp_path / "alone.pth"}'], "two columns are named 'student'"),
+        (['--against', 'student=kd'], '--against: expected NAME=NAME of the columns teacher, student'),
         (['--seeds', '0', '1'], '--seeds: no checkpoint has {seed} in its path'),
         ([*quick, '--before', f'alone={tmp_path / "teacher.pth"}'], 'alone: the checkpoint'),
         ([*quick, '--metric', 'mIoU'], "--metric: there is no 'mIoU', the evaluator gives accuracy/top1"),

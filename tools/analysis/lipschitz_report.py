@@ -51,6 +51,12 @@ def main(argv: list[str]) -> None:
     p.add_argument('--teacher', metavar='CHECKPOINT', help='in place of the one in the config')
     p.add_argument('--before', nargs='+', default=[], metavar='[NAME=]CHECKPOINT', help='further ones of the student')
     p.add_argument('--seeds', nargs='+', type=int, help="replace {seed} in the checkpoints' paths")
+    p.add_argument(
+        '--against',
+        nargs='+',
+        metavar='NAME=NAME',
+        help='over seeds: which column to set against which (default: each against the first of --before)',
+    )
     p.add_argument('--images', type=int, default=64, help='for all but the metric (default: 64)')
     p.add_argument('--batch', type=int, default=16, help='images at a time, for all but the metric (default: 16)')
     p.add_argument(
@@ -79,6 +85,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f'--noise: levels are finite numbers above 0, got {" ".join(map(str, args.noise))}')
     cfg = read_config(args)
     sources = [checkpoints(args, cfg, seed) for seed in (args.seeds or [None])]
+    pairs = compared(args, list(sources[0]))
     plain = student_config(cfg)
     part = 'test' if plain.get('test_dataloader') is not None else 'val'
     dataloader, evaluator = (plain.get(f'{part}_{key}') for key in ('dataloader', 'evaluator'))
@@ -94,6 +101,7 @@ def main(argv: list[str]) -> None:
         config=args.config,
         checkpoints={label: [paths[label] for paths in sources] for label in sources[0]},
         seeds=args.seeds,
+        pairs=pairs,
         images=min(args.images, len(loader.dataset)),
         test_images=len(loader.dataset),
         noise=args.noise,
@@ -143,6 +151,18 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
         if '://' not in path and not Path(path).is_file():
             raise FileNotFoundError(f'{name}: no checkpoint at {path!r}')
     return found
+
+
+def compared(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of columns (this, against that) whose differences are told seed by seed."""
+    if args.against is None:
+        first, *others = [name for name in names if name != TEACHER]
+        return [(name, first) for name in others]
+    pairs = [tuple(text.split('=')) for text in args.against]
+    for text, pair in zip(args.against, pairs, strict=True):
+        if len(pair) != 2 or not set(pair) <= set(names):
+            raise ValueError(f'--against: expected NAME=NAME of the columns {", ".join(names)}, got {text!r}')
+    return pairs
 
 
 def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, args: argparse.Namespace) -> dict:
@@ -242,17 +262,21 @@ def gap(figure: Figure) -> Figure:
 
 
 def correlation(stage: int) -> Figure:
-    """Of ln sigma with ln constant over the images; None where one of them does not vary."""
+    """Of ln sigma with ln constant over the images."""
 
     def figure(run: dict, name: str) -> float | None:
         pair = [stage_figure(stage, key)(run, name) for key in ('sigma', 'constant')]
-        if None in pair or len(pair[0]) < 3:
-            return None
-        with contextlib.suppress(statistics.StatisticsError):
-            return statistics.correlation(*([math.log(max(x, 1e-30)) for x in values] for values in pair))
-        return None
+        return None if None in pair else log_correlation(*pair)
 
     return figure
+
+
+def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's, of the logarithms; None where there are fewer than three, or one of them does not vary."""
+    logarithms = [[math.log(max(value, 1e-30)) for value in values] for values in (xs, ys)]
+    with contextlib.suppress(statistics.StatisticsError):
+        return statistics.correlation(*logarithms) if len(xs) > 2 else None
+    return None
 
 
 def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, float | None] | None:
@@ -262,7 +286,7 @@ def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, floa
         return None
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    values = [statistics.fmean(value) if isinstance(value, list) else value for value in values]
+    values = [_mean(value) for value in values]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -314,6 +338,7 @@ def report(result: dict) -> str:
             lines += ['', f'## {title}', '', *_table(['', *names], cells)]
     if len(runs) > 1:
         lines += paired(result)
+    lines += across(result)
     unconverged = sum(run[name]['unconverged'] for run in runs for name in names)
     if unconverged:
         lines += ['', f'{unconverged} local constants did not converge within 64 steps: they are too small.']
@@ -323,29 +348,47 @@ def report(result: dict) -> str:
 
 
 def paired(result: dict) -> list[str]:
-    """Differences from the first student column, seed by seed, and in how many seeds they are above 0."""
-    runs = result['runs']
-    base, *others = [name for name in runs[0] if name != TEACHER]
-    if not others:
-        return []
+    """Differences between columns, seed by seed, and in how many seeds they are above 0."""
+    runs, pairs = result['runs'], result['pairs']
     cells: dict[str, list[str]] = {}
-    for rows in quantities(result).values():
-        for row, figure in rows:
-            values = {name: [figure(run, name) for run in runs] for name in (base, *others)}
-            if any(value is None for column in values.values() for value in column):
+    for row, figure in (row for rows in quantities(result).values() for row in rows):
+        cells[row] = []
+        for name, base in pairs:
+            values = [(figure(run, name), figure(run, base)) for run in runs]
+            if any(None in pair for pair in values):
+                cells[row].append('–')
                 continue
-            means = {
-                name: [statistics.fmean(v) if isinstance(v, list) else v for v in column]
-                for name, column in values.items()
-            }
-            cells[row] = []
-            for name in others:
-                steps = [a - b for a, b in zip(means[name], means[base], strict=True)]
-                above = sum(step > 0 for step in steps)
-                spread_of = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True)
-                cells[row].append(f'{spread_of} ({above}/{len(steps)})')
-    title = f'Against {base}, seed by seed (in brackets: of how many seeds it is above 0)'
-    return ['', f'## {title}', '', *_table(['', *others], cells)]
+            steps = [_mean(a) - _mean(b) for a, b in values]
+            above = sum(step > 0 for step in steps)
+            change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True)
+            cells[row].append(f'{change} ({above}/{len(steps)})')
+    cells = {row: values for row, values in cells.items() if any(value != '–' for value in values)}
+    if not pairs or not cells:
+        return []
+    head = [f'{name} - {base}' for name, base in pairs]
+    return ['', '## Differences, seed by seed (of how many seeds they are above 0)', '', *_table(['', *head], cells)]
+
+
+def across(result: dict) -> list[str]:
+    """Whether students with larger transmitting norms have larger local constants: correlations over all of them."""
+    runs, names = result['runs'], [name for name in result['runs'][0] if name != TEACHER]
+    cells = {}
+    for i, stage in enumerate(next(iter(runs[0].values()))['stages']):
+        for title, key in (('sigma', 'sigma'), ('sigma, normalised', 'normalised')):
+            sides = [[stage_figure(i, side)(run, name) for run in runs for name in names] for side in (key, 'constant')]
+            if any(None in side for side in sides):
+                continue
+            value = log_correlation(*([_mean(x) for x in side] for side in sides))
+            if value is not None:
+                cells[f'{stage}: ln {title}'] = [f'{value:.2f}']
+    if len(runs) * len(names) < 4 or not cells:
+        return []
+    title = f'Correlation with ln constant over the {len(runs) * len(names)} students'
+    return ['', f'## {title}', '', *_table(['', 'correlation'], cells)]
+
+
+def _mean(value: float | list[float]) -> float:
+    return statistics.fmean(value) if isinstance(value, list) else value
 
 
 def _table(head: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
@@ -374,7 +417,7 @@ def draw(result: dict, path: Path) -> None:
     runs, names = result['runs'], list(result['runs'][0])
     first = runs[0][names[0]]
     stages, taps, levels = list(first['stages']), list(first['taps']), result['noise']
-    bars = [
+    dots = [
         ('transmitting norm σ', stages, [stage_figure(i, 'sigma') for i in range(len(stages))]),
         ('local Lipschitz constant of the stage', stages, [stage_figure(i, 'constant') for i in range(len(stages))]),
         ('local Lipschitz constant from the image', taps, [image_figure(i) for i in range(len(taps))]),
@@ -387,23 +430,28 @@ def draw(result: dict, path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout='constrained')
     colours = {name: f'C{i}' for i, name in enumerate(names)}
     panels = list(axes.flat)
-    for axis, (title, ticks, figures) in zip(panels, bars):
+    for axis, (title, ticks, figures) in zip(panels, dots):
         axis.set_title(title)
         for k, name in enumerate(names):
             points = [spread(runs, value, name) for value in figures]
             shown = [(i, point) for i, point in enumerate(points) if point is not None]
             if shown:
-                axis.bar(
-                    [i + (k - (len(names) - 1) / 2) * 0.8 / len(names) for i, _ in shown],
+                axis.errorbar(
+                    [i + (k - (len(names) - 1) / 2) * 0.7 / len(names) for i, _ in shown],
                     [point[0] for _, point in shown],
-                    0.8 / len(names),
-                    yerr=[point[1] or 0 for _, point in shown],
+                    [point[1] or 0 for _, point in shown],
+                    fmt='o',
+                    markersize=5,
+                    capsize=3,
                     color=colours[name],
                     label=name,
-                    error_kw=dict(linewidth=0.8),
                 )
         axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+        axis.set_xlim(-0.5, len(ticks) - 0.5)
         axis.set_yscale('log')
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which('{x:g}')
+        axis.grid(axis='y', which='both', linewidth=0.3)
     for axis, (title, xs, figures) in zip(panels[3:], curves):
         axis.set_title(title)
         for name in names:
