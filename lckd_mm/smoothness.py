@@ -284,7 +284,7 @@ def measure(
         ``stages``: label to sigma, normalised and constant (a value an image; constant is None where the stage is no
         function), bound (a value; None also where an operation is not known, which ``bound_refused`` then says);
         ``taps``: label to image (local constants from the image, a value each) and changes (level to a value an image);
-        ``unconverged``: of how many local constants the iteration did not reach ``tol``.
+        ``unconverged``: of how many local constants the residual stayed above twice ``tol``.
     """
     points = points_of(stages)
     names = list(dict.fromkeys(tap for tap, _ in points))
