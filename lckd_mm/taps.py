@@ -195,6 +195,55 @@ class FeatureTaps:
             must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
             features[capture.name] = capture.read(must)
 
+    @contextlib.contextmanager
+    def substitute(self, model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+        """Put ``value`` in a tap's place: what the forwards inside the ``with`` compute from there on follows from it.
+
+        Only the tapped module's output (or input, with ``@in``) is replaced: other modules that read the same tensor,
+        around it, still read what was there. The forward may overwrite ``value`` in place.
+
+        Raises:
+            ValueError: the tap was not traced, or reads all calls of its module (``#*``).
+        """
+        if name not in self.resolved or name not in self.traces:
+            raise ValueError(f'{self.role} tap {name!r}: it must be traced before something is put in its place')
+        address = self.resolved[name]
+        if address.call == '*':
+            raise ValueError(f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so it is no single place')
+        # A tap without #k has one call.
+        wanted, calls = (address.call or 0) % self.traces[name].calls, 0
+        module = model.get_submodule(address.path)
+
+        def replaced(given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls - 1 != wanted:
+                return given
+            if address.item is None:
+                return value
+            items = list(given)
+            items[address.item] = value
+            return type(given)(items) if type(given) in (list, tuple) else type(given)(*items)
+
+        def output_hook(module, args, output):
+            return replaced(output)
+
+        def input_hook(module, args, kwargs):
+            if args:
+                return (replaced(args[0]), *args[1:]), kwargs
+            key = next(iter(kwargs))
+            return args, {**kwargs, key: replaced(kwargs[key])}
+
+        if address.port == 'in':
+            handle = module.register_forward_pre_hook(input_hook, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(output_hook)
+        try:
+            with not_inplace([module] if address.port == 'in' else []):
+                yield
+        finally:
+            handle.remove()
+
     def _resolve_preact(self, model: nn.Module, run: Callable[[], Any], names: list[str]) -> None:
         stages: dict[str, list[str]] = {}  # the path of a stage, and the taps that name it
         for name in names:

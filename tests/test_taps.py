@@ -551,3 +551,45 @@ def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope):
         activated=None,
         pooled=None,
     )
+
+
+# ---- substitute
+
+
+def traced(addresses):
+    model = Net().eval()
+    taps = FeatureTaps(addresses)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        taps.trace(model, lambda: model(images))
+    return model, taps, images
+
+
+@pytest.mark.parametrize(
+    'address',
+    ['layer1', 'layer1@preact', 'layer2.0.conv1@in', 'layer2.0.relu@in#0', 'layer2.0.relu#-1', 'split[0]', 'pack@in'],
+)
+def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(address):
+    model, taps, images = traced({'a': address, 'end': 'head'})
+    with torch.no_grad():
+        with taps.record(model) as plain:
+            model(images)
+        with taps.record(model, ['end']) as same, taps.substitute(model, 'a', plain['a'].clone()):
+            model(images)
+        with taps.record(model, ['end']) as moved, taps.substitute(model, 'a', plain['a'].flip(0)):
+            model(images)
+        with taps.record(model, ['end']) as after:
+            model(images)
+    torch.testing.assert_close(same['end'], plain['end'])
+    assert not torch.allclose(moved['end'], plain['end'])
+    assert torch.equal(after['end'], plain['end'])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(m.inplace for m in model.modules() if isinstance(m, nn.ReLU))
+
+
+def test_nothing_is_put_where_there_is_no_single_place():
+    model, taps, images = traced({'all': 'layer2.0.relu#*'})
+    with pytest.raises(ValueError, match='reads all calls, so it is no single place'), taps.substitute(model, 'all', 0):
+        pass
+    with pytest.raises(ValueError, match=r"tap 'a': it must be traced"):
+        FeatureTaps({'a': 'layer1'}).substitute(model, 'a', images).__enter__()

@@ -16,6 +16,7 @@ from .features import (
 )
 from .jacobian import directional_gap, unit_gap
 from .lipschitz import (
+    graph_bound,
     layer_norms,
     lipschitz_gap,
     local_lipschitz,
@@ -59,6 +60,7 @@ __all__ = [
     'fooling_loss',
     'gradient_norms',
     'gradient_rescaling',
+    'graph_bound',
     'interpolates',
     'kd_divergence',
     'layer_norms',

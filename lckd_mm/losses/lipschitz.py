@@ -79,10 +79,10 @@ class LipschitzLoss(nn.Module):
         if len(weights) != pairs:
             raise ValueError(f'LipschitzLoss: {len(weights)} layer_weights for {pairs} pairs of consecutive taps')
         aspect = 1.0 if inputs is None else inputs.shape[2] / inputs.shape[3]
-        student, teacher = _as_maps(student, aspect), _as_maps(teacher, aspect)
+        student, teacher = as_maps(student, aspect), as_maps(teacher, aspect)
         with torch.no_grad():
             targets = self._norms(teacher, teacher)
-        backs = _as_maps(raw_student, aspect) if self.raw_back and raw_student is not None else student
+        backs = as_maps(raw_student, aspect) if self.raw_back and raw_student is not None else student
         norms = self._norms(student, backs)
         gaps = (mean(lipschitz_gap(s, t, self.gap)) for s, t in zip(norms, targets))
         return sum(weight * gap for weight, gap in zip(weights, gaps))
@@ -95,7 +95,7 @@ class LipschitzLoss(nn.Module):
             norms = [transmitting_norm(front, back) for front, back in zip(fronts, backs[1:])]
         if not self.normalise:
             return norms
-        lengths = [(_mean_length(front), _mean_length(back)) for front, back in zip(fronts, backs[1:])]
+        lengths = [(mean_length(front), mean_length(back)) for front, back in zip(fronts, backs[1:])]
         return [norm / (front * back) for norm, (front, back) in zip(norms, lengths)]
 
 
@@ -116,13 +116,13 @@ class LONDONLoss(LipschitzLoss):
         super().__init__(gap='absolute', raw_back=True)
 
 
-def _mean_length(x: Tensor) -> Tensor:
+def mean_length(x: Tensor) -> Tensor:
     """Root mean square, over the positions, of the length of what stands at one: ``(B,)``, above 0."""
     square = x.square().sum((1, 2, 3)) / x.shape[2:].numel()
     return square.clamp(min=1e-24).sqrt()
 
 
-def _as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
+def as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
     """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or of aspect H / W where their numbers differ."""
     counts = {x.shape[1] for x in features if x.dim() == 3}
     maps = []

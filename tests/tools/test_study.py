@@ -27,7 +27,8 @@ axes = dict(
 runs = dict(
     kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', axes=['weight', 'noise'], against='alone',
             needs={'model.teacher.checkpoint': 'teacher'}),
-    teacher=dict(config='configs/digits/wrn16-4_1xb30_digits.py', title='teacher', options={'model.backbone.depth': 16}),
+    teacher=dict(config='configs/digits/wrn16-4_1xb30_digits.py', title='teacher',
+                 options={'model.backbone.depth': 16}),
     alone=dict(config=_digits.format('wrn10-1'), title='alone', axes=['noise']),
 )
 skip = [dict(run='kd', weight='high', noise='30 %')]

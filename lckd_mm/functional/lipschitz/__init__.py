@@ -2,11 +2,13 @@
 
 from .estimators import layer_norms, local_lipschitz, product_bound
 from .gaps import GAPS, lipschitz_gap
+from .graph import graph_bound
 from .spectral import spectral_norm
 from .transmitting import transmitting_matrix, transmitting_norm, transmitting_norms
 
 __all__ = [
     'GAPS',
+    'graph_bound',
     'layer_norms',
     'lipschitz_gap',
     'local_lipschitz',

@@ -6,7 +6,7 @@ one. None of them carries a gradient, but ``product_bound`` where it is asked fo
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,16 @@ _SLOPES = {
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _LINEAR_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+Sides = int | Sequence[int]
 
 
 def local_lipschitz(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float = 1e-5, max_steps: int = 64
-) -> Tensor:
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    tol: float = 1e-5,
+    max_steps: int = 64,
+    residual: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Local Lipschitz constant at each input: the largest singular value of the Jacobian there.
 
     .. math:: \sigma_1(J_f(x)), \qquad J_f(x) = \partial f(x) / \partial x
@@ -52,8 +57,11 @@ def local_lipschitz(
         inputs: ``(B, ...)``, floating; the iteration itself runs in at least float32.
         tol: residual over eigenvalue of :math:`J^\top J` at which the iteration stops.
         max_steps: of the iteration; each keeps one more vector of the inputs' size.
+        residual: give it as well, for one more product: with the direction v that is stretched most,
+            :math:`\lVert J^\top J v - \sigma^2 v \rVert / \sigma^2`. Above ``tol``, ``max_steps`` were too few.
     Returns:
-        ``(B,)``, in units of output over input, without gradient; 0 where the function is flat.
+        ``(B,)``, in units of output over input, without gradient; 0 where the function is flat. With ``residual``, a
+        pair of these and the residuals ``(B,)``.
     Error: from below, relatively about ``tol`` :math:`^2` where the largest two singular values differ, and at most
         ``tol`` else, with the reservation of :func:`~lckd_mm.functional.transmitting_norms` on close rivals.
     Raises:
@@ -67,15 +75,20 @@ def local_lipschitz(
                     f'local_lipschitz: BatchNorm {name!r} takes statistics of the batch, so that no sample has a '
                     'constant of its own; call eval() on the module first'
                 )
-    return _steepest(function, inputs, tol, max_steps)[0]
+    sigma, _, rest = _steepest(function, inputs, tol, max_steps, residual)
+    return (sigma, rest) if residual else sigma
 
 
 def _steepest(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float, max_steps: int = 64
-) -> tuple[Tensor, Tensor]:
-    """:func:`local_lipschitz`, and the unit vector ``(B, ...)`` that is stretched so; zeros where all is flat."""
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float, max_steps: int = 64, check: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`local_lipschitz`, the unit vector ``(B, ...)`` that is stretched so, and, with ``check``, residuals.
+
+    Zeros where all is flat.
+    """
     dtype = wide_type(inputs)
-    flat_everywhere = inputs.new_zeros(len(inputs), dtype=dtype), torch.zeros_like(inputs)
+    nothing = inputs.new_zeros(len(inputs), dtype=dtype)
+    flat_everywhere = nothing, torch.zeros_like(inputs), nothing
     if not inputs.numel():
         return flat_everywhere
     with torch.inference_mode(False), torch.enable_grad(), full_precision(inputs):
@@ -101,9 +114,13 @@ def _steepest(
             return product.reshape(u.shape).to(dtype) * scale, flat
 
         start = generic_start(x[0].numel(), x.to(dtype)).expand(len(x), 1, -1)
-        _, vector, image = leading_eigenvector(apply, start, tol, max_steps)
+        square, vector, image = leading_eigenvector(apply, start, tol, max_steps)
         sigma = (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten()
-        return sigma.detach(), vector.view_as(x).to(x.dtype).detach()
+        rest = nothing
+        if check:
+            gap = torch.linalg.vector_norm(apply(vector)[0] - square * vector, dim=-1, keepdim=True)
+            rest = torch.where(square > 0, gap / square, 0).flatten().detach()
+        return sigma.detach(), vector.view_as(x).to(x.dtype).detach(), rest
 
 
 def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> dict[str, Tensor]:
@@ -194,12 +211,7 @@ def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | fl
         scale = (layer.running_var + layer.eps).rsqrt()
         return (scale if layer.weight is None else scale * layer.weight.abs()).amax()
     if isinstance(layer, _MAX_POOLS):
-        sides = x.dim() - 2
-        size, stride, dilation = (
-            (v,) * sides if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride, layer.dilation)
-        )
-        # Windows that share an entry, along each axis.
-        return math.sqrt(math.prod(math.ceil((d * (k - 1) + 1) / s) for k, s, d in zip(size, stride, dilation)))
+        return shared_windows(x.dim() - 2, layer.kernel_size, layer.stride, layer.dilation)
     if isinstance(layer, nn.LeakyReLU):
         return max(1.0, abs(layer.negative_slope))
     slope = _SLOPES.get(type(layer))
@@ -210,6 +222,12 @@ def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | fl
             'activations; a residual net is no chain: take its branches one by one, or local_lipschitz'
         )
     return slope
+
+
+def shared_windows(sides: int, size: Sides, stride: Sides, dilation: Sides) -> float:
+    """Constant of max pooling: the root of the most windows that share an entry."""
+    axes = zip(*((v,) * sides if isinstance(v, int) else tuple(v) for v in (size, stride, dilation)), strict=True)
+    return math.sqrt(math.prod(math.ceil((d * (k - 1) + 1) / s) for k, s, d in axes))
 
 
 def _norm_of_layer(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
@@ -224,6 +242,6 @@ def _stretch(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
     """:func:`_norm_of_layer`, differentiable by the weight."""
     nothing = layer.weight.new_zeros(1, *shape)
     with full_precision(nothing):
-        _, direction = _steepest(layer, nothing, tol)
+        _, direction, _ = _steepest(layer, nothing, tol)
         # The direction is where the norm is stationary, so that it need not be differentiated.
         return torch.linalg.vector_norm((layer(direction) - layer(nothing)).to(wide_type(nothing)))

@@ -63,6 +63,23 @@ def test_local_constant_survives_no_grad_and_a_tight_budget():
     assert (rough >= 0.5 * jacobian_norms(net, x)).all()
 
 
+def test_the_residual_says_whether_the_iteration_converged():
+    net, x = small_net(), torch.randn(3, 2, 9, 9, dtype=DOUBLE)
+    constants, residual = local_lipschitz(net, x, tol=1e-6, residual=True)
+    torch.testing.assert_close(constants, jacobian_norms(net, x), rtol=1e-8, atol=0)
+    assert (residual <= 1e-6 * (1 + 1e-6)).all()
+    constants, residual = local_lipschitz(net, x, tol=1e-6, max_steps=2, residual=True)
+    assert torch.equal(constants, local_lipschitz(net, x, max_steps=2))
+    assert (residual > 1e-4).all()
+    # By hand: one step looks at v = start alone, of J = diag(3, 4): J'J v - (v'J'Jv) v.
+    matrix = torch.tensor([3.0, 4.0], dtype=DOUBLE)
+    sigma, residual = local_lipschitz(lambda x: x * matrix, x.new_zeros(1, 2), max_steps=1, residual=True)
+    share = (sigma**2 - 9) / 7  # of the second entry's square in v
+    expected = 7 * (share * (1 - share)).sqrt() / sigma**2
+    torch.testing.assert_close(residual, expected, rtol=1e-6, atol=0)
+    assert local_lipschitz(lambda x: 0 * x, torch.ones(2, 3), residual=True)[1].tolist() == [0, 0]
+
+
 PARAMETER = torch.ones(1, 3, requires_grad=True)
 
 

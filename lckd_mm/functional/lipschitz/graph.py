@@ -1,0 +1,236 @@
+"""An upper bound of a Lipschitz constant along the computation graph, skip connections and all."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .estimators import local_lipschitz, shared_windows
+from .precision import wide_type
+from .spectral import spectral_norm
+
+#: A number, or a function of the tolerance that measures it.
+Factor = float | Callable[[float], float]
+
+# Largest slopes: that of the sigmoid is below one, those of the last three are above.
+_SLOPES = {'sigmoid': 0.25, 'hardsigmoid': 1 / 6, 'silu': 1.0998393194, 'gelu': 1.1289041451, 'hardswish': 1.5}
+# Of slope one; or a choice, or another order, of the entries.
+_UNIT = {
+    *('relu', 'hardtanh', 'clamp', 'clamp_min', 'clamp_max', 'tanh', 'softplus', 'abs', 'neg', 'alias', 'clone'),
+    *('detach', 'view', '_unsafe_view', '_reshape_alias', 'permute', 'transpose', 't', 'slice', 'select', 'squeeze'),
+    *('unsqueeze', '_to_copy', 'split', 'split_with_sizes', 'unbind'),
+}
+# Of the argument's shape, and not of its values.
+_FRESH = {
+    *('new_ones', 'new_zeros', 'new_empty', 'new_full', 'ones_like', 'zeros_like', 'empty_like', 'full_like'),
+    *('rand_like', 'randn_like', 'new_empty_strided'),
+}
+# Linear in the first argument: measured as the operator that each is.
+_LINEAR = {
+    *('avg_pool1d', 'avg_pool2d', 'avg_pool3d', '_adaptive_avg_pool2d', '_adaptive_avg_pool3d', 'mean', 'sum'),
+    *('upsample_nearest2d', 'upsample_bilinear2d', 'upsample_bicubic2d', 'constant_pad_nd', 'reflection_pad2d'),
+    *('expand', 'roll', 'flip', 'convolution'),
+}
+_NORMS = {'native_batch_norm', 'cudnn_batch_norm', 'miopen_batch_norm'}
+_POOLS = {'max_pool2d_with_indices', 'max_pool3d_with_indices'}
+
+
+def graph_bound(function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float = 1e-5) -> Tensor:
+    r"""Upper bound of a function's Lipschitz constant, along its computation graph.
+
+    .. math:: L(y) = \sum_k \lVert A_k \rVert \, L(x_k) \quad\text{for}\quad y = \sum_k A_k x_k
+
+    from the input on, of which L is 1. A chain gets the product of its layers' constants, as by
+    :func:`~lckd_mm.functional.product_bound`; a residual block :math:`x + f(x)` gets :math:`1 + L(f)`, so that each
+    path from input to output adds its own product; a concatenation gets the root of the sum of squares. Convolutions,
+    linear layers, poolings and interpolations count with their norm as operators on an input of this size (padding,
+    stride and groups are their own), BatchNorm in evaluation mode with :math:`\max |\gamma| / \sqrt{v + \epsilon}`, max
+    pooling with the root of the number of windows that an entry is part of, activations with their largest slope.
+
+    Args:
+        function: run once, without gradient; a module in evaluation mode.
+        inputs: ``(1, ...)``; its size matters, its values do not.
+        tol: of the layers' norms, as in :func:`~lckd_mm.functional.local_lipschitz`.
+    Returns:
+        A scalar of at least float32, in units of output over input; 0 where the output does not depend on the input.
+    Error: an upper bound, apart from the layers' own norms, which are found from below to within ``tol``; loose by a
+        factor that grows with the depth, since no input need stretch most in every layer.
+    Raises:
+        ValueError: more than one sample; an operation on the way whose constant is not known here, by name: a product
+            of two activations (attention, squeeze and excitation), softmax, LayerNorm, BatchNorm with statistics of the
+            batch, a value that is read as a number, writing into a part of a tensor.
+    Source: Virmaux and Scaman, NeurIPS 2018, algorithm 1 (AutoLip). Deviation: concatenations, which they do not treat.
+    """
+    if inputs.dim() == 0 or len(inputs) != 1:
+        raise ValueError(f'graph_bound: expected one sample (1, ...), got {tuple(inputs.shape)}')
+    with torch.inference_mode(False), torch.no_grad():
+        x = inputs.clone()  # a function may work in place
+        recorder = _Recorder(x)
+        with recorder:
+            y = function(x)
+        value = recorder.bound_of(y, tol)
+        return torch.tensor(value, dtype=wide_type(x), device=x.device)
+
+
+@dataclass(eq=False)
+class _Step:
+    """How a tensor was made: its parents, each with a factor, and how they combine; or what is unknown about it."""
+
+    parents: list[tuple['_Step', Factor]]
+    squares: bool = False
+    unknown: str | None = None
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes a step for each tensor that depends on the source. Norms are measured later, outside of the mode."""
+
+    def __init__(self, source: Tensor):
+        super().__init__()
+        self.steps = WeakTensorKeyDictionary()
+        self.first = self.steps[source] = _Step([])
+        self.read: str | None = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        found = [(x, self.steps[x]) for x in _tensors((args, kwargs)) if x in self.steps]
+        out = func(*args, **kwargs)
+        name = func._schema.name.removeprefix('aten::')
+        if not found or name in _FRESH:
+            return out
+        if name == '_local_scalar_dense':
+            self.read = self.read or 'a value read as a number'
+            return out
+        plain = name if name.startswith('_') else name.rstrip('_')
+        step = self._step(plain, func, found, args, kwargs, out)
+        if func._schema.is_mutable:
+            step = self._written(name, args[0], step)
+        for i, result in enumerate(_tensors(out)):
+            # Of several results the first is the value; statistics and places follow.
+            follows = i == 0 or plain in _UNIT
+            self.steps[result] = step if follows else _Step([], unknown=f'result {i} of {name}')
+        return out
+
+    def _written(self, name: str, target: Tensor, step: _Step) -> _Step:
+        """Where other tensors look at the memory that was written, none of them is known any more."""
+        others = [x for x in self.steps if x is not target and _same_memory(x, target)]
+        if target._base is None and not others:
+            return step
+        step = _Step([], unknown=f'{name} on a part of a tensor')
+        for x in [*others, *([] if target._base is None else [target._base])]:
+            self.steps[x] = step
+        return step
+
+    def _step(self, name: str, func, found: list, args: tuple, kwargs: dict, out: Any) -> _Step:
+        if name in ('add', 'sub'):
+            scales = 1.0, abs(float(kwargs.get('alpha', 1)))
+            terms = [(x, scale) for x, scale in zip(args, scales) if isinstance(x, Tensor) and x in self.steps]
+            return _Step([(self.steps[x], scale * _repeats(x, out)) for x, scale in terms])
+        if name in ('cat', 'stack'):
+            return _Step([(step, 1.0) for _, step in found], squares=True)
+        if len(found) == 1:
+            ((x, step),) = found
+            factor = _factor(name, func, x, args, kwargs, out)
+            if factor is not None:
+                return _Step([(step, factor)])
+        return _Step([], unknown=name)
+
+    def bound_of(self, y: Tensor, tol: float) -> float:
+        if self.read:
+            raise _unknown(self.read)
+        if y not in self.steps:
+            return 0.0
+        values: dict[_Step, float] = {self.first: 1.0}
+        waiting = [self.steps[y]]
+        while waiting:
+            step = waiting[-1]
+            if step.unknown:
+                raise _unknown(step.unknown)
+            missing = [parent for parent, _ in step.parents if parent not in values]
+            if step not in values and missing:
+                waiting += missing
+                continue
+            waiting.pop()
+            if step in values:
+                continue
+            parts = [(f(tol) if callable(f) else f) * values[parent] for parent, f in step.parents]
+            values[step] = math.hypot(*parts) if step.squares else math.fsum(parts)
+        return values[self.steps[y]]
+
+
+def _factor(name: str, func, x: Tensor, args: tuple, kwargs: dict, out: Any) -> Factor | None:
+    """The constant of an operation in x, its only argument that depends on the input; None where it is not known."""
+    if name in _UNIT:
+        return 1.0
+    if name in _SLOPES:
+        return _SLOPES[name]
+    if name == 'leaky_relu':
+        return max(1.0, abs(args[1] if len(args) > 1 else 0.01))
+    if name == 'mul' or (name == 'div' and args[0] is x and not kwargs.get('rounding_mode')):
+        other = args[1] if args[0] is x else args[0]
+        other = other.abs() if isinstance(other, Tensor) else torch.tensor(abs(other))
+        largest = other.amax() if name == 'mul' else 1 / other.amin()
+        return largest.item() * (_repeats(x, out) if isinstance(out, Tensor) else 1.0)
+    if args[0] is not x and name not in ('addmm', 'mm', 'bmm', 'baddbmm'):
+        return None
+    if name in _NORMS:
+        weight, variance, training, epsilon = args[1], args[4], args[5], args[7]
+        if training or variance is None:
+            return None
+        scale = (variance + epsilon).rsqrt()
+        return (scale if weight is None else scale * weight.abs()).amax().item()
+    if name in _POOLS:
+        return _shared_windows_of(x.dim() - 2, *args[1:])
+    if name in _LINEAR:
+        if name == 'convolution':
+            args = (*args[:2], None, *args[3:])
+        # Without the tensor itself, which would be kept alive.
+        shape, nothing, rest = x.shape, x.new_zeros(()), args[1:]
+        return lambda tol: _norm_of(lambda z: func(z, *rest, **kwargs), nothing, shape, tol)
+    if name in ('mm', 'bmm', 'addmm', 'baddbmm'):
+        if args[0] is x and name in ('addmm', 'baddbmm'):
+            return None
+        other = next(y for y in args[-2:] if y is not x)
+        scale = abs(float(kwargs.get('alpha', 1)))
+        return lambda tol: scale * spectral_norm(other).amax().item()
+    return None
+
+
+def _norm_of(function: Callable[[Tensor], Tensor], nothing: Tensor, shape: tuple[int, ...], tol: float) -> float:
+    """Norm of a linear function of tensors of this shape, whatever their first dimension means."""
+    zeros = nothing.expand(1, math.prod(shape))
+    return local_lipschitz(lambda z: function(z.view(shape)).reshape(1, -1), zeros, tol)[0].item()
+
+
+def _shared_windows_of(sides: int, kernel, stride=(), padding=0, dilation=1, ceil_mode=False) -> float:
+    return shared_windows(sides, kernel, stride or kernel, dilation)
+
+
+def _repeats(x: Tensor, out: Tensor) -> float:
+    """Norm of the broadcasting of x to the shape of the result."""
+    return math.sqrt(out.numel() / max(1, x.numel()))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() != 0
+
+
+def _unknown(what: str) -> ValueError:
+    return ValueError(
+        f'graph_bound: {what} has no constant that is known here; it takes convolutions, linear layers, BatchNorm in '
+        'evaluation mode, pooling, interpolation, activations, sums and concatenations; for others, local_lipschitz'
+    )

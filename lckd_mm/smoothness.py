@@ -1,0 +1,342 @@
+"""How smooth a net is around images: norms, local constants and bounds of its stages, and what noise does to it."""
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from torch import Tensor, nn
+
+from .functional import graph_bound, local_lipschitz, transmitting_norms
+from .hosts import eval_mode, preserved_rng, valid_region
+from .losses.lipschitz import as_maps, mean_length
+from .presets import preset_taps
+from .taps import FeatureTaps
+
+#: Images of the student's preprocessor, and their samples, to images as a net takes them.
+Convert = Callable[[Tensor, list | None], Tensor]
+
+
+@dataclass
+class Net:
+    """A net under study: its traced taps, and how the student's preprocessed images become its own."""
+
+    model: nn.Module
+    taps: FeatureTaps
+    convert: Convert = lambda inputs, samples: inputs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Two consecutive taps of a chain; ``level`` says which of the maps that one tap gives, None where it gives one."""
+
+    front: str
+    back: str
+    levels: tuple[int, int] | None = None
+
+    @property
+    def label(self) -> str:
+        a, b = (None, None) if self.levels is None else self.levels
+        return f'{_point(self.front, a)} → {_point(self.back, b)}'
+
+
+def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
+    """Names of the student's and of the teacher's taps, in order of depth, of each Lipschitz term of a config.
+
+    Of a config without one: those of its taps that are named stage1, stage2, …; failing that, the names that the
+    preset 'backbone' gives the student's stages, for both.
+
+    Raises:
+        ValueError: no stages in the config, and a backbone without a preset.
+    """
+    chains = {}
+    terms = cfg.model.get('terms') or {}
+    for name, term in terms.items():
+        if isinstance(term, Mapping) and _is_lipschitz(term.get('loss')):
+            on = term.get('on')
+            sides = [term.get(side, on) for side in ('student', 'teacher')]
+            chains[name] = tuple([s] if isinstance(s, str) else list(s) for s in sides)
+    if not chains:
+        taps = cfg.model.get('taps')
+        parts = taps if isinstance(taps, (list, tuple)) else [taps]
+        names = [name for part in parts if isinstance(part, Mapping) for name in part]
+        names = [name for name in names if re.fullmatch(r'stage\d+', name)]
+        if len(names) < 2:
+            names = list(preset_taps(student, 'backbone'))
+        chains['stages'] = names, names
+    return chains
+
+
+def _is_lipschitz(loss: Any) -> bool:
+    """Whether a loss's config is of a LipschitzLoss, or of one that is wrapped by another loss."""
+    if not isinstance(loss, Mapping):
+        return False
+    return str(loss.get('type', '')).rpartition('.')[2] == 'LipschitzLoss' or _is_lipschitz(loss.get('loss'))
+
+
+def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
+    """The pairs of consecutive taps, or of the levels of the one tap that gives several maps."""
+    if len(names) == 1:
+        count = len(net.taps.traces[names[0]].shapes)
+        return [Stage(names[0], names[0], pair) for pair in pairwise(range(count))]
+    return [Stage(*pair) for pair in pairwise(names)]
+
+
+def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
+    """The (tap, level) that stages begin and end at, each once, in their order."""
+    ends = [
+        end
+        for stage in stages
+        for end in zip((stage.front, stage.back), (None, None) if stage.levels is None else stage.levels)
+    ]
+    return list(dict.fromkeys(ends))
+
+
+def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | None) -> dict:
+    """A net's taps for images of the student's preprocessor; it computes nothing past its last tap."""
+    with net.taps.record(net.model, names, stop=True) as features:
+        net.model(net.convert(inputs, samples), samples, mode='tensor')
+    return features
+
+
+def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Callable[[Tensor], Tensor]:
+    """The function from preprocessed images to a tap (to one level of it)."""
+
+    def function(images: Tensor) -> Tensor:
+        feature = features_of(net, [tap], images, samples)[tap]
+        return feature if level is None else feature[level]
+
+    return function
+
+
+def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Callable[[Tensor], Tensor] | None:
+    """The function from a stage's front features to its back features, or None where there is no such function.
+
+    The front tap's tensor is replaced and the forward goes on from it. It is a function where the back tap follows from
+    the front tap alone: where autograd finds a path from the front's replacement to the back and none from the images
+    to the back around it. A skip connection around the tap, or a pyramid whose finer levels come from the coarser ones,
+    has none.
+    """
+    if stage.levels is not None or net.taps.addresses[stage.front].call == '*':
+        return None
+    if net.taps.addresses[stage.back].call == '*':
+        return None
+
+    def function(front: Tensor, images: Tensor = inputs) -> Tensor:
+        with (
+            net.taps.record(net.model, [stage.back], stop=True) as features,
+            net.taps.substitute(net.model, stage.front, front),
+        ):
+            net.model(net.convert(images, samples), samples, mode='tensor')
+        return features[stage.back]
+
+    with torch.enable_grad():
+        images = inputs.detach().clone().requires_grad_()
+        front = features_of(net, [stage.front], images, samples)[stage.front].detach().requires_grad_()
+        back = function(front.clone(), images)
+        sources = (front, images)
+        through, around = (
+            torch.autograd.grad(back.sum(), sources, allow_unused=True) if back.requires_grad else (None, None)
+        )
+    return function if through is not None and around is None else None
+
+
+@torch.no_grad()
+def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | None) -> tuple[Tensor, Tensor]:
+    """``(stages, B)`` twice: the transmitting norm of each stage's two raw maps, and that of both over their lengths.
+
+    A length is the root mean square, over the positions, of that of the vector there: the second norm, at most about 1,
+    does not follow from the size of the activations.
+    """
+    names = list(dict.fromkeys(name for stage in stages for name in (stage.front, stage.back)))
+    features = features_of(net, names, inputs, samples)
+    aspect = inputs.shape[2] / inputs.shape[3]
+    norms, shares = [], []
+    for stage in stages:
+        a, b = (None, None) if stage.levels is None else stage.levels
+        maps = as_maps([_level(features[stage.front], a), _level(features[stage.back], b)], aspect)
+        norms.append(transmitting_norms(maps)[0])
+        shares.append(norms[-1] / (mean_length(maps[0]) * mean_length(maps[1])))
+    return torch.stack(norms), torch.stack(shares)
+
+
+def stage_constants(
+    net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3
+) -> tuple[Tensor, Tensor] | None:
+    """Local Lipschitz constants ``(B,)`` of a stage at each image's features, and residuals; None without a map."""
+    function = stage_map(net, stage, inputs, samples)
+    if function is None:
+        return None
+    with torch.no_grad():
+        front = features_of(net, [stage.front], inputs, samples)[stage.front]
+    return local_lipschitz(function, front, tol, residual=True)
+
+
+def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3) -> Tensor | None:
+    """:func:`~lckd_mm.functional.graph_bound` of a stage on one image's size; None without a map.
+
+    Raises:
+        ValueError: an operation on the way whose constant is not known.
+    """
+    inputs, samples = inputs[:1], samples and samples[:1]
+    function = stage_map(net, stage, inputs, samples)
+    if function is None:
+        return None
+    with torch.no_grad():
+        front = features_of(net, [stage.front], inputs, samples)[stage.front]
+    return graph_bound(function, front, tol)
+
+
+class GaussianNoise:
+    """Noise on images that a preprocessor has made, the same for every net that sees the same images in the same order.
+
+    Args:
+        level: standard deviation, in units of the preprocessed image (pixels over the preprocessor's std).
+        seed: of a generator of its own, on the CPU.
+    """
+
+    def __init__(self, level: float, seed: int):
+        self.level = level
+        self.generator = torch.Generator('cpu').manual_seed(seed)
+
+    def __call__(self, inputs: Tensor, samples: list | None) -> Tensor:
+        """The images with noise; what is padded stays as it is."""
+        noise = torch.randn(inputs.shape, generator=self.generator, dtype=torch.float32)
+        noisy = inputs + self.level * noise.to(inputs)
+        valid = valid_region(inputs, samples)
+        return noisy if valid is None else torch.where(valid, noisy, inputs)
+
+
+@torch.no_grad()
+def relative_changes(clean: dict, noisy: dict, points: Iterable[tuple[str, int | None]]) -> Tensor:
+    """``(points, B)``: the distance of noisy from clean features over the clean ones' length, per image."""
+    changes = []
+    for tap, level in points:
+        before, after = (_level(features[tap], level).flatten(1) for features in (clean, noisy))
+        length = torch.linalg.vector_norm(before, dim=1)
+        changes.append(torch.linalg.vector_norm(after - before, dim=1) / length.clamp(min=1e-12))
+    return torch.stack(changes)
+
+
+def metrics_under_noise(
+    net: Net, preprocessor: nn.Module, loader: Any, evaluator: Any, noise: GaussianNoise | None = None
+) -> dict[str, float]:
+    """The config's own metrics of a net on a whole loader, with noise on the images behind the preprocessor.
+
+    Args:
+        preprocessor: the student's; every net's images come from it.
+        loader: an mmengine test loader. evaluator: config of the evaluator, or of its metrics.
+    """
+    if not isinstance(evaluator, Mapping) or 'metrics' not in evaluator:
+        evaluator = dict(metrics=evaluator)
+    evaluator = Evaluator(copy.deepcopy(evaluator['metrics']))
+    evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
+    with eval_mode(net.model), preserved_rng():
+        for batch in loader:
+            data = preprocessor(copy.deepcopy(batch), False)
+            inputs, samples = data['inputs'], data['data_samples']
+            if noise is not None:
+                inputs = noise(inputs, samples)
+            predictions = net.model(net.convert(inputs, samples), samples, mode='predict')
+            evaluator.process(predictions, batch)
+        metrics = evaluator.evaluate(len(loader.dataset))
+    return {name: float(value) for name, value in metrics.items() if _is_number(value)}
+
+
+def first_images(
+    loader: Any, preprocessor: nn.Module, count: int, batch: int
+) -> Iterator[tuple[Tensor, list[Any] | None]]:
+    """The first ``count`` images of a test loader, preprocessed, and their samples, at most ``batch`` at a time."""
+    with preserved_rng():
+        for data in loader:
+            data = preprocessor(data, False)
+            inputs, samples = data['inputs'], data['data_samples']
+            for i in range(0, min(len(inputs), count), batch):
+                end = min(i + batch, count, len(inputs))
+                yield inputs[i:end], samples and samples[i:end]
+            count -= len(inputs)
+            if count <= 0:
+                return
+
+
+def measure(
+    net: Net,
+    stages: Sequence[Stage],
+    images: Sequence[tuple[Tensor, list | None]],
+    levels: Sequence[float] = (),
+    seed: int = 0,
+    without: Sequence[str] = (),
+    tol: float = 1e-3,
+) -> dict[str, Any]:
+    """Norms, local constants, bounds and changes under noise of a net on a few images, as plain numbers.
+
+    Args:
+        images: preprocessed batches and their samples, as :func:`first_images` gives them.
+        levels, seed: of the :class:`GaussianNoise`. without: of 'constant', 'image' and 'bound'.
+        tol: of the local constants; their relative error is about its square.
+    Returns:
+        ``stages``: label to sigma, normalised and constant (a value an image; constant is None where the stage is no
+        function), bound (a value; None also where an operation is not known, which ``bound_refused`` then says);
+        ``taps``: label to image (local constants from the image, a value each) and changes (level to a value an image);
+        ``unconverged``: of how many local constants the residual stayed above twice ``tol``.
+    """
+    points = points_of(stages)
+    names = list(dict.fromkeys(tap for tap, _ in points))
+    rows = {stage.label: dict(sigma=[], normalised=[], constant=[], bound=None) for stage in stages}
+    taps = {_point(*point): dict(image=[], changes={str(level): [] for level in levels}) for point in points}
+    noises = [GaussianNoise(level, seed) for level in levels]
+    unconverged = 0
+    with eval_mode(net.model), preserved_rng():
+        for inputs, samples in images:
+            for row, norms, shares in zip(rows.values(), *sigmas(net, stages, inputs, samples), strict=True):
+                row['sigma'] += norms.tolist()
+                row['normalised'] += shares.tolist()
+            for stage, row in zip(stages, rows.values(), strict=True):
+                if 'constant' in without or row['constant'] is None:
+                    continue
+                found = stage_constants(net, stage, inputs, samples, tol)
+                if found is None:
+                    row['constant'] = None
+                    continue
+                row['constant'] += found[0].tolist()
+                unconverged += int((found[1] > 2 * tol).sum())
+            for point, row in zip(points, taps.values(), strict=True):
+                if 'image' not in without:
+                    values, rest = local_lipschitz(image_map(net, *point, samples), inputs, tol, residual=True)
+                    row['image'] += values.tolist()
+                    unconverged += int((rest > 2 * tol).sum())
+            if levels:
+                clean = features_of(net, names, inputs, samples)
+            for level, noise in zip(levels, noises, strict=True):
+                noisy = features_of(net, names, noise(inputs, samples), samples)
+                for row, values in zip(taps.values(), relative_changes(clean, noisy, points), strict=True):
+                    row['changes'][str(level)] += values.tolist()
+        if 'bound' not in without:
+            for stage, row in zip(stages, rows.values(), strict=True):
+                try:
+                    bound = stage_bound(net, stage, *images[0], tol)
+                    row['bound'] = None if bound is None else bound.item()
+                except ValueError as error:
+                    row['bound_refused'] = str(error)
+    return dict(stages=rows, taps=taps, unconverged=unconverged)
+
+
+def _point(tap: str, level: int | None) -> str:
+    return tap if level is None else f'{tap}[{level}]'
+
+
+def _level(feature: Tensor | list[Tensor], level: int | None) -> Tensor:
+    return feature if level is None else feature[level]
+
+
+def _is_number(value: Any) -> bool:
+    with contextlib.suppress(TypeError, ValueError):
+        float(value)
+        return True
+    return False

@@ -1,0 +1,475 @@
+"""Does Lipschitz matching do what it claims: python tools/analysis/lipschitz_report.py CONFIG CHECKPOINT [--teacher …].
+
+For each pair of consecutive taps of the config's Lipschitz terms (or of the backbone's stages), both nets side by side:
+
+sigma     the transmitting norm of the two maps, which Lipschitz matching matches; of the raw taps. Normalised: of both
+          maps over their lengths, so that it does not follow from the size of the activations
+constant  the local Lipschitz constant: the largest singular value of the Jacobian at each image, of the stage as a
+          function of its front features. Where the back tap does not follow from the front tap alone (a skip
+          connection around the tap, the levels of a pyramid), there is no such function, and '–' stands there
+bound     an upper bound of the stage's constant over all inputs: the product of its layers' norms as operators, with a
+          sum where paths meet (a residual block has 1 + the product of its branch)
+image     the local Lipschitz constant from the preprocessed image to each tap
+gap       |ln student - ln teacher|, image by image
+noise     with Gaussian noise on the preprocessed image: the config's own metric on the whole test set, and how far each
+          tap moves, against its length
+
+Both nets are in evaluation mode, on the first images of the test set. --before takes further student checkpoints, a
+column each, such as the same student trained alone. With --seeds, {seed} in the checkpoints' paths stands for each seed
+in turn, and the figures are means and standard deviations over seeds; without, over images.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+TEACHER = 'teacher'
+_METRICS = ('accuracy/top1', 'mIoU', 'pascal_voc/mAP', 'coco/bbox_mAP')
+
+
+def main(argv: list[str]) -> None:
+    import torch
+    from mmengine.config import DictAction
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+
+    from lckd_mm.cli import check_data, read_config, student_config
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('config', help='path of a config file; that of a distillation names the teacher and the taps')
+    p.add_argument('checkpoint', metavar='[NAME=]CHECKPOINT', help="the student's, perhaps with its column's name")
+    p.add_argument('--teacher', metavar='CHECKPOINT', help='in place of the one in the config')
+    p.add_argument('--before', nargs='+', default=[], metavar='[NAME=]CHECKPOINT', help='further ones of the student')
+    p.add_argument('--seeds', nargs='+', type=int, help="replace {seed} in the checkpoints' paths")
+    p.add_argument(
+        '--against',
+        nargs='+',
+        metavar='NAME=NAME',
+        help='over seeds: which column to set against which (default: each against the first of --before)',
+    )
+    p.add_argument('--images', type=int, default=64, help='for all but the metric (default: 64)')
+    p.add_argument('--batch', type=int, default=16, help='images at a time, for all but the metric (default: 16)')
+    p.add_argument(
+        '--noise',
+        nargs='*',
+        type=float,
+        default=[0.05, 0.1, 0.2, 0.4],
+        metavar='LEVEL',
+        help='standard deviations in units of the preprocessed image (default: 0.05 0.1 0.2 0.4); none: no noise',
+    )
+    p.add_argument('--noise-seed', type=int, default=0, help='the noise is the same for every net (default: 0)')
+    p.add_argument(
+        '--without', nargs='+', default=[], choices=['constant', 'image', 'bound', 'metric'], help='save their time'
+    )
+    p.add_argument('--metric', help='the one to tabulate, of those that the evaluator gives')
+    p.add_argument('--out', help='folder for lipschitz.json, lipschitz.md and lipschitz.png')
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    args = p.parse_args(argv)
+    args.launcher, args.work_dir = 'none', None
+    for name in ('images', 'batch'):
+        if getattr(args, name) < 1:
+            raise ValueError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    if not all(math.isfinite(level) and level > 0 for level in args.noise):
+        raise ValueError(f'--noise: levels are finite numbers above 0, got {" ".join(map(str, args.noise))}')
+    cfg = read_config(args)
+    sources = [checkpoints(args, cfg, seed) for seed in (args.seeds or [None])]
+    pairs = compared(args, list(sources[0]))
+    plain = student_config(cfg)
+    part = 'test' if plain.get('test_dataloader') is not None else 'val'
+    dataloader, evaluator = (plain.get(f'{part}_{key}') for key in ('dataloader', 'evaluator'))
+    if dataloader is None or evaluator is None:
+        raise KeyError(f'config {args.config!r} has no test_dataloader and test_evaluator, nor those of validation')
+    check_data(plain, (f'{part}_dataloader',))
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    MMLogger.get_instance('lipschitz_report', log_level='ERROR')  # metrics would print a table each
+    with contextlib.redirect_stdout(io.StringIO()):
+        loader = Runner.build_dataloader(dict(dataloader, num_workers=0, persistent_workers=False))
+        runs = [measure_all(cfg, paths, loader, evaluator, args) for paths in sources]
+    result = dict(
+        config=args.config,
+        checkpoints={label: [paths[label] for paths in sources] for label in sources[0]},
+        seeds=args.seeds,
+        pairs=pairs,
+        images=min(args.images, len(loader.dataset)),
+        test_images=len(loader.dataset),
+        noise=args.noise,
+        noise_seed=args.noise_seed,
+        metric=None if 'metric' in args.without else main_metric(runs, args.metric),
+        runs=runs,
+    )
+    text = report(result)
+    print(text)
+    if args.out:
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'lipschitz.json').write_text(json.dumps(result, indent=1) + '\n')
+        (out / 'lipschitz.md').write_text(text + '\n')
+        draw(result, out / 'lipschitz.png')
+
+
+# ---- what to measure
+
+
+def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[str, str]:
+    """Column to checkpoint: the teacher, those of --before, the student; of one seed."""
+    from lckd_mm.cli import has_teacher
+
+    if args.teacher and not has_teacher(cfg):
+        raise ValueError(
+            f'--teacher: the config {args.config!r} is no distillation, so it says nothing of the architecture of a '
+            'teacher; give the config of a distillation'
+        )
+    found = {}
+    if has_teacher(cfg):
+        found[TEACHER] = args.teacher or cfg.model.teacher.get('checkpoint')
+    for text in (*args.before, args.checkpoint):
+        name, equals, path = text.partition('=')
+        if not equals or '/' in name:
+            path = text
+            name = 'student' if text is args.checkpoint else Path(text).parent.name or Path(text).stem
+        if name in found:
+            raise ValueError(f'two columns are named {name!r}; name one of them otherwise, as in NAME={path}')
+        found[name] = path
+    if seed is not None:
+        still = [path for path in found.values() if '{seed}' not in path]
+        if len(args.seeds) > 1 and len(still) == len(found):
+            raise ValueError('--seeds: no checkpoint has {seed} in its path, so that all seeds would be the same files')
+        found = {name: path.replace('{seed}', str(seed)) for name, path in found.items()}
+    for name, path in found.items():
+        if '://' not in path and not Path(path).is_file():
+            raise FileNotFoundError(f'{name}: no checkpoint at {path!r}')
+    return found
+
+
+def compared(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of columns (this, against that) whose differences are told seed by seed."""
+    if args.against is None:
+        first, *others = [name for name in names if name != TEACHER]
+        return [(name, first) for name in others]
+    pairs = [tuple(text.split('=')) for text in args.against]
+    for text, pair in zip(args.against, pairs, strict=True):
+        if len(pair) != 2 or not set(pair) <= set(names):
+            raise ValueError(f'--against: expected NAME=NAME of the columns {", ".join(names)}, got {text!r}')
+    return pairs
+
+
+def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, args: argparse.Namespace) -> dict:
+    """Everything about every net of one seed, column to figures."""
+    import torch
+
+    from lckd_mm import smoothness
+    from lckd_mm.checkpoint import load_strictly
+    from lckd_mm.cli import input_size, plain_model
+    from lckd_mm.rehearsal import merge_taps, trace_taps
+    from lckd_mm.taps import FeatureTaps
+    from lckd_mm.teacher import FrozenTeacher
+
+    device, figures = torch.device(args.device), {}
+    student = plain_model(cfg)
+    size = input_size(cfg, student)
+    chains = smoothness.lipschitz_chains(cfg, student)
+    preprocessor = student.data_preprocessor.to(device)
+    images = list(smoothness.first_images(loader, preprocessor, args.images, args.batch))
+    for name, path in paths.items():
+        print(f'{name}: {path}', file=sys.stderr)
+        convert = {}
+        if name == TEACHER:
+            teacher = FrozenTeacher(cfg.model.teacher.model, path, allow=cfg.model.teacher.get('allow', ()))
+            teacher.load()
+            teacher.match_inputs(student.data_preprocessor)
+            model, convert = teacher.model, dict(convert=teacher.convert)
+        else:
+            model = plain_model(cfg)
+            load_strictly(model, path, name)
+        model.requires_grad_(False).to(device).eval()
+        side = int(name == TEACHER)
+        role = 'teacher' if side else 'student'
+        taps = merge_taps(role, model, cfg.model.get('taps'), cfg.model.get(f'{role}_taps')).addresses
+        wanted = list(dict.fromkeys(tap for chain in chains.values() for tap in chain[side]))
+        if not set(wanted) <= set(taps):
+            taps = {**merge_taps(role, model, 'backbone', None).addresses, **taps}
+        if not set(wanted) <= set(taps):
+            missing = min(set(wanted) - set(taps))
+            raise KeyError(f'{role}: no tap {missing!r} among {", ".join(map(repr, taps))}')
+        net = smoothness.Net(model, FeatureTaps({tap: str(taps[tap]) for tap in wanted}, role), **convert)
+        trace_taps(net.taps, model, size)
+        stages = [stage for chain in chains.values() for stage in smoothness.stages_of(net, chain[side])]
+        figures[name] = smoothness.measure(net, stages, images, args.noise, args.noise_seed, args.without)
+        if 'metric' not in args.without:
+            noises = {0.0: None} | {x: smoothness.GaussianNoise(x, args.noise_seed) for x in args.noise}
+            figures[name]['metrics'] = {
+                str(level): smoothness.metrics_under_noise(net, preprocessor, loader, evaluator, noise)
+                for level, noise in noises.items()
+            }
+    return figures
+
+
+def main_metric(runs: Sequence[dict], wanted: str | None) -> str:
+    names = list(next(iter(runs[0].values()))['metrics']['0.0'])
+    if wanted is not None and wanted not in names:
+        raise ValueError(f'--metric: there is no {wanted!r}, the evaluator gives {", ".join(names)}')
+    return wanted or next((name for name in _METRICS if name in names), names[0])
+
+
+# ---- figures from measurements: each gives, of one seed's nets and a column, a value, values of images, or None
+
+Figure = Callable[[dict, str], Any]
+
+
+def stage_figure(stage: int, key: str) -> Figure:
+    return lambda run, name: list(run[name]['stages'].values())[stage][key] or None
+
+
+def image_figure(tap: int) -> Figure:
+    return lambda run, name: list(run[name]['taps'].values())[tap]['image'] or None
+
+
+def change_figure(tap: int, level: float) -> Figure:
+    def figure(run: dict, name: str) -> list[float]:
+        return [100 * value for value in list(run[name]['taps'].values())[tap]['changes'][str(level)]]
+
+    return figure
+
+
+def metric_figure(metric: str, level: float) -> Figure:
+    return lambda run, name: run[name]['metrics'][str(level)][metric]
+
+
+def gap(figure: Figure) -> Figure:
+    """|ln student - ln teacher|, image by image."""
+
+    def distance(run: dict, name: str) -> list[float] | None:
+        if name == TEACHER or TEACHER not in run:
+            return None
+        own, theirs = figure(run, name), figure(run, TEACHER)
+        if own is None or theirs is None:
+            return None
+        return [abs(math.log(max(a, 1e-30) / max(b, 1e-30))) for a, b in zip(own, theirs, strict=True)]
+
+    return distance
+
+
+def correlation(stage: int) -> Figure:
+    """Of ln sigma with ln constant over the images."""
+
+    def figure(run: dict, name: str) -> float | None:
+        pair = [stage_figure(stage, key)(run, name) for key in ('sigma', 'constant')]
+        return None if None in pair else log_correlation(*pair)
+
+    return figure
+
+
+def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's, of the logarithms; None where there are fewer than three, or one of them does not vary."""
+    logarithms = [[math.log(max(value, 1e-30)) for value in values] for values in (xs, ys)]
+    with contextlib.suppress(statistics.StatisticsError):
+        return statistics.correlation(*logarithms) if len(xs) > 2 else None
+    return None
+
+
+def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, float | None] | None:
+    """Mean and standard deviation: over the seeds' means where there are several, else over the images."""
+    values = [figure(run, name) for run in runs]
+    if any(value is None for value in values):
+        return None
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    values = [_mean(value) for value in values]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def quantities(result: dict) -> dict[str, list[tuple[str, Figure]]]:
+    """Of each table: title to rows of (name, figure)."""
+    first = next(iter(result['runs'][0].values()))
+    stages, taps = list(first['stages']), list(first['taps'])
+    rows = []
+    for i, stage in enumerate(stages):
+        sigma, normalised, constant = (stage_figure(i, key) for key in ('sigma', 'normalised', 'constant'))
+        rows += [
+            (f'{stage}: sigma', sigma),
+            (f'{stage}: gap of sigma', gap(sigma)),
+            (f'{stage}: sigma, normalised', normalised),
+            (f'{stage}: gap of sigma, normalised', gap(normalised)),
+            (f'{stage}: constant', constant),
+            (f'{stage}: gap of the constant', gap(constant)),
+            (f'{stage}: bound', stage_figure(i, 'bound')),
+            (f'{stage}: correlation of ln sigma with ln constant', correlation(i)),
+        ]
+    images = [(f'{tap}: constant from the image', image_figure(i)) for i, tap in enumerate(taps)]
+    images += [(f'{tap}: gap of it', gap(image_figure(i))) for i, tap in enumerate(taps)]
+    found = {'Stages': rows, 'From the image': images}
+    changes = [
+        (f'{tap}: moved by noise {level:g}, %', change_figure(i, level))
+        for i, tap in enumerate(taps)
+        for level in result['noise']
+    ]
+    found['How far noise moves the features'] = changes
+    if result['metric']:
+        levels = [0.0, *result['noise']]
+        found[f'{result["metric"]} under noise'] = [
+            (f'noise {level:g}', metric_figure(result['metric'], level)) for level in levels
+        ]
+    return found
+
+
+def report(result: dict) -> str:
+    """The tables, in Markdown."""
+    runs, names = result['runs'], list(result['runs'][0])
+    over = f'{len(runs)} seeds, of the mean over {result["images"]} images' if len(runs) > 1 else 'images'
+    lines = [f'Mean ± standard deviation over {over} ({result["images"]} of {result["test_images"]}).']
+    if len(runs) > 1:
+        lines = [f'Mean ± standard deviation over {over}; the metric is of all {result["test_images"]}.']
+    for title, rows in quantities(result).items():
+        cells = {row: [_cell(spread(runs, figure, name)) for name in names] for row, figure in rows}
+        cells = {row: values for row, values in cells.items() if any(value != '–' for value in values)}
+        if cells:
+            lines += ['', f'## {title}', '', *_table(['', *names], cells)]
+    if len(runs) > 1:
+        lines += paired(result)
+    lines += across(result)
+    unconverged = sum(run[name]['unconverged'] for run in runs for name in names)
+    if unconverged:
+        lines += ['', f'{unconverged} local constants did not converge within 64 steps: they are too small.']
+    refused = {row['bound_refused'] for run in runs for net in run.values() for row in net['stages'].values()
+               if 'bound_refused' in row}  # fmt: skip
+    return '\n'.join([*lines, *(line for reason in sorted(refused) for line in ('', reason))])
+
+
+def paired(result: dict) -> list[str]:
+    """Differences between columns, seed by seed, and in how many seeds they are above 0."""
+    runs, pairs = result['runs'], result['pairs']
+    cells: dict[str, list[str]] = {}
+    for row, figure in (row for rows in quantities(result).values() for row in rows):
+        cells[row] = []
+        for name, base in pairs:
+            values = [(figure(run, name), figure(run, base)) for run in runs]
+            if any(None in pair for pair in values):
+                cells[row].append('–')
+                continue
+            steps = [_mean(a) - _mean(b) for a, b in values]
+            above = sum(step > 0 for step in steps)
+            change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True)
+            cells[row].append(f'{change} ({above}/{len(steps)})')
+    cells = {row: values for row, values in cells.items() if any(value != '–' for value in values)}
+    if not pairs or not cells:
+        return []
+    head = [f'{name} - {base}' for name, base in pairs]
+    return ['', '## Differences, seed by seed (of how many seeds they are above 0)', '', *_table(['', *head], cells)]
+
+
+def across(result: dict) -> list[str]:
+    """Whether students with larger transmitting norms have larger local constants: correlations over all of them."""
+    runs, names = result['runs'], [name for name in result['runs'][0] if name != TEACHER]
+    cells = {}
+    for i, stage in enumerate(next(iter(runs[0].values()))['stages']):
+        for title, key in (('sigma', 'sigma'), ('sigma, normalised', 'normalised')):
+            sides = [[stage_figure(i, side)(run, name) for run in runs for name in names] for side in (key, 'constant')]
+            if any(None in side for side in sides):
+                continue
+            value = log_correlation(*([_mean(x) for x in side] for side in sides))
+            if value is not None:
+                cells[f'{stage}: ln {title}'] = [f'{value:.2f}']
+    if len(runs) * len(names) < 4 or not cells:
+        return []
+    title = f'Correlation with ln constant over the {len(runs) * len(names)} students'
+    return ['', f'## {title}', '', *_table(['', 'correlation'], cells)]
+
+
+def _mean(value: float | list[float]) -> float:
+    return statistics.fmean(value) if isinstance(value, list) else value
+
+
+def _table(head: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
+    rows = [f'| {row} | ' + ' | '.join(values) + ' |' for row, values in cells.items()]
+    return ['| ' + ' | '.join(head) + ' |', '|---|' + '---:|' * (len(head) - 1), *rows]
+
+
+def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
+    if value is None:
+        return '–'
+    mean, deviation = value
+    if max(abs(mean), deviation or 0) >= 1e5:
+        return f'{mean:{"+" if sign else ""}.2e}' + (f' ± {deviation:.1e}' if deviation is not None else '')
+    size = abs(mean) if not deviation else max(abs(mean), deviation)
+    digits = 0 if size == 0 else min(4, max(0, 2 - math.floor(math.log10(size))))
+    return f'{mean:{"+" if sign else ""}.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
+
+
+def draw(result: dict, path: Path) -> None:
+    """Norms and local constants of every stage, the features' and the metric's response to noise."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    runs, names = result['runs'], list(result['runs'][0])
+    first = runs[0][names[0]]
+    stages, taps, levels = list(first['stages']), list(first['taps']), result['noise']
+    dots = [
+        ('transmitting norm σ', stages, [stage_figure(i, 'sigma') for i in range(len(stages))]),
+        ('local Lipschitz constant of the stage', stages, [stage_figure(i, 'constant') for i in range(len(stages))]),
+        ('local Lipschitz constant from the image', taps, [image_figure(i) for i in range(len(taps))]),
+    ]
+    last = len(taps) - 1
+    curves = [(f'{taps[last]} moved by noise, %', levels, [change_figure(last, level) for level in levels])]
+    if result['metric']:
+        levels = [0.0, *levels]
+        curves.append((result['metric'], levels, [metric_figure(result['metric'], level) for level in levels]))
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout='constrained')
+    colours = {name: f'C{i}' for i, name in enumerate(names)}
+    panels = list(axes.flat)
+    for axis, (title, ticks, figures) in zip(panels, dots):
+        axis.set_title(title)
+        for k, name in enumerate(names):
+            points = [spread(runs, value, name) for value in figures]
+            shown = [(i, point) for i, point in enumerate(points) if point is not None]
+            if shown:
+                axis.errorbar(
+                    [i + (k - (len(names) - 1) / 2) * 0.7 / len(names) for i, _ in shown],
+                    [point[0] for _, point in shown],
+                    [point[1] or 0 for _, point in shown],
+                    fmt='o',
+                    markersize=5,
+                    capsize=3,
+                    color=colours[name],
+                    label=name,
+                )
+        axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+        axis.set_xlim(-0.5, len(ticks) - 0.5)
+        axis.set_yscale('log')
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which('{x:g}')
+        axis.grid(axis='y', which='both', linewidth=0.3)
+    for axis, (title, xs, figures) in zip(panels[3:], curves):
+        axis.set_title(title)
+        for name in names:
+            points = [spread(runs, value, name) for value in figures]
+            if points:
+                means, deviations = [point[0] for point in points], [point[1] or 0 for point in points]
+                axis.errorbar(xs, means, deviations, color=colours[name], marker='o', markersize=3, capsize=2)
+        axis.set_xlabel('noise, in units of the preprocessed image')
+    for axis in panels[3 + len(curves) :]:
+        axis.axis('off')
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc='center', frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    try:
+        from lckd_mm.cli import run_tool
+    except ImportError as error:
+        sys.exit(f'error: {error}')
+    sys.exit(run_tool(main))
