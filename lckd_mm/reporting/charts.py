@@ -191,7 +191,7 @@ class Plotter:
 
         def plot(figure, ink):
             axes = figure.subplots(rows, columns, squeeze=False).flat
-            for axis, key in zip(axes, keys):
+            for key, axis in zip(keys, axes):  # in this order, lest zip takes an axis too many
                 pair = key.partition('/')[2]
                 axis.set_yscale('log')
                 for group in groups:

@@ -205,7 +205,8 @@ def _gain(group: Group) -> dict[str, Any]:
     if not values:
         return dict(gain=None, gain_text='', wins='')
     digits = 4 if _form([*own.values(), *other.values()]) == '{:.4f}' else 2
-    return dict(gain=statistics.mean(values), gain_text=f'{statistics.mean(values):+.{digits}f}', wins=wins)
+    text = f'{statistics.mean(values):+.{digits}f}'.replace('-', '−')
+    return dict(gain=statistics.mean(values), gain_text=text, wins=wins)
 
 
 def _against_teacher(table: list[dict]) -> None:

@@ -103,7 +103,7 @@ class Run:
     Args:
         folder: with the dumped config, ``<timestamp>/vis_data/scalars.json``, checkpoints and ``last_checkpoint``.
     Raises:
-        FileNotFoundError, ValueError: no config, or one that cannot be read.
+        FileNotFoundError, ValueError: no config, one that cannot be read, or a folder in which nothing was trained.
     """
 
     def __init__(self, folder: Path):
@@ -123,6 +123,9 @@ class Run:
         self.by_epoch = kind.endswith('EpochBasedTrainLoop') or ('type' not in loop and loop.get('by_epoch', True))
         self.total = loop.get('max_epochs' if self.by_epoch else 'max_iters')
         self.history = read_history(folder, self.by_epoch, int(loop.get('val_interval', 1)), self.total)
+
+        if not self.history.training and not self.history.validation and self.checkpoint is None:
+            raise FileNotFoundError(f'{folder}: no training has logged or saved anything there')
 
     @property
     def seed(self) -> int | None:
@@ -162,7 +165,7 @@ class Run:
         resumed = f', in {self.history.sessions} sessions' if self.history.sessions > 1 else ''
         if self.finished:
             return f'finished, {self.total} {self.unit}{resumed}'
-        return f'interrupted after {self.done} of {self.total or "?"} {self.unit}{resumed}'
+        return f'unfinished, {self.done} of {self.total or "?"} {self.unit}{resumed} (interrupted, or still running)'
 
     @property
     def last(self) -> dict[str, float]:
@@ -217,9 +220,8 @@ def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]
             raise FileNotFoundError(f'no folder {str(root)!r}; give the --work-dir of a training, or a folder of such')
         found = False
         for folder, below, _ in os.walk(root):
-            below.sort()
+            below[:] = sorted(name for name in below if not _TIMESTAMP.fullmatch(name))
             if is_run(Path(folder)):
-                below.clear()
                 found = True
                 folders.setdefault(Path(folder).resolve(), Path(folder))
         if not found:
@@ -232,7 +234,7 @@ def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]
         try:
             runs.append(Run(folder))
         except (ValueError, FileNotFoundError, ImportError) as error:
-            notes.append(f'{folder} is left out: {one_line(error)}.')
+            notes.append(f'Left out: {one_line(error)}.')
     return runs, notes
 
 
