@@ -66,6 +66,9 @@ def test_the_tools_run_from_the_wheel(installed, tmp_path):
     assert "stage4='backbone.layer4@preact'" in taps
     says = python(installed, tmp_path, tools / 'train.py', 'lckd_mm::lckd_fcn_voc.py', code=1)
     assert "no data at 'data/VOCdevkit/VOC2012'" in says.splitlines()[-1]
+    # The report's page is a template, which is no Python file.
+    assert (installed / 'lckd_mm/reporting/report.html.jinja').is_file()
+    assert 'holds no run' in python(installed, tmp_path, tools / 'analysis/report.py', tmp_path, code=1)
     # A name that leads nowhere is a sentence too.
     assert 'no config file' in python(installed, tmp_path, tools / 'train.py', 'lckd_mm::none.py', code=1)
 

@@ -5,7 +5,7 @@
     python tools/demo.py [--task detection] --summary
 
 Each training is tools/train.py on a config of configs/demo. What is finished is kept and reused by the next run, what
-was interrupted is resumed. The end is one table and one picture.
+was interrupted is resumed. The end is one table, one picture, and a report of all seeds as one HTML page.
 """
 
 import argparse
@@ -93,9 +93,15 @@ def main(argv: list[str]) -> None:
     rows = evaluate(task, finished)
     (folder / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
     picture = draw(task, finished, folder)
+    print('writing the report …', flush=True)
+    from lckd_mm.reporting import write_report
+
+    report = args.work_dir / 'report.html'
+    write_report([args.work_dir], report)
     print_table(task, rows, args.seed)
     print(f'{(time.time() - start) / 60:.1f} minutes; figures in {folder / "results.json"}')
     print(f'picture: {picture}')
+    print(f'report: {report}')
 
 
 def call(script: str, *arguments: str, log: Path | None = None) -> None:
@@ -262,12 +268,13 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
 
+    from lckd_mm.hooks import draw as show
+    from lckd_mm.reporting import read_history
+
     models = {name: load(task, name, checkpoint) for name, checkpoint in finished.items()}
     cfg = models['alone'][1]
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    palette = np.array(dataset.metainfo['palette'], np.uint8)
     columns = ['input', 'truth', *(TITLES[name] for name in finished)]
-    show = {'mmseg': show_labels, 'mmdet': show_boxes}
     figure = plt.figure(figsize=(1.75 * len(columns), 1.75 * count + 3.4), layout='constrained')
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.75 * count, 3.4])
     axes = top.subplots(count, len(columns))
@@ -278,8 +285,10 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
         for model, _ in models.values():
             with torch.no_grad():
                 samples += model.test_step(pseudo_collate([dataset[index]]))  # written into what is handed in
-        for axis, sample, title in zip(axes[row], [None, *samples], columns, strict=True):
-            show[task.host](axis, image, sample, title == 'truth', palette)
+        host, meta = models['alone'][0], dataset.metainfo
+        panels = [image, *(show(host, image, sample, meta, truth=k == 0) for k, sample in enumerate(samples))]
+        for axis, panel, title in zip(axes[row], panels, columns, strict=True):
+            axis.imshow(panel, interpolation='nearest')
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=9)
@@ -288,7 +297,7 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     for axis, pair in zip(plots, pairs, strict=True):
         teacher = None
         for name, colour in (('kd', 'tab:orange'), ('lckd', 'tab:blue')):
-            history = scalars(folder / name)
+            history = read_history(folder / name).training
             steps = [h['step'] for h in history if f'sigma_student/{pair}' in h]
             axis.plot(steps, [h[f'sigma_student/{pair}'] for h in history if f'sigma_student/{pair}' in h],
                       color=colour, label=TITLES[name])  # fmt: skip
@@ -303,42 +312,6 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
-
-
-def show_labels(axis, image, sample, truth: bool, palette) -> None:
-    """A segmentation over its image; the image alone without a sample."""
-    from lckd_mm.hooks import overlay_labels
-
-    if sample is not None:
-        labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].numpy()
-        image = overlay_labels(image, labels, palette)
-    axis.imshow(image, interpolation='nearest')
-
-
-def show_boxes(axis, image, sample, truth: bool, palette, threshold: float = 0.3) -> None:
-    """Boxes over their image, each with its class; predictions from a score of ``threshold`` on."""
-    from matplotlib.patches import Rectangle
-
-    axis.imshow(image, interpolation='nearest', alpha=1.0 if sample is None else 0.6)
-    if sample is None:
-        return
-    found = sample.gt_instances if truth else sample.pred_instances[sample.pred_instances.scores >= threshold]
-    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    for (left, top, right, bottom), label in zip(boxes.tolist(), found.labels.tolist(), strict=True):
-        colour = palette[label] / 255
-        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
-        axis.text(left, top - 1, str(label), color=colour, fontsize=7, fontweight='bold')
-
-
-def scalars(work_dir: Path) -> list[dict]:
-    """The training scalars that the Visualizer wrote, newest run last, one entry a step."""
-    by_step: dict[int, dict] = {}
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            entry = json.loads(line)
-            if 'loss' in entry and 'step' in entry:
-                by_step[entry['step']] = entry
-    return [by_step[step] for step in sorted(by_step)]
 
 
 if __name__ == '__main__':

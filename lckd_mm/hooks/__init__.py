@@ -5,7 +5,7 @@ from .distillation import DistillationHook, distiller_of, terms_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
-from .pictures import PredictionHook, draw, overlay_labels, side_by_side
+from .pictures import PredictionHook, draw, original_image, overlay_labels, side_by_side
 from .pruning import PruningHook
 from .rescaling import GradientRescaleHook
 from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
@@ -29,6 +29,7 @@ __all__ = [
     'distiller_of',
     'draw',
     'epoch_length',
+    'original_image',
     'overlay_labels',
     'random_state',
     'set_random_state',

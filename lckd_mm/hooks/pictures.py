@@ -15,6 +15,9 @@ from ..hosts import eval_mode, host_of, preserved_rng
 from ..registry import HOOKS
 from .distillation import distiller_of
 
+#: Height or width, whichever is more, that smaller pictures of detections are enlarged to.
+_LEGIBLE = 192
+
 
 @HOOKS.register_module()
 class PredictionHook(Hook):
@@ -51,7 +54,7 @@ class PredictionHook(Hook):
                 truth = batch['data_samples'][0]
                 student = model.test_step(batch)[0]
                 teacher = model.teacher.predict(pseudo_collate([dataset[index]]), model.data_preprocessor)[0]
-            image, meta = _original_image(truth, batch['inputs'][0]), dataset.metainfo
+            image, meta = original_image(truth, batch['inputs'][0]), dataset.metainfo
             panels = {
                 'input': image,
                 'truth': draw(model.student, image, truth, meta, truth=True),
@@ -61,7 +64,7 @@ class PredictionHook(Hook):
             runner.visualizer.add_image(f'prediction_{index}', side_by_side(panels), step=runner.iter)
 
 
-def _original_image(sample: Any, inputs: Tensor) -> np.ndarray:
+def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
     """RGB, (H, W, 3), uint8, at the size of the file, in which hosts give their predictions."""
     image = cv2.imread(sample.img_path) if sample.get('img_path') else None
     if image is None:
@@ -77,7 +80,7 @@ def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth:
         image: RGB, ``(H, W, 3)``, uint8.
         meta: of the data set: its ``classes`` and ``palette``.
     Returns:
-        A new image, RGB; that of a small classified one is enlarged.
+        A new image, RGB; small ones are enlarged, except segmented ones.
     """
     kind = {'mmseg': _draw_segmentation, 'mmdet': _draw_detection, 'mmpretrain': _draw_classification}
     return kind[host_of(model)](image, sample, meta, truth)
@@ -104,16 +107,31 @@ def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, 
         found = found[found.scores >= threshold]
     # Data sets give their boxes wrapped.
     boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    classes = meta.get('classes')
-    drawn = image.copy()
-    for box, label in zip(boxes.round().int().tolist(), found.labels.tolist()):
-        # Hues a golden angle apart differ for any number of classes.
-        hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
-        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        cv2.rectangle(drawn, box[:2], box[2:], colour, 1)
-        name = str(classes[label]) if classes else str(label)
-        cv2.putText(drawn, name, (box[0] + 1, max(box[1] - 2, 8)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1)
+    classes, palette = meta.get('classes'), meta.get('palette')
+    # In a small image there is no room for names.
+    times = max(1, -(-_LEGIBLE // max(image.shape[:2])))
+    drawn = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
+    for box, label in zip((boxes * times).round().int().tolist(), found.labels.tolist()):
+        if isinstance(palette, (list, tuple)) and label < len(palette):
+            colour = [int(c) for c in palette[label]]
+        else:
+            # Hues a golden angle apart differ for any number of classes.
+            hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
+            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+        cv2.rectangle(drawn, box[:2], box[2:], colour, 2 if times > 1 else 1)
+        _tag(drawn, str(classes[label]) if classes else str(label), box[:2], colour)
     return drawn
+
+
+def _tag(image: np.ndarray, text: str, corner: list[int], colour: list[int]) -> None:
+    """A name on a ground of its colour, above a corner, or below it where there is no room."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)
+    left = min(max(corner[0], 0), max(image.shape[1] - width - 4, 0))
+    bottom = max(corner[1], height + 5)
+    cv2.rectangle(image, (left, bottom - height - 5), (left + width + 3, bottom), colour, cv2.FILLED)
+    dark = np.dot(colour, (0.299, 0.587, 0.114)) > 128
+    ink = (0, 0, 0) if dark else (255, 255, 255)
+    cv2.putText(image, text, (left + 2, bottom - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.38, ink, 1, cv2.LINE_AA)
 
 
 def _draw_classification(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:

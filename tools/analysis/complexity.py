@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import has_teacher, input_size, is_online, plain_model, read_config
     from lckd_mm.hosts import build_model, read_model_config
+    from lckd_mm.reporting.costs import figures
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config', help="path of a config file, or a host's own such as mmseg::fcn/fcn_r50-d8_….py")
@@ -69,28 +70,6 @@ def main(argv: list[str]) -> None:
     Console().print(table)
     if args.out:
         Path(args.out).write_text(json.dumps(dict(size=size, device=args.device, **rows), indent=1) + '\n')
-
-
-def figures(model, size: tuple[int, int]) -> dict[str, float]:
-    """Parameters, and what mmengine counts of one image."""
-    import warnings
-
-    import torch
-    from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
-
-    from lckd_mm.export import PlainForward
-    from lckd_mm.hosts import eval_mode
-
-    with eval_mode(model), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        inputs = (torch.zeros(1, 3, *size),)
-        counts = {}
-        for name, analyzer in (('flops', FlopAnalyzer), ('activations', ActivationAnalyzer)):
-            counts[name] = int(
-                analyzer(PlainForward(model), inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-                .tracer_warnings('none').total()
-            )  # fmt: skip
-    return dict(parameters=sum(p.numel() for p in model.parameters()), **counts)
 
 
 def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:

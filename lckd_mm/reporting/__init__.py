@@ -1,0 +1,22 @@
+"""Reports that a person looks at: what runs have logged, what their nets cost, and what their predictions look like."""
+
+from .comparison import Comparer, Comparison
+from .costs import figures, weight_bytes
+from .page import write_report
+from .runs import Group, Run, find_runs, group_runs, read_history
+from .scores import box_f1, image_iou
+
+__all__ = [
+    'Comparer',
+    'Comparison',
+    'Group',
+    'Run',
+    'box_f1',
+    'figures',
+    'find_runs',
+    'group_runs',
+    'image_iou',
+    'read_history',
+    'weight_bytes',
+    'write_report',
+]

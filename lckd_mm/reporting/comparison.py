@@ -1,0 +1,302 @@
+"""Nets held against one another image by image: which a distillation has made better, which worse, and pictures."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from ..checkpoint import load_strictly
+from ..cli import check_data, has_teacher, plain_model
+from ..hooks import draw, original_image
+from ..hosts import host_of, preserved_rng
+from ..teacher import FrozenTeacher
+from .runs import Group, Run, fingerprint_of
+from .scores import box_f1, image_iou
+
+#: A host's score of an image, as captions explain it.
+SCORES = {
+    'mmseg': (
+        'mIoU of the image',
+        'The score is the mean, over the classes that occur in the image or in the prediction, of their intersection '
+        'over union in this image alone, from 0 to 1. (The metric of the table sums pixels over all images first.)',
+    ),
+    'mmdet': (
+        'F1 of the image',
+        'The score is F1 = 2 TP / (2 TP + FP + FN) of the boxes of this image, from 0 to 1: boxes of a score of at '
+        'least 0.3, in the order of their scores, each matched with the free true box of its class that it overlaps '
+        'most, if their IoU is at least 0.5. The boxes that are drawn are those that count.',
+    ),
+    'mmpretrain': (
+        'probability of the true class',
+        'The score is the probability that a net gives to the true class. Regressions are images that the distilled '
+        'student gets wrong and the other right; improvements are the reverse.',
+    ),
+}
+TEACHER, ALONE, DISTILLED, NET = 'teacher', 'student alone', 'student distilled', 'prediction'
+
+
+@dataclass
+class Verdict:
+    """What one net makes of one image."""
+
+    score: float
+    sample: Any
+    label: str = ''
+    right: bool | None = None
+
+
+@dataclass
+class Row:
+    """One image, with what each net makes of it; ``change`` is the last net's score minus that of its reference."""
+
+    name: str
+    truth: str
+    change: float
+    verdicts: dict[str, Verdict]
+    panels: dict[str, np.ndarray]
+
+
+@dataclass
+class Comparison:
+    """The last of ``nets`` against ``reference``, None where there is nothing to hold it against."""
+
+    title: str
+    host: str
+    seed: int | None
+    nets: list[str]
+    reference: str | None
+    images: int
+    of: int
+    means: dict[str, float] = field(default_factory=dict)
+    regressions: list[Row] = field(default_factory=list)
+    improvements: list[Row] = field(default_factory=list)
+    worse: int = 0
+    better: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> str:
+        return SCORES[self.host][0]
+
+    @property
+    def caption(self) -> str:
+        return SCORES[self.host][1]
+
+
+class Comparer:
+    """Compares groups of runs on the validation images of their configs; what a checkpoint predicted is kept.
+
+    Args:
+        images: how many, evenly spaced over the set; None for 200, or 1000 of a classification.
+        rows: pictures in each of the two lists. device: where the nets run.
+    """
+
+    def __init__(self, images: int | None = None, rows: int = 4, device: str = 'cpu'):
+        self.images, self.rows, self.device = images, rows, device
+        self._kept: dict[tuple, list[Verdict]] = {}
+        self._data: dict[str, tuple[Any, list[int]]] = {}
+
+    def compare(self, group: Group) -> Comparison:
+        """A group's student against the same without its teacher, else against the teacher, else by itself.
+
+        Raises:
+            FileNotFoundError: no checkpoint, or no data. ValueError: images without truth, or of a kind that this
+                cannot score. What a host raises for a model that does not fit its checkpoint.
+        """
+        run, alone, notes = _choose(group)
+        cfg = run.cfg
+        loader = 'val_dataloader' if cfg.get('val_dataloader') else 'test_dataloader'
+        if not cfg.get(loader):
+            raise ValueError('the config has neither a val_dataloader nor a test_dataloader')
+        check_data(cfg, (loader,))
+        with preserved_rng(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+            student = self._student(run)
+            host = host_of(student)
+            if host not in SCORES:
+                raise ValueError(f'{type(student).__name__} is no model of {", ".join(SCORES)}')
+            dataset, indices = self._dataset(cfg, loader, host)
+            key = fingerprint_of(cfg, loader)
+            batch = int(cfg[loader].get('batch_size') or 1)
+            found: dict[str, list[Verdict]] = {}
+
+            def judge(name: str, checkpoint: str, predict: Callable[[dict], list]) -> None:
+                if (checkpoint, key) not in self._kept:
+                    self._kept[checkpoint, key] = self._predict(predict, host, dataset, indices, batch)
+                found[name] = self._kept[checkpoint, key]
+
+            if has_teacher(cfg):
+                try:
+                    teacher = self._teacher(run, group, student, notes)
+                    judge(TEACHER, teacher.checkpoint, lambda data: teacher.predict(data, student.data_preprocessor))
+                except Exception as error:  # the students can still be compared
+                    notes.append(f'The teacher is left out: {_sentence(error)}')
+            if alone is not None:
+                other = self._student(alone)
+                judge(ALONE, str(alone.checkpoint), other.test_step)
+            own = DISTILLED if group.role in ('distilled', 'online') else NET
+            judge(own, str(run.checkpoint), student.test_step)
+            reference = ALONE if alone is not None else TEACHER if TEACHER in found else None
+            result = Comparison(
+                group.title, host, run.seed, list(found), reference, len(indices), len(dataset), notes=notes
+            )
+            self._fill(result, found, student, dataset, indices)
+        return result
+
+    def _student(self, run: Run) -> nn.Module:
+        if run.checkpoint is None:
+            raise FileNotFoundError(f'{run.folder} has no checkpoint that its last_checkpoint names')
+        model = revert_sync_batchnorm(plain_model(run.cfg))
+        load_strictly(model, str(run.checkpoint), str(run.folder))
+        return model.to(self.device).eval()
+
+    def _teacher(self, run: Run, group: Group, student: nn.Module, notes: list[str]) -> FrozenTeacher:
+        given = copy.deepcopy(dict(run.cfg.model.teacher))
+        named = str(given.get('checkpoint'))
+        if '://' not in named and not Path(named).is_file():
+            # The run of the same seed, should the tree have been moved.
+            twin = group.teacher and group.teacher.of_seed(run.seed)
+            if not twin or not twin.checkpoint:
+                raise FileNotFoundError(f'no checkpoint at {named!r}, where the config has it')
+            given['checkpoint'] = str(twin.checkpoint)
+            notes.append(f'The teacher is that of {twin.folder}, since there is none at {named} any more.')
+        teacher = FrozenTeacher(**given)
+        teacher.load()
+        teacher.model.to(self.device)
+        return teacher
+
+    def _dataset(self, cfg: Config, loader: str, host: str) -> tuple[Any, list[int]]:
+        key = fingerprint_of(cfg, loader)
+        if key not in self._data:
+            settings = dict(cfg[loader], num_workers=0, persistent_workers=False)
+            dataset = Runner.build_dataloader(settings).dataset
+            count = self.images or (1000 if host == 'mmpretrain' else 200)
+            indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+            self._data[key] = dataset, indices
+        return self._data[key]
+
+    def _predict(self, predict: Callable, host: str, dataset: Any, indices: list[int], batch: int) -> list[Verdict]:
+        verdicts = []
+        classes = dataset.metainfo.get('classes')
+        for start in range(0, len(indices), batch):
+            data = pseudo_collate([dataset[i] for i in indices[start : start + batch]])
+            with torch.no_grad():
+                samples = predict(data)
+            for sample in samples:
+                sample = sample.cpu()
+                # Scores of every class at every pixel are far larger than all else.
+                for large in ('seg_logits', 'i_seg_logits'):
+                    if large in sample:
+                        delattr(sample, large)
+                verdicts.append(_judged(host, sample, classes))
+        return verdicts
+
+    def _fill(self, result: Comparison, found: dict, student: nn.Module, dataset: Any, indices: list[int]) -> None:
+        """Choose the rows and draw them."""
+        own = found[result.nets[-1]]
+        against = found[result.reference] if result.reference else None
+        changes = [v.score - (against[i].score if against else 0.0) for i, v in enumerate(own)]
+        counted = [i for i, change in enumerate(changes) if math.isfinite(change)]
+        if not counted:
+            raise ValueError('no image has a truth that counts')
+        result.means = {
+            name: float(np.nanmean([verdict.score for verdict in verdicts])) for name, verdicts in found.items()
+        }
+        order = sorted(counted, key=lambda i: changes[i])
+        if against is None:
+            down, up = order, order[::-1]
+        elif result.host == 'mmpretrain':
+            down = [i for i in order if against[i].right and not own[i].right]
+            up = [i for i in order[::-1] if own[i].right and not against[i].right]
+        else:
+            down = [i for i in order if changes[i] < 0]
+            up = [i for i in order[::-1] if changes[i] > 0]
+        result.worse, result.better = len(down), len(up)
+        for rows, chosen in ((result.regressions, down), (result.improvements, up)):
+            for i in chosen[: self.rows]:
+                rows.append(self._row(result, found, i, changes[i], student, dataset, indices[i]))
+
+    def _row(
+        self, result: Comparison, found: dict, i: int, change: float, student: nn.Module, dataset: Any, index: int
+    ) -> Row:
+        batch = pseudo_collate([dataset[index]])
+        truth = batch['data_samples'][0]
+        image, meta = original_image(truth, batch['inputs'][0]), dataset.metainfo
+        verdicts = {name: list_[i] for name, list_ in found.items()}
+        panels = {'input': image}
+        label = ''
+        if result.host == 'mmpretrain':
+            label = _class_name(int(truth.gt_label.flatten()[0]), meta.get('classes'))
+        else:
+            panels['truth'] = draw(student, image, truth, meta, truth=True)
+            for name, verdict in verdicts.items():
+                panels[name] = draw(student, image, verdict.sample, meta)
+        file = truth.get('img_path')
+        name = Path(file).name if isinstance(file, str) and file else f'image {index}'
+        return Row(name, label, change, verdicts, panels)
+
+
+def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:
+    """The run to show, and its reference: of the first seed that both have, finished ones first."""
+    notes = []
+    runs = [run for run in [*group.finished, *group.runs] if run.checkpoint]
+    if not runs:
+        raise FileNotFoundError('none of its runs has a checkpoint that is still there')
+    others = [run for run in (group.alone.runs if group.alone else []) if run.checkpoint]
+    pairs = [(run, other) for run in runs for other in others if run.seed == other.seed]
+    if pairs:
+        return (*pairs[0], notes)
+    if others:
+        notes.append(f'No seed is common to both: this is seed {runs[0].seed} against seed {others[0].seed}.')
+        return runs[0], others[0], notes
+    if group.role in ('distilled', 'online'):
+        notes.append(
+            'No run of the student alone with a checkpoint was found among the folders given (a plain run of the same '
+            'student model); with one, images would be sorted by what distillation changed.'
+        )
+    return runs[0], None, notes
+
+
+def _judged(host: str, sample: Any, classes: Any) -> Verdict:
+    if host == 'mmseg':
+        if 'gt_sem_seg' not in sample:
+            raise ValueError('the validation images have no truth: the pipeline lacks LoadAnnotations')
+        predicted, truth = sample.pred_sem_seg.data[0], sample.gt_sem_seg.data[0]
+        if predicted.shape != truth.shape:
+            raise ValueError(f'prediction and truth differ in size: {tuple(predicted.shape)}, {tuple(truth.shape)}')
+        sample.pred_sem_seg.data = sample.pred_sem_seg.data.to(torch.int16)
+        return Verdict(image_iou(predicted, truth), sample)
+    if host == 'mmdet':
+        if 'gt_instances' not in sample or 'bboxes' not in sample.gt_instances:
+            raise ValueError('the validation images have no truth: the pipeline lacks LoadAnnotations')
+        if 'bboxes' not in sample.pred_instances:
+            raise ValueError('the model predicts no boxes')
+        found, truth = sample.pred_instances, sample.gt_instances
+        ignored = sample.ignored_instances.bboxes if 'ignored_instances' in sample else None
+        plain = [getattr(boxes, 'tensor', boxes) for boxes in (found.bboxes, truth.bboxes, ignored)]
+        return Verdict(box_f1(plain[0], found.labels, found.scores, plain[1], truth.labels, plain[2]), sample)
+    if 'gt_label' not in sample or sample.gt_label.numel() != 1 or 'pred_score' not in sample:
+        raise ValueError('images of one true class and scores of classes are needed')
+    truth, predicted = int(sample.gt_label.flatten()[0]), int(sample.pred_score.argmax())
+    return Verdict(float(sample.pred_score[truth]), None, _class_name(predicted, classes), predicted == truth)
+
+
+def _class_name(label: int, classes: Any) -> str:
+    return str(classes[label]) if classes else str(label)
+
+
+def _sentence(error: Exception) -> str:
+    from ..cli import one_sentence
+
+    text = one_sentence(error).removesuffix('(--debug shows where)').strip()
+    return text if text.endswith('.') else text + '.'

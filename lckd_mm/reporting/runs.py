@@ -1,0 +1,393 @@
+"""Finished and interrupted runs on disk: found, read, and grouped into methods with their seeds."""
+
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..cli import has_teacher, is_online, student_config
+from ..hosts import load_config, one_line, read_model_config
+
+_TIMESTAMP = re.compile(r'\d{8}_\d{6}')
+_COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
+# In this order, the first that a run has logged stands for it.
+_METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
+ROLES = ('teacher', 'alone', 'plain', 'distilled', 'online')
+
+
+@dataclass
+class History:
+    """What the Visualizer's local backend wrote, of all sessions of a run, as one run.
+
+    ``training`` and ``validation`` hold an entry a step, in order; the steps of validations are iterations, or epochs
+    where the loop counts epochs. ``teacher``: the last metrics of TeacherCheckHook.
+    """
+
+    training: list[dict] = field(default_factory=list)
+    validation: list[dict] = field(default_factory=list)
+    teacher: dict[str, float] = field(default_factory=dict)
+    sessions: int = 0
+    damaged_lines: int = 0
+
+
+def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, total: int | None = None) -> History:
+    """One curve out of the ``scalars.json`` of every session of a work_dir.
+
+    What a later session computed again replaces what an earlier one had logged from there on. Validations of
+    iteration-based loops whose step was logged as an epoch (0) are placed by the training entries before them.
+
+    Args:
+        val_interval, total: of the loop; they say where such validations stand.
+    """
+    history = History()
+    training: dict[int, dict] = {}
+    validation: dict[int, dict] = {}
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        history.sessions += 1
+        entries, damaged = _entries(file)
+        history.damaged_lines += damaged
+        begun, last, done = False, max(training, default=0), max(validation, default=0)
+        for entry in entries:
+            step = int(entry.get('step', 0))
+            if 'loss' in entry:
+                if not begun:
+                    begun = True
+                    again = int(entry.get('epoch', step)) if by_epoch else step
+                    training = {k: v for k, v in training.items() if k < step}
+                    validation = {k: v for k, v in validation.items() if k < again}
+                    done = max(validation, default=0)
+                training[step] = entry
+                last = step
+                continue
+            metrics = {k: v for k, v in entry.items() if k not in _COUNTERS and isinstance(v, (int, float))}
+            own = {k: v for k, v in metrics.items() if not k.startswith('teacher/')}
+            if len(own) < len(metrics):
+                history.teacher = {k.removeprefix('teacher/'): v for k, v in metrics.items() if k not in own}
+            if own:
+                if not by_epoch and step <= done:
+                    step = max(math.ceil(last / val_interval), 1) * val_interval
+                    step = min(step, total) if total else step
+                validation[step] = dict(own, step=step)
+                done = step
+    history.training = [training[step] for step in sorted(training)]
+    history.validation = [validation[step] for step in sorted(validation)]
+    return history
+
+
+def _entries(file: Path) -> tuple[list[dict], int]:
+    """The lines of a file of scalars; and how many could not be read, such as the last one of a killed run."""
+    entries, damaged = [], 0
+    for line in file.read_text(errors='replace').splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            entries.append(entry)
+        else:
+            damaged += bool(line.strip())
+    return entries, damaged
+
+
+class Run:
+    """One work_dir that ``tools/train.py`` wrote.
+
+    Args:
+        folder: with the dumped config, ``<timestamp>/vis_data/scalars.json``, checkpoints and ``last_checkpoint``.
+    Raises:
+        FileNotFoundError, ValueError: no config, one that cannot be read, or a folder in which nothing was trained.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        dumped = sorted(folder.glob('*.py'), key=lambda file: file.stat().st_mtime)
+        # A test in the same folder overwrites the dumped config by that of the student alone; a session's own stays.
+        kept = [file.with_name('config.py') for file in sorted(folder.glob('*/vis_data/scalars.json'))]
+        kept = [file for file in kept if file.is_file()] or sorted(folder.glob('*/vis_data/config.py'))
+        if not dumped and not kept:
+            raise FileNotFoundError(f'{folder}: no config that a Runner has dumped')
+        self.config_name = (dumped or kept)[-1].stem
+        self.cfg = load_config(str((kept or dumped)[-1]), str(folder))
+        if not isinstance(self.cfg.get('model'), dict):
+            raise ValueError(f'{folder}: its config has no model')
+        loop = self.cfg.get('train_cfg') or {}
+        kind = str(loop.get('type', ''))
+        self.by_epoch = kind.endswith('EpochBasedTrainLoop') or ('type' not in loop and loop.get('by_epoch', True))
+        self.total = loop.get('max_epochs' if self.by_epoch else 'max_iters')
+        self.history = read_history(folder, self.by_epoch, int(loop.get('val_interval', 1)), self.total)
+
+        if not self.history.training and not self.history.validation and self.checkpoint is None:
+            raise FileNotFoundError(f'{folder}: no training has logged or saved anything there')
+
+    @property
+    def seed(self) -> int | None:
+        return (self.cfg.get('randomness') or {}).get('seed')
+
+    @property
+    def unit(self) -> str:
+        return 'epochs' if self.by_epoch else 'iterations'
+
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """What ``last_checkpoint`` names, or its namesake in this folder, should the folder have been moved."""
+        file = self.folder / 'last_checkpoint'
+        if not file.is_file():
+            return None
+        path = Path(file.read_text().strip())
+        return next((p for p in (self.folder / path.name, path) if p.is_file()), None)
+
+    @cached_property
+    def done(self) -> int:
+        """Epochs or iterations that are known to be done: by the log, a validation, or the last checkpoint."""
+        known = [int(e.get('epoch' if self.by_epoch else 'step', 0)) for e in self.history.training[-1:]]
+        # The epoch that is logged is the one being trained.
+        known = [k - 1 for k in known] if self.by_epoch else known
+        known += [entry['step'] for entry in self.history.validation[-1:]]
+        numbered = re.search(r'(iter|epoch)_(\d+)', self.checkpoint.name if self.checkpoint else '')
+        if numbered and (numbered[1] == 'epoch') == self.by_epoch:
+            known.append(int(numbered[2]))
+        return max(known, default=0)
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+    @property
+    def status(self) -> str:
+        resumed = f', in {self.history.sessions} sessions' if self.history.sessions > 1 else ''
+        if self.finished:
+            return f'finished, {self.total} {self.unit}{resumed}'
+        return f'unfinished, {self.done} of {self.total or "?"} {self.unit}{resumed} (interrupted, or still running)'
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The metrics of the last validation."""
+        return {k: v for k, v in (self.history.validation or [{}])[-1].items() if k != 'step'}
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median over the log's entries of an iteration's time, its data's loading included, in seconds."""
+        times = [entry['time'] for entry in self.history.training if 'time' in entry]
+        return statistics.median(times) if times else None
+
+    @property
+    def metric(self) -> str | None:
+        """The name of the metric that stands for this run."""
+        logged = list(self.last)
+        saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        wanted = saving.get('save_best')
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted or [])
+        return next((name for name in (*wanted, *_METRICS, *logged) if name in logged), None)
+
+    def series(self, key: str) -> dict[int, float]:
+        """A training scalar, by step; entries that lack it or are not finite are left out."""
+        return {e['step']: e[key] for e in self.history.training if math.isfinite(e.get(key, math.nan))}
+
+    def validations(self, key: str) -> dict[int, float]:
+        return {e['step']: e[key] for e in self.history.validation if math.isfinite(e.get(key, math.nan))}
+
+    @property
+    def terms(self) -> list[str]:
+        """The members of the loss: every logged name with "loss" in it, but the total where there are others."""
+        names = dict.fromkeys(k for e in self.history.training for k in e if 'loss' in k)
+        return [name for name in names if self.series(name) and (name != 'loss' or len(names) == 1)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``tools/train.py``, or any Runner, has used a folder as its work_dir."""
+    if any(folder.glob('*/vis_data/scalars.json')) or any(folder.glob('*/vis_data/config.py')):
+        return True
+    return any(folder.glob('*.py')) and any(_TIMESTAMP.fullmatch(p.name) for p in folder.iterdir())
+
+
+def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
+    """Every run in some folders, and sentences about those that cannot be read.
+
+    Raises:
+        FileNotFoundError: a folder is not there, or holds no run.
+    """
+    folders: dict[Path, Path] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise FileNotFoundError(f'no folder {str(root)!r}; give the --work-dir of a training, or a folder of such')
+        found = False
+        for folder, below, _ in os.walk(root):
+            below[:] = sorted(name for name in below if not _TIMESTAMP.fullmatch(name))
+            if is_run(Path(folder)):
+                found = True
+                folders.setdefault(Path(folder).resolve(), Path(folder))
+        if not found:
+            raise FileNotFoundError(
+                f'{str(root)!r} holds no run: none of its folders has <timestamp>/vis_data, which tools/train.py '
+                'writes into its --work-dir'
+            )
+    runs, notes = [], []
+    for folder in folders.values():
+        try:
+            runs.append(Run(folder))
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            notes.append(f'Left out: {one_line(error)}.')
+    return runs, notes
+
+
+@dataclass
+class Group:
+    """The runs of one config: they differ in the seed, and in the teacher's checkpoint, alone."""
+
+    runs: list[Run]
+    title: str = ''
+    role: str = 'plain'
+    #: Of a distillation: the runs of its student without the teacher, and those of its teacher.
+    alone: 'Group | None' = None
+    teacher: 'Group | None' = None
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def counted(self) -> list[Run]:
+        """Those that figures are of: the finished ones, or all where none is."""
+        return self.finished or self.runs
+
+    @property
+    def metric(self) -> str | None:
+        return next((run.metric for run in self.counted if run.metric), None)
+
+    def values(self, metric: str) -> list[float]:
+        return [run.last[metric] for run in self.counted if metric in run.last]
+
+    def series(self, key: str) -> list[dict[int, float]]:
+        found = [run.series(key) for run in self.runs]
+        return [series for series in found if series]
+
+    @property
+    def terms(self) -> list[str]:
+        return list(dict.fromkeys(term for run in self.runs for term in run.terms))
+
+    def of_seed(self, seed: int | None) -> Run | None:
+        """The run with a seed, the finished first."""
+        return next((run for run in [*self.finished, *self.runs] if run.seed == seed), None)
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one config together, by seed; teachers first, then students alone, then distilled ones."""
+    groups: dict[str, Group] = {}
+    for run in runs:
+        groups.setdefault(fingerprint(run.cfg), Group([])).runs.append(run)
+    found = list(groups.values())
+    for group in found:
+        group.runs.sort(key=lambda run: (run.seed is None, run.seed or 0, str(run.folder)))
+    _name(found)
+    _relate(found)
+    return sorted(found, key=lambda group: ROLES.index(group.role))
+
+
+def fingerprint(cfg: Config) -> str:
+    """A config as text, without what only says which of its runs this is."""
+    plain = cfg._cfg_dict.to_dict()
+    for key in ('work_dir', 'launcher', 'experiment_name'):
+        plain.pop(key, None)
+    if plain.pop('resume', None):
+        plain.pop('load_from', None)
+    if isinstance(plain.get('randomness'), dict):
+        plain['randomness'].pop('seed', None)
+    if has_teacher(cfg) and isinstance(plain['model'].get('teacher'), dict):
+        plain['model']['teacher'].pop('checkpoint', None)
+    distillation = (plain.get('default_hooks') or {}).get('distillation')
+    if isinstance(distillation, dict):
+        distillation.pop('fitted', None)
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
+def _name(groups: list[Group]) -> None:
+    """By the folder's name, where all seeds of a group share it, else by the config's; told apart where need be."""
+    for group in groups:
+        names = {run.folder.resolve().name for run in group.runs}
+        group.title = names.pop() if len(names) == 1 else group.runs[0].config_name
+    for rename in (
+        lambda group, _: f'{group.title} ({group.runs[0].config_name})',
+        lambda group, _: f'{group.title}, {group.runs[0].folder.parent.name}',
+        lambda group, number: f'{group.title} #{number + 1}',
+    ):
+        titles = [group.title for group in groups]
+        for number, group in enumerate(groups):
+            if titles.count(titles[number]) > 1:
+                group.title = rename(group, number)
+
+
+def _architecture(model: Any) -> str:
+    """A model's config as text, without what says nothing of its weights' shapes."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k not in ('_scope_', 'data_preprocessor', 'init_cfg')}
+        return [bare(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    return json.dumps(bare(model), sort_keys=True, default=str)
+
+
+def student_model(cfg: Config) -> dict:
+    return student_config(cfg).model
+
+
+def teacher_model(cfg: Config) -> dict | None:
+    """The config of a distillation's teacher, None where it cannot be read any more."""
+    try:
+        return read_model_config(cfg.model.teacher.model, 'teacher')[0]
+    except (ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
+        return None
+
+
+def _relate(groups: list[Group]) -> None:
+    """Say of each group which part it has, and of each distillation which groups it is to be held against."""
+    for group in groups:
+        cfg = group.runs[0].cfg
+        group.role = 'distilled' if has_teacher(cfg) else 'online' if is_online(cfg) else 'plain'
+    plain = [group for group in groups if group.role == 'plain']
+    architecture = {id(group): _architecture(group.runs[0].cfg.model) for group in plain}
+    for group in groups:
+        if group.role == 'distilled':
+            _find_teacher(group, plain, architecture)
+    for group in groups:
+        if group.role in ('distilled', 'online'):
+            cfg = group.runs[0].cfg
+            wanted = _architecture(student_model(cfg))
+            same = [g for g in plain if architecture[id(g)] == wanted and g.role != 'teacher']
+            # On the same data, if there is a choice.
+            data = fingerprint_of(cfg, 'train_dataloader', 'train_cfg')
+            same.sort(key=lambda g: fingerprint_of(g.runs[0].cfg, 'train_dataloader', 'train_cfg') != data)
+            if same:
+                group.alone = same[0]
+                same[0].role = 'alone'
+
+
+def _find_teacher(group: Group, plain: list[Group], architecture: dict[int, str]) -> None:
+    folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
+    model = teacher_model(group.runs[0].cfg)
+    wanted = None if model is None else _architecture(model)
+    for candidate in plain:
+        if any(run.folder.resolve() in folders for run in candidate.runs) or architecture[id(candidate)] == wanted:
+            group.teacher = candidate
+            candidate.role = 'teacher'
+            return
+
+
+def fingerprint_of(cfg: Config, *keys: str) -> str:
+    return json.dumps([cfg._cfg_dict.to_dict().get(key) for key in keys], sort_keys=True, default=str)
+
+
+def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
+    """Mean ± sample standard deviation; the mean alone of a single value."""
+    if not values:
+        return ''
+    mean = form.format(statistics.mean(values))
+    return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean

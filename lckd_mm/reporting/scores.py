@@ -1,0 +1,72 @@
+"""How good a prediction of one image is, in parts of 1: what the report sorts its pictures by."""
+
+import torch
+from torch import Tensor
+
+
+def image_iou(predicted: Tensor, truth: Tensor, ignore_index: int = 255) -> float:
+    """Mean over the classes that occur in an image's truth or prediction of their intersection over union.
+
+    Args:
+        predicted, truth: ``(H, W)``, class indices. ignore_index: pixels of the truth that do not count.
+    Returns:
+        0 to 1; nan where every pixel is ignored.
+    Deviation: the hosts' mIoU sums pixels over the whole set before it divides; so the mean of this over images is
+        another number.
+    """
+    valid = truth != ignore_index
+    predicted, truth = predicted[valid].long(), truth[valid].long()
+    if not len(truth):
+        return float('nan')
+    ious = []
+    for label in torch.cat([predicted, truth]).unique():
+        p, t = predicted == label, truth == label
+        ious.append((p & t).sum() / (p | t).sum())
+    return torch.stack(ious).mean().item()
+
+
+def box_f1(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    true_boxes: Tensor,
+    true_labels: Tensor,
+    ignored: Tensor | None = None,
+    iou: float = 0.5,
+    score: float = 0.3,
+) -> float:
+    r"""F1 of an image's boxes: ``2 TP / (2 TP + FP + FN)``.
+
+    The boxes that score at least ``score`` are matched in the order of their scores, each with the free true box of
+    its class that it overlaps most, if by ``iou`` or more. Unmatched ones that overlap a box of ``ignored`` so do not
+    count.
+
+    Args:
+        boxes, true_boxes, ignored: ``(N, 4)``, left, top, right, bottom, in pixels.
+        labels, true_labels, scores: ``(N,)``.
+    Returns:
+        0 to 1; 1 for an image where nothing is and nothing is found.
+    """
+    kept = scores >= score
+    boxes, labels, scores = boxes[kept], labels[kept], scores[kept]
+    overlaps = _overlaps(boxes, true_boxes) * (labels[:, None] == true_labels[None])
+    free = torch.ones(len(true_boxes), dtype=torch.bool)
+    hits = misses = 0
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        best = (overlaps[index] * free).max(0) if len(true_boxes) else None
+        if best is not None and best.values >= iou:
+            free[best.indices] = False
+            hits += 1
+        elif ignored is None or not len(ignored) or _overlaps(boxes[index : index + 1], ignored).max() < iou:
+            misses += 1
+    wrong = misses + int(free.sum())
+    return 2 * hits / (2 * hits + wrong) if hits or wrong else 1.0
+
+
+def _overlaps(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes, ``(N, 4)`` and ``(M, 4)`` to ``(N, M)``."""
+    a, b = a.float().reshape(-1, 4), b.float().reshape(-1, 4)
+    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
+    both = sides.prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (a, b)]
+    return both / (areas[0][:, None] + areas[1] - both).clamp(min=1e-9)

@@ -1,0 +1,165 @@
+"""Runs found and read: sessions joined, validations placed, configs grouped. The lines are as mmengine writes them."""
+
+import json
+import os
+
+import pytest
+from mmengine.config import Config
+
+from lckd_mm.reporting import find_runs, group_runs, read_history
+
+STUDENT = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), head=dict(type='LinearClsHead'))
+TEACHER = dict(STUDENT, backbone=dict(type='ResNet', depth=50))
+
+
+def trains(*steps, **more):
+    return [dict(loss=10.0 - step / 100, loss_kd=1.0, time=0.1, iter=step, step=step, **more) for step in steps]
+
+
+def write(folder, timestamp, entries, cfg=None, tail=''):
+    data = folder / timestamp / 'vis_data'
+    data.mkdir(parents=True)
+    (data / 'scalars.json').write_text('\n'.join(map(json.dumps, entries)) + '\n' + tail)
+    if cfg is not None:
+        Config(cfg).dump(data / 'config.py')
+        Config(cfg).dump(folder / 'mine.py')
+
+
+def loop(iters=100, seed=0, model=STUDENT, **extra):
+    return dict(model=model, train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=50),
+                randomness=dict(seed=seed), **extra)  # fmt: skip
+
+
+def distilled(checkpoint, seed=0, weight=1.0):
+    terms = dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=weight))
+    model = dict(type='lckd_mm.Distiller', student=STUDENT, teacher=dict(model=TEACHER, checkpoint=checkpoint),
+                 taps=dict(logits='head.fc'), terms=terms)  # fmt: skip
+    return loop(seed=seed, model=model)
+
+
+def test_a_resumed_run_is_one_curve(tmp_path):
+    # Killed at 80 with its last checkpoint at 50; the second session does 60 to 80 again, and better.
+    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60, 70, 80)])
+    write(tmp_path, '20260101_000001', [dict(e, loss=0.5) for e in trains(60, 70)] + trains(80, 90, 100)
+          + [dict(mIoU=2.0, step=100)])  # fmt: skip
+    history = read_history(tmp_path, val_interval=50, total=100)
+    assert [e['step'] for e in history.training] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert [e['loss'] for e in history.training][5:7] == [0.5, 0.5]
+    assert history.validation == [dict(mIoU=1.0, step=50), dict(mIoU=2.0, step=100)]
+    assert history.sessions == 2
+
+
+def test_a_run_begun_anew_in_the_same_folder_replaces_the_old_one(tmp_path):
+    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60)])
+    write(tmp_path, '20260101_000001', trains(10, 20))
+    history = read_history(tmp_path, val_interval=50, total=100)
+    assert [e['step'] for e in history.training] == [10, 20]
+    assert history.validation == []
+
+
+def test_validations_that_were_logged_at_epoch_0_stand_where_they_were_made(tmp_path):
+    # mmdet's and mmpretrain's LoggerHook counts validations in epochs, and iteration-based loops stay in epoch 0.
+    entries = [*trains(20, 40), dict(mAP=0.1, step=0), *trains(60, 80, 95), dict(mAP=0.2, step=0),
+               {'teacher/mAP': 0.8, 'step': 95}]  # fmt: skip
+    write(tmp_path, '20260101_000000', entries)
+    history = read_history(tmp_path, val_interval=50, total=95)
+    assert history.validation == [dict(mAP=0.1, step=50), dict(mAP=0.2, step=95)]
+    assert history.teacher == dict(mAP=0.8)
+
+
+def test_epochs(tmp_path):
+    first = [*trains(10, epoch=1), {'accuracy/top1': 50.0, 'step': 1}, *trains(20, epoch=2),
+             {'accuracy/top1': 60.0, 'step': 2}, *trains(30, epoch=3)]  # fmt: skip
+    write(tmp_path, '20260101_000000', first)
+    write(tmp_path, '20260101_000001', [*trains(20, epoch=2), {'accuracy/top1': 61.0, 'step': 2}])
+    history = read_history(tmp_path, by_epoch=True)
+    assert [e['step'] for e in history.training] == [10, 20]
+    assert [(e['step'], e['accuracy/top1']) for e in history.validation] == [(1, 50.0), (2, 61.0)]
+
+
+def test_the_cut_line_of_a_killed_run_is_counted(tmp_path):
+    write(tmp_path, '20260101_000000', trains(10, 20), tail='{"loss": 3.1, "ste')
+    history = read_history(tmp_path)
+    assert len(history.training) == 2 and history.damaged_lines == 1
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two seeds each of a teacher, a student alone, KD, and KD with another weight."""
+    for seed in (0, 1):
+        root = tmp_path / f'seed{seed}'
+        checkpoint = f'{root}/teacher/iter_100.pth'
+        configs = {
+            'alone': loop(seed=seed), 'teacher': loop(seed=seed, model=TEACHER), 'kd': distilled(checkpoint, seed),
+            'more': distilled(checkpoint, seed, 2.0),
+        }  # fmt: skip
+        for name, cfg in configs.items():
+            write(root / name, '20260101_000000', [*trains(50, 100), dict(mIoU=10.0 + seed, step=100)],
+                  dict(cfg, work_dir=str(root / name)))  # fmt: skip
+    return tmp_path
+
+
+def test_runs_are_grouped_by_what_their_configs_say(tree):
+    runs, notes = find_runs([tree, tree / 'seed0', tree / 'seed0/kd'])
+    assert notes == [] and len(runs) == 8  # named twice, there once
+    groups = group_runs(runs)
+    assert [(g.title, g.role, [r.seed for r in g.runs]) for g in groups] == [
+        ('teacher', 'teacher', [0, 1]), ('alone', 'alone', [0, 1]), ('kd', 'distilled', [0, 1]),
+        ('more', 'distilled', [0, 1]),
+    ]  # fmt: skip
+    teacher, alone, kd, more = groups
+    assert kd.teacher is more.teacher is teacher and kd.alone is more.alone is alone
+    assert kd.metric == 'mIoU' and kd.values('mIoU') == [10.0, 11.0]
+    assert kd.terms == ['loss_kd']
+    assert all(run.finished and run.status == 'finished, 100 iterations' for run in runs)
+
+
+def test_a_moved_tree_still_finds_its_teacher(tree, tmp_path_factory):
+    moved = tmp_path_factory.mktemp('moved') / 'there'
+    os.rename(tree, moved)
+    groups = group_runs(find_runs([moved])[0])
+    assert [g.role for g in groups] == ['teacher', 'alone', 'distilled', 'distilled']
+
+
+def test_an_unfinished_run_is_said_and_not_counted(tree):
+    write(tree / 'seed2' / 'kd', '20260101_000000', [*trains(50), dict(mIoU=99.0, step=50), *trains(60)],
+          distilled('nowhere.pth', 2))  # fmt: skip
+    kd = group_runs(find_runs([tree])[0])[2]
+    assert [r.finished for r in kd.runs] == [True, True, False]
+    assert kd.runs[-1].status == 'unfinished, 60 of 100 iterations (interrupted, or still running)'
+    assert kd.values('mIoU') == [10.0, 11.0]
+
+
+def test_a_test_in_the_same_folder_does_not_turn_a_distillation_into_a_plain_run(tree):
+    # tools/test.py dumps the student's config under the same name into the same work_dir.
+    Config(loop()).dump(tree / 'seed0/kd/mine.py')
+    assert [len(g.runs) for g in group_runs(find_runs([tree])[0])] == [2, 2, 2, 2]
+
+
+def test_folders_by_seed_are_named_by_their_config(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path / f'kd/seed{seed}', '20260101_000000', trains(100), distilled('t.pth', seed))
+    (group,) = group_runs(find_runs([tmp_path])[0])
+    assert group.title == 'mine' and len(group.runs) == 2
+
+
+def test_groups_of_one_name_are_told_apart(tmp_path):
+    for number, weight in enumerate((1.0, 2.0, 3.0)):
+        write(tmp_path / f'{number}/kd', '20260101_000000', trains(100), distilled('t.pth', 0, weight))
+    titles = [g.title for g in group_runs(find_runs([tmp_path])[0])]
+    assert titles == ['kd (mine), 0', 'kd (mine), 1', 'kd (mine), 2']
+
+
+def test_what_is_no_run_is_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'no folder .*/none'):
+        find_runs([tmp_path / 'none'])
+    with pytest.raises(FileNotFoundError, match=r'holds no run: none of its folders has <timestamp>/vis_data'):
+        find_runs([tmp_path])
+    write(tmp_path / 'good', '20260101_000000', trains(100), loop())
+    write(tmp_path / 'bad', '20260101_000000', trains(100), loop())
+    (tmp_path / 'bad/20260101_000000/vis_data/config.py').write_text('model = (')
+    write(tmp_path / 'tested', '20260101_000000', [], loop())
+    runs, notes = find_runs([tmp_path])
+    assert [run.folder.name for run in runs] == ['good']
+    assert 'bad' in notes[0] and 'cannot read the config' in notes[0]
+    assert 'no training has logged or saved anything there' in notes[1]
