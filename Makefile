@@ -76,7 +76,7 @@ endef
 
 MMCV_FAILED = echo "$(MMCV_PACKAGE) $(MMCV) could not be installed with working ops: the reason is above." >&2; exit 1
 
-.PHONY: help install demo demo-det test test-all test-onedl lint clean-demo
+.PHONY: help install demo demo-det test test-all test-onedl lint docs clean-demo
 
 help:  ## show this list (the default)
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1	\2/p' Makefile
@@ -102,6 +102,9 @@ test-onedl:  ## run the tests on the maintained forks of the host libraries, in 
 lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+docs: $(INSTALLED)  ## build the documentation into site/, failing on a broken link (installs first if need be)
+	$(PY) -m mkdocs build --strict
 
 clean-demo:  ## remove what the demos wrote (work_dirs/demo, work_dirs/demo-det), and nothing else
 	rm -rf work_dirs/demo work_dirs/demo-det

@@ -122,5 +122,6 @@ def test_a_metafile_lists_each_config_of_its_folder(path):
     assert sorted(listed) == sorted(str(p.relative_to(ROOT)) for p in path.parent.glob('*.py'))
     assert [model['Name'] for model in index['Models']] == [Path(p).stem for p in listed]
     collections = {c['Name']: c for c in index['Collections']}
-    assert {model['In Collection'] for model in index['Models']} <= set(collections)
-    assert all((ROOT / c['README']).is_file() for c in collections.values())
+    assert {model['In Collection'] for model in index['Models']} == set(collections)
+    assert {ROOT / c['README'] for c in collections.values()} == {path.with_name('README.md')}
+    assert path.with_name('README.md').is_file()

@@ -1,0 +1,180 @@
+"""The documentation: what it names exists, and the site of it builds; its examples run in test_readme.py."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import pytest
+from doc_helpers import PAGES
+from run_helpers import ROOT
+
+from lckd_mm import registry
+
+# ---- what it names
+
+PATH = re.compile(r'(?<![\w./:-])((?:configs|docs|lckd_mm|tests|tools)/[\w./-]*\w)(?![\w*/…])')
+LINK = re.compile(r'\]\(([^)\s#]+)(?:#[^)\s]*)?\)')
+COMMAND = re.compile(r'(?:^|[\s`(])(?:python )?(tools/[\w/]+\.(?:py|sh)|-m lckd_mm\.\w+)((?:[^\n`]|\\\n)*)')
+#: Tools that the pages name already and that are yet to come; each goes from here when it is there.
+COMING = {'tools/analysis/report.py', 'tools/analysis/lipschitz_report.py', 'tools/bench/study.py'}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_file_that_it_names_exists(page):
+    text = page.read_text()
+    links = [link for link in LINK.findall(text) if '://' not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = [path for path in PATH.findall(text) if path not in COMING]
+    assert [path for path in named if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
+
+
+def test_what_has_come_is_no_longer_awaited():
+    assert [path for path in sorted(COMING) if (ROOT / path).exists()] == []
+
+
+def commands():
+    """Tool to the flags that the pages give it."""
+    found = {}
+    for page in PAGES:
+        for tool, rest in COMMAND.findall(page.read_text()):
+            if tool in COMING:
+                continue
+            rest = rest.partition('#')[0].replace('\\\n', ' ')
+            flags = re.findall(r'(?<!\S)\[?(--[a-z][\w-]*)', rest)
+            found.setdefault(tool, set()).update(flags)
+    return found
+
+
+def help_of(tool):
+    """What a tool's --help says, its subcommands' with it."""
+
+    def said(*arguments):
+        out = io.StringIO()
+        argv, sys.argv = sys.argv, [tool, *arguments, '--help']
+        sys.path.insert(0, str((ROOT / tool).parent))  # as Python does for a script
+        try:
+            with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / tool), run_name='__main__')
+        finally:
+            sys.argv = argv
+            sys.path.remove(str((ROOT / tool).parent))
+        assert ended.value.code == 0
+        return out.getvalue()
+
+    text = said()
+    subcommands = re.search(r'^\s+\{([\w,-]+)\}', text, re.M)
+    return text + ''.join(said(name) for name in (subcommands[1].split(',') if subcommands else ()))
+
+
+@pytest.mark.parametrize('tool', sorted(tool for tool in commands() if tool.endswith('.py')))
+def test_each_flag_that_it_names_is_the_tools(tool):
+    said = help_of(tool)
+    assert [flag for flag in commands()[tool] if not re.search(rf'{flag}(?![\w-])', said)] == []
+
+
+def test_each_goal_of_make_that_it_names_exists():
+    goals = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M)
+    named = {goal for page in PAGES for goal in re.findall(r'(?:^|`)make ([a-z][a-z-]*)', page.read_text(), re.M)}
+    assert {'demo', 'docs', 'install', 'test-onedl'} <= named <= set(goals)
+
+
+def test_each_module_that_it_runs_exists():
+    modules = [tool.removeprefix('-m ') for tool in commands() if tool.startswith('-m ')]
+    assert modules and all(importlib.util.find_spec(module) for module in modules)
+
+
+def registered():
+    """Registry to the names of ours in it."""
+    kinds = [name for name in vars(registry) if name.isupper() and not name.startswith('MMENGINE_')]
+    for kind in kinds:
+        getattr(registry, kind).import_from_location()
+    return {kind: set(getattr(registry, kind).module_dict) for kind in kinds}
+
+
+def test_each_name_of_this_package_exists():
+    names = set().union(*registered().values())
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r'(?<![\w.])lckd_mm\.([A-Z]\w+)', text):
+            assert name in names or importlib.util.find_spec(f'lckd_mm.{name}'), f'{page.name}: {name}'
+    readme = (ROOT / 'README.md').read_text()
+    hooks = (ROOT / 'docs/own-config.md').read_text()
+    losses = {name for name in registered()['MODELS'] if name.endswith('Loss')}
+    # Parts of others: they stand in the reference.
+    parts = {'FactorCosineLoss', 'LSGANLoss', 'ReconstructionLoss'}
+    assert [name for name in sorted(losses - parts) if f'`lckd_mm.{name}`' not in readme] == []
+    assert [name for name in sorted(registered()['HOOKS']) if f'`lckd_mm.{name}`' not in hooks] == []
+
+
+# ---- the site
+
+
+def site_hooks():
+    spec = importlib.util.spec_from_file_location('site_hooks', ROOT / 'docs/hooks.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_what_the_registries_have():
+    found = {}
+    for entry in site_hooks().entries(ROOT / 'lckd_mm'):
+        assert entry.doc, entry
+        found.setdefault(entry.registry, set()).add(entry.name)
+    # Other tests of the same process may have registered classes of their own.
+    ours = {
+        kind: {name for name in names if getattr(registry, kind).module_dict[name].__module__.startswith('lckd_mm')}
+        for kind, names in registered().items()
+    }
+    assert found == {kind: names for kind, names in ours.items() if names}
+
+
+def build(root, out):
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, 'NO_COLOR': '1'})
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_site_builds_and_fetches_nothing(tmp_path):
+    code, says = build(ROOT, tmp_path)
+    assert code == 0, says
+    html = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob('*.html')}
+    assert {'index.html', 'extend.html', 'configs/digits.html', 'reference.html'} <= set(html)
+    for name, text in html.items():
+        assert re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(?:https?:)?//', text) == [], name
+    assert re.findall(r'url\(["\']?(?:https?:)?//', ''.join(p.read_text() for p in tmp_path.rglob('*.css'))) == []
+    # A README of configs/ is a page, its links lead to pages and to files that are carried along.
+    assert 'href="../results.html#the-demo-in-figures"' in html['configs/demo.html']
+    assert 'src="../methods.png"' in html['configs/digits.html'] and (tmp_path / 'methods.png').is_file()
+    assert (tmp_path / 'repository/configs/lckd_fcn_voc.py').is_file()
+    assert 'href="extend.html"' in html['index.html'] and 'href="configs/digits.html"' in html['index.html']
+    assert '<h3 id="kdloss">KDLoss' in html['reference.html']
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'what'),
+    [
+        ('README.md', '\n[x](docs/nothing.md)\n', 'docs/nothing.md'),
+        ('configs/digits/README.md', '\n[x](../nothing.py)\n', '../nothing.py'),
+        ('docs/method.md', '\n[x](results.md#nothing)\n', 'nothing'),
+        ('docs/forgotten.md', '# Forgotten\n', 'forgotten.md'),
+    ],
+)
+def test_a_broken_link_or_a_forgotten_page_fails(file, text, what, tmp_path):
+    root = tmp_path / 'repository'
+    ignore = shutil.ignore_patterns('__pycache__')
+    for name in ('docs', 'configs'):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ('README.md', 'LICENSE', 'mkdocs.yml'):
+        shutil.copy(ROOT / name, root / name)
+    (root / 'lckd_mm').symlink_to(ROOT / 'lckd_mm')
+    with open(root / file, 'a') as page:
+        page.write(text)
+    code, says = build(root, tmp_path / 'site')
+    assert code == 1 and 'WARNING' in says and what in says
