@@ -5,6 +5,8 @@ model = dict(
     _delete_=True,
     _scope_='mmrazor',
     type='SingleTeacherDistill',
+    # Else it takes the one that mmseg's base file leaves at the top level, which pads to 512 x 512.
+    data_preprocessor=dict(_base_.model.data_preprocessor, _scope_='mmseg'),
     architecture=dict(_base_.model, _scope_='mmseg'),
     # Written out: mmrazor's cfg_path takes configs of installed packages ('mmseg::…') and no files.
     teacher=dict(
