@@ -176,7 +176,7 @@ def markdown(result: dict) -> str:
 
 def compared(result: dict) -> list[str]:
     found = result['compared']
-    lines = [f'`import mmrazor.models` as it is: `{result["unmodified"]}`', '']
+    lines = [f'`import mmrazor.models` as it is: ``{result["unmodified"]}``', '']
     lines += ['| the same batch and weights | lckd_mm | mmrazor | relative difference |', '|---|---:|---:|---:|']
     lines += [
         f'| {name} | {found["lckd_mm"][name]:.7g} | {found["mmrazor"][name]:.7g} | {difference:.1e} |'

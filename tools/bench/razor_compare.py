@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
     sides = {s: read(s, args.work_dir, args.teacher, args.options) for s in ('lckd_mm', 'mmrazor')}
     result = equality(sides, args.steps)
     result['mistakes'] = [own_file, *mistakes(sides, args.work_dir, result.pop('batch'))]
-    args.out.write_text(json.dumps(result))
+    # Without where this was run, which an error may name.
+    args.out.write_text(json.dumps(result).replace(f'{args.work_dir}/', ''))
 
 
 def build(cfg: Any) -> Any:
