@@ -21,8 +21,6 @@ from lckd_mm import registry
 PATH = re.compile(r'(?<![\w./:-])((?:configs|docs|lckd_mm|tests|tools)/[\w./-]*\w)(?![\w*/…])')
 LINK = re.compile(r'\]\(([^)\s#]+)(?:#[^)\s]*)?\)')
 COMMAND = re.compile(r'(?:^|[\s`(])(?:python )?(tools/[\w/]+\.(?:py|sh)|-m lckd_mm\.\w+)((?:[^\n`]|\\\n)*)')
-#: Tools that the pages name already and that are yet to come; each goes from here when it is there.
-COMING = {'tools/analysis/report.py', 'tools/analysis/lipschitz_report.py', 'tools/bench/study.py'}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -30,12 +28,8 @@ def test_each_file_that_it_names_exists(page):
     text = page.read_text()
     links = [link for link in LINK.findall(text) if '://' not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
-    named = [path for path in PATH.findall(text) if path not in COMING]
+    named = PATH.findall(text)
     assert [path for path in named if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
-
-
-def test_what_has_come_is_no_longer_awaited():
-    assert [path for path in sorted(COMING) if (ROOT / path).exists()] == []
 
 
 def commands():
@@ -43,8 +37,6 @@ def commands():
     found = {}
     for page in PAGES:
         for tool, rest in COMMAND.findall(page.read_text()):
-            if tool in COMING:
-                continue
             rest = rest.partition('#')[0].replace('\\\n', ' ')
             flags = re.findall(r'(?<!\S)\[?(--[a-z][\w-]*)', rest)
             found.setdefault(tool, set()).update(flags)

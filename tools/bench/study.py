@@ -488,7 +488,14 @@ def markdown(study: Study, rows: list[Row], count: int) -> str:
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
     better = 1 if study.metric['higher'] else -1
-    head = [f'{count} seeds', study.metric['title'], f'gain{one}', '95 % interval', 'better in', 'part of the loss']
+    head = [
+        f'{count} seed{"s" * (count > 1)}',
+        study.metric['title'],
+        f'gain{one}',
+        '95 % interval',
+        'better in',
+        'part of the loss',
+    ]
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for row in rows:
         gain = interval = wins = ''
