@@ -37,6 +37,8 @@ def commands():
     found = {}
     for page in PAGES:
         for tool, rest in COMMAND.findall(page.read_text()):
+            if tool.endswith('.py') and '__main__' not in (ROOT / tool).read_text():
+                continue  # a config
             rest = rest.partition('#')[0].replace('\\\n', ' ')
             flags = re.findall(r'(?<!\S)\[?(--[a-z][\w-]*)', rest)
             found.setdefault(tool, set()).update(flags)

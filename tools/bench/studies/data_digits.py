@@ -7,7 +7,7 @@ _digits = 'configs/digits/{}_1xb30_digits300.py'
 _data = 'train_dataloader.dataset.'
 axes = {
     'wrong labels': {'0 %': {}, '30 %': {f'{_data}label_noise': 0.3}},
-    'scans': {'100': {f'{_data}subset': 100}, '300': {}, '898': {f'{_data}subset': 898}},
+    'scans': {'50': {f'{_data}subset': 50}, '100': {f'{_data}subset': 100}, '300': {}},
 }
 _teacher = {'model.teacher.checkpoint': 'teacher'}
 _taught = dict(needs=_teacher, axes=list(axes), against='alone')

@@ -32,7 +32,7 @@ runs = dict(
     kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', needs=_teacher, against='alone'),
     gaps=dict(
         config=_digits.format('lckd-kd_wrn16-4_wrn10-1'),
-        title='+ Lipschitz',
+        title='KD + Lipschitz',
         needs=_teacher,
         axes=['gap'],
         against='kd',
