@@ -559,7 +559,7 @@ def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
     )
     levels = list(study.axes[x])
     for (rest, runs), (top, bottom) in zip(panels.items(), axes.T, strict=True):
-        top.set_title(', '.join(level for _, level in rest), fontsize=10)
+        top.set_title(', '.join(f'{axis}: {level}' for axis, level in rest), fontsize=10)
         for run, cells in runs.items():
             at = [i for i, level in enumerate(levels) if level in cells]
             color = f'C{list(study.runs).index(run)}'

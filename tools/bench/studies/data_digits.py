@@ -10,16 +10,17 @@ axes = {
     'scans': {'50': {f'{_data}subset': 50}, '100': {f'{_data}subset': 100}, '300': {}},
 }
 _teacher = {'model.teacher.checkpoint': 'teacher'}
-_taught = dict(needs=_teacher, axes=list(axes), against='alone')
+_taught = dict(needs=_teacher, axes=list(axes))
 runs = dict(
     # Its scans are all of the first half, with right labels.
     teacher=dict(config='configs/digits/wrn16-4_1xb30_digits.py', title='teacher (WRN16-4)'),
     alone=dict(config=_digits.format('wrn10-1'), title='student alone (WRN10-1)', axes=list(axes)),
-    kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', **_taught),
+    kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', against='alone', **_taught),
     lckd=dict(
         config=_digits.format('lckd-kd_wrn16-4_wrn10-1'),
         title='KD + Lipschitz, log',
         options={'model.terms.loss_lipschitz.weight': 0.15},
+        against='kd',
         **_taught,
     ),
 )
