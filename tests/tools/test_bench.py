@@ -156,7 +156,8 @@ def wide_teacher(path):
 
 
 def small_data(root):
-    return ('--cfg-options', f'train_dataloader.dataset.data_root={root}', 'train_dataloader.batch_size=2')
+    roots = (f'{which}_dataloader.dataset.data_root={root}' for which in ('train', 'val', 'test'))
+    return ('--cfg-options', *roots, 'train_dataloader.batch_size=2')
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mmrazor') is not None, reason='mmrazor is installed')
