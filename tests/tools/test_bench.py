@@ -105,6 +105,16 @@ def test_the_step_bench_takes_a_step_apart(tmp_path):
     assert 'of student + teacher' in text
 
 
+def test_the_overhead_bench_sets_methods_against_the_student_alone(tmp_path):
+    # One that waits for training images, and one of several optimizers.
+    command = (BENCH / 'overhead.py', '--runs', 'ft', 'online-afd', '--rounds', 1, '--json', tmp_path / 'out.json')
+    text = run(*command, '--device', 'cpu')
+    alone, *others = json.loads((tmp_path / 'out.json').read_text())['rows'].values()
+    assert alone['ratio'] == 1 and len(others) == 2
+    assert all(row['ms'] > 0 and row['mib'] > alone['mib'] for row in others)
+    assert '| FT | ' in text
+
+
 def test_the_step_bench_refuses_a_plain_config():
     out = subprocess.run(
         [sys.executable, '-W', 'ignore', str(BENCH / 'step.py'), 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'],

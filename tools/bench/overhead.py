@@ -79,7 +79,7 @@ def step_of(study, cell, device):
     """A training step of one run, on a batch of its own training data, as Runner would take it."""
     import torch
     from mmengine.config import Config, DictAction
-    from mmengine.optim import build_optim_wrapper
+    from mmengine.optim import OptimWrapperDict, build_optim_wrapper
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
     from study import ROOT
@@ -109,6 +109,10 @@ def step_of(study, cell, device):
         model.teacher.loaded = True
         settle(model, batch)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    # A net that no trained teacher teaches must not run away: all steps are of the same weights.
+    for one in optimizer.values() if isinstance(optimizer, OptimWrapperDict) else [optimizer]:
+        for group in one.param_groups:
+            group['lr'] = 0.0
     return lambda: model.train_step(batch, optimizer)
 
 
