@@ -17,7 +17,7 @@ model = dict(
     taps=_base_.fcn_resnet_taps,
     terms=dict(
         loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss'),
+            loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=['stage1', 'stage2', 'stage3', 'stage4'],
             weight=0.1,
         ),

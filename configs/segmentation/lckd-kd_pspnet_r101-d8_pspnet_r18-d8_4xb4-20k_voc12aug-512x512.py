@@ -4,7 +4,7 @@ _base_ = './kd_pspnet_r101-d8_pspnet_r18-d8_4xb4-20k_voc12aug-512x512.py'
 model = dict(
     terms=dict(
         loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss'),
+            loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=['stage1', 'stage2', 'stage3', 'stage4'],
             weight=0.1,
         ),

@@ -6,7 +6,7 @@ _base_ = './ofd_deeplabv3plus_r101-d16_deeplabv3plus_m-v2-d16_1xb12-44k_voc12aug
 model = dict(
     terms=dict(
         loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss'),
+            loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=['stage1', 'stage2', 'stage3', 'stage4'],
             connector='loss_ofd',
             weight=0.1,

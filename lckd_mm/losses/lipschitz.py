@@ -25,7 +25,7 @@ class LipschitzLoss(nn.Module):
     (:func:`~lckd_mm.functional.lipschitz_gap`).
 
     Args:
-        gap: 'relative' (the default: docs/studies.md), 'log', or 'absolute' (the authors' code).
+        gap: 'log' (the default), 'relative', or 'absolute' (the authors' code).
         layer_weights: :math:`w_i`, one a pair of consecutive taps; by default the authors', by which deeper pairs
             weigh more.
         raw_back: the authors' code multiplies the *connected* map of layer i with the *raw* map of layer i+1 on the
@@ -44,13 +44,13 @@ class LipschitzLoss(nn.Module):
         ValueError: unknown gap; fewer than two taps; a count of taps or weights that does not fit; other dimensions;
             numbers of tokens that differ and fill no grid of the images' aspect.
     Source: LONDON (Shang et al., ICCV 2021), section 3.
-    Deviation: the default gap is 'relative', not the authors' 'absolute', whose size depends on the scale of the
+    Deviation: the default gap is 'log', not the authors' 'absolute', whose size depends on the scale of the
         activations; the singular value is accurate and its gradient exact, in place of 5 or 10 unrolled power steps.
     """
 
     def __init__(
         self,
-        gap: str = 'relative',
+        gap: str = 'log',
         layer_weights: Sequence[float] | None = None,
         raw_back: bool = False,
         normalise: bool = False,

@@ -55,20 +55,20 @@ def test_value_by_hand():
     # The constants are 6 and 2 of the student, 2 and 1 of the teacher.
     assert LipschitzLoss('absolute')(student, teacher).item() == pytest.approx(16 / 4 + 1 / 2)
     assert LipschitzLoss('relative')(student, teacher).item() == pytest.approx(4 / 4 + 1 / 2, rel=1e-5)
-    assert LipschitzLoss('log')(student, teacher).item() == pytest.approx(
+    assert LipschitzLoss()(student, teacher).item() == pytest.approx(
         math.log(3) ** 2 / 4 + math.log(2) ** 2 / 2, rel=1e-5
     )
 
 
-def test_the_default_gap_is_relative():
+def test_the_default_gap_is_log():
     student, teacher = pyramid(2), pyramid(2)
-    assert torch.equal(LipschitzLoss()(student, teacher), LipschitzLoss('relative')(student, teacher))
+    assert torch.equal(LipschitzLoss()(student, teacher), LipschitzLoss('log')(student, teacher))
 
 
 def test_custom_weights():
     student, teacher = pyramid(3), pyramid(3)
     value = LipschitzLoss(layer_weights=[2, 0.5])(student, teacher)
-    torch.testing.assert_close(value, by_loop(student, teacher, 'relative', [2.0, 0.5]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(value, by_loop(student, teacher, 'log', [2.0, 0.5]), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('gap', GAPS)
@@ -208,7 +208,7 @@ def test_normalised_norms_with_a_raw_back():
     def unit(maps):
         return [x / (x.square().sum(1, keepdim=True).mean((2, 3), keepdim=True)).sqrt() for x in maps]
 
-    torch.testing.assert_close(value, by_loop(unit(student), unit(teacher), 'relative', WEIGHTS[3], unit(raw)))
+    torch.testing.assert_close(value, by_loop(unit(student), unit(teacher), 'log', WEIGHTS[3], unit(raw)))
 
 
 def test_tokens_of_one_number_are_taken_as_they_are():
@@ -216,7 +216,7 @@ def test_tokens_of_one_number_are_taken_as_they_are():
     teacher = [torch.randn(2, 10, c, dtype=DOUBLE) for c in (3, 5)]
     norms = [torch.linalg.svdvals(a.mT @ b / 10)[:, 0] for a, b in (tokens, teacher)]
     expected = 0.5 * (norms[0].add(1e-6).log() - norms[1].add(1e-6).log()).square().mean()
-    torch.testing.assert_close(LipschitzLoss('log')(tokens, teacher), expected)
+    torch.testing.assert_close(LipschitzLoss()(tokens, teacher), expected)
 
 
 def test_tokens_of_two_numbers_are_squares():
