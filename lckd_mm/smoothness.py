@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from .functional import graph_bound, local_lipschitz, transmitting_norms
 from .hosts import eval_mode, preserved_rng, valid_region
-from .losses.lipschitz import as_maps, mean_length
+from .losses.lipschitz import LipschitzLoss, as_maps, mean_length
 from .presets import preset_taps
+from .registry import MODELS
 from .taps import FeatureTaps
 
 #: Images of the student's preprocessor, and their samples, to images as a net takes them.
@@ -74,10 +75,12 @@ def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[st
 
 
 def _is_lipschitz(loss: Any) -> bool:
-    """Whether a loss's config is of a LipschitzLoss, or of one that is wrapped by another loss."""
+    """Whether a loss's config is of a LipschitzLoss (LONDONLoss is one), or of one that is wrapped by another loss."""
     if not isinstance(loss, Mapping):
         return False
-    return str(loss.get('type', '')).rpartition('.')[2] == 'LipschitzLoss' or _is_lipschitz(loss.get('loss'))
+    kind = loss.get('type')
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    return (isinstance(kind, type) and issubclass(kind, LipschitzLoss)) or _is_lipschitz(loss.get('loss'))
 
 
 def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:

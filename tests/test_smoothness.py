@@ -235,7 +235,7 @@ def test_chains_are_those_of_the_lipschitz_terms():
         loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits'),
         loss_a=dict(loss=lipschitz, on=stages),
         loss_b=dict(loss=dict(type='Wrapper', loss=dict(type='LipschitzLoss')), student=levels, teacher=['q2', 'q3']),
-        loss_c=dict(loss=lipschitz, on='scores'),
+        loss_c=dict(loss=dict(type='lckd_mm.LONDONLoss'), on='scores'),
         loss_gone=None,
     )  # fmt: skip
     model = wide_resnet()

@@ -1,7 +1,7 @@
 """mmengine hooks: what is stored and resumed, schedules, monitors, pruning, pictures, numbers that go wrong, memory."""
 
 from .activation_checkpoint import ActivationCheckpointHook
-from .distillation import DistillationHook, distiller_of, terms_of
+from .distillation import DistillationHook, distiller_of, show_batch, terms_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
@@ -33,6 +33,7 @@ __all__ = [
     'overlay_labels',
     'random_state',
     'set_random_state',
+    'show_batch',
     'side_by_side',
     'terms_of',
 ]

@@ -143,14 +143,20 @@ class DistillationHook(Hook):
             runner.logger.info(f'{kinds}: shown {batches} batches of training images before the first iteration')
             for i, batch in enumerate(islice(_again_and_again(loader), batches)):
                 left = [(tap, connector) for tap, connector in waiting if i < connector.batches]
-                data = model.data_preprocessor(batch, True)
-                names = list(dict.fromkeys(tap for tap, _ in left))
-                features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
-                for tap, connector in left:
-                    for level in [features[tap]] if isinstance(features[tap], Tensor) else features[tap]:
-                        connector.observe(level)
+                show_batch(model, left, batch)
         for tap, connector in waiting:
             runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.settle()}')
+
+
+@torch.no_grad()
+def show_batch(model: Distiller, waiting: list[tuple[str, torch.nn.Module]], batch: dict) -> None:
+    """Hand the teacher's features of a loader's batch to connectors, given with their taps, that wait for some."""
+    data = model.data_preprocessor(batch, True)
+    names = list(dict.fromkeys(tap for tap, _ in waiting))
+    features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
+    for tap, connector in waiting:
+        for level in [features[tap]] if isinstance(features[tap], Tensor) else features[tap]:
+            connector.observe(level)
 
 
 def _names(model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> list[str]:

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint import load_strictly
-from ..cli import check_data, has_teacher, plain_model
+from ..cli import check_data, has_teacher, one_sentence, plain_model
 from ..hooks import draw, original_image
 from ..hosts import host_of, preserved_rng
 from ..teacher import FrozenTeacher
@@ -140,7 +140,7 @@ class Comparer:
                     teacher = self._teacher(run, group, student, notes)
                     judge(TEACHER, teacher.checkpoint, lambda data: teacher.predict(data, student.data_preprocessor))
                 except Exception as error:  # the students can still be compared
-                    notes.append(f'The teacher is left out: {_sentence(error)}')
+                    notes.append(f'The teacher is left out: {sentence(error)}')
             if alone is not None:
                 other = self._student(alone)
                 judge(ALONE, str(alone.checkpoint), other.test_step)
@@ -295,8 +295,7 @@ def _class_name(label: int, classes: Any) -> str:
     return str(classes[label]) if classes else str(label)
 
 
-def _sentence(error: Exception) -> str:
-    from ..cli import one_sentence
-
+def sentence(error: Exception) -> str:
+    """An error as the page tells it."""
     text = one_sentence(error).removesuffix('(--debug shows where)').strip()
-    return text if text.endswith('.') else text + '.'
+    return text if text.endswith(('.', '…')) else text + '.'

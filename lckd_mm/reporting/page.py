@@ -14,10 +14,10 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from ..cli import has_teacher, input_size, is_online, one_sentence, plain_model
+from ..cli import has_teacher, input_size, is_online, plain_model
 from ..hooks import side_by_side
 from .charts import Chart, Plotter, slug
-from .comparison import Comparer, Comparison, Row
+from .comparison import Comparer, Comparison, Row, sentence
 from .costs import figures, weight_bytes
 from .runs import Group, find_runs, group_runs, spread
 
@@ -88,7 +88,7 @@ def write_report(
         try:
             comparison = comparer.compare(group)
         except Exception as error:  # whatever a host says of its model or data, the rest of the page stands
-            missing.append(f'Pictures of {group.title}: {_ended(one_sentence(error))}')
+            missing.append(f'Pictures of {group.title}: {sentence(error)}')
             continue
         missing += [f'Pictures of {group.title}: {note}' for note in comparison.notes]
         page['comparisons'].append(_shown(comparison, folder))
@@ -164,7 +164,7 @@ def _table_row(group: Group, size: tuple[int, int] | None, missing: list[str]) -
     try:
         row.update(_costs(run.cfg, size))
     except Exception as error:  # the rest of the row does not need the model
-        missing.append(f'{group.title}: parameters and FLOPs cannot be counted: {_ended(one_sentence(error))}')
+        missing.append(f'{group.title}: parameters and FLOPs cannot be counted: {sentence(error)}')
     return row
 
 
@@ -361,11 +361,6 @@ def _plain(page: dict) -> dict:
         for r in g.runs
     ]
     return dict(written=page['written'], table=page['table'], runs=runs, pictures=pictures, missing=page['missing'])
-
-
-def _ended(text: str) -> str:
-    text = text.removesuffix('(--debug shows where)').strip()
-    return text if text.endswith(('.', '…')) else text + '.'
 
 
 def _quoted(text: str) -> str:

@@ -85,6 +85,7 @@ def test_a_grid_expands_in_the_order_of_needs(study, file):
         ("axes=['weight', 'noise']", "axes=['weight', 'size']", "there is no axis 'size'"),
         ("x='noise'", "x='size'", 'x must be one of the axes weight, noise'),
         ("title='alone', axes", "title='alone', needs=dict(load_from='kd'), axes", "must have its axis 'weight'"),
+        ("title='alone', axes", "title='alone', seed=0, axes", "'alone' has a seed of its own"),
         ("title='teacher',", "title='teacher', needs=dict(load_from='teacher'),", 'need one another'),
         ("_digits.format('wrn10-1'), title='alone'", "'configs/absent.py', title='alone'", "'configs/absent.py'"),
     ],

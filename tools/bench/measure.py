@@ -1,5 +1,6 @@
-"""What the benchmarks share: alternating timings, peak memory, and a description of the machine."""
+"""What the benchmarks share: models and batches, alternating timings, peak memory, a description of the machine."""
 
+import copy
 import ctypes
 import os
 import platform
@@ -57,6 +58,50 @@ def alternate(
 
 def median_ms(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def build_for_training(cfg, device: torch.device):
+    """A config's model as a Runner of one process trains it; its teacher, if any, with the weights it was made with.
+
+    The times do not depend on the weights, and the teacher's may not be on disk.
+    """
+    from mmengine.registry import init_default_scope
+
+    from lckd_mm.cli import has_teacher
+    from lckd_mm.hosts import build_model
+    from lckd_mm.launch import replace_sync_bn
+
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    torch.manual_seed(0)
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    # Without processes SyncBN is BatchNorm, as mmengine's Runner makes it.
+    replace_sync_bn(cfg.model)
+    model = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
+    if has_teacher(cfg):
+        model.teacher.loaded = True
+    return model
+
+
+def training_batch(cfg, student) -> tuple[dict, str]:
+    """One batch of the training data as a loader gives it, made up where the data is not on disk; and what it is."""
+    from mmengine.runner import Runner
+
+    from lckd_mm.cli import check_data
+    from lckd_mm.hosts import fabricate_samples, training_size
+
+    try:
+        check_data(cfg, ('train_dataloader',))
+    except FileNotFoundError:
+        size, count = training_size(student), cfg.train_dataloader.batch_size
+        images = torch.randint(0, 256, (count, 3, *size), generator=torch.Generator().manual_seed(0))
+        batch = dict(inputs=list(images.to(torch.uint8)), data_samples=fabricate_samples(student, count, size))
+        return batch, f'{count} made-up images of {size[0]} x {size[1]}'
+    loader = copy.deepcopy(cfg.train_dataloader)
+    loader.num_workers, loader.persistent_workers = 0, False
+    loader.pop('prefetch_factor', None)
+    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    return batch, f'{len(batch["inputs"])} images of the training data'
 
 
 def synchronise(device: torch.device) -> None:

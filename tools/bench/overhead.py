@@ -4,17 +4,16 @@
 
 Every run of a study (by default tools/bench/studies/methods.py) becomes its real model with its real optimizer in this
 one process. On one and the same batch of its training data all of them take a whole training step in turn (forward of
-both nets, losses, backward, update), round after round, each in another order, after one that does not count. Given are
-medians, the ratio to the student alone (the median of the ratios within a round, and their quartiles), and the most
-memory that a step holds beyond what is there before it.
+both nets, losses, backward, update), round after round, after one that does not count. Given are medians, the ratio to
+the student alone (the median of the ratios within a round, and their quartiles), and the most memory that a step holds
+beyond what is there before it.
 """
 
 import argparse
 import json
-import random
+import math
 import statistics
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -24,7 +23,7 @@ sys.path[:0] = [str(BENCH), str(BENCH.parents[1])]
 
 def main(argv: list[str]) -> None:
     import torch
-    from measure import MIB, keep_freed_memory, machine, peak_memory, synchronise
+    from measure import MIB, alternate, keep_freed_memory, machine, peak_memory
     from mmengine.logging import MMLogger
     from study import Study
 
@@ -49,18 +48,8 @@ def main(argv: list[str]) -> None:
     MMLogger.get_instance('bench', log_level='ERROR')
     keep_freed_memory()
     steps = {study.title_of(cell): step_of(study, cell, device) for cell in chosen}
-    for step in steps.values():
-        step()
+    seconds = alternate(steps, args.rounds, device, slow=math.inf)
     memory = {title: peak_memory(step, device)[1] for title, step in steps.items()}
-    seconds: dict[str, list[float]] = {title: [] for title in steps}
-    order = random.Random(0)
-    for _ in range(args.rounds):
-        for title in order.sample(list(steps), len(steps)):
-            synchronise(device)
-            start = time.perf_counter()
-            steps[title]()
-            synchronise(device)
-            seconds[title].append(time.perf_counter() - start)
     base = next(iter(steps))
     rows = {}
     for title, values in seconds.items():
@@ -77,61 +66,31 @@ def main(argv: list[str]) -> None:
 
 def step_of(study, cell, device):
     """A training step of one run, on a batch of its own training data, as Runner would take it."""
-    import torch
-    from mmengine.config import Config, DictAction
+    from measure import build_for_training, training_batch
+    from mmengine.config import Config
     from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import Runner
     from study import ROOT
 
     from lckd_mm.cli import has_teacher
-    from lckd_mm.hosts import build_model
-    from lckd_mm.launch import replace_sync_bn
+    from lckd_mm.hooks import show_batch
 
     cfg = Config.fromfile(ROOT / study.runs[cell.run]['config'])
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    options = study.options(cell)
-    cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options] if options else []).cfg_options)
-    scope = cfg.get('default_scope', 'mmengine')
-    init_default_scope(scope)
-    if cfg.get('data_preprocessor') is not None:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    replace_sync_bn(cfg.model)
-    torch.manual_seed(0)
-    model = build_model(cfg.model, scope).to(device).train()
-    loader = cfg.train_dataloader
-    loader.num_workers, loader.persistent_workers = 0, False
-    loader.pop('prefetch_factor', None)
-    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    cfg.merge_from_dict(study.own_options(cell))
+    model = build_for_training(cfg, device)
+    batch, _ = training_batch(cfg, getattr(model, 'student', model))
     if has_teacher(cfg):
-        # The times do not depend on the weights, and the teacher's may not be on disk.
-        model.teacher.loaded = True
-        settle(model, batch)
+        # In a run they are shown more.
+        waiting = [pair for term in model.terms.values() for pair in term.waiting()]
+        if waiting:
+            show_batch(model, waiting, batch)
+        for _, connector in waiting:
+            connector.settle()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     # A net that no trained teacher teaches must not run away: all steps are of the same weights.
     for one in optimizer.values() if isinstance(optimizer, OptimWrapperDict) else [optimizer]:
         for group in one.param_groups:
             group['lr'] = 0.0
     return lambda: model.train_step(batch, optimizer)
-
-
-def settle(model, batch: dict) -> None:
-    """Show the connectors that wait for training images two batches, in place of all that they are shown in a run."""
-    import torch
-
-    waiting = [pair for term in model.terms.values() for pair in term.waiting()]
-    if not waiting:
-        return
-    with torch.no_grad():
-        data = model.data_preprocessor(batch, True)
-        names = list(dict.fromkeys(tap for tap, _ in waiting))
-        features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
-        for tap, connector in waiting:
-            for _ in range(2):
-                for level in [features[tap]] if isinstance(features[tap], torch.Tensor) else features[tap]:
-                    connector.observe(level)
-            connector.settle()
 
 
 def markdown(result: dict) -> str:

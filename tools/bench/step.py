@@ -19,14 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main(argv: list[str]) -> None:
     import torch
-    from measure import alternate, keep_freed_memory, machine, median_ms
+    from measure import alternate, build_for_training, keep_freed_memory, machine, median_ms, training_batch
     from mmengine.config import DictAction
     from mmengine.logging import MMLogger
-    from mmengine.registry import init_default_scope
 
     from lckd_mm.cli import has_teacher, read_config
-    from lckd_mm.hosts import build_model
-    from lckd_mm.launch import replace_sync_bn
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config')
@@ -41,18 +38,10 @@ def main(argv: list[str]) -> None:
     if not has_teacher(cfg):
         raise ValueError(f'{args.config!r} is no distillation config with a teacher: its model is a {cfg.model.type}')
     keep_freed_memory()
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
     MMLogger.get_instance('bench', log_level='ERROR')
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    if cfg.get('data_preprocessor') is not None:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    # Without processes SyncBN is BatchNorm, as mmengine's Runner makes it.
-    replace_sync_bn(cfg.model)
-    distiller = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
-    # The times do not depend on the weights, and the teacher's may not be on disk.
-    distiller.teacher.loaded = True
-    batch, source = _batch(cfg, distiller)
+    distiller = build_for_training(cfg, device)
+    batch, source = training_batch(cfg, distiller.student)
     data = distiller.data_preprocessor(batch, True)
     times = alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
     result = dict(config=args.config, machine=machine(device), batch=source, rounds=args.rounds)
@@ -61,30 +50,6 @@ def main(argv: list[str]) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + '\n')
-
-
-def _batch(cfg, distiller) -> tuple[dict, str]:
-    """One batch of the training data as a loader gives it, and what it is."""
-    import torch
-    from mmengine.runner import Runner
-
-    from lckd_mm.cli import check_data
-    from lckd_mm.hosts import fabricate_samples, training_size
-
-    try:
-        check_data(cfg, ('train_dataloader',))
-    except FileNotFoundError:
-        size, count = training_size(distiller.student), cfg.train_dataloader.batch_size
-        images = torch.randint(0, 256, (count, 3, *size), generator=torch.Generator().manual_seed(0))
-        batch = dict(
-            inputs=list(images.to(torch.uint8)), data_samples=fabricate_samples(distiller.student, count, size)
-        )
-        return batch, f'{count} made-up images of {size[0]} x {size[1]}'
-    loader = copy.deepcopy(cfg.train_dataloader)
-    loader.num_workers, loader.persistent_workers = 0, False
-    loader.pop('prefetch_factor', None)
-    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
-    return batch, f'{len(batch["inputs"])} images of the training data'
 
 
 def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:

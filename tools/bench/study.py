@@ -41,7 +41,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,8 +93,11 @@ class Study:
         if isinstance(self.picture, dict) and self.picture.get('x') not in self.axes:
             raise ValueError(f'study {str(path)!r}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
+        # Read here, before there are threads: the libraries that read configs are not made for them.
+        configs = {config: Config.fromfile(ROOT / config) for config in {run['config'] for run in self.runs.values()}}
+        self._texts = {config: cfg.pretty_text for config, cfg in configs.items()}
+        self._terms = {config: set(cfg.get('model', {}).get('terms') or ()) for config, cfg in configs.items()}
         self._recipes: dict[tuple[str, int], str] = {}
-        self._texts: dict[str, str] = {}
 
     def _check(self, name: str, run: dict) -> None:
         where = f'study {str(self.path)!r}, run {name!r}'
@@ -109,6 +112,10 @@ class Study:
         for other in [*run.get('needs', {}).values(), *filter(None, [run.get('against')])]:
             if other not in self.runs:
                 raise ValueError(f'{where}: there is no run {other!r}')
+        if 'seed' in self.runs.get(run.get('against'), {}):
+            raise ValueError(
+                f'{where}: {run["against"]!r} has a seed of its own, so that no gain can be paired with it'
+            )
         for axis in run.get('axes', []):
             if axis not in self.axes:
                 raise ValueError(f'{where}: there is no axis {axis!r}')
@@ -179,25 +186,24 @@ class Study:
     def title_of(self, cell: Cell) -> str:
         return ', '.join([self.runs[cell.run]['title'], *cell.levels.values()])
 
-    def options(self, cell: Cell) -> list[str]:
-        """``--cfg-options`` but for the seed and the checkpoints: the study's own first, then those of the call."""
+    def own_options(self, cell: Cell) -> dict:
+        """What the study itself changes in the cell's config."""
         own = dict(self.runs[cell.run].get('options', {}))
         for axis, level in cell.levels.items():
             own |= self.axes[axis][level]
+        return own
+
+    def options(self, cell: Cell) -> list[str]:
+        """``--cfg-options`` but for the seed and the checkpoints: the study's own first, then those of the call."""
         plain = not self.needs(cell)
         handed = [o for o in self.cfg_options if not (plain and o.startswith(('model.', 'default_hooks.')))]
-        return [f'{key}={value}' for key, value in own.items()] + handed
+        return [f'{key}={value}' for key, value in self.own_options(cell).items()] + handed
 
     def recipe(self, cell: Cell, seed: int) -> str:
         """A checksum of all that a run follows from: its config with what it inherits, options, and what it needs."""
-        from mmengine.config import Config
-
         seed = self.seed_of(cell, seed)
         if (cell.name, seed) not in self._recipes:
-            config = self.runs[cell.run]['config']
-            if config not in self._texts:
-                self._texts[config] = Config.fromfile(ROOT / config).pretty_text
-            text = self._texts[config] + json.dumps(self.options(cell))
+            text = self._texts[self.runs[cell.run]['config']] + json.dumps(self.options(cell))
             text += ''.join(self.recipe(need, seed) for need in self.needs(cell).values())
             self._recipes[cell.name, seed] = hashlib.sha256(text.encode()).hexdigest()
         return self._recipes[cell.name, seed]
@@ -229,20 +235,18 @@ class Study:
     def result(self, cell: Cell, seed: int) -> dict[str, float]:
         """``score``, the last validation's; ``also NET`` where several nets are validated; ``share TERM``, the mean
         part of each term in the loss."""
-        files = sorted(self.folder(cell, seed).glob('*/vis_data/scalars.json'))
-        entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        from lckd_mm.reporting import read_history
+
         key, scale = self.metric['key'], self.metric['scale']
-        training = [e for e in entries if 'loss' in e]
+        history = read_history(self.folder(cell, seed))
+        training = [e for e in history.training if e['loss'] > 0]
         # Of nets that learn together, net0.loss_kd and net1.loss_kd are one part.
         keys = {k: k.rpartition('.')[2] for e in training for k in e}
-        terms = sorted(self._terms(cell) & set(keys.values()))
         shares = {
-            t: statistics.mean(
-                sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training if e['loss'] > 0
-            )
-            for t in terms
+            t: statistics.mean(sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training)
+            for t in sorted(self.terms(cell) & set(keys.values()))
         }
-        validated = [e for e in entries if key in e]
+        validated = [e for e in history.validation if key in e]
         if not validated:
             raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
         last = validated[-1]
@@ -253,12 +257,10 @@ class Study:
             **{f'share {t.removeprefix("loss_")}': s for t, s in shares.items()},
         )
 
-    def _terms(self, cell: Cell) -> set[str]:
+    def terms(self, cell: Cell) -> set[str]:
         """The names of the terms that it trains with: of its config, and of its options."""
-        from mmengine.config import Config
-
-        terms = Config.fromfile(ROOT / self.runs[cell.run]['config']).get('model', {}).get('terms') or {}
-        return {*terms, *(o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))}
+        named = (o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))
+        return self._terms[self.runs[cell.run]['config']] | set(named)
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -300,6 +302,8 @@ def main(argv: list[str]) -> None:
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError('--seeds and --jobs must be 1 or more')
     warnings.simplefilter('ignore')  # of the hosts' imports
+    # The runs start from the repository's root; paths are the caller's.
+    args.study, args.work_dir = Path(args.study).absolute(), args.work_dir and args.work_dir.absolute()
     os.chdir(ROOT)
     study = Study(args.study, args.work_dir, args.cfg_options)
     cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
@@ -311,8 +315,8 @@ def main(argv: list[str]) -> None:
         failed = [] if args.report else run_all(study, cells, seeds, args.jobs)
         report(study, cells, seeds)
         if failed:
-            count = len(study.grid(cells, seeds))
-            raise RuntimeError(f'{len(failed)} of {count} runs failed: {"; ".join(failed)}')
+            total = len(study.grid(cells, seeds))
+            raise RuntimeError(f'{len(failed)} of {total} runs failed: {"; ".join(failed)}')
 
 
 def prepare(study: Study) -> None:
@@ -332,12 +336,11 @@ def run_one(study: Study, name: str) -> None:
 
 def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> list[str]:
     """Every run that is not finished; returns what became of those that failed."""
-    # Read here, one by one: the libraries that read configs are not made for threads.
     todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
     if not todo:
         return []
     prepare(study)
-    count, lock, done = len(todo), threading.Lock(), [0]
+    number, lock = count(1), threading.Lock()
     futures: dict[tuple[str, int], Future] = {}
 
     def work(cell: Cell, seed: int, before: list[Future]) -> None:
@@ -346,9 +349,8 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
                 raise RuntimeError(f'{cell.name}, seed {seed}: what it needs failed')
         study.train(cell, seed)
         with lock:
-            done[0] += 1
             score = study.result(cell, seed)['score']
-            print(f'[{done[0]}/{count}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
+            print(f'[{next(number)}/{len(todo)}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         for cell, seed in todo:
@@ -368,33 +370,34 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
         depth[cell.name] = 1 + max((depth[n.name] for n in study.needs(cell).values()), default=-1)
     common = ['--requeue', '--open-mode=append', *shlex.split(args.sbatch_args)]
     common += [f'--partition={args.partition}'] if args.partition else []
-    call_ = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(Path(args.study).resolve())]
-    call_ += ['--work-dir', str(study.work_dir.resolve())]
+    call_ = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(study.path)]
+    call_ += ['--work-dir', str(study.work_dir.absolute())]
     call_ += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    job, count = None, 0
+    job, runs = None, 0
     for layer in range(max(depth.values()) + 1):
         layered = study.grid([c for c in cells if depth[c.name] == layer], seeds)
         names = [f'seed{s}/{c.name}' for c, s in layered if not study.finished(c, s)]
         if not names:
             continue
-        count += len(names)
+        runs += len(names)
         lines = ['#!/usr/bin/env bash', f'runs=({shlex.join(names)})']
         lines += [f'exec {shlex.join(call_)} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}"', '']
         script = folder / f'layer{layer}.sh'
         script.write_text('\n'.join(lines))
         array = [f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log']
-        after = [f'--dependency=afterok:{job}', '--kill-on-invalid-dep=yes'] if job else []
+        # Whatever became of the others: a run whose own needs are not finished says so.
+        after = [f'--dependency=afterany:{job}'] if job else []
         job = _sbatch([*common, *array, *after, str(script)])
         print(f'layer {layer}: {len(names)} runs, array {job}')
     if not job:
         report(study, cells, seeds)
         return
     script = folder / 'report.sh'
-    runs = ['--runs', *args.runs] if args.runs else []
-    last = [*call_, '--report', *runs, '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
+    only = ['--runs', *args.runs] if args.runs else []
+    last = [*call_, '--report', *only, '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
     script.write_text(f'#!/usr/bin/env bash\nexec {shlex.join(last)}\n')
     job = _sbatch([*common, f'--dependency=afterany:{job}', f'--output={folder}/report.log', str(script)])
-    print(f'report: job {job}, into {study.out("md")}; {count} runs in all')
+    print(f'report: job {job}, into {study.out("md")}; {runs} runs in all')
 
 
 def _sbatch(arguments: list[str]) -> str:
@@ -479,12 +482,9 @@ def bootstrap(differences: list[float]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def spread(values: Iterable[float]) -> str:
-    values = list(values)
-    return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{values[0]:.2f}'
-
-
 def markdown(study: Study, rows: list[Row], count: int) -> str:
+    from lckd_mm.reporting.runs import spread
+
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
     better = 1 if study.metric['higher'] else -1
@@ -510,7 +510,7 @@ def markdown(study: Study, rows: list[Row], count: int) -> str:
         short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})'
         title = row.title + short * (len(row.scores) < count)
         parts = ', '.join(f'{name} {share:.0%}' for name, share in row.shares.items())
-        lines.append(f'| {title} | {spread(row.scores.values())} | {gain} | {interval} | {wins} | {parts} |')
+        lines.append(f'| {title} | {spread(list(row.scores.values()))} | {gain} | {interval} | {wins} | {parts} |')
     return '\n'.join(lines)
 
 
@@ -561,19 +561,14 @@ def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
     for (rest, runs), (top, bottom) in zip(panels.items(), axes.T, strict=True):
         top.set_title(', '.join(f'{axis}: {level}' for axis, level in rest), fontsize=10)
         for run, cells in runs.items():
-            at = [i for i, level in enumerate(levels) if level in cells]
-            color = f'C{list(study.runs).index(run)}'
-            scores = [[r['score'] for r in found[cells[levels[i]]].values()] for i in at]
-            _band(top, at, scores, color, study.runs[run]['title'])
-            bases = [study.against(cells[levels[i]]) for i in at]
-            gains = [
-                [r['score'] - found[b][s]['score'] for s, r in found[cells[levels[i]]].items() if s in found.get(b, {})]
-                for i, b in zip(at, bases)
-                if b in found
-            ]
-            if gains and all(gains):
-                base = study.runs[bases[0].run]['title']
-                _band(bottom, at, gains, color, f'{study.runs[run]["title"]} over {base}')
+            style = dict(color=f'C{list(study.runs).index(run)}')
+            scores = {i: _scores(found[cells[level]]) for i, level in enumerate(levels) if level in cells}
+            _band(top, scores, label=study.runs[run]['title'], **style)
+            bases = {i: _scores(found.get(study.against(cells[levels[i]]), {})) for i in scores}
+            gains = {i: {s: v - bases[i][s] for s, v in of.items() if s in bases[i]} for i, of in scores.items()}
+            if any(gains.values()):
+                base = study.runs[study.runs[run]['against']]['title']
+                _band(bottom, gains, label=f'{study.runs[run]["title"]} over {base}', **style)
         bottom.axhline(0, color='grey', linewidth=1)
         for axis in (top, bottom):
             axis.set_xticks(range(len(levels)), levels)
@@ -581,17 +576,25 @@ def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
         bottom.set_xlabel(x)
     axes[0][0].set_ylabel(study.metric['title'])
     axes[1][0].set_ylabel('gain')
-    axes[0][0].legend(fontsize=8)
-    axes[1][0].legend(fontsize=8)
+    for axis in axes[:, 0]:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     return figure
 
 
-def _band(axis, at: list[int], values: list[list[float]], color: str, label: str) -> None:
-    means = [statistics.mean(v) for v in values]
-    deviations = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-    axis.plot(at, means, 'o-', color=color, label=label, markersize=4)
+def _scores(runs: dict[int, dict]) -> dict[int, float]:
+    return {seed: run['score'] for seed, run in runs.items()}
+
+
+def _band(axis, values: dict[int, dict[int, float]], **style) -> None:
+    """Mean and deviation over the seeds of what each level has by seed."""
+    from lckd_mm.reporting.charts import band
+
+    seeds = {seed for of in values.values() for seed in of}
+    at, means, deviations = band([{i: of[seed] for i, of in values.items() if seed in of} for seed in seeds])
+    axis.plot(at, means, 'o-', markersize=4, **style)
     low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
-    axis.fill_between(at, low, high, color=color, alpha=0.15)
+    axis.fill_between(at, low, high, color=style['color'], alpha=0.15)
 
 
 if __name__ == '__main__':
