@@ -261,4 +261,5 @@ runs = dict(
     assert set(record) == {'teacher', 'kd-low', 'kd-high'}
     assert all(list(cell['runs']) == ['0', '1'] for cell in record.values())
     # Nothing is left to hand in.
-    assert 'array' not in cluster.call(*command, '--cfg-options', *quick)
+    again = cluster.call(*command, '--cfg-options', *quick)
+    assert not re.search(r'layer \d', again) and again.startswith('| 2 seeds |')

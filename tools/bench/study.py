@@ -520,7 +520,9 @@ def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure = _dots(study, rows, plt) if study.picture == 'dots' else _curves(study, found, plt)
+    # Without a run that is repeated over the axis there is no curve.
+    curves = study.picture != 'dots' and any(study.picture['x'] in cell.levels for cell in found)
+    figure = _curves(study, found, plt) if curves else _dots(study, rows, plt)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
