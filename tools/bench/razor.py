@@ -1,6 +1,7 @@
 """The same distillation with lckd_mm and with mmrazor 1.0.0: lines of config, time, memory, files, equality.
 
-An environment of its own on top of the project's, so that mmrazor never lies beside it:
+An environment of its own on top of the project's, so that mmrazor never lies beside it; not on the forks, whose
+mmengine does not find mmseg:: configs without lckd_mm:
 
     python -m venv .venv-razor
     .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \\
