@@ -187,6 +187,7 @@ def test_the_razor_bench_wants_a_teacher(tmp_path):
     assert "no teacher at 'absent.pth'; train it with `python tools/demo.py --only teacher`" in out.stderr
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     not list(importlib.metadata.distributions(name='mmsegmentation')),
     reason="the bench's student alone runs without lckd_mm, and then the forks' mmengine does not find mmseg:: configs",

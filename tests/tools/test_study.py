@@ -12,6 +12,8 @@ import time
 import pytest
 from run_helpers import ROOT
 
+from lckd_mm.cli import run_tool
+
 BENCH = ROOT / 'tools' / 'bench'
 QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
          'param_scheduler.0.T_max=1', 'default_hooks.checkpoint.interval=1')  # fmt: skip
@@ -52,9 +54,19 @@ def file(tmp_path):
     return path
 
 
-def call(*command):
-    command = [sys.executable, '-W', 'ignore', str(BENCH / 'study.py'), *map(str, command)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def call(study, monkeypatch, capsys):
+    """Runs the tool in this process, which has its libraries already; the trainings have processes of their own."""
+
+    def run(*command):
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            # Another call reads its configs again.
+            study.read.cache_clear()
+            status = run_tool(study.main, [str(word) for word in command])
+        return status, *capsys.readouterr()
+
+    return run
 
 
 def test_a_grid_expands_in_the_order_of_needs(study, file):
@@ -159,40 +171,41 @@ def test_a_log_without_the_metric_raises(study, file, tmp_path):
         made.result(study.Cell('teacher'), 0)
 
 
-def test_runs_are_kept_and_begun_anew_when_they_change(file, tmp_path):
+def test_runs_are_kept_and_begun_anew_when_they_change(call, file, tmp_path):
     work_dir, text = tmp_path / 'runs', STUDY.replace("'30 %': {'train_dataloader.dataset.label_noise': 0.3}", '')
     file.write_text(text)
     command = (file, '--seeds', 1, '--work-dir', work_dir, '--cfg-options', *QUICK)
-    out = call(*command)
-    assert out.returncode == 0, out.stderr[-2000:]
+    status, out, errors = call(*command)
+    assert status == 0, errors
     record = json.loads((work_dir / 'small.json').read_text())
     assert list(record) == ['kd-low-0-%', 'kd-high-0-%', 'teacher', 'alone-0-%']
     assert 0 < record['kd-low-0-%']['runs']['0']['share kd'] < 1
     assert set(record['teacher']['runs']['0']) == {'score'}
-    assert '| KD, high, 0 % | ' in out.stdout and (work_dir / 'small.png').stat().st_size > 5000
+    assert '| KD, high, 0 % | ' in out and (work_dir / 'small.png').stat().st_size > 5000
     times = {path.parent.name: path.stat().st_mtime_ns for path in work_dir.glob('seed0/*/train.log')}
     assert len(times) == 4
     # A second call has nothing to train; a teacher that changes takes with it what it has taught, and nothing else.
-    assert call(*command).stdout.startswith('| 1 seed ')
+    assert call(*command)[1].startswith('| 1 seed ')
     file.write_text(text.replace("{'model.backbone.depth': 16}", "{'optim_wrapper.optimizer.lr': 0.01}"))
-    out = call(file, '--runs', 'teacher', 'alone', *command[1:])
-    assert out.stdout.startswith('[1/1] seed 0, teacher')
-    assert 'KD' not in call(*command[:5], '--report', *command[5:]).stdout  # they are of another teacher
+    _, out, _ = call(file, '--runs', 'teacher', 'alone', *command[1:])
+    assert out.startswith('[1/1] seed 0, teacher')
+    assert 'KD' not in call(*command[:5], '--report', *command[5:])[1]  # they are of another teacher
     now = {path.parent.name: path.stat().st_mtime_ns for path in work_dir.glob('seed0/*/train.log')}
     assert {name for name in now if now[name] != times[name]} == {'teacher'}
 
 
-def test_a_run_that_fails_is_named_and_the_rest_goes_on(file, tmp_path):
+def test_a_run_that_fails_is_named_and_the_rest_goes_on(call, file, tmp_path):
     file.write_text(STUDY.replace("'model.backbone.depth': 16", "'model.backbone.depth': 17"))
-    out = call(file, '--seeds', 1, '--work-dir', tmp_path / 'runs', '--runs', 'kd', '--cfg-options', *QUICK)
-    assert out.returncode == 1
-    assert '4 of 6 runs failed: teacher, seed 0: error: WideResNet: depth ' in out.stderr and 'train.log' in out.stderr
-    assert 'kd-low-0-%, seed 0: what it needs failed' in out.stderr
-    assert '| alone, 30 % | ' in out.stdout
+    command = (file, '--seeds', 1, '--work-dir', tmp_path / 'runs', '--runs', 'kd', '--cfg-options', *QUICK)
+    status, out, errors = call(*command)
+    assert status == 1
+    assert '4 of 6 runs failed: teacher, seed 0: error: WideResNet: depth ' in errors and 'train.log' in errors
+    assert 'kd-low-0-%, seed 0: what it needs failed' in errors
+    assert '| alone, 30 % | ' in out
 
 
 @pytest.mark.full
-def test_an_interrupted_run_is_resumed(file, tmp_path):
+def test_an_interrupted_run_is_resumed(call, file, tmp_path):
     work_dir = tmp_path / 'runs'
     options = (o.replace('max_epochs=1', 'max_epochs=60') for o in QUICK)
     command = (file, '--seeds', 1, '--runs', 'teacher', '--work-dir', work_dir, '--cfg-options', *options)
@@ -205,7 +218,7 @@ def test_an_interrupted_run_is_resumed(file, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / 'recipe').exists()
-    out = call(*command)
-    assert out.returncode == 0, out.stderr[-2000:]
+    status, _, errors = call(*command)
+    assert status == 0, errors
     assert 'resumed epoch: ' in (folder / 'train.log').read_text()
     assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2

@@ -41,6 +41,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count, product
 from pathlib import Path
 
@@ -93,10 +94,6 @@ class Study:
         if isinstance(self.picture, dict) and self.picture.get('x') not in self.axes:
             raise ValueError(f'study {str(path)!r}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
-        # Read here, before there are threads: the libraries that read configs are not made for them.
-        configs = {config: Config.fromfile(ROOT / config) for config in {run['config'] for run in self.runs.values()}}
-        self._texts = {config: cfg.pretty_text for config, cfg in configs.items()}
-        self._terms = {config: set(cfg.get('model', {}).get('terms') or ()) for config, cfg in configs.items()}
         self._recipes: dict[tuple[str, int], str] = {}
 
     def _check(self, name: str, run: dict) -> None:
@@ -203,7 +200,7 @@ class Study:
         """A checksum of all that a run follows from: its config with what it inherits, options, and what it needs."""
         seed = self.seed_of(cell, seed)
         if (cell.name, seed) not in self._recipes:
-            text = self._texts[self.runs[cell.run]['config']] + json.dumps(self.options(cell))
+            text = read(self.runs[cell.run]['config'])[0] + json.dumps(self.options(cell))
             text += ''.join(self.recipe(need, seed) for need in self.needs(cell).values())
             self._recipes[cell.name, seed] = hashlib.sha256(text.encode()).hexdigest()
         return self._recipes[cell.name, seed]
@@ -260,7 +257,16 @@ class Study:
     def terms(self, cell: Cell) -> set[str]:
         """The names of the terms that it trains with: of its config, and of its options."""
         named = (o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))
-        return self._terms[self.runs[cell.run]['config']] | set(named)
+        return {*read(self.runs[cell.run]['config'])[1], *named}
+
+
+@cache
+def read(config: str) -> tuple[str, tuple[str, ...]]:
+    """A config of this project as text, with what it inherits, and the names of its terms."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(ROOT / config)
+    return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ())
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -336,6 +342,7 @@ def run_one(study: Study, name: str) -> None:
 
 def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> list[str]:
     """Every run that is not finished; returns what became of those that failed."""
+    # Each config is read here, before there are threads: the libraries that read configs are not made for them.
     todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
     if not todo:
         return []
