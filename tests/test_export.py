@@ -87,6 +87,7 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
         export(net, tmp_path / 'net.pth', (32, 32))
 
 
+@pytest.mark.full
 def test_the_tool_exports_the_student_of_a_distillation(tmp_path):
     config = 'configs/digits/kd_wrn16-4_wrn10-1_1xb30_digits300.py'
     code = (

@@ -248,6 +248,7 @@ def test_the_hook_without_its_metric_and_the_metric_without_its_hook(scenes, tea
 DIGITS = 'configs/digits/wrn10-1_1xb30_digits300.py'
 
 
+@pytest.mark.full
 def test_the_tools_from_checkpoints_to_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     from lckd_mm.hosts import build_model

@@ -289,7 +289,8 @@ def test_it_trains_and_every_file_is_a_plain_one(host, optimizers, scenes, tmp_p
     assert ('nets.lr' in entry) == (optimizers is not None)
 
 
-@pytest.mark.parametrize('optimizers', [SEVERAL, pytest.param(None, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('optimizers', [SEVERAL, None])
 def test_a_resumed_run_ends_where_the_whole_one_does(optimizers, scenes, tmp_path):
     def steady():
         # Every batch is the whole data set in order, so that what is fed does not depend on where the run was cut.

@@ -60,6 +60,7 @@ def test_a_config_by_the_packages_name(installed, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_tools_run_from_the_wheel(installed, tmp_path):
     tools = installed / 'lckd_mm/.mim/tools'
     taps = python(installed, tmp_path, tools / 'analysis/list_taps.py', 'lckd_mm::lckd_fcn_voc.py', '--backbone')

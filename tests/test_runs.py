@@ -194,6 +194,7 @@ def test_resuming_a_plain_run_as_a_distillation_is_refused(scenes, tmp_path, tea
         run(cfg)
 
 
+@pytest.mark.full
 def test_killed_run_leaves_plain_checkpoints(scenes, tmp_path, teacher_file):
     """A process killed in the middle of training: what it wrote is whole, plain, and resumable."""
 

@@ -38,7 +38,8 @@ def small_set(features, name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'steps'), [('cifar', 0), ('cifar', 12), ('imagenet', 0), ('fcn', 0), ('retinanet', 0)]
+    ('name', 'steps'),
+    [('cifar', 0), pytest.param('cifar', 12, marks=pytest.mark.full), ('imagenet', 0), ('fcn', 0), ('retinanet', 0)],
 )
 def test_errors_on_real_features_are_below_the_bars(bench, monkeypatch, tmp_path, name, steps):
     features, lipschitz = bench
@@ -106,6 +107,7 @@ def test_the_step_bench_takes_a_step_apart(tmp_path):
     assert 'of student + teacher' in text
 
 
+@pytest.mark.full
 def test_the_overhead_bench_sets_methods_against_the_student_alone(tmp_path):
     # One that waits for training images, and one of several optimizers.
     command = (BENCH / 'overhead.py', '--runs', 'ft', 'online-afd', '--rounds', 1, '--json', tmp_path / 'out.json')

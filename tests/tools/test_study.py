@@ -194,6 +194,7 @@ def test_runs_are_kept_and_begun_anew_when_they_change(call, file, tmp_path):
     assert {name for name in now if now[name] != times[name]} == {'teacher'}
 
 
+@pytest.mark.full
 def test_a_run_that_fails_is_named_and_the_rest_goes_on(call, file, tmp_path):
     file.write_text(STUDY.replace("'model.backbone.depth': 16", "'model.backbone.depth': 17"))
     command = (file, '--seeds', 1, '--work-dir', tmp_path / 'runs', '--runs', 'kd', '--cfg-options', *QUICK)
