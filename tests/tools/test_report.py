@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
@@ -287,6 +288,7 @@ def test_the_images_on_which_classifiers_differ(tool, trees, tmp_path):
 def test_a_single_run_says_what_is_missing(tool, trees, tmp_path):
     page, figures = written(tool, [trees('mmseg') / 'seed0/alone'], tmp_path, '--rows', 1)
     assert [row['title'] for row in figures['table']] == ['alone']
+    assert logging.root.manager.disable == 0  # the log is quiet while the tool works, and no longer
     for missing in ('No σ: no run here is a distillation', 'LipschitzMonitorHook', 'One seed of each config'):
         assert missing in page.text
     # Without anything to hold it against, its best and its worst images.

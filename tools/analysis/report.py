@@ -7,16 +7,30 @@ teacher's checkpoint) are taken together. The page opens offline; its pictures l
 """
 
 import argparse
+import contextlib
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-def main(argv: list[str]) -> None:
-    import logging
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of the hosts' imports and without the log of what is loaded; both are as before after it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(before)
 
+
+def main(argv: list[str]) -> None:
     import torch
 
     from lckd_mm.reporting import write_report
@@ -38,11 +52,10 @@ def main(argv: list[str]) -> None:
     out = Path(args.out or Path(args.work_dirs[0]) / 'report.html')
     if out.suffix not in ('.html', '.htm'):
         raise ValueError(f'--out: the file must end in .html, got {str(out)!r}')
-    warnings.simplefilter('ignore')  # of the hosts' imports
-    logging.disable(logging.INFO)  # of what is loaded
-    missing = write_report(
-        args.work_dirs, out, args.methods, args.images, args.rows, args.device, lambda text: print(text, flush=True)
-    )
+    with quiet():
+        missing = write_report(
+            args.work_dirs, out, args.methods, args.images, args.rows, args.device, lambda text: print(text, flush=True)
+        )
     for note in missing:
         print(f'note: {note}')
     print(f'report: {out}')
