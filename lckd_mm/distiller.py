@@ -173,9 +173,10 @@ class Distiller(StudentModel):
         kind = inputs.device.type
         precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         state = rng_state(inputs.device) if any(term.replays for term in self.terms.values()) else None
+        # The teacher first: what its forward pass holds for a moment is then not beside what the student keeps.
+        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
-        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
         if 'loss' in losses:
             # mmengine's parse_losses would log this one in place of the total.
             losses = {('loss_task' if key == 'loss' else key): value for key, value in losses.items()}

@@ -132,9 +132,18 @@ class FrozenTeacher:
         """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap.
 
         With ``input_gradient`` they can be differentiated by the inputs; its parameters never get a gradient.
+
+        Raises:
+            RuntimeError: where its forward pass overwrites the images, which the student sees after it.
         """
+        version = None if inputs.is_inference() else inputs._version
         with torch.set_grad_enabled(input_gradient), taps.record(self.model, names, stop=True) as features:
             self.model(self.convert(inputs, data_samples), data_samples, mode='tensor')
+        if version is not None and inputs._version != version:
+            raise RuntimeError(
+                f'teacher: {type(self.model).__name__} overwrites the batch of images in its forward pass, which the '
+                "student sees after it; take the in-place operation out of the teacher's first layers (inplace=False)"
+            )
         return features
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:

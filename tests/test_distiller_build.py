@@ -371,6 +371,23 @@ def test_weight_zero_gives_the_bare_students_losses_and_gradients(built):
         assert torch.equal(a, b), name
 
 
+def test_the_teacher_is_through_before_the_student_begins(built):
+    model, order = built(), []
+    nets = (('teacher', model.teacher.model), ('student', model.student))
+    for name, net in nets:
+        for module in (net.backbone, net.backbone.layer4):
+            module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    model(*batch_for(model.student), mode='loss')
+    assert order == ['teacher', 'teacher', 'student', 'student']
+
+
+def test_a_teacher_that_overwrites_the_images_is_refused(built):
+    model = built()
+    model.teacher.model.backbone.register_forward_pre_hook(lambda _, args: (args[0].clamp_(min=0),))
+    with pytest.raises(RuntimeError, match='teacher: EncoderDecoder overwrites the batch of images'):
+        model(*batch_for(model.student), mode='loss')
+
+
 # ---- state
 
 
