@@ -256,6 +256,9 @@ runs = dict(
     out = cluster.call(*command, '--jobs', '2', '--cfg-options', *quick)
     assert re.findall(r'layer (\d): (\d) runs', out) == [('0', '2'), ('1', '4')], out
     job = re.search(r'report: job (\d+)', out)[1]
+    # Handed in twice by mistake, the runs are not trained twice into one folder.
+    twice = subprocess.run([str(c) for c in command], cwd=ROOT, env=cluster.env, capture_output=True, text=True)
+    assert twice.returncode == 1 and f'{job} of this study are still queued or running' in twice.stderr
     cluster.wait('the report', lambda: cluster.job(job).get('JobState') == 'COMPLETED')
     record = json.loads((work_dir / 'small study.json').read_text())
     assert set(record) == {'teacher', 'kd-low', 'kd-high'}

@@ -371,6 +371,16 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     """An array of Slurm for each layer of needs, each after the one before, and a last job that reports."""
     folder = study.work_dir / 'slurm'
     folder.mkdir(parents=True, exist_ok=True)
+    # Two jobs with one run would write into one folder.
+    submitted = folder / 'jobs'
+    queued = _slurm('squeue', '--me', '--noheader', '--format=%F').split()
+    waiting = [job for job in (submitted.read_text().split() if submitted.exists() else []) if job in queued]
+    if waiting:
+        raise RuntimeError(
+            f'--launcher slurm: jobs {", ".join(waiting)} of this study are still queued or running; wait for them, or '
+            f'scancel {" ".join(waiting)}'
+        )
+    submitted.write_text('')
     prepare(study)
     depth: dict[str, int] = {}
     for cell in cells:
@@ -394,7 +404,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
         array = [f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log']
         # Whatever became of the others: a run whose own needs are not finished says so.
         after = [f'--dependency=afterany:{job}'] if job else []
-        job = _sbatch([*common, *array, *after, str(script)])
+        job = _submitted([*common, *array, *after, str(script)], submitted)
         print(f'layer {layer}: {len(names)} runs, array {job}')
     if not job:
         report(study, cells, seeds)
@@ -403,18 +413,27 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     only = ['--runs', *args.runs] if args.runs else []
     last = [*call_, '--report', *only, '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
     script.write_text(f'#!/usr/bin/env bash\nexec {shlex.join(last)}\n')
-    job = _sbatch([*common, f'--dependency=afterany:{job}', f'--output={folder}/report.log', str(script)])
+    after = [f'--dependency=afterany:{job}', f'--output={folder}/report.log']
+    job = _submitted([*common, *after, str(script)], submitted)
     print(f'report: job {job}, into {study.out("md")}; {runs} runs in all')
 
 
-def _sbatch(arguments: list[str]) -> str:
+def _submitted(arguments: list[str], record: Path) -> str:
+    """The number of the job that sbatch makes of these; it is noted in a file."""
+    job = _slurm('sbatch', '--parsable', *arguments).strip().partition(';')[0]
+    with record.open('a') as file:
+        file.write(f'{job}\n')
+    return job
+
+
+def _slurm(*command: str) -> str:
     try:
-        done = subprocess.run(['sbatch', '--parsable', *arguments], capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise RuntimeError('--launcher slurm: there is no sbatch here') from None
+        raise RuntimeError(f'--launcher slurm: there is no {command[0]} here') from None
     if done.returncode:
-        raise RuntimeError(f'sbatch: {done.stderr.strip()}')
-    return done.stdout.strip().partition(';')[0]
+        raise RuntimeError(f'{command[0]}: {done.stderr.strip()}')
+    return done.stdout
 
 
 def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
