@@ -36,7 +36,7 @@ _CONNECTOR_SEED = 0x1C4D
 class Distiller(StudentModel):
     """Wraps a host's model, unchanged, as the student, and adds distillation terms to its training loss.
 
-    1. ``loss``: runs the student with its own loss and the frozen teacher on the same batch, and adds each term.
+    1. ``loss``: runs the frozen teacher and the student with its own loss on the same batch, and adds each term.
     2. ``predict``, ``tensor``, validation, test and export: the distiller *is* the student.
     3. ``state_dict`` holds the student's own keys without prefix and nothing else; connectors are stored beside it
        by :class:`~lckd_mm.hooks.DistillationHook`. The teacher is in no file.
@@ -212,9 +212,9 @@ class Distiller(StudentModel):
         """Both nets once more on other images of the same samples; nothing of it is left in student or training."""
         autocast = torch.autocast(inputs.device.type, *precision)
         with preserved_rng(state=state), untracked_statistics(self.student), autocast:
+            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
             with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
                 self.student(inputs, data_samples, mode='tensor')
-            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
         return s, t
 
     def named_terms(self) -> dict[str, list[Term]]:

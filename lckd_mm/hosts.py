@@ -128,13 +128,17 @@ def rng_state(device: torch.device) -> RNGState:
 
 
 @contextlib.contextmanager
-def preserved_rng(seed: int | None = None, state: RNGState | None = None) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (every device in use) on leaving.
+def preserved_rng(
+    seed: int | None = None, state: RNGState | None = None, device: torch.device | None = None
+) -> Iterator[None]:
+    """Restore the random states of Python, numpy and torch (every device in use, or this one) on leaving.
 
     Inside, torch is seeded by ``seed``, or put into ``state`` (of :func:`rng_state`).
     """
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    if device is not None:
+        devices = [device] if device.type == 'cuda' else []
     try:
         with torch.random.fork_rng(devices):
             if seed is not None:

@@ -131,13 +131,15 @@ class FrozenTeacher:
     ) -> dict[str, Any]:
         """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap.
 
-        With ``input_gradient`` they can be differentiated by the inputs; its parameters never get a gradient.
+        With ``input_gradient`` they can be differentiated by the inputs; its parameters never get a gradient. Random
+        numbers that it draws (some heads do in evaluation, too) are none of the student's.
 
         Raises:
             RuntimeError: where its forward pass overwrites the images, which the student sees after it.
         """
         version = None if inputs.is_inference() else inputs._version
-        with torch.set_grad_enabled(input_gradient), taps.record(self.model, names, stop=True) as features:
+        apart = preserved_rng(device=inputs.device)
+        with apart, torch.set_grad_enabled(input_gradient), taps.record(self.model, names, stop=True) as features:
             self.model(self.convert(inputs, data_samples), data_samples, mode='tensor')
         if version is not None and inputs._version != version:
             raise RuntimeError(
