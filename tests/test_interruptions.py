@@ -26,6 +26,7 @@ from run_helpers import (
 
 from lckd_mm.files import WriteError, newest_good, remove_partials, write_whole
 from lckd_mm.hosts import build_model, preserved_rng
+from lckd_mm.reporting import read_history
 
 ITERS = 12
 
@@ -107,16 +108,15 @@ def whole(forks, distillation, tmp_path_factory):
 
 
 def assert_same(a, b, where=''):
-    """Equal to the bit, but for times, paths and what the validation after a checkpoint left in the log."""
+    """Equal to the bit, but for times and paths."""
     passed_over = (
         'time',
         'memory',
-        'val/',
         'cfg',
         'experiment_name',
         'mmengine_version',  # with the commit of the folder it runs in
         'last_ckpt',
-        'best_',
+        'best_ckpt',
         'loop_stage',
         'resumed_keys',
     )
@@ -210,6 +210,32 @@ def test_a_kill_in_each_phase_of_writing(phase, forks, distillation, whole, tmp_
     statuses, text = forks(distillation(), tmp_path / 'killed', kill=PHASES[phase])
     assert statuses == [-9], text[-3000:]
     resumed_is_whole(forks, distillation, tmp_path / 'killed', whole)
+
+
+def validations(work_dir):
+    return {entry['step']: entry for entry in read_history(work_dir, val_interval=6, total=ITERS).validation}
+
+
+# The last checkpoint stands, so that nothing is left to train: the validation is to come, or the best has been saved,
+# but not yet noted in the last file.
+CUT_OFF = {
+    'before': (dict(event='os.remove', match=r'iter_9\.pth$'), {6}),
+    'as the best is noted': (dict(event='open', match=r'\.iter_12\.pth\..*partial$', count=2), {6, 12}),
+}
+
+
+@pytest.mark.parametrize('when', CUT_OFF)
+def test_the_validation_that_a_kill_cut_off_is_made_up_for(when, forks, distillation, whole, tmp_path):
+    kill, logged = CUT_OFF[when]
+    work_dir = tmp_path / 'killed'
+    statuses, text = forks(distillation(), work_dir, kill=kill)
+    assert statuses == [-9], text[-3000:]
+    assert last(work_dir)['meta']['iter'] == ITERS and set(validations(work_dir)) == logged
+    resumed_is_whole(forks, distillation, work_dir, whole)
+    assert set(validations(work_dir)) == {6, 12} and validations(work_dir) == validations(whole)
+    # Its result also decides which checkpoint is the best.
+    best = [{p.name for p in folder.glob('best_*.pth')} for folder in (work_dir, whole)]
+    assert best[0] == best[1] and len(best[0]) == 1
 
 
 ITERATIONS, EPOCHS = dict(event='open', match=r'\.iter_9\.'), dict(event='open', match=r'\.epoch_2\.')

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..checkpoint import STATE_KEY
@@ -55,9 +55,13 @@ class ResumeHook(Hook):
     epoch again; another number of ranks; a file without these states.
 
     The states stand under the key ``lckd_mm`` of the file, and with several ranks each one's buffers where they differ
-    from the first's (BatchNorm statistics, of which a file's ``state_dict`` has the first rank's alone). After each
-    validation the random states are put back, since a resumed run does not repeat the validation that came after the
-    checkpoint. ``tools/train.py`` adds this hook by itself; ``default_hooks.resume=None`` takes it away.
+    from the first's (BatchNorm statistics, of which a file's ``state_dict`` has the first rank's alone).
+
+    A checkpoint is written before the validation of the same iteration or epoch, and mmengine would not make up for one
+    that the interruption cut off: the last of all would be missing for good. So a resumed run begins with the
+    validation that is due at its checkpoint. Random states are put back after each, so that none moves what follows.
+
+    ``tools/train.py`` adds this hook by itself; ``default_hooks.resume=None`` takes it away.
     """
 
     # After every hook that may draw, before CheckpointHook.
@@ -65,13 +69,21 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
+        #: Whether the checkpoint that the run goes on from was written at the end of a validation.
+        self.validated = False
         self._before_val: dict[str, Any] | None = None
         self._ranks: list[dict] = []
         self._ranks_at: tuple[int, int] | None = None
 
+    def before_run(self, runner) -> None:
+        if getattr(runner, '_resume', False):
+            # Last of all, so that every other hook is ready for a validation.
+            runner.register_hook(_DueValidation(self), priority='LOWEST')
+
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if getattr(runner, '_resume', False):
             self._resumed = (checkpoint.get(STATE_KEY) or {}).get('random') or {}
+            self.validated = bool(self._resumed.get('validated'))
 
     def before_train(self, runner) -> None:
         if self._resumed is None:
@@ -97,18 +109,20 @@ class ResumeHook(Hook):
             return
         own = ranks[get_rank()]
         with torch.no_grad():
-            buffers = dict(unwrapped(runner.model).named_buffers())
+            buffers = _buffers(runner)
             for name, value in own['buffers'].items():
                 if name in buffers:
                     buffers[name].copy_(value)
+        set_random_state(own)
         if isinstance(loop, IterBasedTrainLoop):
             # It first draws all the batches again that were trained on, which moves the random states.
             loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
-        else:
-            set_random_state(own)
 
     def before_val(self, runner) -> None:
         self._before_val = random_state()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        # Before CheckpointHook, and after SyncBuffersHook has given all ranks one mean of their statistics.
         self._gather(runner)
 
     def after_val(self, runner) -> None:
@@ -136,7 +150,8 @@ class ResumeHook(Hook):
         """Saving is the first rank's alone, so the others' states must be there before it begins."""
         if get_world_size() == 1:
             return
-        own = dict(random_state(), buffers={k: v.detach().cpu() for k, v in unwrapped(runner.model).named_buffers()})
+        state = self._before_val or random_state()
+        own = dict(state, buffers={k: v.detach().cpu() for k, v in _buffers(runner).items()})
         ranks = all_gather_object(own)
         first = ranks[0]['buffers']
         for state in ranks[1:]:
@@ -150,7 +165,33 @@ class ResumeHook(Hook):
         else:
             # One rank, or a hook that saves on its own.
             ranks = [dict(self._before_val or random_state(), buffers={})]
-        checkpoint.setdefault(STATE_KEY, {})['random'] = dict(version=1, ranks=ranks)
+        # CheckpointHook writes the last one again where its validation was the best.
+        state = dict(version=1, ranks=ranks, validated=self._before_val is not None)
+        checkpoint.setdefault(STATE_KEY, {})['random'] = state
+
+
+class _DueValidation(Hook):
+    """Begins a resumed training with the validation that its loop would have run at the checkpoint."""
+
+    def __init__(self, resume: ResumeHook):
+        self.resume = resume
+
+    def before_train(self, runner) -> None:
+        loop = runner.train_loop
+        if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)) or runner.val_loop is None:
+            return
+        if self.resume.validated:
+            return
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        whole = not by_epoch or loop.iter == loop.epoch * len(loop.dataloader)
+        loop._decide_current_val_interval()
+        if done and whole and done >= loop.val_begin and (done % loop.val_interval == 0 or done == end):
+            runner.logger.info('resume: first the validation that is due at this checkpoint')
+            for hook in runner.hooks:
+                if isinstance(hook, SyncBuffersHook):
+                    hook.called_in_train = by_epoch  # it has made one of the ranks' statistics as the epoch ended
+            runner.val_loop.run()
 
 
 class _Rewound:
@@ -178,6 +219,15 @@ class _Rewound:
             next(self)
 
 
+def _buffers(runner) -> dict[str, torch.Tensor]:
+    """The model's buffers, and those of its moving average, by which it is validated."""
+    found = dict(unwrapped(runner.model).named_buffers())
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            found |= {f'(ema) {name}': buffer for name, buffer in hook.ema_model.module.named_buffers()}
+    return found
+
+
 def _checkpoint_hooks(runner) -> list[CheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
@@ -196,6 +246,9 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        if self.last_ckpt is None and 'last_ckpt' in runner.message_hub.runtime_info:
+            # Of the session before: a validation that is made up for may be the best, and be noted in it.
+            self.last_ckpt = runner.message_hub.get_info('last_ckpt')
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 for name in remove_partials(folder):
