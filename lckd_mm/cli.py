@@ -1,7 +1,9 @@
 """What tools/train.py and tools/test.py share: arguments, checks before the work starts, short errors."""
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,6 +89,22 @@ def one_sentence(error: BaseException) -> str:
     text = ' '.join(text.split()) or 'no message'
     ours = (ValueError, KeyError, FileNotFoundError, FileExistsError, TypeError, ImportError, WriteError)
     return text if isinstance(error, ours) else f'{type(error).__name__}: {text} (--debug shows where)'
+
+
+def option_path(path: Path, flag: str) -> str:
+    """A file's path that ``--cfg-options`` hands on as it is: relative to where we are, where it lies below.
+
+    Raises:
+        ValueError: it holds what mmengine takes out of values of options, or cuts them at.
+    """
+    with contextlib.suppress(ValueError):
+        path = path.absolute().relative_to(Path.cwd())
+    if re.search(r'[\s,\'"()\[\]]', str(path)):
+        raise ValueError(
+            f'{str(path)!r}: spaces, commas, quotes and brackets in a path do not survive --cfg-options; give another '
+            f'{flag}'
+        )
+    return str(path)
 
 
 def read_config(args: argparse.Namespace) -> Config:

@@ -77,9 +77,14 @@ def main(argv: list[str]) -> None:
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     warnings.simplefilter('ignore')  # of the hosts' imports
+    # The trainings start from the repository's root; a path is the caller's.
+    args.work_dir = args.work_dir and args.work_dir.absolute()
     os.chdir(ROOT)
     task = TASKS[args.task]
     args.work_dir = args.work_dir or Path(task.work_dir)
+    from lckd_mm.cli import option_path
+
+    option_path(args.work_dir, '--work-dir')
     if args.summary:
         print(summary(task, args.work_dir))
         return
@@ -123,10 +128,15 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
     """The final checkpoint of one training, made if it is not there already; returns its path."""
     from mmengine.config import Config
 
+    from lckd_mm.cli import option_path
+
     work_dir = folder / name
     options = [f'randomness.seed={args.seed}', *args.cfg_options]
     if name in ('kd', 'lckd'):
-        options.append(f'model.teacher.checkpoint={final_checkpoint(folder / "teacher")}')
+        teacher = final_checkpoint(folder / 'teacher')
+        if teacher is None:
+            raise FileNotFoundError(f'{folder / "teacher"}: no teacher was trained there; name it after --only, too')
+        options.append(f'model.teacher.checkpoint={option_path(teacher, "--work-dir")}')
     text = Config.fromfile(task.configs[name]).pretty_text + '\n'.join(options)
     if name in ('kd', 'lckd'):
         text += (folder / 'teacher' / 'done.json').read_text()

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -169,6 +170,53 @@ def test_a_log_without_the_metric_raises(study, file, tmp_path):
     logged(tmp_path / 'seed0' / 'teacher', {'loss': 1.0})
     with pytest.raises(RuntimeError, match="teacher, seed 0: its log has no 'accuracy/top1'"):
         made.result(study.Cell('teacher'), 0)
+
+
+def test_a_run_without_its_validation_does_not_take_the_table_with_it(study, file, tmp_path, capsys):
+    made = study.Study(file, tmp_path)
+    cells = [c for c in made.cells if c.run in ('teacher', 'alone')]
+    for cell in cells:
+        entries = [{'loss': 1.0}] if cell.name == 'alone-30-%' else [{'loss': 1.0}, {'accuracy/top1': 80.0}]
+        logged(made.folder(cell, 0), *entries)
+        (made.folder(cell, 0) / 'recipe').write_text(made.recipe(cell, 0))
+    study.report(made, cells, [0])
+    out = capsys.readouterr().out
+    assert "left out: alone-30-%, seed 0: its log has no 'accuracy/top1'" in out
+    assert '| teacher | 80.00 |' in out and '| alone, 0 % | 80.00 |' in out and '| alone, 30 %' not in out
+
+
+def test_an_option_that_needs_another_run_is_part_of_the_recipe(study, file, tmp_path):
+    cell = study.Cell('kd', dict(weight='low', noise='0 %'))
+    first = study.Study(file, tmp_path).recipe(cell, 0)
+    file.write_text(STUDY.replace("'model.teacher.checkpoint': 'teacher'", "'load_from': 'teacher'"))
+    assert study.Study(file, tmp_path).recipe(cell, 0) != first
+
+
+def test_a_path_that_options_would_not_survive_is_refused_at_once(call, file, tmp_path):
+    status, _, errors = call(file, '--runs', 'kd', '--work-dir', tmp_path / 'my runs')
+    assert status == 1 and "/my runs': spaces, commas, quotes and brackets" in errors and '--work-dir' in errors
+    assert not (tmp_path / 'my runs').exists()
+
+
+def test_an_interruption_leaves_the_rest_alone(study, file, tmp_path, monkeypatch):
+    made, begun, interrupted = study.Study(file, tmp_path), [], threading.Event()
+
+    def train(cell, seed):
+        begun.append(cell.name)
+        assert interrupted.wait(60)  # as trainings that end by the same Ctrl-C
+
+    def wait(futures):
+        while len(begun) < 1:
+            time.sleep(0.01)
+        threading.Timer(0.2, interrupted.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made, 'train', train)
+    monkeypatch.setattr(study, 'wait', wait)
+    cells = [c for c in made.cells if c.run != 'kd']
+    with pytest.raises(KeyboardInterrupt):
+        study.run_all(made, cells, [0, 1, 2], 1)
+    assert begun == ['teacher'] and not [t for t in threading.enumerate() if 'ThreadPool' in t.name]
 
 
 def test_runs_are_kept_and_begun_anew_when_they_change(call, file, tmp_path):

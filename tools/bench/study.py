@@ -39,7 +39,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count, product
@@ -201,7 +201,7 @@ class Study:
         seed = self.seed_of(cell, seed)
         if (cell.name, seed) not in self._recipes:
             text = read(self.runs[cell.run]['config'])[0] + json.dumps(self.options(cell))
-            text += ''.join(self.recipe(need, seed) for need in self.needs(cell).values())
+            text += ''.join(option + self.recipe(need, seed) for option, need in self.needs(cell).items())
             self._recipes[cell.name, seed] = hashlib.sha256(text.encode()).hexdigest()
         return self._recipes[cell.name, seed]
 
@@ -210,12 +210,14 @@ class Study:
 
     def train(self, cell: Cell, seed: int) -> None:
         """One run, from where it was interrupted; RuntimeError names its log where it fails."""
+        from lckd_mm.cli import option_path
+
         folder, recipe = self.folder(cell, seed), self.recipe(cell, seed)
         options = [f'randomness.seed={seed}', *self.options(cell)]
         for option, need in self.needs(cell).items():
             if not self.finished(need, seed):
                 raise RuntimeError(f'{cell.name}, seed {seed}: {need.name} is not finished')
-            options.append(f'{option}={last_checkpoint(self.folder(need, seed))}')
+            options.append(f'{option}={option_path(last_checkpoint(self.folder(need, seed)), "--work-dir")}')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'recipe').unlink(missing_ok=True)
         # Resumed only where the interrupted run had the same recipe.
@@ -227,6 +229,7 @@ class Study:
         command = ['tools/train.py', self.runs[cell.run]['config'], '--work-dir', str(folder)]
         command += ['--resume'] * resume + ['--cfg-options', *options]
         call(command, folder / 'train.log', f'{cell.name}, seed {seed}', append=resume)
+        self.result(cell, seed)  # without a validation it is not finished
         (folder / 'recipe').write_text(recipe)
 
     def result(self, cell: Cell, seed: int) -> dict[str, float]:
@@ -289,6 +292,8 @@ def _read(path: Path) -> str | None:
 
 
 def main(argv: list[str]) -> None:
+    from lckd_mm.cli import option_path
+
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('study')
     p.add_argument('--seeds', type=int, default=5, help='seeds 0 to this, exclusive')
@@ -313,6 +318,8 @@ def main(argv: list[str]) -> None:
     os.chdir(ROOT)
     study = Study(args.study, args.work_dir, args.cfg_options)
     cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
+    if any(study.needs(cell) for cell in cells):
+        option_path(study.work_dir, '--work-dir')  # before hours of training, not after
     if args.only:
         run_one(study, args.only)
     elif args.launcher == 'slurm' and not args.report:
@@ -359,11 +366,16 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
             score = study.result(cell, seed)['score']
             print(f'[{next(number)}/{len(todo)}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for cell, seed in todo:
             # Handed in before, so that no worker waits for what no worker will do.
             needs = [(need.name, study.seed_of(need, seed)) for need in study.needs(cell).values()]
             futures[cell.name, seed] = pool.submit(work, cell, seed, [futures[k] for k in needs if k in futures])
+        wait(futures.values())
+    finally:
+        # What was interrupted must not go on with what is left.
+        pool.shutdown(cancel_futures=True)
     return [str(f.exception()) for f in futures.values() if f.exception()]
 
 
@@ -443,7 +455,10 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     found: dict[Cell, dict[int, dict]] = {c: {} for c in cells}
     for cell, seed in study.grid(cells, seeds):
         if study.finished(cell, seed):
-            found[cell][seed] = study.result(cell, seed)
+            try:
+                found[cell][seed] = study.result(cell, seed)
+            except RuntimeError as error:
+                print(f'left out: {error}')
     found = {c: runs for c, runs in found.items() if runs}
     if not found:
         print('nothing is finished yet')
