@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -125,17 +126,13 @@ def _pictured(groups: list[Group], methods: Sequence[str] | None) -> tuple[list[
     able = [g for g in groups if g.role in ('distilled', 'online')] or [g for g in groups if g.role != 'teacher']
     able = [group for group in able or groups if any(run.checkpoint for run in group.runs)]
 
-    def quality(group: Group) -> float:
-        values = group.values(group.metric) if group.metric else []
-        return statistics.mean(values) if values else -np.inf
-
-    best = sorted(able, key=quality, reverse=True)[:_PICTURED]
+    best = sorted(able, key=lambda group: group.quality, reverse=True)[:_PICTURED]
     return [g for g in able if g in best], [g for g in able if g not in best]
 
 
 def _form(values: Sequence[float]) -> str:
     """Metrics in percent have two digits; those in parts of 1 four."""
-    return '{:.2f}' if max(map(abs, values), default=0) > 1.5 else '{:.4f}'
+    return '{:.2f}' if max((abs(v) for v in values if math.isfinite(v)), default=0) > 1.5 else '{:.4f}'
 
 
 def _table_row(group: Group, size: tuple[int, int] | None, missing: list[str]) -> dict[str, Any]:
@@ -146,7 +143,7 @@ def _table_row(group: Group, size: tuple[int, int] | None, missing: list[str]) -
     row['status'] = (
         'finished' if len(group.finished) == len(group.runs) else f'{len(group.finished)} of {len(group.runs)} finished'
     )
-    row['values'] = group.values(metric) if metric else []
+    row['values'], row['higher'] = group.values(metric) if metric else [], group.higher
     row['metric_text'] = spread(row['values'], _form(row['values']))
     row.update(_gain(group))
     row['others'] = {
@@ -194,19 +191,27 @@ def _gain(group: Group) -> dict[str, Any]:
     metric, alone = group.metric, group.alone
     if not alone or not metric or alone.metric != metric:
         return dict(gain=None, gain_text='', wins='')
-    own, other = ({run.seed: run.last[metric] for run in side.counted if metric in run.last} for side in (group, alone))
-    common = [seed for seed in own if seed in other]
-    if not common:
-        values = [statistics.mean(own.values()) - statistics.mean(other.values())] if own and other else []
-        wins = ''
-    else:
-        values = [own[seed] - other[seed] for seed in common]
-        wins = f'{sum(value > 0 for value in values)} of {len(values)}'
-    if not values:
+    own, other = group.values(metric), alone.values(metric)
+    if not own or not other or not all(map(math.isfinite, [*own, *other])):
         return dict(gain=None, gain_text='', wins='')
-    digits = 4 if _form([*own.values(), *other.values()]) == '{:.4f}' else 2
+    by_seed, theirs = (_by_seed(side, metric) for side in (group, alone))
+    values = [by_seed[seed] - theirs[seed] for seed in by_seed if seed in theirs]
+    better = 1 if group.higher else -1
+    wins = f'{sum(better * value > 0 for value in values)} of {len(values)}' if values else ''
+    values = values or [statistics.mean(own) - statistics.mean(other)]
+    digits = 4 if _form([*own, *other]) == '{:.4f}' else 2
     text = f'{statistics.mean(values):+.{digits}f}'.replace('-', '−')
     return dict(gain=statistics.mean(values), gain_text=text, wins=wins)
+
+
+def _by_seed(group: Group, metric: str) -> dict[int, float]:
+    """The metric of each seed that is known, and of one run alone."""
+    seeds = [run.seed for run in group.counted]
+    return {
+        run.seed: run.last[metric]
+        for run in group.counted
+        if metric in run.last and run.seed is not None and seeds.count(run.seed) == 1
+    }
 
 
 def _against_teacher(table: list[dict]) -> None:
@@ -224,7 +229,7 @@ def _headline(groups: list[Group]) -> str:
     for group in groups:
         gain = _gain(group)['gain']
         if group.role in ('distilled', 'online') and gain is not None and group.finished:
-            rows.append((statistics.mean(group.values(group.metric)), group, gain))
+            rows.append((group.quality, group, gain))
     if not rows:
         return ''
     _, group, gain = max(rows, key=lambda row: row[0])

@@ -20,6 +20,8 @@ _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 # In this order, the first that a run has logged stands for it.
 _METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
+# Words in the names of metrics of which less is better.
+_LOWER = {'loss', 'error', 'mae', 'mse', 'rmse', 'nme', 'rel', 'silog', 'log10', 'cev', 'sde'}
 ROLES = ('teacher', 'alone', 'plain', 'distilled', 'online')
 
 
@@ -42,7 +44,7 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
     """One curve out of the ``scalars.json`` of every session of a work_dir.
 
     What a later session computed again replaces what an earlier one had logged from there on. Validations of
-    iteration-based loops whose step was logged as an epoch (0) are placed by the training entries before them.
+    iteration-based loops whose step was logged as an epoch (0) are placed by the training entries around them.
 
     Args:
         val_interval, total: of the loop; they say where such validations stand.
@@ -54,7 +56,9 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
         history.sessions += 1
         entries, damaged = _entries(file)
         history.damaged_lines += damaged
-        begun, last, done = False, max(training, default=0), max(validation, default=0)
+        # A resumed session may begin with a validation; where it goes on, its first training entry tells.
+        first = next((int(entry.get('step', 0)) for entry in entries if 'loss' in entry), None)
+        begun, last = False, max(training, default=0) if first is None else first - 1
         for entry in entries:
             step = int(entry.get('step', 0))
             if 'loss' in entry:
@@ -63,7 +67,6 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
                     again = int(entry.get('epoch', step)) if by_epoch else step
                     training = {k: v for k, v in training.items() if k < step}
                     validation = {k: v for k, v in validation.items() if k < again}
-                    done = max(validation, default=0)
                 training[step] = entry
                 last = step
                 continue
@@ -72,11 +75,11 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
             if len(own) < len(metrics):
                 history.teacher = {k.removeprefix('teacher/'): v for k, v in metrics.items() if k not in own}
             if own:
-                if not by_epoch and step <= done:
-                    step = max(math.ceil(last / val_interval), 1) * val_interval
+                if not by_epoch and step == 0:
+                    intervals = math.ceil(last / val_interval) if begun or first is None else last // val_interval
+                    step = max(intervals, 1) * val_interval
                     step = min(step, total) if total else step
                 validation[step] = dict(own, step=step)
-                done = step
     history.training = [training[step] for step in sorted(training)]
     history.validation = [validation[step] for step in sorted(validation)]
     return history
@@ -187,6 +190,17 @@ class Run:
         wanted = [wanted] if isinstance(wanted, str) else list(wanted or [])
         return next((name for name in (*wanted, *_METRICS, *logged) if name in logged), None)
 
+    def higher_is_better(self, metric: str) -> bool:
+        """By the rule of ``save_best`` where that is about this metric, else by the metric's name."""
+        saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        wanted, rules = (
+            [value] if isinstance(value, str) else list(value or [])
+            for value in (saving.get('save_best'), saving.get('rule'))
+        )
+        if metric in wanted and rules:
+            return rules[min(wanted.index(metric), len(rules) - 1)] != 'less'
+        return not _LOWER & set(re.split(r'[^a-z0-9]+', metric.lower()))
+
     def series(self, key: str) -> dict[int, float]:
         """A training scalar, by step; entries that lack it or are not finite are left out."""
         return {e['step']: e[key] for e in self.history.training if math.isfinite(e.get(key, math.nan))}
@@ -262,6 +276,18 @@ class Group:
     def metric(self) -> str | None:
         return next((run.metric for run in self.counted if run.metric), None)
 
+    @property
+    def higher(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric is None or self.counted[0].higher_is_better(self.metric)
+
+    @property
+    def quality(self) -> float:
+        """The metric's mean, turned around where less of it is better; minus infinity where it is not known."""
+        values = self.values(self.metric) if self.metric else []
+        mean = statistics.mean(values) if values and all(map(math.isfinite, values)) else -math.inf
+        return mean if self.higher or mean == -math.inf else -mean
+
     def values(self, metric: str) -> list[float]:
         return [run.last[metric] for run in self.counted if metric in run.last]
 
@@ -296,10 +322,13 @@ def fingerprint(cfg: Config) -> str:
     plain = cfg._cfg_dict.to_dict()
     for key in ('work_dir', 'launcher', 'experiment_name'):
         plain.pop(key, None)
-    if plain.pop('resume', None):
+    # A session that goes on has its checkpoint there, and the seed of the one before.
+    if plain.pop('resume', None) or plain.get('load_from') is None:
         plain.pop('load_from', None)
     if isinstance(plain.get('randomness'), dict):
         plain['randomness'].pop('seed', None)
+    if not plain.get('randomness'):
+        plain.pop('randomness', None)
     if has_teacher(cfg) and isinstance(plain['model'].get('teacher'), dict):
         plain['model']['teacher'].pop('checkpoint', None)
     distillation = (plain.get('default_hooks') or {}).get('distillation')
@@ -374,11 +403,11 @@ def _find_teacher(group: Group, plain: list[Group], architecture: dict[int, str]
     folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
     model = teacher_model(group.runs[0].cfg)
     wanted = None if model is None else _architecture(model)
-    for candidate in plain:
-        if any(run.folder.resolve() in folders for run in candidate.runs) or architecture[id(candidate)] == wanted:
-            group.teacher = candidate
-            candidate.role = 'teacher'
-            return
+    # The folder of its checkpoint says it; an architecture may be the student's, too.
+    named = [g for g in plain if any(run.folder.resolve() in folders for run in g.runs)]
+    for candidate in [*named, *(g for g in plain if architecture[id(g)] == wanted)][:1]:
+        group.teacher = candidate
+        candidate.role = 'teacher'
 
 
 def fingerprint_of(cfg: Config, *keys: str) -> str:
@@ -386,8 +415,10 @@ def fingerprint_of(cfg: Config, *keys: str) -> str:
 
 
 def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
-    """Mean ± sample standard deviation; the mean alone of a single value."""
+    """Mean ± sample standard deviation; the mean alone of a single value; nan where one is not finite."""
     if not values:
         return ''
+    if not all(map(math.isfinite, values)):
+        return 'nan'
     mean = form.format(statistics.mean(values))
     return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean

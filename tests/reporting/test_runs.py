@@ -1,12 +1,15 @@
 """Runs found and read: sessions joined, validations placed, configs grouped. The lines are as mmengine writes them."""
 
 import json
+import math
 import os
 
 import pytest
 from mmengine.config import Config
 
 from lckd_mm.reporting import find_runs, group_runs, read_history
+from lckd_mm.reporting.page import _gain
+from lckd_mm.reporting.runs import spread
 
 STUDENT = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), head=dict(type='LinearClsHead'))
 TEACHER = dict(STUDENT, backbone=dict(type='ResNet', depth=50))
@@ -47,6 +50,18 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert [e['loss'] for e in history.training][5:7] == [0.5, 0.5]
     assert history.validation == [dict(mIoU=1.0, step=50), dict(mIoU=2.0, step=100)]
     assert history.sessions == 2
+
+
+def test_a_validation_before_the_first_step_of_a_resumed_run_stands_at_its_checkpoint(tmp_path):
+    # The first session was killed at 80, in 50's validation or after it; by iteration, and as mmdet logs it.
+    for folder, step in ((tmp_path / 'iter', 50), (tmp_path / 'epoch', 0)):
+        write(folder, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mAP=1.0, step=step), *trains(60, 70, 80)])
+        write(folder, '20260101_000001', [dict(mAP=1.5, step=step), *trains(60, 70, 80, 90, 100),
+                                          dict(mAP=2.0, step=2 * step)])  # fmt: skip
+        write(folder, '20260101_000002', [dict(mAP=2.5, step=2 * step)])  # killed in the last one
+        history = read_history(folder, val_interval=50, total=100)
+        assert history.validation == [dict(mAP=1.5, step=50), dict(mAP=2.5, step=100)]
+        assert len(history.training) == 10
 
 
 def test_a_run_begun_anew_in_the_same_folder_replaces_the_old_one(tmp_path):
@@ -163,3 +178,62 @@ def test_what_is_no_run_is_a_sentence(tmp_path):
     assert [run.folder.name for run in runs] == ['good']
     assert 'bad' in notes[0] and 'cannot read the config' in notes[0]
     assert 'no training has logged or saved anything there' in notes[1]
+
+
+def test_more_or_less_is_better_by_the_rule_or_the_name(tmp_path):
+    def higher(metric, **saving):
+        folder = tmp_path / f'{metric}{len(saving)}{saving.get("rule")}'.replace('/', '-')
+        cfg = loop(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **saving)))
+        write(folder, '20260101_000000', [*trains(100), {metric: 1.0, 'step': 100}], cfg)
+        (group,) = group_runs(find_runs([folder])[0])
+        assert group.metric == metric and group.quality == (1.0 if group.higher else -1.0)
+        return group.higher
+
+    assert higher('mIoU') and higher('coco/bbox_mAP') and higher('accuracy/top1')
+    assert not higher('rmse') and not higher('abs_rel') and not higher('class_bias/cev')
+    assert not higher('score', save_best='score', rule='less') and higher('rmse', save_best='rmse', rule='greater')
+
+
+def test_what_is_not_finite_is_said():
+    assert spread([0.5, math.nan]) == spread([math.inf]) == 'nan'
+    assert spread([1.0, 2.0]) == '1.50 ± 0.71' and spread([]) == ''
+
+
+def gain_of(tmp_path, alone, kd):
+    """Of students with these (seed, score) each."""
+    for name, runs, model in (('alone', alone, STUDENT), ('kd', kd, distilled('x/y.pth')['model'])):
+        for i, (seed, score) in enumerate(runs):
+            cfg = loop(seed=seed, model=model)
+            write(tmp_path / f'{i}' / name, '20260101_000000', [*trains(100), dict(mIoU=score, step=100)], cfg)
+    groups = {group.title: group for group in group_runs(find_runs([tmp_path])[0])}
+    return _gain(groups['kd'])
+
+
+def test_gains_are_paired_by_seeds_that_are_known(tmp_path):
+    known = gain_of(tmp_path / 'known', [(0, 60.0), (1, 70.0)], [(0, 65.0), (1, 69.0), (2, 90.0)])
+    assert known['gain'] == pytest.approx(2.0) and known['wins'] == '1 of 2'
+    # Without a seed, or with one twice, nothing is a pair: the difference of the means, and no wins.
+    for name, seed in (('none', None), ('twice', 5)):
+        runs = gain_of(tmp_path / name, [(seed, 60.0), (seed, 70.0)], [(seed, 69.0), (seed, 71.0)])
+        assert runs['gain'] == pytest.approx(5.0) and runs['wins'] == ''
+    assert gain_of(tmp_path / 'nan', [(0, 60.0)], [(0, math.nan)])['gain'] is None
+
+
+def test_the_teacher_is_the_run_whose_checkpoint_it_is_before_one_of_its_shape(tmp_path):
+    own = distilled(f'{tmp_path}/teacher/iter_100.pth')
+    own['model']['teacher']['model'] = STUDENT
+    for name, cfg in (('alone', loop()), ('kd', own), ('teacher', loop(load_from='pretrained.pth'))):
+        write(tmp_path / name, '20260101_000000', [*trains(100), dict(mIoU=1.0, step=100)], cfg)
+    roles = {group.title: group.role for group in group_runs(find_runs([tmp_path])[0])}
+    assert roles == dict(teacher='teacher', alone='alone', kd='distilled')
+
+
+def test_a_resumed_run_is_of_the_same_config_as_the_others(tmp_path):
+    # As the hosts' default runtimes have it, and as a Runner writes it when it goes on.
+    write(
+        tmp_path / 'a' / 'run', '20260101_000000', trains(100), dict(loop(load_from=None, resume=False), randomness={})
+    )
+    write(tmp_path / 'b' / 'run', '20260101_000000', trains(100),
+          dict(loop(seed=1, load_from='work_dirs/b/iter_50.pth', resume=True)))  # fmt: skip
+    (group,) = group_runs(find_runs([tmp_path])[0])
+    assert len(group.runs) == 2
