@@ -50,19 +50,22 @@ class Stage:
 def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
     """Names of the student's and of the teacher's taps, in order of depth, of each Lipschitz term of a config.
 
-    Of a config without one: those of its taps that are named stage1, stage2, …; failing that, the names that the
-    preset 'backbone' gives the student's stages, for both.
+    A pair of consecutive taps that several terms have is in one chain alone. Of a config without such a term: those of
+    its taps that are named stage1, stage2, …; failing that, the names that the preset 'backbone' gives the student's
+    stages, for both.
 
     Raises:
-        ValueError: no stages in the config, and a backbone without a preset.
+        ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms hold
+            against two of the other.
     """
-    chains = {}
+    chains: dict[str, tuple[list[str], list[str]]] = {}
     terms = cfg.model.get('terms') or {}
     for name, term in terms.items():
         if isinstance(term, Mapping) and _is_lipschitz(term.get('loss')):
             on = term.get('on')
             sides = [term.get(side, on) for side in ('student', 'teacher')]
             chains[name] = tuple([s] if isinstance(s, str) else list(s) for s in sides)
+    chains = _each_link_once(chains)
     if not chains:
         taps = cfg.model.get('taps')
         parts = taps if isinstance(taps, (list, tuple)) else [taps]
@@ -72,6 +75,37 @@ def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[st
             names = list(preset_taps(student, 'backbone'))
         chains['stages'] = names, names
     return chains
+
+
+def _each_link_once(chains: dict[str, tuple[list[str], list[str]]]) -> dict[str, tuple[list[str], list[str]]]:
+    pairs = {pair for sides in chains.values() for pair in zip(*sides, strict=True)}
+    for side, role in enumerate(('student', 'teacher')):
+        taps = [pair[side] for pair in pairs]
+        for tap in taps:
+            if taps.count(tap) > 1:
+                others = ', '.join(sorted(pair[1 - side] for pair in pairs if pair[side] == tap))
+                raise ValueError(
+                    f"the Lipschitz terms hold the {role}'s tap {tap!r} against {others}, so that its figures have no "
+                    'one counterpart; take one of these terms out with --cfg-options model.terms.NAME=None'
+                )
+    once: dict[str, tuple[list[str], list[str]]] = {}
+    known: set[tuple[str, str]] = set()
+    for name, (student, teacher) in chains.items():
+        if len(student) == 1:
+            if student[0] not in {chain[0][0] for chain in once.values() if len(chain[0]) == 1}:
+                once[name] = student, teacher
+            continue
+        part: tuple[list[str], list[str]] | None = None
+        for i, link in enumerate(pairwise(student)):
+            if link in known:
+                part = None
+                continue
+            known.add(link)
+            if part is None:
+                part = once[name if name not in once else f'{name} from {link[0]}'] = [student[i]], [teacher[i]]
+            part[0].append(student[i + 1])
+            part[1].append(teacher[i + 1])
+    return once
 
 
 def _is_lipschitz(loss: Any) -> bool:

@@ -228,6 +228,20 @@ def test_an_operation_without_a_known_constant_is_named():
     assert len(row['constant']) == 1
 
 
+def test_terms_that_share_stages_have_them_once():
+    def chains(**ends):
+        terms = {name: dict(loss=dict(type='lckd_mm.LipschitzLoss'), **ends) for name, ends in ends.items()}
+        return smoothness.lipschitz_chains(Config(dict(model=dict(type='X', terms=terms))), None)
+
+    assert chains(x=dict(on=['a', 'b', 'c']), y=dict(on=['b', 'c'])) == dict(x=(['a', 'b', 'c'],) * 2)
+    assert chains(x=dict(on=['b', 'c']), y=dict(on=['a', 'b', 'c', 'd'])) == {
+        'x': (['b', 'c'],) * 2, 'y': (['a', 'b'],) * 2, 'y from c': (['c', 'd'],) * 2,
+    }  # fmt: skip
+    assert chains(x=dict(on='p'), y=dict(on='p')) == dict(x=(['p'], ['p']))
+    with pytest.raises(ValueError, match="the student's tap 'b' against q, r, so that"):
+        chains(x=dict(student=['a', 'b'], teacher=['p', 'q']), y=dict(student=['b', 'c'], teacher=['r', 's']))
+
+
 def test_chains_are_those_of_the_lipschitz_terms():
     lipschitz = dict(type='lckd_mm.LipschitzLoss')
     stages, levels = ['stage1', 'stage2'], ['p2', 'p3']

@@ -287,6 +287,8 @@ def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, floa
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     values = [_mean(value) for value in values]
+    if not all(map(math.isfinite, values)):
+        return math.nan, None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -359,6 +361,9 @@ def paired(result: dict) -> list[str]:
                 cells[row].append('–')
                 continue
             steps = [_mean(a) - _mean(b) for a, b in values]
+            if not all(map(math.isfinite, steps)):
+                cells[row].append('nan')
+                continue
             above = sum(step > 0 for step in steps)
             change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True)
             cells[row].append(f'{change} ({above}/{len(steps)})')
@@ -400,6 +405,8 @@ def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
     if value is None:
         return '–'
     mean, deviation = value
+    if not math.isfinite(mean):
+        return 'nan'
     if max(abs(mean), deviation or 0) >= 1e5:
         return f'{mean:{"+" if sign else ""}.2e}' + (f' ± {deviation:.1e}' if deviation is not None else '')
     size = abs(mean) if not deviation else max(abs(mean), deviation)
