@@ -92,14 +92,16 @@ def one_sentence(error: BaseException) -> str:
 
 
 def option_path(path: Path, flag: str) -> str:
-    """A file's path that ``--cfg-options`` hands on as it is: relative to where we are, where it lies below.
+    """A file's path that ``--cfg-options`` hands on as it is; if need be, relative to where we are.
 
     Raises:
         ValueError: it holds what mmengine takes out of values of options, or cuts them at.
     """
-    with contextlib.suppress(ValueError):
-        path = path.absolute().relative_to(Path.cwd())
-    if re.search(r'[\s,\'"()\[\]]', str(path)):
+    lost = re.compile(r'[\s,\'"()\[\]]')
+    if lost.search(str(path)):
+        with contextlib.suppress(ValueError):
+            path = path.absolute().relative_to(Path.cwd())
+    if lost.search(str(path)):
         raise ValueError(
             f'{str(path)!r}: spaces, commas, quotes and brackets in a path do not survive --cfg-options; give another '
             f'{flag}'

@@ -25,6 +25,7 @@ from run_helpers import (
 )  # fmt: skip
 
 from lckd_mm.files import WriteError, newest_good, remove_partials, write_whole
+from lckd_mm.hooks.resume import _is_the_best
 from lckd_mm.hosts import build_model, preserved_rng
 from lckd_mm.reporting import read_history
 
@@ -236,6 +237,13 @@ def test_the_validation_that_a_kill_cut_off_is_made_up_for(when, forks, distilla
     # Its result also decides which checkpoint is the best.
     best = [{p.name for p in folder.glob('best_*.pth')} for folder in (work_dir, whole)]
     assert best[0] == best[1] and len(best[0]) == 1
+
+
+def test_a_file_of_others_that_is_the_best_was_written_after_its_validation(whole):
+    saved = last(whole)
+    assert saved['lckd_mm']['random']['validated'] and _is_the_best(saved)
+    saved['message_hub']['runtime_info']['best_ckpt'] = 'x/best_mIoU_iter_6.pth'
+    assert not _is_the_best(saved) and not _is_the_best({})
 
 
 ITERATIONS, EPOCHS = dict(event='open', match=r'\.iter_9\.'), dict(event='open', match=r'\.epoch_2\.')

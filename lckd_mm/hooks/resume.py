@@ -83,7 +83,7 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if getattr(runner, '_resume', False):
             self._resumed = (checkpoint.get(STATE_KEY) or {}).get('random') or {}
-            self.validated = bool(self._resumed.get('validated'))
+            self.validated = self._resumed.get('validated', _is_the_best(checkpoint))
 
     def before_train(self, runner) -> None:
         if self._resumed is None:
@@ -101,6 +101,8 @@ class ResumeHook(Hook):
                 reasons.append('persistent workers begin anew (train_dataloader.persistent_workers=False keeps it)')
             if runner.iter != runner.epoch * len(loader):
                 reasons.append('the checkpoint is from the middle of an epoch, which begins again')
+        if getattr(loop, 'fast_forward_on_resume', False):
+            reasons.append('train_cfg.fast_forward_on_resume begins the order of the images anew')
         if reasons:
             runner.logger.warning(
                 f'resume: the run goes on, but not to the bit as if it had not stopped: {"; ".join(reasons)}'
@@ -114,7 +116,8 @@ class ResumeHook(Hook):
                 if name in buffers:
                     buffers[name].copy_(value)
         set_random_state(own)
-        if isinstance(loop, IterBasedTrainLoop):
+        # The maintained fork can leave out to go over what was trained on.
+        if isinstance(loop, IterBasedTrainLoop) and not getattr(loop, 'fast_forward_on_resume', False):
             # It first draws all the batches again that were trained on, which moves the random states.
             loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
 
@@ -217,6 +220,13 @@ class _Rewound:
         """How the maintained fork goes ahead: by its sampler alone, which leaves the workers' random states behind."""
         for _ in range(count):
             next(self)
+
+
+def _is_the_best(checkpoint: dict) -> bool:
+    """Whether a file that does not say so was written by CheckpointHook after its validation, which was the best."""
+    info, meta = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}, checkpoint.get('meta') or {}
+    ends = tuple(f'_{unit}_{meta.get(unit)}.pth' for unit in ('iter', 'epoch'))
+    return any(str(path).endswith(ends) for name, path in info.items() if name.startswith('best_ckpt'))
 
 
 def _buffers(runner) -> dict[str, torch.Tensor]:

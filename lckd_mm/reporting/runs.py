@@ -58,7 +58,7 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
         history.damaged_lines += damaged
         # A resumed session may begin with a validation; where it goes on, its first training entry tells.
         first = next((int(entry.get('step', 0)) for entry in entries if 'loss' in entry), None)
-        begun, last = False, max(training, default=0) if first is None else first - 1
+        begun, last = False, _resumed_at(file, max(training, default=0)) if first is None else first - 1
         for entry in entries:
             step = int(entry.get('step', 0))
             if 'loss' in entry:
@@ -83,6 +83,14 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
     history.training = [training[step] for step in sorted(training)]
     history.validation = [validation[step] for step in sorted(validation)]
     return history
+
+
+def _resumed_at(scalars: Path, default: int) -> int:
+    """The iteration of the checkpoint that a session goes on from, as its config says."""
+    config = scalars.with_name('config.py')
+    text = config.read_text(errors='replace') if config.is_file() else ''
+    found = re.search(r"^load_from\s*=\s*[(\s]*['\"].*iter_(\d+)\.pth['\"]", text, re.M)
+    return int(found[1]) if found and re.search(r'^resume\s*=\s*True', text, re.M) else default
 
 
 def _entries(file: Path) -> tuple[list[dict], int]:
@@ -197,6 +205,8 @@ class Run:
             [value] if isinstance(value, str) else list(value or [])
             for value in (saving.get('save_best'), saving.get('rule'))
         )
+        if wanted == ['auto']:
+            wanted = list(self.last)[:1]
         if metric in wanted and rules:
             return rules[min(wanted.index(metric), len(rules) - 1)] != 'less'
         return not _LOWER & set(re.split(r'[^a-z0-9]+', metric.lower()))

@@ -64,6 +64,16 @@ def test_a_validation_before_the_first_step_of_a_resumed_run_stands_at_its_check
         assert len(history.training) == 10
 
 
+def test_a_session_of_a_validation_alone_stands_at_the_checkpoint_it_goes_on_from(tmp_path):
+    # Killed at 80; the second session makes up for 50's validation, and is killed before its first entry.
+    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50, 60, 70, 80)])
+    cfg = loop(load_from=str(tmp_path / 'iter_50.pth'), resume=True)
+    write(tmp_path, '20260101_000001', [dict(mAP=1.5, step=0)], cfg)
+    assert read_history(tmp_path, val_interval=50, total=100).validation == [dict(mAP=1.5, step=50)]
+    (run,) = find_runs([tmp_path])[0]
+    assert not run.finished and run.done == 80
+
+
 def test_a_run_begun_anew_in_the_same_folder_replaces_the_old_one(tmp_path):
     write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60)])
     write(tmp_path, '20260101_000001', trains(10, 20))
@@ -191,6 +201,7 @@ def test_more_or_less_is_better_by_the_rule_or_the_name(tmp_path):
 
     assert higher('mIoU') and higher('coco/bbox_mAP') and higher('accuracy/top1')
     assert not higher('rmse') and not higher('abs_rel') and not higher('class_bias/cev')
+    assert not higher('points', save_best='auto', rule='less') and higher('some', save_best='auto')
     assert not higher('score', save_best='score', rule='less') and higher('rmse', save_best='rmse', rule='greater')
 
 

@@ -258,7 +258,7 @@ runs = dict(
     job = re.search(r'report: job (\d+)', out)[1]
     # Handed in twice by mistake, the runs are not trained twice into one folder.
     twice = subprocess.run([str(c) for c in command], cwd=ROOT, env=cluster.env, capture_output=True, text=True)
-    assert twice.returncode == 1 and f'{job} of this study are still queued or running' in twice.stderr
+    assert twice.returncode == 1 and f'{job} of a study in {str(work_dir)!r} are still queued' in twice.stderr
     cluster.wait('the report', lambda: cluster.job(job).get('JobState') == 'COMPLETED')
     record = json.loads((work_dir / 'small study.json').read_text())
     assert set(record) == {'teacher', 'kd-low', 'kd-high'}

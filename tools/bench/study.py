@@ -389,8 +389,8 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     waiting = [job for job in (submitted.read_text().split() if submitted.exists() else []) if job in queued]
     if waiting:
         raise RuntimeError(
-            f'--launcher slurm: jobs {", ".join(waiting)} of this study are still queued or running; wait for them, or '
-            f'scancel {" ".join(waiting)}'
+            f'--launcher slurm: jobs {", ".join(waiting)} of a study in {str(study.work_dir)!r} are still queued or '
+            f'running; wait for them, or scancel {" ".join(waiting)}'
         )
     submitted.write_text('')
     prepare(study)
