@@ -217,21 +217,21 @@ def validations(work_dir):
     return {entry['step']: entry for entry in read_history(work_dir, val_interval=6, total=ITERS).validation}
 
 
-# The last checkpoint stands, so that nothing is left to train: the validation is to come, or the best has been saved,
-# but not yet noted in the last file.
-CUT_OFF = {
-    'before': (dict(event='os.remove', match=r'iter_9\.pth$'), {6}),
-    'as the best is noted': (dict(event='open', match=r'\.iter_12\.pth\..*partial$', count=2), {6, 12}),
-}
-
-
-@pytest.mark.parametrize('when', CUT_OFF)
+@pytest.mark.parametrize('when', ['before it', 'as the best is noted'])
 def test_the_validation_that_a_kill_cut_off_is_made_up_for(when, forks, distillation, whole, tmp_path):
-    kill, logged = CUT_OFF[when]
+    if when == 'before it':
+        # The last checkpoint stands: nothing is left to train, but to validate.
+        at, logged, kill = ITERS, {6}, dict(event='os.remove', match=r'iter_9\.pth$')
+    else:
+        # The best has been saved, but not yet noted in the checkpoint of the same iteration.
+        (best,) = whole.glob('best_*.pth')
+        at = int(best.stem.rpartition('_')[2])
+        logged = {step for step in (6, ITERS) if step <= at}
+        kill = dict(event='open', match=rf'\.iter_{at}\.pth\..*partial$', count=2)
     work_dir = tmp_path / 'killed'
     statuses, text = forks(distillation(), work_dir, kill=kill)
     assert statuses == [-9], text[-3000:]
-    assert last(work_dir)['meta']['iter'] == ITERS and set(validations(work_dir)) == logged
+    assert last(work_dir)['meta']['iter'] == at and set(validations(work_dir)) == logged
     resumed_is_whole(forks, distillation, work_dir, whole)
     assert set(validations(work_dir)) == {6, 12} and validations(work_dir) == validations(whole)
     # Its result also decides which checkpoint is the best.
@@ -240,10 +240,12 @@ def test_the_validation_that_a_kill_cut_off_is_made_up_for(when, forks, distilla
 
 
 def test_a_file_of_others_that_is_the_best_was_written_after_its_validation(whole):
-    saved = last(whole)
-    assert saved['lckd_mm']['random']['validated'] and _is_the_best(saved)
-    saved['message_hub']['runtime_info']['best_ckpt'] = 'x/best_mIoU_iter_6.pth'
-    assert not _is_the_best(saved) and not _is_the_best({})
+    saved, (best,) = last(whole), whole.glob('best_*.pth')
+    assert saved['lckd_mm']['random']['validated'] == _is_the_best(saved) == best.stem.endswith(f'_{ITERS}')
+    for step in (6, ITERS):
+        saved['message_hub']['runtime_info']['best_ckpt'] = f'x/best_mIoU_iter_{step}.pth'
+        assert _is_the_best(saved) == (step == ITERS)
+    assert not _is_the_best({})
 
 
 ITERATIONS, EPOCHS = dict(event='open', match=r'\.iter_9\.'), dict(event='open', match=r'\.epoch_2\.')
