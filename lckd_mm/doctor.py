@@ -168,6 +168,13 @@ def _package() -> Iterator[Finding]:
     where = Path(__file__).parent
     says = f'{__version__} in {where}: {len(MODELS.module_dict)} models and losses, {len(HOOKS.module_dict)} hooks'
     yield Finding('lckd_mm', 'ok', says)
+    from .functional.lipschitz import native
+
+    if native.available():
+        yield Finding('Lipschitz core', 'ok', 'compiled for the CPU')
+    else:
+        cure = 'with a C compiler (gcc or clang) on this machine, install lckd_mm again'
+        yield Finding('Lipschitz core', 'note', "not compiled: on a CPU torch's operations take longer", cure)
 
 
 def _devices() -> Iterator[Finding]:

@@ -1,8 +1,10 @@
 """Matrices and maps with a known spectrum, and the exact answer."""
 
+from itertools import pairwise
+
 import torch
 
-from lckd_mm.functional import transmitting_matrix
+from lckd_mm.functional import transmitting_matrix, transmitting_norms
 
 DOUBLE = torch.float64
 
@@ -29,3 +31,17 @@ def reference_norm(front, back):
 def assert_relative(actual, expected, tolerance):
     error = torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)
     assert error <= tolerance, f'relative error {error:.3g} > {tolerance:g}'
+
+
+def assert_equals_reference(maps, rtol, gradient):
+    """Values and gradients of a net's maps, in float32, against svdvals in float64; values without gradients, too."""
+    maps = [x.detach().float().requires_grad_() for x in maps]
+    wide = [x.detach().double().requires_grad_() for x in maps]
+    weights = torch.rand(len(maps) - 1, len(maps[0]))
+    norms, exact = transmitting_norms(maps), torch.stack([reference_norm(*pair) for pair in pairwise(wide)])
+    torch.testing.assert_close(norms.double(), exact, rtol=rtol, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(transmitting_norms(maps), norms, rtol=1e-6, atol=0)
+    expected = torch.autograd.grad((exact * weights).sum(), wide)
+    for found, reference in zip(torch.autograd.grad((norms * weights).sum(), maps), expected, strict=True):
+        assert_relative(found.double(), reference, gradient)

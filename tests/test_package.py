@@ -1,6 +1,7 @@
 """The wheel: it carries the configs and tools, so that `lckd_mm::…` works without this repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -46,6 +47,15 @@ def test_the_wheel_has_every_config_and_tool(installed):
     assert os.access(mim / 'tools/dist_train.sh', os.X_OK)
     for path in mim.rglob('*'):
         assert not path.is_symlink()
+
+
+def test_the_wheel_has_the_compiled_core(installed, tmp_path):
+    if not shutil.which('cc'):
+        pytest.skip('there is no C compiler')
+    code = 'from lckd_mm.functional.lipschitz import native; print(native.__file__, native.available())'
+    assert python(installed, tmp_path, '-c', code).split() == [
+        str(installed / 'lckd_mm/functional/lipschitz/native.py'), 'True'
+    ]  # fmt: skip
 
 
 def test_a_config_by_the_packages_name(installed, tmp_path):

@@ -1,5 +1,6 @@
 """The leading eigenvector of a positive semidefinite operator that is known by its products alone, batch by batch."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -47,28 +48,27 @@ def leading_eigenvector(
     # A test at once would trust an unlucky start; and the slowest of many takes longer.
     first_test = 3 if batch <= 8 else 5
     capacity = min(steps, 8)
-    basis, projected = start.new_empty(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
+    # All of its room takes part from the first: on a CPU products with a few rows alone are many times slower.
+    basis, projected = start.new_zeros(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
     # What each passed the test with: the value, and the weights of the basis in the vector.
     values, weights = start.new_zeros(batch, 1, 1), start.new_zeros(batch, 1, capacity)
     images: list[tuple[Tensor, ...]] = []
     waiting: Tensor | slice = slice(None)  # those that have not passed
-    tiny, rounding = torch.finfo(start.dtype).tiny, 16 * torch.finfo(start.dtype).eps
-    x = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny)
+    tiny, cut = torch.finfo(start.dtype).tiny, max(0.1 * tol, 16 * torch.finfo(start.dtype).eps)
+    # Up to it a new direction is noise, and the residual has long passed.
+    negligible = start.new_zeros(batch, 1, 1)
+    x = basis[:, :1]
+    torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny), out=x)
     for j in range(steps):
-        if j == capacity:
-            more = min(steps, 2 * capacity) - capacity
-            basis, weights = F.pad(basis, (0, 0, 0, more)), F.pad(weights, (0, more))
-            projected = F.pad(projected, (0, more, 0, more))
-            capacity += more
-        basis[:, j : j + 1] = x
         image, *rest = apply(x)
         images.append(tuple(rest))
-        known = basis[:, : j + 1]
-        row = torch.bmm(image, known.mT)
-        projected[:, j : j + 1, : j + 1] = row
+        row = torch.bmm(image, basis.mT)
+        projected[:, j : j + 1] = row
+        if j < 2:
+            negligible = torch.maximum(negligible, torch.linalg.vector_norm(image, dim=-1, keepdim=True) * cut)
         # Twice is enough: one pass leaves what rounding brought back in.
-        image = image - torch.bmm(row, known)
-        image = image - torch.bmm(torch.bmm(image, known.mT), known)
+        image = torch.baddbmm(image, row, basis, alpha=-1)
+        image = torch.baddbmm(image, torch.bmm(image, basis.mT), basis, alpha=-1)
         beta = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
         last = j + 1 == steps
         # Each test waits for an accelerator to catch up, so there it is made less often.
@@ -80,26 +80,36 @@ def leading_eigenvector(
             if last or not bool(failed.any()):
                 break
             waiting = failed.nonzero()[:, 0] if isinstance(waiting, slice) else waiting[failed]
-        # Where nothing but rounding is left, the space is exhausted: the basis goes on with zeros, not with noise.
-        left = beta > rounding * torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-        x = image * torch.where(left, 1 / beta, 0)
-    weights = weights[..., : j + 1]
-    vector = torch.bmm(weights, known)
+            negligible = values * cut
+        if j + 1 == capacity:
+            more = min(steps, 2 * capacity) - capacity
+            basis, weights = F.pad(basis, (0, 0, 0, more)), F.pad(weights, (0, more))
+            projected = F.pad(projected, (0, more, 0, more))
+            capacity += more
+        x = basis[:, j + 1 : j + 2]
+        # Where the space is exhausted, the basis goes on with zeros.
+        torch.div(image, beta.masked_fill(beta <= negligible, math.inf), out=x)
+    vector = torch.bmm(weights, basis)
     # The basis is orthonormal up to rounding; the images follow the vector.
     inverse = 1 / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=tiny)
     weights = weights * inverse
-    return values, vector * inverse, *(torch.bmm(weights, torch.cat(column, 1)) for column in zip(*images))
+    return (
+        values,
+        vector * inverse,
+        *(torch.bmm(weights[..., : j + 1], torch.cat(column, 1)) for column in zip(*images)),
+    )
 
 
 def generic_start(n: int, like: Tensor) -> Tensor:
     """``(1, 1, n)``: a fixed unit vector without structure, so that no random number is drawn and results repeat."""
-    return _generic(n).to(like)
+    return _generic(n, like.dtype, like.device)
 
 
-@lru_cache(maxsize=64)
-def _generic(n: int) -> Tensor:
+@lru_cache(maxsize=256)
+def _generic(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator('cpu').manual_seed(n)
-    return F.normalize(torch.randn(1, 1, n, dtype=torch.float64, device='cpu', generator=generator), dim=-1)
+    start = torch.randn(1, 1, n, dtype=torch.float64, device='cpu', generator=generator)
+    return F.normalize(start, dim=-1).to(device, dtype)
 
 
 def _leading_of_small(matrix: Tensor) -> tuple[Tensor, Tensor]:

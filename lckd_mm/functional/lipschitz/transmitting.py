@@ -5,23 +5,31 @@ Source: Shang, Duan, Zong, Nie, Yan, "Lipschitz Continuity Guided Knowledge Dist
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache, reduce
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 from .krylov import generic_start, leading_eigenvector, tolerance
 from .precision import full_precision, needed_scale, refuse_second_derivative, scaled, unscaled, wide_type
+from .squaring import common_size, cost_of_squaring, triples_by_squaring
 
 # Bytes of both maps that are worked on at a time: on a CPU so much stays in its cache from product to product.
 _CHUNK = {'cpu': 24 << 20}
 _CHUNK_ELSEWHERE = 256 << 20
-# Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample and a chunk.
+# Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample.
 _POOLED_SAMPLE = 512 << 10
-# Where vectors are kept, these take memory beside.
-_POOLED_CHUNK = {True: 11 << 18, False: 4 << 20}
+# Bytes of the matrices that are formed at a time, and of what is pooled for them.
+_MATRIX = 2 << 20
+_FORMING = 1536 << 10
+
+# Multiplications for all samples of a pair, up to which few large products are sooner than many small ones.
+_SQUARED = {'cpu': 0}
+_SQUARED_ELSEWHERE = 15 * 10**9
 
 Size = tuple[int, int]
 
@@ -44,7 +52,7 @@ def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:
     Source: LONDON, section 3, and the authors' code. Deviation: none.
     """
     _check_maps([front, back])
-    size = _smaller(front, back)
+    size = common_size(front, back)
     dtype = wide_type(front, back)
     first, second = (
         (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(2)
@@ -69,9 +77,14 @@ def transmitting_norm(front: Tensor, back: Tensor) -> Tensor:
 def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     r"""Largest singular value of the transmitting matrix of each map and the next, per sample.
 
-    No matrix is formed, and no map is pooled: :math:`M` is only multiplied with vectors,
-    :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions. A
-    Lanczos iteration on :math:`M M^\top` stops when its residual says that the singular vectors are found.
+    A Lanczos iteration on :math:`M M^\top` stops when its residual says that the singular vectors are found. Of large
+    maps no matrix is formed, and no pooled copy: :math:`M` is only multiplied with vectors,
+    :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions, or
+    on some channels at a time. On a CPU it is compiled (native.py), in float32 and for a batch of at least one sample a
+    thread; it then takes two vectors at a time, from two starts, and stops sample by sample. Otherwise torch's
+    operations do it, batch by batch; where channels or positions are few, M or :math:`F_2^\top F_2` is formed, some
+    samples at a time, and iterated on. On accelerators pairs in float32 that are not too large are left to repeated
+    squaring of the smallest side's matrix, all of them at once, and come back to the iteration where its check fails.
 
     With unit singular vectors :math:`u, v` the gradient is of rank one,
     :math:`\partial\sigma/\partial F_1 = u \, (P_1^\top P_2 F_2^\top v)^\top / HW` and alike for :math:`F_2`, and is
@@ -84,13 +97,14 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
         ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero. Not-a-number and infinity come out
         as not-a-number.
     Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (in
-        float64 1e-9). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is at most about
-        1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above
-        the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 1e-3 and 3e-6. Two cases are
-        worse. Where 64 products are not enough, as for a crowd of nearly equal singular values, the gradient is that of
-        a vector from among theirs; the value stays good. And where the start, a fixed generic vector, happens to have
-        next to no share of the first singular vector and a rival is close (r above 0.95), the rival is what is found,
-        with an error of 1 - r.
+        float64 1e-9; by squaring 2.5e-3). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is at
+        most about 1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above the
+        true one. Measured on real features (docs/benchmarks.md), 99th percentile: 9e-4 and 7e-7. Two cases are worse.
+        Where 64 products are not enough, as for a crowd of nearly equal singular values, the gradient is that of a
+        vector from among theirs; the value stays good. And where the start, a fixed generic vector, has next to no
+        share of the first singular vector, a rival is what is found, with an error of 1 - r. Torch's operations met it
+        in 3 of 17,000 samples of small Gaussian maps; the compiled iteration, where it takes two such starts, in 1 of
+        176,000, and from random starts on trained wide residual nets in none of 51,200.
     Raises:
         ValueError: where there are fewer than two maps, one is not 4-D, empty or complex, or the batch sizes differ.
             RuntimeError: under ``create_graph=True``, since the rank-one formula gives no second derivative.
@@ -110,13 +124,14 @@ class _TransmittingNorms(torch.autograd.Function):
         dtype = wide_type(*maps)
         sigmas, saved = [], []
         with full_precision(maps[0]):
-            for front, back in pairwise(maps):
-                sigma, *vectors = _norms_of_pair(front, back, dtype, keep)
+            known = _at_once(maps, dtype, keep)
+            for pair, triple in zip(pairwise(maps), known):
+                sigma, *vectors = triple or _norms_of_pair(*pair, dtype, keep)
                 sigmas.append(sigma)
                 saved += vectors
         ctx.save_for_backward(*saved)
         ctx.kinds = [(x.shape, x.dtype, _memory_format(x)) for x in maps]
-        ctx.sizes = [_smaller(*pair) for pair in pairwise(maps)]
+        ctx.sizes = [common_size(*pair) for pair in pairwise(maps)]
         return torch.stack(sigmas)
 
     @staticmethod
@@ -139,22 +154,63 @@ class _TransmittingNorms(torch.autograd.Function):
         return tuple(grads)
 
 
+def _at_once(maps: Sequence[Tensor], dtype: torch.dtype, keep: bool) -> list[tuple[Tensor, ...] | None]:
+    """:func:`_norms_of_pair` of all pairs by a few large products, where that is sooner and finds them."""
+    found: list[tuple[Tensor, ...] | None] = [None] * (len(maps) - 1)
+    batch = len(maps[0])
+    limit = 0 if dtype != torch.float32 else _SQUARED.get(maps[0].device.type, _SQUARED_ELSEWHERE)
+    costs = [cost_of_squaring(*pair) for pair in pairwise(maps)]
+    chosen = [i for i, (products, _) in enumerate(costs) if 0 < batch * products <= limit]
+    if not chosen:
+        return found
+    samples = max(1, _CHUNK_ELSEWHERE // sum(costs[i][1] for i in chosen))
+    chunks = []
+    for i in range(0, batch, samples):
+        part = [x[i : i + samples].to(dtype) for x in maps]
+        chunks.append(triples_by_squaring([(part[k], part[k + 1]) for k in chosen], keep))
+    for k, parts in zip(chosen, zip(*chunks)):
+        if None not in parts:
+            found[k] = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts))
+    return found
+
+
 def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
     """``(B,)`` singular values and, where ``keep``, the vectors that the gradient is made of.
 
     They are u ``(B, C1)``, v ``(B, C2)`` and, over HW, F1^T u and F2^T v at the common positions, ``(B, HW)``.
     """
-    size = _smaller(front, back)
-    samples, pools, touched = _plan((front, back), size, dtype, keep)
-    sides = [(front, pools[0]), (back, pools[1])]
-    # The iteration starts on the side that costs less to read.
-    order = (0, 1) if touched[0] <= touched[1] else (1, 0)
+    size = common_size(front, back)
+    if not native.takes(front, dtype):
+        return _iterated(front, back, size, dtype, keep)
+    samples = len(front)
+    if any(x.dtype != dtype or not x.is_contiguous() for x in (front, back)):
+        width = torch.finfo(dtype).bits // 8 * sum(x[0].numel() for x in (front, back))
+        samples = max(torch.get_num_threads(), _CHUNK['cpu'] // width)
     parts = []
-    for i in range(0, max(1, len(front)), samples):
-        operators = (_Operator(x[i : i + samples].to(dtype), size, pool) for x, pool in (sides[k] for k in order))
-        parts.append(_leading_triple(*operators, size[0] * size[1], keep))
+    for pair in zip(front.split(samples), back.split(samples)):
+        part, doubt = native.leading_triples(*(x.to(dtype).contiguous() for x in pair), size, keep)
+        if doubt.any():
+            for column, rest in zip(part, _iterated(*(x[doubt] for x in pair), size, dtype, keep)):
+                column[doubt] = rest
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts))
+
+
+def _iterated(front: Tensor, back: Tensor, size: Size, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
+    """:func:`_norms_of_pair` by torch's operations, some samples at a time; where native.py cannot."""
+    plan = _plan((front, back), size, dtype)
+    near, far = plan.order
+    parts = []
+    for i in range(0, max(1, len(front)), plan.samples):
+        maps = [x[i : i + plan.samples] for x in (front, back)]
+        part = _triple_of_matrix(maps[near], maps[far], size, dtype, keep) if plan.form == 'matrix' else None
+        if part is None:
+            operators = [_Operator(maps[k].to(dtype), size, plan.pools[k]) for k in plan.order]
+            part = _triple_of_gram(*operators, keep) if plan.form == 'gram' else None
+            part = part or _leading_triple(*operators, size[0] * size[1], keep)
+        parts.append(part)
     sigma, *vectors = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts))
-    return (sigma, *(vectors[2 * i + k] for i in range(2) for k in order)) if keep else (sigma,)
+    return (sigma, *(vectors[2 * i + k] for i in range(2) for k in plan.order)) if keep else (sigma,)
 
 
 def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
@@ -162,8 +218,7 @@ def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) 
     product = _Product(near, far, keep)
     # A generic vector in the near map's range.
     start = product.begin(generic_start(area, near.matrix).expand(near.batch, 1, -1))
-    tol = tolerance(start.dtype)
-    square, u, *rest = leading_eigenvector(product, start, tol)
+    square, u, *rest = leading_eigenvector(product, start, tolerance(start.dtype))
     near_scale, far_scale = product.scales
     sigma = torch.linalg.vector_norm(rest[0], dim=-1, keepdim=True) if keep else square.clamp(min=0).sqrt()
     value = (unscaled(unscaled(sigma, near_scale), far_scale) / area).flatten()
@@ -176,22 +231,112 @@ def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) 
     return value, *(x[:, 0] for x in (u, image * inverse, near_positions, far_positions))
 
 
-def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype, keep: bool) -> tuple[int, list[bool], list[int]]:
-    """How many samples to work on at a time, which maps to pool before (and not their vectors after), bytes touched."""
+def _triple_of_matrix(
+    near: Tensor, far: Tensor, size: Size, dtype: torch.dtype, keep: bool
+) -> tuple[Tensor, ...] | None:
+    """:func:`_leading_triple` by way of the matrix; None where its entries leave the range that needs no scale."""
+    area = size[0] * size[1]
+    poolings = [_Pooling(tuple(x.shape[2:]), size, near.new_empty(0, dtype=dtype)) for x in (near, far)]
+    matrix = near.new_empty(len(near), near.shape[1], far.shape[1], dtype=dtype)
+    # Few samples at a time, so that what is pooled stays in the cache and takes no memory to speak of.
+    samples = max(1, _FORMING // ((near.shape[1] + far.shape[1]) * area * matrix.element_size()))
+    for i in range(0, len(near), samples):
+        a, b = (pooling(x[i : i + samples].to(dtype).flatten(2)) for pooling, x in zip(poolings, (near, far)))
+        torch.bmm(a, b.mT, out=matrix[i : i + samples])
+    if not _within_range(matrix):
+        return None
+
+    def apply(u: Tensor) -> tuple[Tensor, Tensor]:
+        image = torch.bmm(u, matrix)
+        return torch.bmm(image, matrix.mT), image
+
+    start = torch.bmm(generic_start(far.shape[1], matrix).expand(len(near), 1, -1), matrix.mT)
+    _, u, image = leading_eigenvector(apply, start, tolerance(dtype))
+    sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    value = (sigma / area).flatten()
+    if not keep:
+        return (value,)
+    v = image / torch.where(sigma == 0, 1, sigma)
+    positions = (
+        pooling(torch.bmm(w, x.to(dtype).flatten(2))) / area for w, pooling, x in zip((u, v), poolings, (near, far))
+    )
+    return value, *(x[:, 0] for x in (u, v, *positions))
+
+
+def _triple_of_gram(near: '_Operator', far: '_Operator', keep: bool) -> tuple[Tensor, ...] | None:
+    """:func:`_leading_triple` by way of the far side's products of positions; None as in :func:`_triple_of_matrix`."""
+    area = far.matrix.shape[-1]
+    gram = torch.bmm(far.matrix.mT, far.matrix)
+    start = near.to_channels(generic_start(area, gram).expand(near.batch, 1, -1))
+    if needed_scale(start) is not None or not _within_range(gram):
+        return None
+
+    def apply(u: Tensor) -> tuple[Tensor]:
+        return (near.to_channels(torch.bmm(near.to_positions(u), gram)),)
+
+    _, u = leading_eigenvector(apply, start, tolerance(gram.dtype))
+    # By the map itself: the value's error is then of second order in what rounding did to the products.
+    near_positions = near.to_positions(u)
+    image = far.to_channels(near_positions)
+    sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    value = (sigma / area).flatten()
+    if not keep:
+        return (value,)
+    v = image / torch.where(sigma == 0, 1, sigma)
+    return value, *(x[:, 0] for x in (u, v, near_positions / area, far.to_positions(v) / area))
+
+
+def _within_range(matrices: Tensor) -> bool:
+    """Whether four products with them stay within float32's range."""
+    low, high = torch.linalg.vector_norm(matrices.flatten(1), dim=-1).aminmax()
+    return low.item() >= 2.0**-40 and high.item() <= 2.0**40
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a pair is worked on: samples at a time, what is formed and what is pooled before, the near side first.
+
+    What is pooled before saves pooling vectors after; the near side, where the iteration starts, is the one that costs
+    less to read or, with the matrix, has fewer channels.
+    """
+
+    samples: int
+    form: str | None
+    pools: tuple[bool, ...]
+    order: tuple[int, int]
+
+
+def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> _Plan:
     limit = _CHUNK.get(maps[0].device.type, _CHUNK_ELSEWHERE)
-    samples, pools, touched = max(1, len(maps[0])), [], []
+    width, area, batch = torch.finfo(dtype).bits // 8, size[0] * size[1], max(1, len(maps[0]))
+    pools, touched = [], []
     for x in maps:
-        channels = x.shape[1] * torch.finfo(dtype).bits // 8
-        full, pooled = channels * x.shape[2] * x.shape[3], channels * size[0] * size[1]
+        full, pooled = x.shape[1] * x.shape[2] * x.shape[3] * width, x.shape[1] * area * width
         divides = x.shape[2] % size[0] == x.shape[3] % size[1] == 0
-        pays = 0 < pooled < full and divides and pooled <= _POOLED_SAMPLE
-        if pays:
-            samples = min(samples, _POOLED_CHUNK[keep] // pooled)
-        pools.append(pays)
-        touched.append(pooled if pays else full)
-    samples = max(1, min(samples, limit // max(1, sum(touched))))
+        pools.append(0 < pooled < full and divides and pooled <= _POOLED_SAMPLE)
+        touched.append(pooled if pools[-1] else full)
+    samples = max(1, min(batch, limit // max(1, sum(touched))))
+    order = (0, 1) if touched[0] <= touched[1] else (1, 0)
+    form = None
+    on_cpu = maps[0].device.type == 'cpu'
+    if on_cpu and len(maps[0]) and all(pool or x.shape[2:] == size for pool, x in zip(pools, maps)):
+        # Twelve readings of what is iterated on, against forming it: eight operations there take the time of a byte.
+        matrix, gram = maps[0].shape[1] * maps[1].shape[1] * width, area**2 * width
+        near, far = (touched[k] for k in order)
+        costs = {
+            None: 12 * (near + far),
+            'matrix': matrix * (area / 8 + 12) if matrix <= _MATRIX else math.inf,
+            'gram': far * area / 8 + 12 * near + 6 * gram if gram <= _MATRIX else math.inf,
+        }
+        form = min(costs, key=costs.get)
+    if form == 'matrix':
+        samples = max(1, min(batch, _MATRIX // matrix))
+        order = (0, 1) if maps[0].shape[1] <= maps[1].shape[1] else (1, 0)
+    elif form == 'gram':
+        samples = max(1, min(samples, 2 * _MATRIX // (near + gram)))
     # Chunks of one size.
-    return math.ceil(len(maps[0]) / math.ceil(len(maps[0]) / samples)) if len(maps[0]) else 1, pools, touched
+    samples = math.ceil(batch / math.ceil(batch / samples))
+    return _Plan(samples, form, tuple(pools), order)
 
 
 class _Product:
@@ -230,7 +375,7 @@ class _Operator:
         self.pooling = _Pooling(tuple(maps.shape[2:]), size, maps)
         self.matrix = maps.flatten(2)
         if pool:
-            self.matrix = _block_means(maps, size).flatten(2)
+            self.matrix = self.pooling(self.matrix)
             self.pooling = _Pooling(size, size, maps)
         # A product of one matrix and one vector runs on one core: a lone sample is split by channels, one part a core.
         cores = torch.get_num_threads() if maps.device.type == 'cpu' and len(maps) == 1 else 1
@@ -281,29 +426,6 @@ class _Pooling:
         return (w if self.rows is None else self.rows.mT @ w).flatten(-2)
 
 
-def _block_means(maps: Tensor, size: Size) -> Tensor:
-    """Average pooling where the sizes divide; on a CPU by sums of slices, several times faster than torch's own."""
-    a, b = maps.shape[2] // size[0], maps.shape[3] // size[1]
-    if maps.device.type != 'cpu':
-        return F.avg_pool2d(maps, (a, b))
-    out = maps.new_empty(*maps.shape[:2], *size)
-    # Few samples at a time, so that the sums of rows stay in the cache and take no memory to speak of.
-    samples = max(1, (1 << 20) // max(1, out[:1].numel() * b * out.element_size()))
-    for i in range(0, len(maps), samples):
-        _pool_into(out[i : i + samples], maps[i : i + samples], a, b)
-    return out.mul_(1 / (a * b))
-
-
-def _pool_into(out: Tensor, maps: Tensor, a: int, b: int) -> None:
-    rows = maps if a == 1 else reduce(torch.add, (maps[:, :, k::a] for k in range(a)))
-    if b == 1:
-        out.copy_(rows)
-        return
-    torch.add(rows[..., ::b], rows[..., 1::b], out=out)
-    for k in range(2, b):
-        out.add_(rows[..., k::b])
-
-
 @lru_cache(maxsize=256)
 def _pooling_matrix(n: int, m: int, together: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(m, together * n)``: adaptive average pooling along one axis, with torch's bins, of several rows at once."""
@@ -317,6 +439,9 @@ def _low_rank(
     """Sum of outer products ``(B, C)`` by ``(B, HW)`` as a map, written once."""
     out = torch.empty(shape, dtype=dtype, device=columns[0].device, memory_format=memory_format)
     flat = out.flatten(2)
+    if dtype == columns[0].dtype and native.takes(out, dtype) and out.is_contiguous():
+        native.low_rank(columns, rows, flat)
+        return out
     if dtype == columns[0].dtype:
         torch.mul(columns[0][:, :, None], rows[0][:, None], out=flat)
         for column, row in zip(columns[1:], rows[1:]):
@@ -345,8 +470,3 @@ def _check_maps(maps: Sequence[Tensor]) -> None:
                 f'transmitting matrix: {names[0]} has batch size {maps[0].shape[0]} and {name} {x.shape[0]}, '
                 'but all must be maps of the same samples'
             )
-
-
-def _smaller(a: Tensor, b: Tensor) -> Size:
-    """The size of positions that two maps have in common."""
-    return min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])

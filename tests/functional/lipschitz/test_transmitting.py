@@ -10,12 +10,18 @@ from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm
 from torch.utils.checkpoint import checkpoint
 
 from lckd_mm.functional import spectral_norm, transmitting_matrix, transmitting_norm, transmitting_norms
-from lckd_mm.functional.lipschitz import transmitting
+from lckd_mm.functional.lipschitz import native, transmitting
 
 
-@pytest.fixture(autouse=True)
-def _seed():
+@pytest.fixture(autouse=True, params=['compiled', "torch's operations"])
+def _way(request, monkeypatch):
+    """Each test goes both ways."""
     torch.manual_seed(0)
+    if request.param == 'compiled':
+        if not native.available():
+            pytest.skip('lanczos.c is not compiled')
+    else:
+        monkeypatch.setattr(native, 'takes', lambda *_: False)
 
 
 # ---- transmitting_matrix
@@ -167,6 +173,25 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_mixed_types_are_promoted():
     front, back = torch.randn(2, 3, 4, 4, dtype=torch.float16), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
     assert transmitting_norm(front, back).dtype == DOUBLE
+
+
+def test_another_default_device_changes_nothing():
+    front, back = torch.randn(3, 4, 6, 6), torch.randn(3, 5, 3, 3)
+    expected = transmitting_norm(front, back)
+    with torch.device('meta'):
+        found = transmitting_norm(front, back)
+    assert torch.equal(found, expected)
+
+
+def test_gradients_of_mixed_types_have_their_maps_type():
+    front, back = torch.randn(3, 4, 6, 6), torch.randn(3, 5, 3, 3, dtype=DOUBLE)
+    leaves = [front.clone().requires_grad_(), back.clone().requires_grad_()]
+    wide = [front.double().requires_grad_(), back.clone().requires_grad_()]
+    transmitting_norm(*leaves).sum().backward()
+    transmitting_norm(*wide).sum().backward()
+    assert leaves[0].grad.dtype == torch.float32
+    for x, y in zip(leaves, wide):
+        torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-6, atol=1e-8)
 
 
 def test_autocast_changes_nothing():
