@@ -235,9 +235,17 @@ def test_an_overflow_of_float16_in_the_forward_is_named_on_a_gpu(built):
         for norm in last_norms(model.teacher.model):
             norm.weight.fill_(1e7)
     with pytest.raises(NonFiniteError, match=r"teacher tap 'stage1' .*65504"), torch.autocast('cuda', torch.float16):
-        model.cuda().loss(images.cuda(), samples)
+        model.cuda().loss(images.cuda(), [sample.cuda() for sample in samples])
 
 
+@pytest.fixture
+def without_onednn():
+    """In torch 2.10 its AVX2 kernels corrupt memory in the backward pass of narrow channels-last convolutions."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+@pytest.mark.usefixtures('without_onednn')
 @pytest.mark.parametrize('host', HOSTS)
 def test_channels_last_gives_the_same(built, host):
     results = []
