@@ -254,13 +254,14 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(call, file, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1500)
 def test_an_interrupted_run_is_resumed(call, file, tmp_path):
     work_dir = tmp_path / 'runs'
-    options = (o.replace('max_epochs=1', 'max_epochs=60') for o in QUICK)
+    options = (o.replace('max_epochs=1', 'max_epochs=15') for o in QUICK)
     command = (file, '--seeds', 1, '--runs', 'teacher', '--work-dir', work_dir, '--cfg-options', *options)
     argv = [sys.executable, '-W', 'ignore', str(BENCH / 'study.py'), *map(str, command)]
     process = subprocess.Popen(argv, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
-    folder, end = work_dir / 'seed0' / 'teacher', time.monotonic() + 200
+    folder, end = work_dir / 'seed0' / 'teacher', time.monotonic() + 600
     while not (folder / 'last_checkpoint').exists():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.05)
