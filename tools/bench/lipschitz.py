@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--sets', nargs='+', choices=SETS, default=list(SETS))
-    p.add_argument('--steps', type=int, default=200, help='of training, for the trained features')
+    p.add_argument('--steps', type=int, default=200, help='of training, for the trained features; 0: fresh ones only')
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--skip', nargs='+', choices=SIDES, default=[], help='leave these sides out')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
     names = [name for name in SIDES if name not in args.skip]
     rows = []
     for key in args.sets:
-        for state, steps in (('fresh', 0), ('trained', args.steps)):
+        for state, steps in (('fresh', 0), ('trained', args.steps))[: 2 if args.steps else 1]:
             print(f'{SETS[key].title}: {state} features …', file=sys.stderr, flush=True)
             student, teacher = ([x.to(device) for x in maps] for maps in feature_maps(key, steps, args.work_dir))
             torch.manual_seed(0)
