@@ -1,13 +1,13 @@
 /* Leading singular triples of transmitting matrices on a CPU: transmitting.py's iteration, one sample at a time.
 
-   Block Lanczos, two vectors at a time: what one start has no share of, the other has, and a step that reads a map once
-   serves both. With Z = P_1 P_2' F_2' F_2 P at the positions that both maps have in common, the next block is A = F_1 Z,
-   and the next P is F_1' A: both from one pass over F_1, some channels at a time, while they are in a core's cache. F_1'
-   and F_1' F_1 are linear, so P is orthogonalised by the coefficients that A is. What rounding makes of that grows by the
-   eigenvalue over a vector's length with each step; where it would show, p is computed anew.
+   Block Lanczos, two vectors at a time: what one start has no share of, the other has, and a step that reads a map
+   once serves both. With Z = P_1 P_2' F_2' F_2 P at the positions that both maps have in common, the next block is
+   A = F_1 Z, and the next P is F_1' A: both from one pass over F_1, some channels at a time, while they are in a
+   core's cache. F_1' and F_1' F_1 are linear, so P is orthogonalised by the coefficients that A is. What rounding
+   makes of that grows by the eigenvalue over a vector's length with each step; where it would show, p is computed anew.
 
-   native.py calls this; a sample whose numbers leave the range that needs no scale, or that does not converge in the room
-   given, is marked as in doubt and left to the caller. */
+   native.py calls this; a sample whose numbers leave the range that needs no scale, or that does not converge in the
+   room given, is marked as in doubt and left to the caller. */
 
 #include <math.h>
 #include <stdint.h>
@@ -22,6 +22,8 @@ typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 #define HIGH 0x1p30f
 #define HIGHEST 0x1p120f
 #define MAX_VECTORS 64
+/* Vectors before the first test: one at once would trust an unlucky start. */
+#define FIRST_TEST 6
 /* Positions in a row, up to which two rows lie close together. */
 #define NARROW 64
 /* Floats that a map is asked for before they are read. */
@@ -41,7 +43,7 @@ typedef struct {
 typedef struct {
     Side near, far;
     int64_t batch, height, width;      /* of the positions in common */
-    int64_t blocks, first_test;        /* at most, of two vectors each; and the first that is tested */
+    int64_t blocks;                    /* at most, of two vectors each */
     double tolerance;
     const float *start;                /* 2 x height x width */
     float *sigma, *u, *v, *near_positions, *far_positions; /* all but the first may be null */
@@ -104,7 +106,7 @@ INLINE void multiply(float *y, float a, const float *x, int64_t n) {
     for (; i < n; i++) y[i] = a * x[i];
 }
 
-/* image = F w and z += F' image, for `count` rows of F and two vectors w; an image's second is `apart` from its first. */
+/* image = F w and z += F' image, for `count` rows of F and two vectors w; the images are `apart`. */
 #define PASS_OF(count)                                                                                                 \
     INLINE void pass_of_##count(const float *f, int64_t n, const float *w, float *image, int64_t apart, float *z) {    \
         v8 s[count], t[count];                                                                                         \
@@ -234,10 +236,10 @@ typedef struct {
 
 /* Largest eigenvalue of the leading matrix of order n and its unit eigenvector s, from those of order n - 1.
 
-   With x - H = L D L', the last pivot is a concave and rising function of x to the right of the smaller matrix's largest
-   eigenvalue, and the largest of order n is its root; its slope is the squared length of the y with L' y = (0, ..., 0, 1),
-   and y at the root the eigenvector. Newton's method comes to the root from below, once it starts between the two, as the
-   Ritz value of s and the last coordinate does. */
+   With x - H = L D L', the last pivot is a concave and rising function of x to the right of the smaller matrix's
+   largest eigenvalue, and the largest of order n is its root; its slope is the squared length of the y with
+   L' y = (0, ..., 0, 1), and y at the root the eigenvector. Newton's method comes to the root from below, once it
+   starts between the two, as the Ritz value of s and the last coordinate does. */
 INLINE double extended(const Band *h, int n, double before, double *s) {
     const int i = n - 1;
     if (n == 1) {
@@ -312,8 +314,8 @@ INLINE void subtract(float *y, int64_t apart, const float *x, float c0, float c1
 
 /* Two vectors a made orthogonal to `count` others and to each other, and p by the same coefficients.
 
-   `coefficients` are those by the others; the upper triangle r is of what is left, whose vectors keep their lengths. One
-   of at most `cut` is noise and becomes zero. */
+   `coefficients` are those by the others; the upper triangle r is of what is left, whose vectors keep their lengths.
+   One of at most `cut` is noise and becomes zero. */
 INLINE void orthogonalise(
     float *a, float *p, const float *q, const float *before, int count, int64_t n, int64_t area, double cut,
     float coefficients[][2], double r[3]
@@ -404,8 +406,8 @@ INLINE int norm_of_sample(const Norms *job, int64_t sample, float *room) {
             value = extended(&h, i + 1, value, s);
             value = extended(&h, i + 2, value, s);
             const double residual = hypot(r[0] * s[i] + r[1] * s[i + 1], r[2] * s[i + 1]);
-            /* A test at once would trust an unlucky start; what is left of an exhausted space is noise. */
-            found = (count >= 2 * job->first_test || count >= near_channels) && residual <= job->tolerance * value;
+            /* What is left of an exhausted space is noise. */
+            found = (count >= FIRST_TEST || count >= near_channels) && residual <= job->tolerance * value;
             found = found || !(r[0] > 0 || r[2] > 0);
             size = fmax(size, value);
             if (found || count >= vectors) break;

@@ -37,7 +37,7 @@ class _Norms(Structure):
     _fields_ = [
         ('near', _Side),
         ('far', _Side),
-        *((name, c_int64) for name in ('batch', 'height', 'width', 'blocks', 'first_test')),
+        *((name, c_int64) for name in ('batch', 'height', 'width', 'blocks')),
         ('tolerance', c_double),
         *(
             (name, c_void_p)
@@ -109,7 +109,7 @@ def leading_triples(front: Tensor, back: Tensor, size: Size, keep: bool) -> tupl
     if keep:
         kept = [near.new_empty(batch, n) for n in (near.shape[1], far.shape[1], area, area)]
     job = _Norms(
-        *sides, batch, *size, blocks, min(3, blocks), tolerance(near.dtype), start.data_ptr(), sigma.data_ptr(),
+        *sides, batch, *size, blocks, tolerance(near.dtype), start.data_ptr(), sigma.data_ptr(),
         *([x.data_ptr() for x in kept] or [None] * 4), doubt.data_ptr(), work.data_ptr(), work.shape[1], 0, 0,
     )  # fmt: skip
     library.lckd_norms(byref(job), parallel, threads)
