@@ -1,5 +1,6 @@
 """Shared fixtures: a default scope that does not outlive its test, and the smallest models of each host."""
 
+import functools
 import itertools
 import os
 import sys
@@ -17,6 +18,25 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('full'):
             item.add_marker(pytest.mark.skip(reason='takes long: runs under `make test-all`'))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _mmengine_does_it_once():
+    """It lays out a run's config five times, and reads all metafiles of a package for each of its configs.
+
+    Both would take longer than the few steps of most runs here.
+    """
+    from mmengine.config import config, utils
+
+    @functools.lru_cache(maxsize=64)
+    def formatted(text, style):
+        return format_code(text, style_config=dict(style))
+
+    format_code, load = config.FormatCode, utils.load
+    config.FormatCode = lambda text, style_config: formatted(text, tuple(style_config.items()))
+    utils.load = functools.cache(load)
+    yield
+    config.FormatCode, utils.load = format_code, load
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,8 @@ def config(host, root, work_dir, model, iters=20, **extra):
             log_level='WARNING',
             **more,
             **extra,
-        )
+        ),
+        format_python_code=False,
     )
 
 
