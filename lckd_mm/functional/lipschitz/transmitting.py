@@ -80,8 +80,8 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     A Lanczos iteration on :math:`M M^\top` stops when its residual says that the singular vectors are found. Of large
     maps no matrix is formed, and no pooled copy: :math:`M` is only multiplied with vectors,
     :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions, or
-    on some channels at a time. On a CPU it is compiled (native.py), in float32 and for a batch of at least one sample a
-    thread; it then takes two vectors at a time, from two starts, and stops sample by sample. Otherwise torch's
+    on some channels at a time. On a CPU it is compiled (native.py), in float32 and for at least one sample for every
+    two threads; it then takes two vectors at a time, from two starts, and stops sample by sample. Otherwise torch's
     operations do it, batch by batch; where channels or positions are few, M or :math:`F_2^\top F_2` is formed, some
     samples at a time, and iterated on. On accelerators pairs in float32 that are not too large are left to repeated
     squaring of the smallest side's matrix, all of them at once, and come back to the iteration where its check fails.
@@ -266,7 +266,7 @@ def _triple_of_matrix(
 def _triple_of_gram(near: '_Operator', far: '_Operator', keep: bool) -> tuple[Tensor, ...] | None:
     """:func:`_leading_triple` by way of the far side's products of positions; None as in :func:`_triple_of_matrix`."""
     area = far.matrix.shape[-1]
-    gram = torch.bmm(far.matrix.mT, far.matrix)
+    gram = far.gram()
     start = near.to_channels(generic_start(area, gram).expand(near.batch, 1, -1))
     if needed_scale(start) is not None or not _within_range(gram):
         return None
@@ -395,6 +395,11 @@ class _Operator:
         if self.parts == 1:
             return torch.bmm(w, self.matrix.mT)
         return torch.bmm(w.expand(self.parts, 1, -1), self.matrix.mT).view(1, 1, -1)
+
+    def gram(self) -> Tensor:
+        """The map's transpose times the map, ``(b, HW, HW)``; where it is at the common positions."""
+        products = torch.bmm(self.matrix.mT, self.matrix)
+        return products if self.parts == 1 else products.sum(0, keepdim=True)
 
 
 class _Pooling:

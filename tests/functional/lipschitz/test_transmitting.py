@@ -299,16 +299,31 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, chunk, p
         assert_relative(gradient, reference, 1e-6)
 
 
-@pytest.mark.parametrize('threads', [1, 2, 4])
-def test_a_lone_sample_is_split_over_the_cores(threads):
-    front, back = torch.randn(1, 12, 6, 6, dtype=DOUBLE), torch.randn(1, 7, 3, 3, dtype=DOUBLE)
+LONE = {
+    None: [(12, 7, 7), (8, 5, 5)],
+    'matrix': [(4, 16, 16), (6, 8, 8)],
+    'gram': [(64, 4, 4), (60, 4, 4)],
+}
+
+
+@pytest.mark.parametrize('threads', [1, 2, 3, 4])
+@pytest.mark.parametrize('dtype', [torch.float32, DOUBLE])
+@pytest.mark.parametrize('form', LONE)
+def test_a_lone_sample_is_split_over_the_cores(form, dtype, threads):
+    leaves = [torch.randn(1, *shape, dtype=dtype, requires_grad=True) for shape in LONE[form]]
+    assert transmitting._plan(leaves, tuple(leaves[1].shape[2:]), dtype).form == form
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        value = transmitting_norm(front, back)
+        value = transmitting_norm(*leaves)
+        gradients = torch.autograd.grad(value.sum(), leaves)
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(value, reference_norm(front, back), rtol=1e-9, atol=0)
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    exact = reference_norm(*wide)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-9 if dtype == DOUBLE else 1e-5, atol=0)
+    for gradient, reference in zip(gradients, torch.autograd.grad(exact.sum(), wide)):
+        assert_relative(gradient.double(), reference, 1e-7 if dtype == DOUBLE else 1e-2)
 
 
 @pytest.mark.parametrize('channels', [(1, 1), (1, 9), (9, 1), (40, 30)])
