@@ -97,8 +97,8 @@ def distillation(host, scenes, work_dir, teacher, model=None, **extra):
     return recorded(cfg)
 
 
-def recorded(cfg, *imports):
-    cfg.custom_imports = dict(imports=['rank_recorder', *imports])
+def recorded(cfg):
+    cfg.custom_imports = dict(imports=['rank_recorder'])
     cfg.custom_hooks = [dict(type='RankRecorder')]
     return cfg
 
@@ -146,7 +146,8 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, sce
     make, runs = MODELS[host], {}
     for processes in (1, 2):
         student = without_batch_norm(make(4))
-        cfg = recorded(distillation(host, scenes, tmp_path / str(processes), make(8), student), 'in_double')
+        cfg = distillation(host, scenes, tmp_path / str(processes), make(8), student)
+        cfg.custom_imports.imports.append('in_double')
         cfg.train_dataloader.batch_size = 4 // processes
         runs[processes] = train(cfg, tmp_path / f'{processes}.py', processes)
     (one,), (first, second) = runs.values()

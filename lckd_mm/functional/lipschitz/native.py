@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .krylov import generic_start, tolerance
-
-Size = tuple[int, int]
+from .squaring import Size
 
 # Directions that a sample may take, two a block, and bytes for them and for a pooled copy of a map, of one thread.
 _STEPS = (12, 32)

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native
 from .krylov import generic_start, leading_eigenvector, tolerance
 from .precision import full_precision, needed_scale, refuse_second_derivative, scaled, unscaled, wide_type
-from .squaring import common_size, cost_of_squaring, triples_by_squaring
+from .squaring import Size, common_size, cost_of_squaring, triples_by_squaring
 
 # Bytes of both maps that are worked on at a time: on a CPU so much stays in its cache from product to product.
 _CHUNK = {'cpu': 24 << 20}
@@ -30,8 +30,6 @@ _FORMING = 1536 << 10
 # Multiplications for all samples of a pair, up to which few large products are sooner than many small ones.
 _SQUARED = {'cpu': 0}
 _SQUARED_ELSEWHERE = 15 * 10**9
-
-Size = tuple[int, int]
 
 
 def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import DOUBLE, assert_equals_reference, maps_with_spectrum, reference_norm
+from spectra import DOUBLE, assert_equals_reference, maps_with_spectrum, reference_norm, threads
 
 from lckd_mm.functional import transmitting_norm, transmitting_norms
 from lckd_mm.functional.lipschitz import native, transmitting
@@ -149,14 +149,11 @@ def test_samples_that_do_not_converge_are_left_to_torch(monkeypatch, left_over):
 @compiled
 def test_the_result_does_not_depend_on_the_threads():
     front, back = torch.randn(7, 12, 9, 9).requires_grad_(), torch.randn(7, 5, 4, 4).requires_grad_()
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
+    results = []
+    for n in (1, 2, 4):
+        with threads(n):
             norms = transmitting_norm(front, back)
             results.append((norms, *torch.autograd.grad(norms.sum(), (front, back))))
-    finally:
-        torch.set_num_threads(before)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
 
@@ -164,13 +161,9 @@ def test_the_result_does_not_depend_on_the_threads():
 @compiled
 @pytest.mark.parametrize('samples', [1, 2])
 def test_fewer_samples_than_half_the_threads_are_left_to_torch(left_over, samples):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        maps = [torch.randn(samples, 4, 5, 5), torch.randn(samples, 6, 5, 5)]
+    maps = [torch.randn(samples, 4, 5, 5), torch.randn(samples, 6, 5, 5)]
+    with threads(4):
         assert_equals_reference(maps, rtol=3e-6, gradient=3e-3)
-    finally:
-        torch.set_num_threads(before)
     assert left_over == {1: [1, 1], 2: []}[samples]
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm
+from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm, threads
 from torch.utils.checkpoint import checkpoint
 
 from lckd_mm.functional import spectral_norm, transmitting_matrix, transmitting_norm, transmitting_norms
@@ -306,19 +306,15 @@ LONE = {
 }
 
 
-@pytest.mark.parametrize('threads', [1, 2, 3, 4])
+@pytest.mark.parametrize('cores', [1, 2, 3, 4])
 @pytest.mark.parametrize('dtype', [torch.float32, DOUBLE])
 @pytest.mark.parametrize('form', LONE)
-def test_a_lone_sample_is_split_over_the_cores(form, dtype, threads):
+def test_a_lone_sample_is_split_over_the_cores(form, dtype, cores):
     leaves = [torch.randn(1, *shape, dtype=dtype, requires_grad=True) for shape in LONE[form]]
     assert transmitting._plan(leaves, tuple(leaves[1].shape[2:]), dtype).form == form
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(cores):
         value = transmitting_norm(*leaves)
         gradients = torch.autograd.grad(value.sum(), leaves)
-    finally:
-        torch.set_num_threads(before)
     wide = [x.detach().double().requires_grad_() for x in leaves]
     exact = reference_norm(*wide)
     torch.testing.assert_close(value.double(), exact, rtol=1e-9 if dtype == DOUBLE else 1e-5, atol=0)
