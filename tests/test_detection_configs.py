@@ -16,13 +16,13 @@ from lckd_mm.hosts import build_model, fabricate_samples, read_model_config
 
 CONFIGS = ROOT / 'configs' / 'detection'
 FAMILIES = {
-    'lckd-kd_ssd300-r50_ssd300-r18_8xb8_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
-    'lckd-kd_ssd300-r50_ssd300-mobilenetv1_8xb8_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
-    'lckd-kd_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
+    'lckd-kd_ssd300-r50_ssd300-r18_8xb8_voc0712': ('loss_ofd', 'loss_lipschitz', 'loss_kd'),
+    'lckd-kd_ssd300-r50_ssd300-mobilenetv1_8xb8_voc0712': ('loss_ofd', 'loss_lipschitz', 'loss_kd'),
+    'lckd-kd_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_ofd', 'loss_lipschitz', 'loss_kd'),
     'fgd_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_fgd',),
     'ie_retinanet-r50_retinanet-r18_8xb2_voc0712': ('loss_inherit', 'loss_explore'),
-    'lckd_faster-rcnn-r50_faster-rcnn-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid'),
-    'lckd-kd_gfl-r50_gfl-r18_8xb2_voc0712': ('loss_lipschitz', 'loss_lipschitz_pyramid', 'loss_kd'),
+    'lckd_faster-rcnn-r50_faster-rcnn-r18_8xb2_voc0712': ('loss_ofd', 'loss_lipschitz'),
+    'lckd-kd_gfl-r50_gfl-r18_8xb2_voc0712': ('loss_ofd', 'loss_lipschitz', 'loss_kd'),
 }
 
 
@@ -193,7 +193,7 @@ def test_a_leaf_says_what_its_name_says(path):
             'ssd300': 'SingleStageDetector', 'retinanet': 'RetinaNet', 'faster-rcnn': 'FasterRCNN', 'gfl': 'GFL'
         }[family]  # fmt: skip
         assert backbone == 'mobilenetv1' or role['backbone']['depth'] == int(backbone[1:])
-    names = {'lckd': {'loss_lipschitz', 'loss_lipschitz_pyramid'}, 'ie': {'loss_inherit', 'loss_explore'}}
+    names = {'lckd': {'loss_ofd', 'loss_lipschitz'}, 'ie': {'loss_inherit', 'loss_explore'}}
     assert set(cfg.model.terms) == set().union(*(names.get(part, {f'loss_{part}'}) for part in method.split('-')))
     epochs = cfg.train_cfg.max_epochs
     file = teacher.replace('-', '_') + '_fpn_1x_voc0712' if teacher == 'retinanet-r50' else f'{teacher}_{tail}'

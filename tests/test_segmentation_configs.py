@@ -81,7 +81,7 @@ def test_it_trains_and_validates_on_files_in_the_vocs_layout(path, tmp_path):
     runner = run(cfg)
     entries = scalars(tmp_path / 'run')
     assert 'mIoU' in entries[-1]
-    assert len(runner.model.terms) == (1 if path.stem.startswith('cwd') else 3 if 'deeplab' in path.stem else 2)
+    assert len(runner.model.terms) == (1 if path.stem.startswith('cwd') else 3)
     for name in runner.model.terms:
         values = [entry[name] for entry in entries if name in entry]
         assert len(values) == iters

@@ -1,8 +1,4 @@
-# Lipschitz matching and KD.
+# LONDON and KD.
 _base_ = './lckd_ssd300-r50_ssd300-mobilenetv1_8xb8_voc0712.py'
 
-model = dict(
-    terms=dict(
-        loss_kd=_base_.ssd_kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.ssd_kd_term))

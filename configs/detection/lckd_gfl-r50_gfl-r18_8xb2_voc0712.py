@@ -1,24 +1,7 @@
-# GFL on ResNet50 teaches the one on ResNet18: Lipschitz matching of the stages, and of the pyramid.
-_base_ = [
-    './gfl-r18_8xb2_voc0712.py',
-    '../_base_/terms/fpn_detectors.py',
-    '../_base_/taps/gfl_resnet.py',
-]
+# LONDON: OFD, and Lipschitz matching of the same connected stages.
+_base_ = './ofd_gfl-r50_gfl-r18_8xb2_voc0712.py'
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='configs/detection/gfl-r50_8xb2_voc0712.py',
-        checkpoint='work_dirs/gfl-r50_8xb2_voc0712/epoch_4.pth',
-    ),
-    taps=_base_.gfl_resnet_taps,
-    terms=dict(
-        loss_lipschitz=_base_.fpn_lipschitz_term,
-        loss_lipschitz_pyramid=_base_.fpn_pyramid_term,
-    ),
-)
+model = dict(terms=dict(loss_lipschitz=_base_.fpn_lipschitz_term))
 custom_hooks = [
     dict(type='lckd_mm.LipschitzMonitorHook', interval=50),
 ]

@@ -1,6 +1,7 @@
 # KD: PSPNet-R101-d8 teaches PSPNet-R18-d8.
 _base_ = ['./pspnet_r18-d8_4xb4-20k_voc12aug-512x512.py', '../_base_/taps/pspnet_resnet.py']
 
+kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=0.5)
 model = dict(
     _delete_=True,
     type='lckd_mm.Distiller',
@@ -12,5 +13,5 @@ model = dict(
         'pspnet_r101-d8_512x512_20k_voc12aug_20200617_102003-4aef3c9a.pth',
     ),
     taps=_base_.pspnet_resnet_taps,
-    terms=dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=0.5)),
+    terms=dict(loss_kd=kd_term),
 )

@@ -12,7 +12,7 @@ import torch
 from run_helpers import ROOT, scenes
 
 BENCH = ROOT / 'tools' / 'bench'
-DEMO = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+DEMO = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 
 
 @pytest.fixture

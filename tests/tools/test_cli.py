@@ -15,7 +15,7 @@ from lckd_mm import cli
 from lckd_mm.hosts import build_model
 
 KD = 'configs/demo/kd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
-LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+LCKD = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
 
@@ -147,7 +147,7 @@ def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_
     # connectors' state stands beside the student in the file
     saved = torch.load(run / 'iter_2.pth')
     assert 'lckd_mm' in saved and not any(k.startswith('student') for k in saved['state_dict'])
-    (dumped,) = run.glob('lckd*.py')
+    (dumped,) = run.glob('kd-rawlip*.py')
     assert Config.fromfile(dumped).model.terms.loss_kd.weight == 0
     validated = [e for e in entries if 'mIoU' in e][-1]['mIoU']
 

@@ -4,10 +4,10 @@
 # begins with, 0.01 for each class, and a teacher that says 0.001, it is 1.3. Higher temperatures would compare little
 # but these small probabilities.
 fpn_lipschitz_term = dict(
-    loss=dict(type='lckd_mm.LipschitzLoss', gap='log'), on=['stage2', 'stage3', 'stage4'], weight=0.1
-)
-fpn_pyramid_term = dict(
-    loss=dict(type='lckd_mm.LipschitzLoss', gap='log'), on=['p3', 'p4', 'p5', 'p6', 'p7'], weight=0.1
+    loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
+    on=['stage2', 'stage3', 'stage4'],
+    connector='loss_ofd',
+    weight=0.1,
 )
 fpn_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on='logits', weight=10.0)
 fpn_ofd_term = dict(

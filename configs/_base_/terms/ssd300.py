@@ -4,11 +4,7 @@
 ssd_lipschitz_term = dict(
     loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
     on=['stage1', 'stage2', 'stage3', 'stage4'],
-    weight=0.1,
-)
-ssd_pyramid_term = dict(
-    loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
-    on=['level1', 'level2', 'level3', 'level4', 'level5', 'level6'],
+    connector='loss_ofd',
     weight=0.1,
 )
 ssd_kd_term = dict(

@@ -18,7 +18,7 @@ runs = dict(
     kd=dict(config=_digits.format('kd_wrn16-4_wrn10-1'), title='KD', against='alone', **_taught),
     lckd=dict(
         config=_digits.format('lckd-kd_wrn16-4_wrn10-1'),
-        title='KD + Lipschitz, log',
+        title='KD + raw Lipschitz, log',
         options={'model.terms.loss_lipschitz.weight': 0.15},
         against='kd',
         **_taught,

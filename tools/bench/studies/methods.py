@@ -25,13 +25,13 @@ _taught = {
     'rkd': 'RKD',
     'lgan': 'Lipschitz critic (LGAN)',
     'ofd': 'OFD',
-    'lckd-absolute': 'Lipschitz, absolute',
-    'lckd-relative': 'Lipschitz, relative',
-    'lckd-log': 'Lipschitz, log',
-    'lckd-kd': 'KD + Lipschitz, log',
+    'lckd-absolute': 'raw Lipschitz, absolute',
+    'lckd-relative': 'raw Lipschitz, relative',
+    'lckd-log': 'raw Lipschitz, log',
+    'lckd-kd': 'KD + raw Lipschitz, log',
     'kd-ofd': 'KD + OFD',
-    'lckd-ofd': 'OFD + Lipschitz, log',
-    'lckd-ofd-kd': 'OFD + KD + Lipschitz, log',
+    'lckd-ofd': 'LONDON, log gap (OFD + Lipschitz)',
+    'lckd-ofd-kd': 'LONDON, log gap, + KD',
 }
 # Without a teacher: two students learn from each other.
 _online = {

@@ -1,0 +1,4 @@
+# LONDON and KD.
+_base_ = ['./lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py']
+
+model = dict(terms=dict(loss_kd=_base_.kd_term))

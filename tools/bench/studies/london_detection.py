@@ -1,0 +1,18 @@
+# What the detection demo's LONDON is made of: the weight of OFD, and the gap and weight of Lipschitz matching of the
+# connected maps. RetinaNet on the digit scenes. The demo's own weights were chosen by it: --first-seed 100 --seeds 3,
+# none of which is reported elsewhere.
+title = 'OFD and LONDON: RetinaNet on digit scenes'
+metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
+work_dir = 'work_dirs/studies/london-detection'
+prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
+
+_scenes = 'configs/demo/{}_1xb8-digit-scenes-96x96.py'
+_pair = _scenes.format('{}_retinanet_r18-w32_retinanet_r18-w8')
+_teacher = {'model.teacher.checkpoint': 'teacher'}
+axes = dict(
+    weight={f'{_w:g}': {'model.terms.loss_ofd.weight': _w} for _w in (3e-5, 1e-4, 3e-4, 1e-3)},
+)
+runs = dict(
+    teacher=dict(config=_scenes.format('retinanet_r18-w32'), title='teacher (RetinaNet-R18-w32)'),
+    ofd=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['weight']),
+)

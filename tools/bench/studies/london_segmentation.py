@@ -1,0 +1,34 @@
+# What the demo's LONDON is made of: the weight of OFD, and the gap and weight of Lipschitz matching of the connected
+# maps. FCN on the digit scenes. The demo's own weights were chosen by it: --first-seed 100 --seeds 3, none of which is
+# reported elsewhere.
+title = 'OFD and LONDON: FCN on digit scenes'
+metric = dict(key='mIoU', title='mIoU')
+work_dir = 'work_dirs/studies/london-segmentation'
+prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
+
+_scenes = 'configs/demo/{}_1xb8-digit-scenes-96x96.py'
+_pair = _scenes.format('{}_fcn_r18-w32_fcn_r18-w8')
+_teacher = {'model.teacher.checkpoint': 'teacher'}
+axes = dict(
+    weight={f'{_w:g}': {'model.terms.loss_ofd.weight': _w} for _w in (1e-5, 3e-5, 1e-4)},
+    # Parts of the loss over the first 200 iterations of OFD alone with seed 100.
+    gap={
+        f'{_gap}, {_part}': {
+            'model.terms.loss_lipschitz.loss.gap': _gap,
+            'model.terms.loss_lipschitz.weight': _weight,
+        }
+        for _gap, _part, _weight in [
+            ('log', '2 %', 0.1),
+            ('relative', '2 %', 0.35),
+            ('absolute', '2 %', 7e-5),
+            ('log', '10 %', 0.5),
+            ('relative', '10 %', 1.7),
+            ('absolute', '10 %', 3.5e-4),
+        ]
+    },
+)
+runs = dict(
+    teacher=dict(config=_scenes.format('fcn_r18-w32'), title='teacher (FCN-R18-w32)'),
+    ofd=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['weight']),
+    london=dict(config=_pair.format('lckd'), title='LONDON', needs=_teacher, axes=['gap']),
+)
