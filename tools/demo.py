@@ -1,8 +1,8 @@
-"""The main job on the embedded data set: a teacher, its student alone, with KD, and with KD + Lipschitz matching.
+"""The main job on the embedded data set: a teacher, its student alone, with KD, with OFD, and with LONDON.
 
     python tools/demo.py [--task segmentation] [--seed 0] [--work-dir work_dirs/demo]
     python tools/demo.py --task detection [--seed 0] [--work-dir work_dirs/demo-det]
-    python tools/demo.py [--task detection] --summary
+    python tools/demo.py [--task detection] --summary [DIR …]
 
 Each training is tools/train.py on a config of configs/demo. What is finished is kept and reused by the next run, what
 was interrupted is resumed. The end is one table, one picture, and a report of all seeds as one HTML page.
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,13 +20,14 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-TITLES = {'teacher': 'teacher', 'alone': 'student alone', 'kd': 'KD', 'lckd': 'KD + Lipschitz'}
+TITLES = {'teacher': 'teacher', 'alone': 'student alone', 'kd': 'KD', 'ofd': 'OFD', 'lckd': 'LONDON'}
 DATA = 'data/digit_scenes'
 
 
@@ -48,9 +50,8 @@ class Task:
         names = {
             'teacher': f'{self.teacher}_{scenes}',
             'alone': f'{self.student}_{scenes}',
-            'kd': f'kd_{self.teacher}_{self.student}_{scenes}',
-            'lckd': f'lckd_{self.teacher}_{self.student}_{scenes}',
         }
+        names |= {name: f'{name}_{self.teacher}_{self.student}_{scenes}' for name in TITLES if name not in names}
         return {name: f'configs/demo/{file}' for name, file in names.items()}
 
 
@@ -73,20 +74,22 @@ def main(argv: list[str]) -> None:
     p.add_argument('--work-dir', type=Path, help='by default ' + ', '.join(task.work_dir for task in TASKS.values()))
     p.add_argument('--only', nargs='+', choices=TITLES, default=list(TITLES), help='train only these')
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
-    p.add_argument('--summary', action='store_true', help='only print mean and deviation over the seeds that were run')
+    text = 'only print means and deviations of the seeds run in these folders, one a machine (default: the work_dir)'
+    p.add_argument('--summary', nargs='*', type=Path, metavar='DIR', help=text)
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     warnings.simplefilter('ignore')  # of the hosts' imports
     # The trainings start from the repository's root; a path is the caller's.
     args.work_dir = args.work_dir and args.work_dir.absolute()
+    folders = [folder.absolute() for folder in args.summary or []]
     os.chdir(ROOT)
     task = TASKS[args.task]
     args.work_dir = args.work_dir or Path(task.work_dir)
     from lckd_mm.cli import option_path
 
     option_path(args.work_dir, '--work-dir')
-    if args.summary:
-        print(summary(task, args.work_dir))
+    if args.summary is not None:
+        print(summary(task, folders or [args.work_dir]))
         return
     start = time.time()
     call('tools/prepare_data.py', 'digit-scenes', '--out', DATA)
@@ -96,7 +99,10 @@ def main(argv: list[str]) -> None:
         return
     print('evaluating on the validation scenes …', flush=True)
     rows = evaluate(task, finished)
-    (folder / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
+    import torch
+
+    where = dict(torch=torch.__version__, instructions=torch.backends.cpu.get_cpu_capability(), date=str(date.today()))
+    (folder / 'results.json').write_text(json.dumps(dict(where, rows=rows), indent=1) + '\n')
     picture = draw(task, finished, folder)
     print('writing the report …', flush=True)
     from lckd_mm.reporting import write_report
@@ -132,13 +138,14 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
 
     work_dir = folder / name
     options = [f'randomness.seed={args.seed}', *args.cfg_options]
-    if name in ('kd', 'lckd'):
+    distilled = name not in ('teacher', 'alone')
+    if distilled:
         teacher = final_checkpoint(folder / 'teacher')
         if teacher is None:
             raise FileNotFoundError(f'{folder / "teacher"}: no teacher was trained there; name it after --only, too')
         options.append(f'model.teacher.checkpoint={option_path(teacher, "--work-dir")}')
     text = Config.fromfile(task.configs[name]).pretty_text + '\n'.join(options)
-    if name in ('kd', 'lckd'):
+    if distilled:
         text += (folder / 'teacher' / 'done.json').read_text()
     recipe = dict(recipe=hashlib.sha256(text.encode()).hexdigest())
     done, begun = work_dir / 'done.json', work_dir / 'begun.json'
@@ -186,50 +193,49 @@ def load(task: Task, name: str, checkpoint: Path):
 
 
 def evaluate(task: Task, finished: dict[str, Path]) -> dict[str, dict]:
-    """The host's own metric in percent, parameters, and sigma of every layer, on the validation scenes."""
+    """The host's own metric in percent on the validation scenes, parameters, and how far the matched σ are apart."""
     import torch
     from mmengine.evaluator import Evaluator
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from lckd_mm.functional import lipschitz_gap, transmitting_norm
-    from lckd_mm.presets import preset_taps
-    from lckd_mm.taps import FeatureTaps
-
     importlib.import_module(f'{task.host}.datasets')
     init_default_scope(task.host)
     MMLogger.get_instance('demo', log_level='ERROR')  # the metric would print a table of classes for each net
-    rows, sigma = {}, {}
+    rows = {}
     for name, checkpoint in finished.items():
         model, cfg = load(task, name, checkpoint)
         loader = Runner.build_dataloader(cfg.val_dataloader)
         evaluator = Evaluator(cfg.val_evaluator)
         evaluator.dataset_meta = loader.dataset.metainfo
-        taps = FeatureTaps(preset_taps(model, 'backbone'), TITLES[name])
-        layers = []
         with torch.no_grad():
             for batch in loader:
-                data = model.data_preprocessor(batch, False)
-                if not taps.traces:
-                    taps.trace(model, lambda: model(**data, mode='tensor'))  # noqa: B023
-                with taps.record(model) as features:
-                    predictions = model(**data, mode='predict')
-                evaluator.process(predictions, batch)
-                layers.append(
-                    torch.stack([transmitting_norm(features[a], features[b]) for a, b in pairwise(task.stages)])
-                )
-        metrics = evaluator.evaluate(len(loader.dataset))
-        sigma[name] = torch.cat(layers, 1)
-        gap = lipschitz_gap(sigma[name], sigma['teacher'], 'log').sqrt().mean()
-        value = float(metrics[task.metric])
-        rows[name] = dict(
-            {task.column: value if task.column == 'mIoU' else 100 * value},
-            parameters=sum(p.numel() for p in model.parameters()),
-            sigma=[round(float(s), 4) for s in sigma[name].mean(1)],
-            sigma_gap=float(gap),
-        )
+                evaluator.process(model(**model.data_preprocessor(batch, False), mode='predict'), batch)
+        value = float(evaluator.evaluate(len(loader.dataset))[task.metric])
+        rows[name] = {
+            task.column: value if task.column == 'mIoU' else 100 * value,
+            'parameters': sum(p.numel() for p in model.parameters()),
+        }
+        sigmas = sigma_history(task, checkpoint.parent)
+        if sigmas:
+            gaps = [abs(math.log(connected / teacher)) for _, connected, teacher in sigmas[-5:]]
+            rows[name]['sigma_gap'] = statistics.mean(gaps)
     return rows
+
+
+def sigma_history(task: Task, work_dir: Path, pair: str | None = None) -> list[tuple[int, float, float]]:
+    """Step, σ of the student's connected stages and σ of the teacher's, of one pair or in a row of all of them; empty
+    for a student without connectors."""
+    from lckd_mm.reporting import read_history
+
+    pairs = [pair] if pair else [f'{a}-{b}' for a, b in pairwise(task.stages)]
+    return [
+        (entry['step'], entry[f'sigma_connected/{pair}'], entry[f'sigma_teacher/{pair}'])
+        for entry in read_history(work_dir).training
+        for pair in pairs
+        if f'sigma_connected/{pair}' in entry
+    ]
 
 
 def print_table(task: Task, rows: dict[str, dict], seed: int) -> None:
@@ -240,35 +246,53 @@ def print_table(task: Task, rows: dict[str, dict], seed: int) -> None:
     for column in ('', task.column, 'parameters', 'σ gap to the teacher'):
         table.add_column(column, justify='left' if not column else 'right')
     for name, row in rows.items():
-        gap = '–' if name == 'teacher' else f'{row["sigma_gap"]:.3f}'
+        gap = f'{row["sigma_gap"]:.3f}' if 'sigma_gap' in row else ''
         table.add_row(TITLES[name], f'{row[task.column]:.2f}', f'{row["parameters"]:,}', gap)
     Console().print(table)
-    print('σ gap: mean over layers and images of |ln σ(student) - ln σ(teacher)|, raw taps, no connectors.')
+    print('σ gap: |ln σ(student) - ln σ(teacher)| of the connected stages at the end of training.')
 
 
-def summary(task: Task, work_dir: Path) -> str:
-    """A Markdown table of mean and (sample) standard deviation over all seeds in a work_dir."""
-    runs = [json.loads(path.read_text()) for path in sorted(work_dir.glob('seed*/results.json'))]
+def summary(task: Task, folders: list[Path]) -> str:
+    """A Markdown table over the seeds in each folder, one folder a machine.
+
+    ± is the sample standard deviation over seeds of the means over machines; *machines* is the one of the same seed on
+    different machines, pooled over seeds. Gains are paired by seed and machine, their interval is the bootstrap's over
+    seeds.
+    """
+    from lckd_mm.reporting import bootstrap, spread
+
+    runs: dict[str, list[dict]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob('seed*/results.json')):
+            runs.setdefault(path.parent.name, []).append(json.loads(path.read_text())['rows'])
     if len(runs) < 2:
-        raise FileNotFoundError(f'{work_dir}: {len(runs)} seeds have results, and a deviation needs two')
-
-    def spread(values: list[float], digits: int) -> str:
-        return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
-
-    head = f'| {len(runs)} seeds | {task.column} | better than alone | parameters | σ gap to the teacher |'
-    lines = [head, '|---|---|---|---|---|']
+        raise FileNotFoundError(f'{folders[0]}: {len(runs)} seeds have results, and a deviation needs two')
+    machines = max(map(len, runs.values()))
+    head = [f'{len(runs)} seeds', task.column, *(['machines'] if machines > 1 else [])]
+    head += ['gain over alone', '95 % interval', 'gain over KD', '95 % interval', 'σ gap to the teacher']
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for name, title in TITLES.items():
-        better = sum(run[name][task.column] > run['alone'][task.column] for run in runs)
-        lines.append(
-            f'| {title} | {spread([run[name][task.column] for run in runs], 2)} | '
-            f'{"" if name == "alone" else f"{better} of {len(runs)}"} | {runs[0][name]["parameters"]:,} | '
-            f'{"" if name == "teacher" else spread([run[name]["sigma_gap"] for run in runs], 3)} |'
-        )
+        scores = {seed: [of[name][task.column] for of in several] for seed, several in runs.items()}
+        cells = [title, spread([statistics.mean(values) for values in scores.values()])]
+        if machines > 1:
+            variances = [statistics.variance(values) for values in scores.values() if len(values) > 1]
+            cells.append(f'{math.sqrt(statistics.mean(variances)):.2f}')
+        for base in ('alone', 'kd'):
+            if name in ('teacher', 'alone', base):
+                cells += ['', '']
+                continue
+            gains = {s: [of[name][task.column] - of[base][task.column] for of in runs[s]] for s in runs}
+            every = [gain for several in gains.values() for gain in several]
+            low, high = bootstrap([statistics.mean(several) for several in gains.values()])
+            better = f'{sum(gain > 0 for gain in every)} of {len(every)}'
+            cells += [f'{statistics.mean(every):+.2f} ({better})', f'{low:+.2f} to {high:+.2f}']
+        gaps = [of[name]['sigma_gap'] for several in runs.values() for of in several if 'sigma_gap' in of[name]]
+        lines.append(f'| {" | ".join([*cells, spread(gaps)])} |')
     return '\n'.join(lines)
 
 
 def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
-    """Input, truth and each net's prediction for some validation scenes; below, sigma of each layer over time."""
+    """Input, truth and each net's prediction for some validation scenes; below, σ of the connected stages over time."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -279,7 +303,6 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     from mmengine.registry import DATASETS
 
     from lckd_mm.hooks import draw as show
-    from lckd_mm.reporting import read_history
 
     models = {name: load(task, name, checkpoint) for name, checkpoint in finished.items()}
     cfg = models['alone'][1]
@@ -305,13 +328,9 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     pairs = [f'{a}-{b}' for a, b in pairwise(task.stages)]
     plots = bottom.subplots(1, len(pairs))
     for axis, pair in zip(plots, pairs, strict=True):
-        teacher = None
-        for name, colour in (('kd', 'tab:orange'), ('lckd', 'tab:blue')):
-            history = read_history(folder / name).training
-            steps = [h['step'] for h in history if f'sigma_student/{pair}' in h]
-            axis.plot(steps, [h[f'sigma_student/{pair}'] for h in history if f'sigma_student/{pair}' in h],
-                      color=colour, label=TITLES[name])  # fmt: skip
-            teacher = [h[f'sigma_teacher/{pair}'] for h in history if f'sigma_teacher/{pair}' in h]
+        for name, colour in (('ofd', 'tab:orange'), ('lckd', 'tab:blue')):
+            steps, sigma, teacher = zip(*sigma_history(task, folder / name, pair), strict=True)
+            axis.plot(steps, sigma, color=colour, label=TITLES[name])
         axis.plot(steps, teacher, color='black', linestyle='--', linewidth=1, label='teacher')
         axis.set_yscale('log')
         axis.set_title(f'σ of {pair.replace("-", " → ")}', fontsize=9)

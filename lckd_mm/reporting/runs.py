@@ -432,3 +432,13 @@ def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
         return 'nan'
     mean = form.format(statistics.mean(values))
     return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean
+
+
+def bootstrap(differences: list[float]) -> tuple[float, float]:
+    """The percentile bootstrap's 95 % interval of the mean of paired differences."""
+    import numpy as np
+    from scipy.stats import bootstrap as resample
+
+    rng = np.random.default_rng(0)
+    interval = resample((np.array(differences),), np.mean, method='percentile', rng=rng).confidence_interval
+    return float(interval.low), float(interval.high)

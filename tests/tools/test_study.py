@@ -14,6 +14,7 @@ import pytest
 from run_helpers import ROOT
 
 from lckd_mm.cli import run_tool
+from lckd_mm.reporting import bootstrap
 
 BENCH = ROOT / 'tools' / 'bench'
 QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
@@ -114,10 +115,10 @@ def test_the_interval_is_the_bootstraps(study):
     gains = [0.3, 1.1, -0.2, 0.9, 0.4]
     # All 3125 resamples; those that scipy draws differ by the chance of 9,999 draws.
     means = sorted(statistics.mean(draw) for draw in itertools.product(gains, repeat=5))
-    low, high = study.bootstrap(gains)
+    low, high = bootstrap(gains)
     assert low == pytest.approx(means[78], abs=0.03) and high == pytest.approx(means[-79], abs=0.03)
-    assert study.bootstrap(gains) == (low, high)
-    assert study.bootstrap([0.5] * 5) == pytest.approx((0.5, 0.5))
+    assert bootstrap(gains) == (low, high)
+    assert bootstrap([0.5] * 5) == pytest.approx((0.5, 0.5))
 
 
 def logged(folder, *entries):

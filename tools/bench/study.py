@@ -486,6 +486,8 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        from lckd_mm.reporting import bootstrap
+
         return bootstrap(self.gains) if len(self.gains) > 1 else None
 
 
@@ -511,16 +513,6 @@ def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
             gains = [scores[s] - theirs[s] for s in scores if s in theirs]
             rows.append(Row(title, scores, shares, study.title_of(base) if gains else '', gains))
     return rows
-
-
-def bootstrap(differences: list[float]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % interval of the mean of paired differences."""
-    import numpy as np
-    from scipy.stats import bootstrap as resample
-
-    rng = np.random.default_rng(0)
-    interval = resample((np.array(differences),), np.mean, method='percentile', rng=rng).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def markdown(study: Study, rows: list[Row], count: int) -> str:
