@@ -15,10 +15,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from .checkpoint import STATE_KEY, check_loading, load_strictly
-from .files import WriteError, good_sibling, newest_good, read_checkpoint, read_resumable, save_whole, trust
+from .errors import one_sentence
 from .hosts import build_model, load_config, unwrapped
 from .launch import check_parallelism, prepare_launch
+from .storage.checkpoint import STATE_KEY, check_loading, load_strictly
+from .storage.files import good_sibling, newest_good, read_checkpoint, read_resumable, save_whole, trust
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # What train() adds by itself.
@@ -82,13 +83,6 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
         print(f'error: {one_sentence(error)}', file=sys.stderr)
         return 1
     return 0
-
-
-def one_sentence(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = ' '.join(text.split()) or 'no message'
-    ours = (ValueError, KeyError, FileNotFoundError, FileExistsError, TypeError, ImportError, WriteError)
-    return text if isinstance(error, ours) else f'{type(error).__name__}: {text} (--debug shows where)'
 
 
 def option_path(path: Path, flag: str) -> str:
@@ -388,7 +382,7 @@ def check_start(runner: Runner, loaded: dict | None) -> None:
 
 
 def check_pretrained(model: torch.nn.Module) -> list[str | None]:
-    """:func:`~lckd_mm.checkpoint.check_loading` for every module that ``init_cfg`` fills from a local file."""
+    """:func:`~lckd_mm.storage.checkpoint.check_loading` for every module that ``init_cfg`` fills from a local file."""
     reports = []
     for name, module in model.named_modules():
         rules = getattr(module, 'init_cfg', None)

@@ -12,16 +12,9 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import arguments
+from .contexts import RNGState, preserved_rng, rng_state, untracked_statistics
 from .finite import GradientWatch, check_values, origin
-from .hosts import (
-    RNGState,
-    build_named_model,
-    host_of,
-    preserved_rng,
-    rng_state,
-    training_size,
-    untracked_statistics,
-)
+from .hosts import build_named_model, host_of, training_size
 from .registry import MODELS
 from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
 from .student import StudentModel

@@ -4,8 +4,6 @@ import contextlib
 import copy
 import importlib.util
 import os
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,9 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
+
+from .contexts import eval_mode, preserved_rng
+from .errors import one_line
 
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
 # mmengine looks for the distribution of these names, and where it finds none, hub.get_config pip-installs it: upstream
@@ -88,19 +89,6 @@ def load_config(source: str, who: str = 'config') -> Config:
         ) from error
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line of at most 600 letters."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = ' '.join(text.split())
-    return (text if len(text) <= 600 else text[:600] + ' …') or 'no message'
-
-
-def describe(error: Exception, who: str) -> str:
-    """An error's sentence as it stands if it begins with ``who``, else with ``who`` and the error's kind before it."""
-    text = one_line(error)
-    return text if text.startswith(who) else f'{who} fails with {type(error).__name__}: {text}'
-
-
 def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
     """:func:`build_model`, where whatever the host raises becomes a ValueError that begins with ``who``."""
     try:
@@ -117,73 +105,6 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
     """Build a host's model as the host's own Runner would; ``scope`` is the default scope of its config, if any."""
     with DefaultScope.overwrite_default_scope(scope) if scope else contextlib.nullcontext():
         return MMENGINE_MODELS.build(copy.deepcopy(ConfigDict(cfg)))
-
-
-RNGState = tuple[Tensor, Tensor | None]
-
-
-def rng_state(device: torch.device) -> RNGState:
-    """torch's random states of the CPU and, where it is an accelerator, of ``device``."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
-
-
-@contextlib.contextmanager
-def preserved_rng(
-    seed: int | None = None, state: RNGState | None = None, device: torch.device | None = None
-) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (every device in use, or this one) on leaving.
-
-    Inside, torch is seeded by ``seed``, or put into ``state`` (of :func:`rng_state`).
-    """
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    if device is not None:
-        devices = [device] if device.type == 'cuda' else []
-    try:
-        with torch.random.fork_rng(devices):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed % 2**63)
-            if state is not None:
-                torch.set_rng_state(state[0])
-                if state[1] is not None:
-                    torch.cuda.set_rng_state(state[1])
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-@contextlib.contextmanager
-def untracked_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in training use the batch's statistics inside, and leave the running ones as they are."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
-    """Switch to evaluation, without gradient, and give every module its own mode back on leaving.
-
-    With ``gradient``, parameters have it as in training.
-    """
-    training = {module: module.training for module in model.modules()}
-    if gradient:
-        # Some backbones freeze their first stages only here.
-        model.train()
-    model.eval()
-    try:
-        with torch.set_grad_enabled(gradient):
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:

@@ -13,18 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from . import arguments
+from .contexts import RNGState, preserved_rng, rng_state, untracked_statistics
 from .finite import check_values, origin
-from .hosts import (
-    RNGState,
-    build_named_model,
-    host_of,
-    normalisation,
-    preserved_rng,
-    rng_state,
-    training_size,
-    untracked_statistics,
-    unwrapped,
-)
+from .hosts import build_named_model, host_of, normalisation, training_size, unwrapped
 from .registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
 from .student import StudentModel
@@ -477,6 +468,6 @@ def _hand(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None)
 
 
 def _import_peers(module: OnlineDistiller, state: dict, prefix: str, *_: Any) -> None:
-    """As :func:`~lckd_mm.checkpoint.import_keys`: a plain checkpoint is net 0's, the others keep what they have."""
+    """As :func:`~lckd_mm.storage.checkpoint.import_keys`: a plain checkpoint is net 0's, others keep theirs."""
     for key, value in module.peers.state_dict(prefix=prefix + 'peers.').items():
         state[key] = value

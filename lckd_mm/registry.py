@@ -32,7 +32,7 @@ if digit_version(mmengine.__version__) < digit_version('0.10.0'):
 # After the sentences above, which say what is missing.
 from torch import nn
 
-from .hosts import describe
+from .errors import describe
 
 MODELS = Registry(
     'model',

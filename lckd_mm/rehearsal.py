@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments
-from .hosts import fabricate_samples, one_line, run_once, training_size
+from .errors import one_line
+from .hosts import fabricate_samples, run_once, training_size
 from .presets import preset_taps
 from .taps import LIST_ALL, FeatureTaps
 from .terms import Term

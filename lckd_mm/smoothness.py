@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from torch import Tensor, nn
 
+from .contexts import eval_mode, preserved_rng
 from .functional import graph_bound, local_lipschitz, transmitting_norms
-from .hosts import eval_mode, preserved_rng, valid_region
+from .hosts import valid_region
 from .losses.lipschitz import LipschitzLoss, as_maps, mean_length
 from .presets import preset_taps
 from .registry import MODELS

@@ -13,8 +13,9 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
 from . import arguments
-from . import checkpoint as ckpt
-from .hosts import build_named_model, host_of, normalisation, preserved_rng, read_model_config, valid_region
+from .contexts import preserved_rng
+from .hosts import build_named_model, host_of, normalisation, read_model_config, valid_region
+from .storage import checkpoint as ckpt
 from .taps import FeatureTaps
 
 _BN_MODES = ('eval', 'batch')
@@ -79,7 +80,7 @@ class FrozenTeacher:
                     module.track_running_stats = False
 
     def load(self) -> None:
-        """Load the checkpoint strictly; see :func:`lckd_mm.checkpoint.load_strictly`."""
+        """Load the checkpoint strictly; see :func:`lckd_mm.storage.checkpoint.load_strictly`."""
         if self.loaded:
             return
         ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)

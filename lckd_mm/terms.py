@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments
-from .hosts import owner_head, untracked_statistics
+from .contexts import untracked_statistics
+from .hosts import owner_head
 from .registry import build_registered, registered_class
 from .taps import FeatureTaps
 

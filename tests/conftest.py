@@ -251,7 +251,8 @@ def save_teacher():
     """``save_teacher(path, model, 'mmseg')`` writes a checkpoint of a freshly initialised model; gives the path."""
 
     def save(path, model, scope):
-        from lckd_mm.hosts import build_model, preserved_rng
+        from lckd_mm.contexts import preserved_rng
+        from lckd_mm.hosts import build_model
 
         with preserved_rng(seed=7):
             built = build_model(model, scope)

@@ -21,8 +21,8 @@ from run_helpers import count
 from torch import nn
 
 import lckd_mm
-from lckd_mm.cli import one_sentence
 from lckd_mm.distiller import Distiller
+from lckd_mm.errors import one_sentence
 from lckd_mm.hosts import fabricate_samples
 
 #: Malformed configs by theme, under `make test-all` and under `make test`; every theme's test asserts its own number.

@@ -13,10 +13,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from run_helpers import ROOT
 
-from lckd_mm.checkpoint import load_strictly
 from lckd_mm.data.digit_scenes import write_digit_scenes
 from lckd_mm.functional import lipschitz_gap, transmitting_norm
 from lckd_mm.hosts import build_model
+from lckd_mm.storage.checkpoint import load_strictly
 from lckd_mm.taps import FeatureTaps
 
 ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'

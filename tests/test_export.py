@@ -7,8 +7,8 @@ import pytest
 import torch
 from run_helpers import HOSTS, ROOT
 
-from lckd_mm.export import PlainForward, export
 from lckd_mm.hosts import build_model
+from lckd_mm.storage.export import PlainForward, export
 
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
 OUTPUTS = {'mmpretrain': [(1, 10)], 'mmseg': [(1, 11, 8, 8)], 'mmdet': 8}

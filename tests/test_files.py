@@ -15,10 +15,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from run_helpers import config, distiller, run, scenes, segmentor, teacher_file
 
-from lckd_mm import cli, files
-from lckd_mm.checkpoint import check_loading, load_strictly, model_weights
-from lckd_mm.files import read_checkpoint
+from lckd_mm import cli
 from lckd_mm.hosts import build_model
+from lckd_mm.storage import files
+from lckd_mm.storage.checkpoint import check_loading, load_strictly, model_weights
+from lckd_mm.storage.files import read_checkpoint
 
 
 class Touch:

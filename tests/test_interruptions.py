@@ -24,10 +24,12 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
-from lckd_mm.files import WriteError, newest_good, remove_partials, write_whole
+from lckd_mm.contexts import preserved_rng
+from lckd_mm.errors import WriteError
 from lckd_mm.hooks.resume import _is_the_best
-from lckd_mm.hosts import build_model, preserved_rng
+from lckd_mm.hosts import build_model
 from lckd_mm.reporting import read_history
+from lckd_mm.storage.files import newest_good, remove_partials, write_whole
 
 ITERS = 12
 

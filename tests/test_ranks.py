@@ -32,8 +32,8 @@ from run_helpers import (
 from torch import nn
 
 from lckd_mm import cli, losses
-from lckd_mm.checkpoint import read_checkpoint
 from lckd_mm.hosts import build_model
+from lckd_mm.storage.checkpoint import read_checkpoint
 
 CONNECTOR = dict(type='lckd_mm.PlainConnector')
 STEPS = 10

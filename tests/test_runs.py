@@ -30,8 +30,8 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
-from lckd_mm.checkpoint import STATE_KEY
 from lckd_mm.hosts import build_model
+from lckd_mm.storage.checkpoint import STATE_KEY
 
 
 @pytest.mark.parametrize('host', HOSTS)

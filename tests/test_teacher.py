@@ -10,8 +10,8 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import PixelData
 from torch import nn
 
-from lckd_mm.checkpoint import load_strictly, model_weights
 from lckd_mm.hosts import build_model, run_once
+from lckd_mm.storage.checkpoint import load_strictly, model_weights
 from lckd_mm.taps import FeatureTaps
 from lckd_mm.teacher import FrozenTeacher
 

@@ -182,8 +182,8 @@ def load(task: Task, name: str, checkpoint: Path):
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
 
-    from lckd_mm.checkpoint import load_strictly
     from lckd_mm.hosts import build_model
+    from lckd_mm.storage.checkpoint import load_strictly
 
     importlib.import_module(f'{task.host}.models')  # registers them
     cfg = Config.fromfile(task.configs['teacher' if name == 'teacher' else 'alone'])

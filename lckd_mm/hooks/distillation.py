@@ -10,11 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import Tensor
 
-from ..checkpoint import STATE_KEY
+from ..contexts import preserved_rng
 from ..distiller import Distiller
-from ..files import read_checkpoint
-from ..hosts import preserved_rng, unwrapped
+from ..hosts import unwrapped
 from ..registry import HOOKS
+from ..storage.checkpoint import STATE_KEY
+from ..storage.files import read_checkpoint
 from ..terms import Term
 
 

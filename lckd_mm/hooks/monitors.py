@@ -9,9 +9,9 @@ import torch
 from mmengine.hooks import Hook
 
 from .. import arguments
+from ..contexts import preserved_rng
 from ..functional import transmitting_norm
 from ..functional.lipschitz import GAPS, lipschitz_gap
-from ..hosts import preserved_rng
 from ..metrics import ClassBiasMetric
 from ..registry import HOOKS
 from .distillation import distiller_of

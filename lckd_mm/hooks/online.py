@@ -12,11 +12,11 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.structures import PixelData
 
-from ..checkpoint import STATE_KEY
-from ..files import read_checkpoint, save_whole
 from ..hosts import host_of, unwrapped
 from ..online import OnlineDataParallel, OnlineDistiller
 from ..registry import HOOKS
+from ..storage.checkpoint import STATE_KEY
+from ..storage.files import read_checkpoint, save_whole
 
 
 def online_of(runner: Any, who: str) -> OnlineDistiller:

@@ -11,7 +11,8 @@ from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from .. import arguments
-from ..hosts import eval_mode, host_of, preserved_rng
+from ..contexts import eval_mode, preserved_rng
+from ..hosts import host_of
 from ..registry import HOOKS
 from .distillation import distiller_of
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arguments
-from ..checkpoint import STATE_KEY
 from ..distiller import Distiller
 from ..hosts import run_once, training_size, unwrapped
 from ..registry import HOOKS
+from ..storage.checkpoint import STATE_KEY
 from .schedules import epoch_length
 
 _KINDS = ('unstructured', 'structured')

@@ -11,10 +11,11 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_p
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from ..checkpoint import STATE_KEY
-from ..files import WriteError, remove_partials, write_whole
+from ..errors import WriteError
 from ..hosts import unwrapped
 from ..registry import HOOKS
+from ..storage.checkpoint import STATE_KEY
+from ..storage.files import remove_partials, write_whole
 
 
 def random_state() -> dict[str, Any]:

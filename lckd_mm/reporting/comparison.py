@@ -16,10 +16,12 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import load_strictly
-from ..cli import check_data, has_teacher, one_sentence, plain_model
+from ..cli import check_data, has_teacher, plain_model
+from ..contexts import preserved_rng
+from ..errors import one_sentence
 from ..hooks import draw, original_image
-from ..hosts import host_of, preserved_rng
+from ..hosts import host_of
+from ..storage.checkpoint import load_strictly
 from ..teacher import FrozenTeacher
 from .runs import Group, Run, fingerprint_of
 from .scores import box_f1, image_iou

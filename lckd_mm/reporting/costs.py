@@ -6,8 +6,8 @@ import torch
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
 from torch import nn
 
-from ..export import PlainForward
-from ..hosts import eval_mode
+from ..contexts import eval_mode
+from ..storage.export import PlainForward
 
 
 def figures(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:

@@ -14,7 +14,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ..cli import has_teacher, is_online, student_config
-from ..hosts import load_config, one_line, read_model_config
+from ..errors import one_line
+from ..hosts import load_config, read_model_config
 
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')

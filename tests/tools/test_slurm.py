@@ -16,8 +16,8 @@ import pytest
 import torch
 from run_helpers import FULL, HOOK, HOSTS, ROOT, classifier, config, distiller, scenes
 
-from lckd_mm.checkpoint import read_checkpoint
 from lckd_mm.hosts import build_model
+from lckd_mm.storage.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'squeue', 'scancel')

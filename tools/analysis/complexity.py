@@ -78,7 +78,7 @@ def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict
 
     import torch
 
-    from lckd_mm.export import PlainForward
+    from lckd_mm.storage.export import PlainForward
 
     device = torch.device(args.device)
     images = torch.zeros(args.batch, 3, *size, device=device)

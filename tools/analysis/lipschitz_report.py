@@ -170,9 +170,9 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
     import torch
 
     from lckd_mm import smoothness
-    from lckd_mm.checkpoint import load_strictly
     from lckd_mm.cli import input_size, plain_model
     from lckd_mm.rehearsal import merge_taps, trace_taps
+    from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.taps import FeatureTaps
     from lckd_mm.teacher import FrozenTeacher
 

@@ -90,7 +90,7 @@ def weights_alone(checkpoint: str, out: Path) -> Path:
     """The teacher's weights in a file that torch reads without being told of mmengine's classes."""
     import torch
 
-    from lckd_mm.checkpoint import read_checkpoint
+    from lckd_mm.storage.checkpoint import read_checkpoint
 
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(

@@ -155,7 +155,7 @@ def reading(checkpoint: Path) -> dict[str, str]:
     from mmengine.runner.checkpoint import load_from_local
 
     theirs = attempt(lambda: f'read, {len(load_from_local(str(checkpoint), "cpu"))} entries')
-    from lckd_mm.checkpoint import read_checkpoint
+    from lckd_mm.storage.checkpoint import read_checkpoint
 
     ours = attempt(lambda: f'read, {len(read_checkpoint(str(checkpoint), "teacher"))} entries')
     return dict(what="the teacher's checkpoint as mmengine wrote it", mmrazor=theirs, lckd_mm=ours)

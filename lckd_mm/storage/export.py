@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .hosts import eval_mode
+from ..contexts import eval_mode
 
 FORMATS = ('onnx', 'pt2')
 

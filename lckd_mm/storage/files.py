@@ -24,16 +24,14 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
+from ..errors import WriteError
+
 _PARTIAL = '.partial'
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DAY = 24 * 3600
 #: What a checkpoint must hold to be gone on from, as mmengine's Runner reads it.
 _RESUMABLE = ('meta', 'state_dict', 'message_hub')
 _trusted: set[str] = set()
-
-
-class WriteError(OSError):
-    """A file could not be written; the one that stood in its place is as it was."""
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

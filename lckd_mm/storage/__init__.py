@@ -1,0 +1,1 @@
+"""Files: written whole, read without running code; what is in a checkpoint; export to other formats."""
