@@ -17,15 +17,15 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from .contexts import eval_mode, preserved_rng
-from .errors import one_line
+from ..contexts import eval_mode, preserved_rng
+from ..errors import one_line
 
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
 # mmengine looks for the distribution of these names, and where it finds none, hub.get_config pip-installs it: upstream
 # mmsegmentation, say, over the fork of it that is there. Under a module's own name both families are found.
 MODULE2PACKAGE.update({module: module for module in HOSTS})
-# Of an editable install the metadata tell mmengine a folder that is not there; a module inside leads to the right one.
-MODULE2PACKAGE['lckd_mm'] = 'lckd_mm.hosts'
+# Of an editable install the metadata tell mmengine a folder that is not there; a file inside leads to the right one.
+MODULE2PACKAGE['lckd_mm'] = 'lckd_mm.registry'
 
 
 def host_of(model: nn.Module) -> str | None:
