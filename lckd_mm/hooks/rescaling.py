@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import gradient_rescaling, partial_target
-from ..hosts import owner_head
+from ..hosts import class_targets, owner_head
 from ..losses import KDLoss, PartialKDLoss
-from ..losses.logits import class_targets
 from ..registry import HOOKS
 from .distillation import distiller_of
 

@@ -1,18 +1,15 @@
 """What differs between the host libraries: a further host is a change here."""
 
-from .models import (
-    HOSTS,
-    build_model,
-    build_named_model,
+from .heads import has_sigmoids, owner_head
+from .inputs import normalisation
+from .models import HOSTS, build_model, build_named_model, host_of, load_config, read_model_config, unwrapped
+from .samples import (
+    class_targets,
     fabricate_samples,
-    host_of,
-    load_config,
-    normalisation,
-    owner_head,
-    read_model_config,
+    relative_boxes,
+    resized_labels,
     run_once,
     training_size,
-    unwrapped,
     valid_region,
 )
 
@@ -20,12 +17,16 @@ __all__ = [
     'HOSTS',
     'build_model',
     'build_named_model',
+    'class_targets',
     'fabricate_samples',
+    'has_sigmoids',
     'host_of',
     'load_config',
     'normalisation',
     'owner_head',
     'read_model_config',
+    'relative_boxes',
+    'resized_labels',
     'run_once',
     'training_size',
     'unwrapped',

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import arguments
 from ..functional import attended_context, box_masks, focal_distances
 from ..functional.shapes import mean
+from ..hosts import relative_boxes
 from ..registry import MODELS
 
 
@@ -95,7 +96,7 @@ class FGDLoss(nn.Module):
             raise ValueError(
                 f'FGDLoss: {counts[0]} student taps, but {counts[1]} teacher taps and {counts[2]} channels'
             )
-        boxes = _relative_boxes(data_samples, student[0])
+        boxes = relative_boxes(data_samples, student[0])
         total = 0.0
         for s, t, ours, theirs in zip(student, teacher, self.student_contexts, self.teacher_contexts):
             if t.dim() != 4 or t.shape[1] != theirs.score.in_channels:
@@ -108,20 +109,3 @@ class FGDLoss(nn.Module):
             weights = self.alpha, self.beta, self.gamma, self.lam
             total = total + sum(w * part for w, part in zip(weights, (*parts, relations)))
         return total
-
-
-def _relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
-    """Each sample's boxes of the ground truth, ``(K, 4)``, in parts of its padded image."""
-    if not data_samples or not all('gt_instances' in s and 'bboxes' in s.gt_instances for s in data_samples):
-        raise ValueError(
-            "FGDLoss: needs the boxes of the ground truth (gt_instances.bboxes), which samples of mmdet's detectors "
-            'have alone; on other hosts compare features by FitNetsLoss or ATLoss'
-        )
-    boxes = []
-    for sample in data_samples:
-        meta = sample.metainfo
-        height, width = (meta.get('batch_input_shape') or meta.get('pad_shape') or meta['img_shape'])[:2]
-        corners = sample.gt_instances.bboxes
-        corners = getattr(corners, 'tensor', corners)
-        boxes.append(corners.to(like) / like.new_tensor([width, height, width, height]))
-    return boxes

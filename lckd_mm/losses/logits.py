@@ -1,11 +1,11 @@
 """Distillation of class scores."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
+from ..hosts import class_targets, has_sigmoids, resized_labels
 from ..registry import MODELS
 
 _ACTIVATIONS = ('softmax', 'sigmoid')
@@ -97,22 +97,6 @@ class KDLoss(nn.Module):
         return resized_labels(z, data_samples) != self.ignore_index
 
 
-def has_sigmoids(head: nn.Module | None) -> bool:
-    """Whether a host's head scores each class by a sigmoid of its own."""
-    own = getattr(head, 'use_sigmoid_cls', None)
-    if own is not None:
-        return bool(own)
-    losses = [getattr(head, name, None) for name in ('loss_decode', 'loss_module')]
-    losses = [part for loss in losses for part in (loss if isinstance(loss, nn.ModuleList) else [loss])]
-    return any(getattr(loss, 'use_sigmoid', False) for loss in losses)
-
-
-def resized_labels(z: Tensor, data_samples: list) -> Tensor:
-    """The segmentation labels ``(N, H, W)`` at the size of logits (N, C, H, W), by nearest neighbour."""
-    labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
-    return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1).long()
-
-
 def refuse_without_target(head: nn.Module | None, who: str) -> None:
     """ValueError for heads whose scores have no softmax over classes of which one is the target."""
     name = type(head).__name__
@@ -123,26 +107,6 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
             f'{who}: the positions of the detection head {name} have labels only inside its own assignment, so '
             'that the target class is not known; use KDLoss'
         )
-
-
-def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
-    """The label of each sample ``(N,)`` or, for maps (N, C, H, W), of each position ``(N, H, W)``.
-
-    Raises:
-        ValueError: samples without a label of one class.
-    """
-    if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
-        return resized_labels(z, data_samples)
-    if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
-        labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
-        # Mixup and its like leave the first label in place, and write the mixture beside it.
-        mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
-        if labels.shape == (len(z), 1) and not mixed:
-            return labels.flatten()
-    raise ValueError(
-        f'{who}: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
-        'or many labels a sample have no target class'
-    )
 
 
 @MODELS.register_module()

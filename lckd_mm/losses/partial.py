@@ -9,8 +9,9 @@ from .. import arguments
 from ..functional import partial_target, row_similarities, target_divergence
 from ..functional.logits import PARTIAL_KINDS
 from ..functional.shapes import mean
+from ..hosts import class_targets
 from ..registry import MODELS
-from .logits import class_targets, refuse_without_target
+from .logits import refuse_without_target
 
 
 @MODELS.register_module()

@@ -1,0 +1,132 @@
+"""Data samples: made-up ones for a dry run, and the sizes, labels, boxes and padding that real ones hold."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+from ..contexts import eval_mode, preserved_rng
+from .models import HOSTS, host_of
+
+
+def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
+    """Height and width of the images that the model's preprocessor pads to, else ``default``."""
+    size = getattr(model.data_preprocessor, 'size', None)
+    return tuple(size) if size is not None else default
+
+
+def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
+    """Data samples with ground truth that fit a batch of images of ``size``, for a run that only looks at shapes."""
+    host, (height, width) = host_of(model), size
+    meta = dict(
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
+        scale_factor=(1.0, 1.0),
+        padding_size=[0, 0, 0, 0],
+        flip=False,
+        flip_direction=None,
+        img_path='',
+    )
+    samples = []
+    for _ in range(batch):
+        if host == 'mmseg':
+            from mmseg.structures import SegDataSample
+
+            sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=torch.zeros(1, height, width).long()))
+        elif host == 'mmdet':
+            from mmdet.structures import DetDataSample
+            from mmdet.structures.mask import BitmapMasks
+
+            boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
+            truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
+            # Only where they are read: some heads take them for tensors.
+            if getattr(model, 'with_mask', False) or hasattr(model, 'panoptic_head'):
+                truth.masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
+            ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+            sample = DetDataSample(metainfo=meta, gt_instances=truth, ignored_instances=ignored)
+        elif host == 'mmpretrain':
+            from mmpretrain.structures import DataSample
+
+            sample = DataSample(metainfo=meta).set_gt_label(0)
+        else:
+            raise TypeError(
+                f'{type(model).__name__} is no model of {", ".join(HOSTS)}: a Distiller takes an mmpretrain '
+                'classifier, an mmseg segmentor or an mmdet detector'
+            )
+        samples.append(sample)
+    return samples
+
+
+def run_once(model: nn.Module, size: tuple[int, int], mode: str, gradient: bool = False) -> Any:
+    """One forward of a black image, in evaluation, without gradient unless asked for; modes and random states as
+    before on leaving."""
+    parameter = next(model.parameters())
+    with preserved_rng(), eval_mode(model, gradient):
+        return model(parameter.new_zeros(1, 3, *size), fabricate_samples(model, 1, size), mode=mode)
+
+
+def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
+    """(B, 1, H, W), true where a batch holds image and not padding; None where nothing is padded or said of it."""
+    if not data_samples:
+        return None
+    height, width = inputs.shape[2:]
+    mask, padded = torch.ones(len(inputs), 1, height, width, dtype=torch.bool, device=inputs.device), False
+    for row, sample in zip(mask, data_samples, strict=False):
+        left, right, top, bottom = sample.metainfo.get('padding_size') or (0, 0, 0, 0)
+        h, w = (sample.metainfo.get('img_shape') or (height, width))[:2]
+        # mmseg counts the padding of each side; the others pad at the right and the bottom, beyond img_shape.
+        bottom, right = max(bottom, height - min(h, height)), max(right, width - min(w, width))
+        if left or right or top or bottom:
+            padded = True
+            inside = torch.zeros_like(row)
+            inside[:, top : height - bottom, left : width - right] = True
+            row &= inside
+    return mask if padded else None
+
+
+def resized_labels(z: Tensor, data_samples: list) -> Tensor:
+    """The segmentation labels ``(N, H, W)`` at the size of logits (N, C, H, W), by nearest neighbour."""
+    labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
+    return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1).long()
+
+
+def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
+    """The label of each sample ``(N,)`` or, for maps (N, C, H, W), of each position ``(N, H, W)``.
+
+    Raises:
+        ValueError: samples without a label of one class.
+    """
+    if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
+        return resized_labels(z, data_samples)
+    if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
+        labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
+        # Mixup and its like leave the first label in place, and write the mixture beside it.
+        mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
+        if labels.shape == (len(z), 1) and not mixed:
+            return labels.flatten()
+    raise ValueError(
+        f'{who}: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
+        'or many labels a sample have no target class'
+    )
+
+
+def relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
+    """Each sample's boxes of the ground truth, ``(K, 4)``, in parts of its padded image."""
+    if not data_samples or not all('gt_instances' in s and 'bboxes' in s.gt_instances for s in data_samples):
+        raise ValueError(
+            "FGDLoss: needs the boxes of the ground truth (gt_instances.bboxes), which samples of mmdet's detectors "
+            'have alone; on other hosts compare features by FitNetsLoss or ATLoss'
+        )
+    boxes = []
+    for sample in data_samples:
+        meta = sample.metainfo
+        height, width = (meta.get('batch_input_shape') or meta.get('pad_shape') or meta['img_shape'])[:2]
+        corners = sample.gt_instances.bboxes
+        corners = getattr(corners, 'tensor', corners)
+        boxes.append(corners.to(like) / like.new_tensor([width, height, width, height]))
+    return boxes
