@@ -42,7 +42,7 @@ class Distiller(StudentModel):
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.teacher.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.terms.Term`.
         taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
-            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.presets`); or a list of both kinds, as in
+            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both kinds, as in
             ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from . import arguments
 from .errors import one_line
 from .hosts import fabricate_samples, run_once, training_size
-from .presets import preset_taps
 from .taps import LIST_ALL, FeatureTaps
+from .taps.presets import preset_taps
 from .terms import Term
 
 #: Tap name to address, a preset's name, or a list of these.

@@ -17,9 +17,9 @@ from .contexts import eval_mode, preserved_rng
 from .functional import graph_bound, local_lipschitz, transmitting_norms
 from .hosts import valid_region
 from .losses.lipschitz import LipschitzLoss, as_maps, mean_length
-from .presets import preset_taps
 from .registry import MODELS
 from .taps import FeatureTaps
+from .taps.presets import preset_taps
 
 #: Images of the student's preprocessor, and their samples, to images as a net takes them.
 Convert = Callable[[Tensor, list | None], Tensor]

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lckd_mm.hosts import build_model
-from lckd_mm.presets import preset_taps
 from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.presets import preset_taps
 
 SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=4)
 

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from lckd_mm.backbones import MobileNetV1
 from lckd_mm.hosts import build_model
-from lckd_mm.listing import list_taps
 from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.listing import list_taps
 
 TAPS = {f'block{i}': f'backbone.block{i}.bn2' for i in (3, 5, 11, 13)}
 

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from lckd_mm.backbones import PyramidNet
 from lckd_mm.hosts import build_model
-from lckd_mm.listing import list_taps
 from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.listing import list_taps
 
 BASIC = {'group1': 'backbone.layer2.0.bn1', 'group2': 'backbone.layer3.0.bn1', 'group3': 'backbone.bn_final'}
 BOTTLENECK = {**BASIC, 'group1': 'backbone.layer2.0.bn2', 'group2': 'backbone.layer3.0.bn2'}

@@ -10,8 +10,8 @@ from run_helpers import ROOT
 from torch import nn
 
 from lckd_mm.hosts import build_model, run_once
-from lckd_mm.listing import list_taps
 from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.listing import list_taps
 
 ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 

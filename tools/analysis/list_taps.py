@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
 
 def print_preset(model, size: tuple[int, int], gradient: bool) -> None:
     from lckd_mm.hosts import run_once
-    from lckd_mm.presets import preset_taps
     from lckd_mm.taps import FeatureTaps
+    from lckd_mm.taps.presets import preset_taps
 
     taps = FeatureTaps(preset_taps(model, 'backbone'), 'preset')
     taps.trace(model, lambda: run_once(model, size, 'tensor'))
@@ -72,7 +72,7 @@ def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None
     from rich.table import Table
 
     from lckd_mm.hosts import run_once
-    from lckd_mm.listing import list_taps
+    from lckd_mm.taps.listing import list_taps
 
     def run(mode):
         return lambda: run_once(model, size, mode, gradient)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .taps import Address, is_activation, not_inplace
+from .recording import Address, is_activation, not_inplace
 
 
 @dataclass
