@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recording import Address, is_activation, not_inplace
+from .address import Address
+from .modules import is_activation, not_inplace
 
 
 @dataclass

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from torch import nn
 
 from ..hosts import host_of
-from .recording import LIST_ALL, is_activation, is_norm
+from .capture import LIST_ALL
+from .modules import is_activation, is_norm
 
 
 def preset_taps(model: nn.Module, name: str) -> dict[str, str]:

@@ -1,60 +1,17 @@
-"""FeatureTaps: addresses of intermediate tensors, read during one forward, and checked.
-
-An address is ``path[item]@port#call``: the module's path in the model, then, each optional,
-
-* ``[k]``: which element, of an output (or input) that is a tuple or list;
-* ``@in``: the module's first input instead of its output; ``@preact``: the input of the activation that ends the
-  module (a residual stage's output before its last ReLU, the feature that OFD and LONDON match);
-* ``#k``: which call, of a module that runs several times in a forward (``#-1`` the last); ``#*`` all, as a list.
-"""
+"""FeatureTaps: intermediate tensors, read by their addresses during one forward pass, and checked."""
 
 import contextlib
 import difflib
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-_GRAMMAR = re.compile(
-    r'(?P<path>\w+(?:\.\w+)*)(?:\[(?P<item>-?\d+)\])?(?:@(?P<port>in|preact))?(?:#(?P<call>-?\d+|\*))?'
-)
-LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
-
-
-@dataclass(frozen=True)
-class Address:
-    """One parsed address; :meth:`parse` raises ValueError on a malformed one."""
-
-    path: str
-    item: int | None = None
-    port: str = 'out'
-    call: int | str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> 'Address':
-        match = _GRAMMAR.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise ValueError(
-                f'tap address {text!r} is malformed: expected path[item]@in#call, such as '
-                "'backbone.layer2@preact', 'backbone.layer2.1.relu@in#-1', 'neck[0]' or 'bbox_head.retina_cls#*'"
-            )
-        item, call = match['item'], match['call']
-        if match['port'] == 'preact' and (item is not None or call is not None):
-            raise ValueError(f'tap address {text!r} is malformed: @preact takes neither [item] nor #call')
-        return cls(
-            path=match['path'],
-            item=None if item is None else int(item),
-            port=match['port'] or 'out',
-            call=call if call in (None, '*') else int(call),
-        )
-
-    def __str__(self) -> str:
-        item = '' if self.item is None else f'[{self.item}]'
-        port = '' if self.port == 'out' else f'@{self.port}'
-        return f'{self.path}{item}{port}' + ('' if self.call is None else f'#{self.call}')
+from .address import Address
+from .capture import LIST_ALL, Capture, Finished, attached, watched_norms
+from .modules import compiled_around, not_inplace
+from .preact import resolve_preact
 
 
 @dataclass
@@ -66,10 +23,6 @@ class Trace:
     #: Path of the normalisation layer whose output this is, perhaps after an addition; None where another layer with
     #: weights or an activation ran since.
     norm: str | None = None
-
-
-class _Finished(BaseException):
-    """Every tap has fired: leaves the forward early. Not an Exception, so that no host's handler swallows it."""
 
 
 class FeatureTaps:
@@ -108,7 +61,7 @@ class FeatureTaps:
         """
         for name, address in self.addresses.items():
             path = self.resolved.get(name, address).path
-            compiled = _compiled_around(model, path)
+            compiled = compiled_around(model, path)
             if compiled is not None:
                 raise ValueError(
                     f'{self.role} tap {name!r}: {path!r} lies inside {compiled or type(model).__name__!r}, '
@@ -140,10 +93,11 @@ class FeatureTaps:
         """
         self.check_paths(model)
         names = [n for n in self.addresses if n not in self.traces] if names is None else list(names)
-        self._resolve_preact(model, run, [n for n in names if self.addresses[n].port == 'preact'])
+        unresolved = {n: self.addresses[n] for n in names if n not in self.resolved}
+        self.resolved |= resolve_preact(model, run, unresolved, self.role)
         silent = set()
-        captures = {n: _Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
-        with _watched_norms(model, captures.values()), _attached(model, captures.values()):
+        captures = {n: Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
+        with watched_norms(model, captures.values()), attached(model, captures.values()):
             run()
         for name in names:
             if name not in captures or captures[name].calls == 0:
@@ -181,7 +135,7 @@ class FeatureTaps:
         untraced = [n for n in names if n not in self.resolved]
         if untraced:
             raise ValueError(f'{self.role} tap {untraced[0]!r}: @preact must be resolved by trace() before it is read')
-        captures = [_Capture(n, self.resolved[n], self.role) for n in names]
+        captures = [Capture(n, self.resolved[n], self.role) for n in names]
         countdown = None
         if stop and captures and all(n in self.traces for n in names):
             countdown = {
@@ -189,7 +143,7 @@ class FeatureTaps:
                 for n in names
             }
         features: dict[str, Tensor | list[Tensor]] = {}
-        with contextlib.suppress(_Finished), _attached(model, captures, countdown):
+        with contextlib.suppress(Finished), attached(model, captures, countdown):
             yield features
         for capture in captures:
             must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
@@ -243,256 +197,3 @@ class FeatureTaps:
                 yield
         finally:
             handle.remove()
-
-    def _resolve_preact(self, model: nn.Module, run: Callable[[], Any], names: list[str]) -> None:
-        stages: dict[str, list[str]] = {}  # the path of a stage, and the taps that name it
-        for name in names:
-            if name not in self.resolved:
-                stages.setdefault(self.addresses[name].path, []).append(name)
-        if not stages:
-            return
-        modules = dict(model.named_modules())
-        paths = {m: p for p, m in modules.items()}
-        leaves = [m for p, m in modules.items() if p and not any(m.children())]
-        activations = [m for m in leaves if is_activation(m)]
-        order: list[tuple[nn.Module, int, Any]] = []  # (leaf, its call number, output), in order of execution
-        calls: dict[nn.Module, int] = dict.fromkeys(leaves, 0)
-        ends: dict[str, tuple[int, Any]] = {}
-
-        def leaf_hook(module, args, output):
-            order.append((module, calls[module], output))
-            calls[module] += 1
-
-        def stage_hook(path):
-            def hook(module, args, output):
-                ends[path] = (len(order), output)
-
-            return hook
-
-        handles = [m.register_forward_hook(leaf_hook) for m in leaves]
-        handles += [modules[path].register_forward_hook(stage_hook(path)) for path in stages]
-        try:
-            with not_inplace(activations):
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
-        for path, taps in stages.items():
-            if path not in ends:
-                continue  # it did not fire: trace() reports it
-            position, output = ends[path]
-            last = next((e for e in reversed(order[:position]) if e[2] is output), None)
-            if last is None or not is_activation(last[0]):
-                inside = set(modules[path].modules())
-                norms = [paths[m] for m, _, _ in order[:position] if m in inside and is_norm(m)]
-                following = next((paths[m] for m, _, _ in order[position:] if is_norm(m)), None)
-                options = [f'{path!r} (its output)']
-                if norms:
-                    options.append(f'{norms[-1]!r} (its last norm, as for linear bottlenecks)')
-                if following:
-                    options.append(f'{following!r} (the next norm, as for pre-activation nets)')
-                raise ValueError(
-                    f'{self.role} tap {taps[0]!r}: {path!r} does not end in an activation, so {path}@preact has no '
-                    f'meaning; write one of {", ".join(options)}'
-                )
-            module, call, _ = last
-            which = None if calls[module] == 1 else -1 if call == calls[module] - 1 else call
-            for name in taps:
-                self.resolved[name] = Address(paths[module], port='in', call=which)
-
-
-class _Capture:
-    """The tensors of one tap during one recording, with their version counters at capture."""
-
-    def __init__(self, name: str, address: Address, role: str, keep_all: bool = False):
-        self.name, self.address, self.role, self.keep_all = name, address, role, keep_all
-        self.calls = 0
-        self.note: Callable[[], Any] = lambda: None
-        self._kept: list[tuple[int, Tensor, int]] = []  # (call, tensor, version)
-        self._notes: list[Any] = []
-
-    def __call__(self, value: Any) -> None:
-        call, wanted = self.calls, self.address.call
-        self.calls += 1
-        if not self.keep_all and wanted != '*':
-            if call != wanted and (call > 0 if wanted is None else wanted >= 0):
-                return  # not the call that is wanted; or a second one where one was expected, which read() refuses
-            if wanted is not None and wanted < 0:
-                # Only the last calls can be wanted: earlier ones are let go, and their memory with them.
-                del self._kept[: max(0, len(self._kept) + 1 + wanted)]
-        tensor = self._select(value)
-        self._kept.append((call, tensor, tensor._version))
-        if self.keep_all:
-            self._notes.append(self.note())
-
-    def noted(self) -> Any:
-        """What :attr:`note` said when the wanted call was read, of a capture that keeps all of them."""
-        wanted = self.address.call
-        return self._notes[wanted if isinstance(wanted, int) else -1]
-
-    def _select(self, value: Any) -> Tensor:
-        item = self.address.item
-        if item is not None:
-            if not isinstance(value, (tuple, list)):
-                raise self._error(f'gives a {type(value).__name__}, not a tuple; write it without [{item}]')
-            if not -len(value) <= item < len(value):
-                raise self._error(f'gives a tuple of {len(value)}, which has no [{item}]')
-            value = value[item]
-        if isinstance(value, Tensor):
-            return value
-        if isinstance(value, (tuple, list)):
-            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {self.address.path}[0]')
-        raise self._error(f'gives a {type(value).__name__}, not a tensor')
-
-    def read(self, require_grad: bool) -> Tensor | list[Tensor]:
-        wanted = self.address.call
-        if self.calls == 0:
-            raise self._error('never fired: the forward does not call this module; tap one that it calls')
-        if wanted is None and self.calls > 1:
-            raise self._error(
-                f'ran {self.calls} times; say which call with #k, as in {self.address}#-1 (the last), or all as a '
-                'list with #*'
-            )
-        if isinstance(wanted, int) and not -self.calls <= wanted < self.calls:
-            raise self._error(f'ran {self.calls} times, so there is no call #{wanted}')
-        picked = self._kept
-        if wanted != '*':
-            picked = [kept for kept in self._kept if kept[0] == (wanted or 0) % self.calls]
-        for _, tensor, version in picked:
-            if tensor._version != version:
-                raise self._error(
-                    'was overwritten in place after it was read (by an in-place activation or `+=`); tap the input '
-                    "of the next module that reads it, such as 'backbone.layer2.1.relu@in#-1', or a whole stage's "
-                    "'backbone.layer2@preact'"
-                )
-            if require_grad and not tensor.requires_grad:
-                raise self._error(
-                    'carries no gradient, so a loss on it would train nothing: the layers before it are frozen, '
-                    'detached, or inside reentrant activation checkpointing; tap elsewhere, unfreeze them, or '
-                    'checkpoint with use_reentrant=False, as the hook lckd_mm.ActivationCheckpointHook does'
-                )
-        tensors = [tensor for _, tensor, _ in picked]
-        return tensors if wanted == '*' else tensors[0]
-
-    def _error(self, what: str) -> ValueError:
-        return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
-
-
-def _compiled_around(model: nn.Module, path: str) -> str | None:
-    """The innermost compiled module whose compiled code holds the module at ``path``; '' is the model itself."""
-    found, module, walked = None, model, []
-    for part in [*path.split('.'), None]:
-        # The wrapper that torch.compile gives calls its own hooks itself; what compile() changed in place does not.
-        wrapper = '_orig_mod' in module._modules
-        if (wrapper and part is not None) or module._compiled_call_impl is not None:
-            found = '.'.join(walked)
-        if part is None:
-            break
-        module = getattr(module, part, None)
-        if not isinstance(module, nn.Module):
-            break
-        walked.append(part)
-    return found
-
-
-@contextlib.contextmanager
-def _attached(
-    model: nn.Module, captures: Iterable[_Capture], countdown: dict[str, int] | None = None
-) -> Iterator[None]:
-    waiting = None if countdown is None else {n for n, calls in countdown.items() if calls > 0}
-
-    def feed(capture: _Capture, value: Any) -> None:
-        capture(value)
-        if waiting is not None and capture.calls >= countdown[capture.name]:
-            waiting.discard(capture.name)
-            if not waiting:
-                raise _Finished
-
-    def output_hook(capture):
-        def hook(module, args, output):
-            feed(capture, output)
-
-        return hook
-
-    def input_hook(capture):
-        def hook(module, args, kwargs):
-            feed(capture, args[0] if args else next(iter(kwargs.values()), None))
-
-        return hook
-
-    handles, read_before = [], []
-    try:
-        for capture in captures:
-            module = model.get_submodule(capture.address.path)
-            if capture.address.port == 'in':
-                read_before.append(module)
-                handles.append(module.register_forward_pre_hook(input_hook(capture), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(output_hook(capture)))
-        with not_inplace(read_before):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def _watched_norms(model: nn.Module, captures: Iterable[_Capture]) -> Iterator[None]:
-    """Let each capture note the normalisation layer that its tensor comes from."""
-    last: list[str | None] = [None]
-
-    def note(path: str | None) -> Callable[..., None]:
-        def hook(*_) -> None:
-            last[0] = path
-
-        return hook
-
-    handles = []
-    norms = set()
-    for path, module in model.named_modules():
-        if is_norm(module):
-            norms.add(path)
-        # A block's projection runs beside its own layers, in some hosts after the last of them.
-        if {'downsample', 'shortcut'} & set(path.split('.')):
-            continue
-        if is_norm(module):
-            handles.append(module.register_forward_hook(note(path)))
-        elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            handles.append(module.register_forward_hook(note(None)))
-    for capture in captures:
-        itself = capture.address.path if capture.address.port == 'out' and capture.address.path in norms else None
-        capture.note = lambda itself=itself: itself or last[0]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switch ``inplace`` off: an in-place activation would overwrite the input that is being read."""
-    changed = [m for m in dict.fromkeys(modules) if getattr(m, 'inplace', False) is True]
-    for module in changed:
-        module.inplace = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.inplace = True
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation of torch's or mmcv's."""
-    kind = type(module)
-    # mmcv registers its own (Swish, HSwish, Clip, …) beside torch's, without a common base class.
-    return kind.__module__.startswith(('torch.nn.modules.activation', 'mmcv.cnn.bricks')) and kind.__name__ in {
-        *(set(torch.nn.modules.activation.__all__) - {'MultiheadAttention'}),
-        *('Swish', 'HSwish', 'HSigmoid', 'Clamp'),
-    }
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    return isinstance(module, kinds) or 'Norm' in type(module).__name__

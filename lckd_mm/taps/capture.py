@@ -1,0 +1,165 @@
+"""The hooks by which tensors are read during one forward pass."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from .address import Address
+from .modules import is_activation, is_norm, not_inplace
+
+LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
+
+
+class Finished(BaseException):
+    """Every tap has fired: leaves the forward early. Not an Exception, so that no host's handler swallows it."""
+
+
+class Capture:
+    """The tensors of one tap during one recording, with their version counters at capture."""
+
+    def __init__(self, name: str, address: Address, role: str, keep_all: bool = False):
+        self.name, self.address, self.role, self.keep_all = name, address, role, keep_all
+        self.calls = 0
+        self.note: Callable[[], Any] = lambda: None
+        self._kept: list[tuple[int, Tensor, int]] = []  # (call, tensor, version)
+        self._notes: list[Any] = []
+
+    def __call__(self, value: Any) -> None:
+        call, wanted = self.calls, self.address.call
+        self.calls += 1
+        if not self.keep_all and wanted != '*':
+            if call != wanted and (call > 0 if wanted is None else wanted >= 0):
+                return  # not the call that is wanted; or a second one where one was expected, which read() refuses
+            if wanted is not None and wanted < 0:
+                # Only the last calls can be wanted: earlier ones are let go, and their memory with them.
+                del self._kept[: max(0, len(self._kept) + 1 + wanted)]
+        tensor = self._select(value)
+        self._kept.append((call, tensor, tensor._version))
+        if self.keep_all:
+            self._notes.append(self.note())
+
+    def noted(self) -> Any:
+        """What :attr:`note` said when the wanted call was read, of a capture that keeps all of them."""
+        wanted = self.address.call
+        return self._notes[wanted if isinstance(wanted, int) else -1]
+
+    def _select(self, value: Any) -> Tensor:
+        item = self.address.item
+        if item is not None:
+            if not isinstance(value, (tuple, list)):
+                raise self._error(f'gives a {type(value).__name__}, not a tuple; write it without [{item}]')
+            if not -len(value) <= item < len(value):
+                raise self._error(f'gives a tuple of {len(value)}, which has no [{item}]')
+            value = value[item]
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (tuple, list)):
+            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {self.address.path}[0]')
+        raise self._error(f'gives a {type(value).__name__}, not a tensor')
+
+    def read(self, require_grad: bool) -> Tensor | list[Tensor]:
+        wanted = self.address.call
+        if self.calls == 0:
+            raise self._error('never fired: the forward does not call this module; tap one that it calls')
+        if wanted is None and self.calls > 1:
+            raise self._error(
+                f'ran {self.calls} times; say which call with #k, as in {self.address}#-1 (the last), or all as a '
+                'list with #*'
+            )
+        if isinstance(wanted, int) and not -self.calls <= wanted < self.calls:
+            raise self._error(f'ran {self.calls} times, so there is no call #{wanted}')
+        picked = self._kept
+        if wanted != '*':
+            picked = [kept for kept in self._kept if kept[0] == (wanted or 0) % self.calls]
+        for _, tensor, version in picked:
+            if tensor._version != version:
+                raise self._error(
+                    'was overwritten in place after it was read (by an in-place activation or `+=`); tap the input '
+                    "of the next module that reads it, such as 'backbone.layer2.1.relu@in#-1', or a whole stage's "
+                    "'backbone.layer2@preact'"
+                )
+            if require_grad and not tensor.requires_grad:
+                raise self._error(
+                    'carries no gradient, so a loss on it would train nothing: the layers before it are frozen, '
+                    'detached, or inside reentrant activation checkpointing; tap elsewhere, unfreeze them, or '
+                    'checkpoint with use_reentrant=False, as the hook lckd_mm.ActivationCheckpointHook does'
+                )
+        tensors = [tensor for _, tensor, _ in picked]
+        return tensors if wanted == '*' else tensors[0]
+
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
+
+
+@contextlib.contextmanager
+def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str, int] | None = None) -> Iterator[None]:
+    waiting = None if countdown is None else {n for n, calls in countdown.items() if calls > 0}
+
+    def feed(capture: Capture, value: Any) -> None:
+        capture(value)
+        if waiting is not None and capture.calls >= countdown[capture.name]:
+            waiting.discard(capture.name)
+            if not waiting:
+                raise Finished
+
+    def output_hook(capture):
+        def hook(module, args, output):
+            feed(capture, output)
+
+        return hook
+
+    def input_hook(capture):
+        def hook(module, args, kwargs):
+            feed(capture, args[0] if args else next(iter(kwargs.values()), None))
+
+        return hook
+
+    handles, read_before = [], []
+    try:
+        for capture in captures:
+            module = model.get_submodule(capture.address.path)
+            if capture.address.port == 'in':
+                read_before.append(module)
+                handles.append(module.register_forward_pre_hook(input_hook(capture), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(output_hook(capture)))
+        with not_inplace(read_before):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
+    """Let each capture note the normalisation layer that its tensor comes from."""
+    last: list[str | None] = [None]
+
+    def note(path: str | None) -> Callable[..., None]:
+        def hook(*_) -> None:
+            last[0] = path
+
+        return hook
+
+    handles = []
+    norms = set()
+    for path, module in model.named_modules():
+        if is_norm(module):
+            norms.add(path)
+        # A block's projection runs beside its own layers, in some hosts after the last of them.
+        if {'downsample', 'shortcut'} & set(path.split('.')):
+            continue
+        if is_norm(module):
+            handles.append(module.register_forward_hook(note(path)))
+        elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            handles.append(module.register_forward_hook(note(None)))
+    for capture in captures:
+        itself = capture.address.path if capture.address.port == 'out' and capture.address.path in norms else None
+        capture.note = lambda itself=itself: itself or last[0]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

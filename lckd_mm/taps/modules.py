@@ -1,0 +1,53 @@
+"""What kind of layer a module is, and how it runs: activations, normalisation, in place, compiled."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation of torch's or mmcv's."""
+    kind = type(module)
+    # mmcv registers its own (Swish, HSwish, Clip, …) beside torch's, without a common base class.
+    return kind.__module__.startswith(('torch.nn.modules.activation', 'mmcv.cnn.bricks')) and kind.__name__ in {
+        *(set(torch.nn.modules.activation.__all__) - {'MultiheadAttention'}),
+        *('Swish', 'HSwish', 'HSigmoid', 'Clamp'),
+    }
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, kinds) or 'Norm' in type(module).__name__
+
+
+@contextlib.contextmanager
+def not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Switch ``inplace`` off: an in-place activation would overwrite the input that is being read."""
+    changed = [m for m in dict.fromkeys(modules) if getattr(m, 'inplace', False) is True]
+    for module in changed:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True
+
+
+def compiled_around(model: nn.Module, path: str) -> str | None:
+    """The innermost compiled module whose compiled code holds the module at ``path``; '' is the model itself."""
+    found, module, walked = None, model, []
+    for part in [*path.split('.'), None]:
+        # The wrapper that torch.compile gives calls its own hooks itself; what compile() changed in place does not.
+        wrapper = '_orig_mod' in module._modules
+        if (wrapper and part is not None) or module._compiled_call_impl is not None:
+            found = '.'.join(walked)
+        if part is None:
+            break
+        module = getattr(module, part, None)
+        if not isinstance(module, nn.Module):
+            break
+        walked.append(part)
+    return found

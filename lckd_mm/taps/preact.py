@@ -1,0 +1,74 @@
+"""Where ``@preact`` leads: to the activation that ends a module."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .address import Address
+from .modules import is_activation, is_norm, not_inplace
+
+
+def resolve_preact(
+    model: nn.Module, run: Callable[[], Any], addresses: Mapping[str, Address], role: str
+) -> dict[str, Address]:
+    """Each ``@preact`` address as the input of the activation that ends its module; silent ones are left out.
+
+    Raises:
+        ValueError: a module that does not end in an activation; its neighbours that can be tapped are named.
+    """
+    stages: dict[str, list[str]] = {}  # the path of a stage, and the taps that name it
+    for name, address in addresses.items():
+        stages.setdefault(address.path, []).append(name)
+    if not stages:
+        return {}
+    modules = dict(model.named_modules())
+    paths = {m: p for p, m in modules.items()}
+    leaves = [m for p, m in modules.items() if p and not any(m.children())]
+    activations = [m for m in leaves if is_activation(m)]
+    order: list[tuple[nn.Module, int, Any]] = []  # (leaf, its call number, output), in order of execution
+    calls: dict[nn.Module, int] = dict.fromkeys(leaves, 0)
+    ends: dict[str, tuple[int, Any]] = {}
+
+    def leaf_hook(module, args, output):
+        order.append((module, calls[module], output))
+        calls[module] += 1
+
+    def stage_hook(path):
+        def hook(module, args, output):
+            ends[path] = (len(order), output)
+
+        return hook
+
+    handles = [m.register_forward_hook(leaf_hook) for m in leaves]
+    handles += [modules[path].register_forward_hook(stage_hook(path)) for path in stages]
+    try:
+        with not_inplace(activations):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    resolved: dict[str, Address] = {}
+    for path, taps in stages.items():
+        if path not in ends:
+            continue  # it did not fire: trace() reports it
+        position, output = ends[path]
+        last = next((e for e in reversed(order[:position]) if e[2] is output), None)
+        if last is None or not is_activation(last[0]):
+            inside = set(modules[path].modules())
+            norms = [paths[m] for m, _, _ in order[:position] if m in inside and is_norm(m)]
+            following = next((paths[m] for m, _, _ in order[position:] if is_norm(m)), None)
+            options = [f'{path!r} (its output)']
+            if norms:
+                options.append(f'{norms[-1]!r} (its last norm, as for linear bottlenecks)')
+            if following:
+                options.append(f'{following!r} (the next norm, as for pre-activation nets)')
+            raise ValueError(
+                f'{role} tap {taps[0]!r}: {path!r} does not end in an activation, so {path}@preact has no '
+                f'meaning; write one of {", ".join(options)}'
+            )
+        module, call, _ = last
+        which = None if calls[module] == 1 else -1 if call == calls[module] - 1 else call
+        for name in taps:
+            resolved[name] = Address(paths[module], port='in', call=which)
+    return resolved
