@@ -39,8 +39,8 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     scope='lckd_mm',
     locations=[
-        'lckd_mm.distiller',
-        'lckd_mm.online',
+        'lckd_mm.distillation.distiller',
+        'lckd_mm.distillation.online',
         'lckd_mm.losses',
         'lckd_mm.connectors',
         'lckd_mm.critics',
@@ -49,13 +49,13 @@ MODELS = Registry(
     ],
 )
 MODEL_WRAPPERS = Registry(
-    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.online']
+    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.distillation.online_optim']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='lckd_mm',
-    locations=['lckd_mm.online'],
+    locations=['lckd_mm.distillation.online_optim'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=['lckd_mm.metrics'])

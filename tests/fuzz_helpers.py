@@ -21,7 +21,7 @@ from run_helpers import count
 from torch import nn
 
 import lckd_mm
-from lckd_mm.distiller import Distiller
+from lckd_mm.distillation import Distiller
 from lckd_mm.errors import one_sentence
 from lckd_mm.hosts import fabricate_samples
 

@@ -58,7 +58,7 @@ def train_rank(rank, port, config, work_dir):
     """One of two processes; writes its states, or what it raised."""
     from mmengine.runner import Runner
 
-    from lckd_mm.finite import NonFiniteError
+    from lckd_mm.distillation import NonFiniteError
 
     os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     torch.distributed.init_process_group('gloo')

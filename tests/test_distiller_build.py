@@ -8,7 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from lckd_mm.distiller import Distiller
+from lckd_mm.distillation import Distiller
 from lckd_mm.hosts import build_model, fabricate_samples
 
 STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}

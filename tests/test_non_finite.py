@@ -10,7 +10,8 @@ from mmengine.logging import MessageHub
 from poison import States
 from run_helpers import HOOK, config, count, distiller, run, scenes, segmentor, teacher_file
 
-from lckd_mm.finite import GradientWatch, NonFiniteError, all_finite, origin
+from lckd_mm.distillation import NonFiniteError
+from lckd_mm.distillation.finite import GradientWatch, all_finite, origin
 from lckd_mm.hooks import NonFiniteHook
 from lckd_mm.hosts import build_model, fabricate_samples
 

@@ -27,9 +27,9 @@ from run_helpers import (
 
 from lckd_mm import cli
 from lckd_mm.cli import student_config
-from lckd_mm.finite import NonFiniteError
+from lckd_mm.distillation import NonFiniteError
+from lckd_mm.distillation.online_optim import OnlineOptimWrapperConstructor
 from lckd_mm.hosts import build_model, fabricate_samples
-from lckd_mm.online import OnlineOptimWrapperConstructor
 
 KD = dict(loss=dict(type='lckd_mm.KDLoss', tau=3.0), on='logits')
 CRITIC = dict(type='lckd_mm.ConvCritic', widths=(8,))

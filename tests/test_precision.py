@@ -10,7 +10,7 @@ from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from poison import States
 from run_helpers import HOOK, HOSTS, config, count, distiller, run, scenes, segmentor, teacher_file
 
-from lckd_mm.finite import NonFiniteError
+from lckd_mm.distillation import NonFiniteError
 from lckd_mm.hosts import build_model, fabricate_samples
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -10,10 +10,10 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import PixelData
 from torch import nn
 
+from lckd_mm.distillation import FrozenTeacher
 from lckd_mm.hosts import build_model, run_once
 from lckd_mm.storage.checkpoint import load_strictly, model_weights
 from lckd_mm.taps import FeatureTaps
-from lckd_mm.teacher import FrozenTeacher
 
 STAGES = dict(stage1='backbone.layer1@preact', stage4='backbone.layer4@preact', logits='decode_head.conv_seg')
 

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from lckd_mm.connectors import ConvBN
+from lckd_mm.distillation import Term
+from lckd_mm.distillation.term import lenders_first
 from lckd_mm.functional import kd_divergence
 from lckd_mm.losses import KDLoss, LipschitzLoss
-from lckd_mm.registry import MODELS
+from lckd_mm.registry import MODELS, build_registered, registered_class
 from lckd_mm.taps import FeatureTaps, Trace
-from lckd_mm.terms import Term, build_registered, lenders_first, registered_class
 
 KD = dict(type='lckd_mm.KDLoss')
 LIPSCHITZ = dict(type='lckd_mm.LipschitzLoss')

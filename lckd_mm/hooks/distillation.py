@@ -11,12 +11,11 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import Tensor
 
 from ..contexts import preserved_rng
-from ..distiller import Distiller
+from ..distillation import Distiller, Term
 from ..hosts import unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY
 from ..storage.files import read_checkpoint
-from ..terms import Term
 
 
 def distiller_of(runner: Any, who: str) -> Distiller:

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 
-from ..finite import NonFiniteError
+from ..distillation import NonFiniteError
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -22,8 +22,8 @@ _SMALLEST_SCALE = 2.0**-10
 class NonFiniteHook(Hook):
     """Looks at the gradients of the terms before each update, and says what happens where a term goes wrong.
 
-    A term whose *value* is nan or infinity raises :class:`~lckd_mm.finite.NonFiniteError` with or without this hook,
-    after the forward pass. With it, so does a finite term whose *gradient* is not, at one of its taps or at its
+    A term whose *value* is nan or infinity raises :class:`~lckd_mm.distillation.NonFiniteError` with or without this
+    hook, after the forward pass. With it, so does a finite term whose *gradient* is not, at one of its taps or at its
     connectors, before the optimizer's step. The student's own losses and gradients are its own matter.
     ``tools/train.py`` adds this hook by itself.
 

@@ -12,8 +12,9 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.structures import PixelData
 
+from ..distillation import OnlineDistiller
+from ..distillation.online_optim import OnlineDataParallel
 from ..hosts import host_of, unwrapped
-from ..online import OnlineDataParallel, OnlineDistiller
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY
 from ..storage.files import read_checkpoint, save_whole
@@ -29,7 +30,7 @@ def online_of(runner: Any, who: str) -> OnlineDistiller:
 
 @HOOKS.register_module()
 class OnlineHook(Hook):
-    """Everything that an :class:`~lckd_mm.online.OnlineDistiller` has beside net 0.
+    """Everything that an :class:`~lckd_mm.distillation.OnlineDistiller` has beside net 0.
 
     Checkpoints: under the key ``lckd_mm`` stand the other nets, connectors and critics, which come back on resume;
     ``state_dict`` is net 0's alone. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain ones,
@@ -43,7 +44,7 @@ class OnlineHook(Hook):
         ensemble: whether to validate it.
     Raises:
         ValueError: on resuming from a file of other nets, or of a plain run; several ranks and optimizers without
-            :class:`~lckd_mm.online.OnlineDataParallel`.
+            :class:`~lckd_mm.distillation.online_optim.OnlineDataParallel`.
     """
 
     # Its metrics must be there before the hook that logs them.

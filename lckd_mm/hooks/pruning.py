@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arguments
-from ..distiller import Distiller
+from ..distillation import Distiller
 from ..hosts import run_once, training_size, unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY

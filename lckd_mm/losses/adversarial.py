@@ -143,12 +143,12 @@ class AdversarialLoss(nn.Module):
 
     Deviation: the papers give the critic an optimizer of its own and several steps a step of the student. Here it has
     one, with a learning rate by ``paramwise_cfg=dict(custom_keys={'critics': dict(lr_mult=…)})``; under
-    :class:`~lckd_mm.online.OnlineDistiller` it can have an optimizer of its own. The term's weight scales both sides,
-    which Adam takes no notice of, and SGD does.
+    :class:`~lckd_mm.distillation.OnlineDistiller` it can have an optimizer of its own. The term's weight scales both
+    sides, which Adam takes no notice of, and SGD does.
 
     Args:
         critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one a tap. Without
-            ``in_channels``, a :class:`~lckd_mm.terms.Term` fills them in.
+            ``in_channels``, a :class:`~lckd_mm.distillation.Term` fills them in.
         channels: of each of the teacher's taps.
         loss: config of :class:`LGANLoss` or the like. penalty: config of :class:`GradientPenalty`, or None.
         critic_weight: c.

@@ -18,11 +18,11 @@ from torch import nn
 
 from ..cli import check_data, has_teacher, plain_model
 from ..contexts import preserved_rng
+from ..distillation import FrozenTeacher
 from ..errors import one_sentence
 from ..hooks import draw, original_image
 from ..hosts import host_of
 from ..storage.checkpoint import load_strictly
-from ..teacher import FrozenTeacher
 from .runs import Group, Run, fingerprint_of
 from .scores import box_f1, image_iou
 

@@ -171,10 +171,10 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
 
     from lckd_mm import smoothness
     from lckd_mm.cli import input_size, plain_model
-    from lckd_mm.rehearsal import merge_taps, trace_taps
+    from lckd_mm.distillation import FrozenTeacher
+    from lckd_mm.distillation.dry_run import merge_taps, trace_taps
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.taps import FeatureTaps
-    from lckd_mm.teacher import FrozenTeacher
 
     device, figures = torch.device(args.device), {}
     student = plain_model(cfg)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments
-from .errors import one_line
-from .hosts import fabricate_samples, run_once, training_size
-from .taps import LIST_ALL, FeatureTaps
-from .taps.presets import preset_taps
-from .terms import Term
+from .. import arguments
+from ..errors import one_line
+from ..hosts import fabricate_samples, run_once, training_size
+from ..taps import LIST_ALL, FeatureTaps
+from ..taps.presets import preset_taps
+from .term import Term
 
 #: Tap name to address, a preset's name, or a list of these.
 Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None

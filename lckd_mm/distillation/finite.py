@@ -13,7 +13,7 @@ from mmengine.dist import all_reduce, is_distributed
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from .taps import FeatureTaps
+from ..taps import FeatureTaps
 
 Feature = Tensor | list[Tensor]
 _ADVICE = (
@@ -83,7 +83,7 @@ def origin(
     """Where a term's nan or infinity comes from: the images, the first tap that holds one, a connector, or itself.
 
     Args:
-        term: the :class:`~lckd_mm.terms.Term`. student, teacher: taps, and features by tap name.
+        term: the :class:`~lckd_mm.distillation.Term`. student, teacher: taps, and features by tap name.
         connected: the student's connected features, by tap name. inputs: the images. own: the student's own losses.
     """
     if not all_finite([inputs]):

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from .storage.checkpoint import export_keys, import_keys
+from ..storage.checkpoint import export_keys, import_keys
 
 
 class StudentModel(BaseModel):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments
-from .contexts import untracked_statistics
-from .hosts import owner_head
-from .registry import build_registered, registered_class
-from .taps import FeatureTaps
+from .. import arguments
+from ..contexts import untracked_statistics
+from ..hosts import owner_head
+from ..registry import build_registered, registered_class
+from ..taps import FeatureTaps
 
 Feature = Tensor | list[Tensor]
 #: (images, student tap names, teacher tap names) to both nets' features.

@@ -11,15 +11,15 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from . import arguments
-from .contexts import RNGState, preserved_rng, rng_state, untracked_statistics
+from .. import arguments
+from ..contexts import RNGState, preserved_rng, rng_state, untracked_statistics
+from ..hosts import build_named_model, host_of, training_size
+from ..registry import MODELS
+from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
 from .finite import GradientWatch, check_values, origin
-from .hosts import build_named_model, host_of, training_size
-from .registry import MODELS
-from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
 from .student import StudentModel
 from .teacher import FrozenTeacher
-from .terms import Term, lenders_first
+from .term import Term, lenders_first
 
 # Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
 _CONNECTOR_SEED = 0x1C4D
@@ -39,8 +39,8 @@ class Distiller(StudentModel):
 
     Args:
         student: the student's own model dict, as in its plain config.
-        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.teacher.FrozenTeacher`.
-        terms: name to term, see :class:`~lckd_mm.terms.Term`.
+        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
+        terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
             of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both kinds, as in
             ``['backbone', dict(logits='head.fc')]``.
@@ -80,7 +80,9 @@ class Distiller(StudentModel):
         # An inherited term is taken away by setting it to None.
         terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
         if not terms:
-            raise ValueError('Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.terms')
+            raise ValueError(
+                'Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.distillation.Term'
+            )
         student = dict(student)
         if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
             raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')

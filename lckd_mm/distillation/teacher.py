@@ -12,11 +12,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
-from . import arguments
-from .contexts import preserved_rng
-from .hosts import build_named_model, host_of, normalisation, read_model_config, valid_region
-from .storage import checkpoint as ckpt
-from .taps import FeatureTaps
+from .. import arguments
+from ..contexts import preserved_rng
+from ..hosts import build_named_model, host_of, normalisation, read_model_config, valid_region
+from ..storage import checkpoint as ckpt
+from ..taps import FeatureTaps
 
 _BN_MODES = ('eval', 'batch')
 

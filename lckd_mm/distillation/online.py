@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce_params, broadcast, get_rank, is_distributed
-from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import arguments
-from .contexts import RNGState, preserved_rng, rng_state, untracked_statistics
+from .. import arguments
+from ..contexts import RNGState, preserved_rng, rng_state, untracked_statistics
+from ..hosts import build_named_model, host_of, normalisation, training_size
+from ..registry import MODELS
+from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
 from .finite import check_values, origin
-from .hosts import build_named_model, host_of, normalisation, training_size, unwrapped
-from .registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-from .rehearsal import Taps, as_size, merge_taps, rehearse, trace_taps
 from .student import StudentModel
-from .terms import Term, lenders_first
+from .term import Term, lenders_first
 
 # Offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
 _TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
@@ -50,13 +50,13 @@ class OnlineDistiller(StudentModel):
 
     Args:
         nets: the nets' model dicts, two at least. They share net 0's preprocessor.
-        terms: name to term, see :class:`~lckd_mm.terms.Term`, for every net; a connector leads to the peer's width.
-            Teacher-side connectors that are made from a trained teacher's layers are refused.
-        taps: as in :class:`~lckd_mm.distiller.Distiller`, of all nets. net_taps: overrides, one a net.
+        terms: name to term, see :class:`~lckd_mm.distillation.Term`, for every net; a connector leads to the peer's
+            width. Teacher-side connectors that are made from a trained teacher's layers are refused.
+        taps: as in :class:`~lckd_mm.distillation.Distiller`, of all nets. net_taps: overrides, one a net.
         peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': from each other net, mean of the terms,
             with modules of its own for every pair.
         steps: optimizer name to the names of its terms.
-        dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distiller.Distiller`.
+        dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distillation.Distiller`.
     Raises:
         ValueError, KeyError, TypeError: one sentence each, before any training.
     Source: cyclic peers, one discriminator a net and separate optimizers: Chung et al., Feature-map-level Online
@@ -380,73 +380,6 @@ class OnlineDistiller(StudentModel):
                 f'OnlineDistiller: the stored nets are of another config than this one: {error}'
             ) from error
         self._passes = int(state['passes'])
-
-
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class OnlineOptimWrapperConstructor:
-    """Builds the optimizers of an :class:`OnlineDistiller`, each from a config of its own, by name.
-
-    ``optim_wrapper=dict(constructor='lckd_mm.OnlineOptimWrapperConstructor', nets=dict(optimizer=…), critics=…)``;
-    each may have ``type``, ``optimizer``, ``paramwise_cfg``, ``clip_grad``, ``accumulative_counts``, ``constructor``.
-
-    Raises:
-        ValueError: no ``nets``, a step of the model without an optimizer, or a name that is neither.
-        TypeError: another model than an OnlineDistiller.
-    """
-
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        if paramwise_cfg is not None:
-            raise ValueError('OnlineOptimWrapperConstructor: write paramwise_cfg inside nets=dict(…) and the others')
-        self.configs = {name: cfg for name, cfg in optim_wrapper_cfg.items() if name != 'type' and cfg is not None}
-
-    def __call__(self, model: nn.Module) -> OptimWrapperDict:
-        model = unwrapped(model)
-        if not isinstance(model, OnlineDistiller):
-            raise TypeError(f'OnlineOptimWrapperConstructor: the model is a {type(model).__name__}, no OnlineDistiller')
-        needed, known = {NETS, *model.steps}, {NETS, CRITICS, *model.steps}
-        if not needed <= set(self.configs) <= known:
-            raise ValueError(
-                f'optim_wrapper: the optimizers are {", ".join(self.configs) or "none"}, but this OnlineDistiller '
-                f'needs {", ".join(sorted(needed))}, and takes {CRITICS} beside them'
-            )
-        wrappers = {}
-        for name, config in self.configs.items():
-            trained = model.trained_by(name, list(self.configs))
-            if not any(True for _ in trained.parameters()):
-                raise ValueError(f'optim_wrapper: {name!r} has nothing to train: no loss has modules of its own')
-            wrappers[name] = build_optim_wrapper(trained, config)
-        return OptimWrapperDict(**wrappers)
-
-
-@MODEL_WRAPPERS.register_module()
-class OnlineDataParallel(MMDistributedDataParallel):
-    """Lets an :class:`OnlineDistiller` with several optimizers train on several ranks.
-
-    Its ``train_step`` averages the gradients itself; DDP's own machinery, which expects one backward pass after each
-    forward pass, is not set up. Arguments that DDP would take are let pass.
-    """
-
-    def __init__(self, module: nn.Module, **_: Any):
-        nn.Module.__init__(self)
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
-
-    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        if not isinstance(optim_wrapper, OptimWrapperDict):
-            raise ValueError(
-                'OnlineDataParallel: one optimizer is trained by MMDistributedDataParallel; take model_wrapper_cfg '
-                "away, or give optim_wrapper constructor='lckd_mm.OnlineOptimWrapperConstructor'"
-            )
-        return self.module.train_step(data, optim_wrapper)
-
-    def train(self, mode: bool = True) -> 'OnlineDataParallel':
-        return nn.Module.train(self, mode)
-
-    @contextlib.contextmanager
-    def no_sync(self):
-        yield
 
 
 def _pair(k: int, j: int) -> str:
