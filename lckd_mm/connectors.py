@@ -2,10 +2,10 @@
 
 A connector is a module ``forward(x, like)``: ``x`` the feature of its own side, ``like`` the other side's, of which a
 connector may use the shape. Where its constructor has ``in_channels`` and ``out_channels``, a
-:class:`~lckd_mm.distillation.Term` fills them in from the dry run. A teacher's connector that needs training images says
-so by ``waits_for_data``: then :class:`~lckd_mm.hooks.DistillationHook` shows it ``batches`` features by ``observe``
-before the first iteration, and calls ``settle``. One that is trained along says so by ``online``: its term's loss
-trains it.
+:class:`~lckd_mm.distillation.Term` fills them in from the dry run. A teacher's connector that needs training images
+says so by ``waits_for_data``: then :class:`~lckd_mm.hooks.DistillationHook` shows it ``batches`` features by
+``observe`` before the first iteration, and calls ``settle``. One that is trained along says so by ``online``: its
+term's loss trains it.
 """
 
 import inspect

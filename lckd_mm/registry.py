@@ -43,7 +43,7 @@ MODELS = Registry(
         'lckd_mm.distillation.online',
         'lckd_mm.losses',
         'lckd_mm.connectors',
-        'lckd_mm.critics',
+        'lckd_mm.losses.critics',
         'lckd_mm.backbones',
         'lckd_mm.heads',
     ],
@@ -58,7 +58,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['lckd_mm.distillation.online_optim'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=['lckd_mm.metrics'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=['lckd_mm.evaluation.metrics'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.optim'])

@@ -24,8 +24,9 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
+from lckd_mm.evaluation.drawing import side_by_side
 from lckd_mm.functional import transmitting_norm
-from lckd_mm.hooks import ConnectorWarmupHook, LossWeightHook, epoch_length, side_by_side
+from lckd_mm.hooks import ConnectorWarmupHook, LossWeightHook, epoch_length
 
 
 def factors(total=100, times=(0, 25, 50, 75, 100), **kwargs):

@@ -28,8 +28,8 @@ from run_helpers import (
 )  # fmt: skip
 
 from lckd_mm import cli
-from lckd_mm.metrics import ClassBiasMetric, DumpPredictions
-from lckd_mm.predictions import predictions_of, read_predictions
+from lckd_mm.evaluation.metrics import ClassBiasMetric, DumpPredictions
+from lckd_mm.evaluation.predictions import predictions_of, read_predictions
 
 # Rows = true class, the published check values.
 REFERENCE = [[8, 1, 1], [2, 7, 1], [1, 1, 8]]

@@ -10,10 +10,10 @@ from run_helpers import classifier, detector
 from spectra import reference_norm
 from torch import nn
 
-from lckd_mm import smoothness
 from lckd_mm.distillation.dry_run import trace_taps
+from lckd_mm.evaluation import smoothness
+from lckd_mm.evaluation.smoothness import GaussianNoise, Net, Stage
 from lckd_mm.hosts import build_model, run_once
-from lckd_mm.smoothness import GaussianNoise, Net, Stage
 from lckd_mm.taps import FeatureTaps
 
 

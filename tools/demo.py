@@ -302,7 +302,7 @@ def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) ->
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
 
-    from lckd_mm.hooks import draw as show
+    from lckd_mm.evaluation.drawing import draw as show
 
     models = {name: load(task, name, checkpoint) for name, checkpoint in finished.items()}
     cfg = models['alone'][1]

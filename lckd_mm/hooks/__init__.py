@@ -5,7 +5,7 @@ from .distillation import DistillationHook, distiller_of, show_batch, terms_of
 from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
-from .pictures import PredictionHook, draw, original_image, overlay_labels, side_by_side
+from .pictures import PredictionHook
 from .pruning import PruningHook
 from .rescaling import GradientRescaleHook
 from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
@@ -27,13 +27,9 @@ __all__ = [
     'TeacherCheckHook',
     'TeacherReferenceHook',
     'distiller_of',
-    'draw',
     'epoch_length',
-    'original_image',
-    'overlay_labels',
     'random_state',
     'set_random_state',
     'show_batch',
-    'side_by_side',
     'terms_of',
 ]

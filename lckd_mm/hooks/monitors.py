@@ -10,9 +10,9 @@ from mmengine.hooks import Hook
 
 from .. import arguments
 from ..contexts import preserved_rng
+from ..evaluation.metrics import ClassBiasMetric
 from ..functional import transmitting_norm
 from ..functional.lipschitz import GAPS, lipschitz_gap
-from ..metrics import ClassBiasMetric
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -159,10 +159,10 @@ class TeacherCheckHook(Hook):
 
 @HOOKS.register_module()
 class TeacherReferenceHook(Hook):
-    """Hands the teacher's predictions on the validation set to each :class:`~lckd_mm.metrics.ClassBiasMetric`.
+    """Hands the teacher's predictions on the validation set to each metric that asks for them.
 
-    For those with ``reference='teacher'``. The teacher predicts each batch in the first validation, beside the student,
-    and the metric keeps what it said.
+    Those are a :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher
+    predicts each batch in the first validation, beside the student, and the metric keeps what it said.
 
     Raises:
         ValueError: no such metric among the validation's.

@@ -1,23 +1,16 @@
 """PredictionHook: pictures of a few validation images as training goes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import cv2
-import numpy as np
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from torch import Tensor, nn
 
 from .. import arguments
 from ..contexts import eval_mode, preserved_rng
-from ..hosts import host_of
+from ..evaluation.drawing import draw, original_image, side_by_side
 from ..registry import HOOKS
 from .distillation import distiller_of
-
-#: Height or width, whichever is more, that smaller pictures of detections are enlarged to.
-_LEGIBLE = 192
 
 
 @HOOKS.register_module()
@@ -63,94 +56,3 @@ class PredictionHook(Hook):
                 'student': draw(model.student, image, student, meta),
             }
             runner.visualizer.add_image(f'prediction_{index}', side_by_side(panels), step=runner.iter)
-
-
-def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
-    """RGB, (H, W, 3), uint8, at the size of the file, in which hosts give their predictions."""
-    image = cv2.imread(sample.img_path) if sample.get('img_path') else None
-    if image is None:
-        image = inputs.permute(1, 2, 0).numpy().astype(np.uint8)
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth: bool = False) -> np.ndarray:
-    """The truth, or the predictions, of a data sample in an image: labels in colours, boxes, or the class's name.
-
-    Args:
-        model: of which host the sample is.
-        image: RGB, ``(H, W, 3)``, uint8.
-        meta: of the data set: its ``classes`` and ``palette``.
-    Returns:
-        A new image, RGB; small ones are enlarged, except segmented ones.
-    """
-    kind = {'mmseg': _draw_segmentation, 'mmdet': _draw_detection, 'mmpretrain': _draw_classification}
-    return kind[host_of(model)](image, sample, meta, truth)
-
-
-def _draw_segmentation(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
-    labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
-    return overlay_labels(image, labels, np.array(meta['palette'], np.uint8))
-
-
-def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Labels in their colours over an image, half and half; background and ignored pixels show the image dimmed."""
-    if labels.shape != image.shape[:2]:
-        labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    colours = np.zeros_like(image)
-    known = labels < len(palette)
-    colours[known] = palette[labels[known]]
-    return (0.4 * image + 0.6 * colours).astype(np.uint8)
-
-
-def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, threshold: float = 0.3) -> np.ndarray:
-    found = (sample.gt_instances if truth else sample.pred_instances).cpu()
-    if not truth:
-        found = found[found.scores >= threshold]
-    # Data sets give their boxes wrapped.
-    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    classes, palette = meta.get('classes'), meta.get('palette')
-    # In a small image there is no room for names.
-    times = max(1, -(-_LEGIBLE // max(image.shape[:2])))
-    drawn = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
-    for box, label in zip((boxes * times).round().int().tolist(), found.labels.tolist()):
-        if isinstance(palette, (list, tuple)) and label < len(palette):
-            colour = [int(c) for c in palette[label]]
-        else:
-            # Hues a golden angle apart differ for any number of classes.
-            hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
-            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        cv2.rectangle(drawn, box[:2], box[2:], colour, 2 if times > 1 else 1)
-        _tag(drawn, str(classes[label]) if classes else str(label), box[:2], colour)
-    return drawn
-
-
-def _tag(image: np.ndarray, text: str, corner: list[int], colour: list[int]) -> None:
-    """A name on a ground of its colour, above a corner, or below it where there is no room."""
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)
-    left = min(max(corner[0], 0), max(image.shape[1] - width - 4, 0))
-    bottom = max(corner[1], height + 5)
-    cv2.rectangle(image, (left, bottom - height - 5), (left + width + 3, bottom), colour, cv2.FILLED)
-    dark = np.dot(colour, (0.299, 0.587, 0.114)) > 128
-    ink = (0, 0, 0) if dark else (255, 255, 255)
-    cv2.putText(image, text, (left + 2, bottom - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.38, ink, 1, cv2.LINE_AA)
-
-
-def _draw_classification(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
-    label = int((sample.gt_label if truth else sample.pred_label).flatten()[0])
-    classes = meta.get('classes')
-    drawn = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) if max(image.shape) < 64 else image
-    text = str(classes[label]) if classes else str(label)
-    return cv2.putText(drawn.copy(), text, (2, drawn.shape[0] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 0), 1)
-
-
-def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray:
-    """Titled panels of one height in a row, RGB; small images are enlarged."""
-    height = max(height, *(p.shape[0] for p in panels.values()))
-    columns = []
-    for title, panel in panels.items():
-        width = round(panel.shape[1] * height / panel.shape[0])
-        body = cv2.resize(panel, (width, height), interpolation=cv2.INTER_NEAREST)
-        head = np.full((20, width, 3), 255, np.uint8)
-        cv2.putText(head, title, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-        columns.append(np.pad(np.concatenate([head, body]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
-    return np.concatenate(columns, 1)

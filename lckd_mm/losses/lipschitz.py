@@ -1,6 +1,5 @@
 """Lipschitz matching of consecutive feature maps."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from .. import arguments
 from ..functional import lipschitz_gap, transmitting_norm, transmitting_norms
 from ..functional.lipschitz import GAPS
+from ..functional.lipschitz.maps import as_maps, mean_length
 from ..functional.shapes import mean
 from ..registry import MODELS
 
@@ -114,33 +114,3 @@ class LONDONLoss(LipschitzLoss):
 
     def __init__(self):
         super().__init__(gap='absolute', raw_back=True)
-
-
-def mean_length(x: Tensor) -> Tensor:
-    """Root mean square, over the positions, of the length of what stands at one: ``(B,)``, above 0."""
-    square = x.square().sum((1, 2, 3)) / x.shape[2:].numel()
-    return square.clamp(min=1e-24).sqrt()
-
-
-def as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
-    """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or of aspect H / W where their numbers differ."""
-    counts = {x.shape[1] for x in features if x.dim() == 3}
-    maps = []
-    for x in features:
-        if x.dim() == 4:
-            maps.append(x)
-            continue
-        if x.dim() != 3:
-            raise ValueError(f'LipschitzLoss: expected maps (B, C, H, W) or tokens (B, L, C), got {tuple(x.shape)}')
-        height = max(1, round(math.sqrt(x.shape[1] * aspect)))
-        if len(counts) == 1 and all(y.dim() == 3 for y in features):
-            grid = 1, x.shape[1]
-        elif x.shape[1] % height == 0 and abs(height**2 / x.shape[1] / aspect - 1) < 0.5:
-            grid = height, x.shape[1] // height
-        else:
-            raise ValueError(
-                f'LipschitzLoss: {sorted(counts)} tokens at the taps do not all fill a grid of the aspect '
-                f"{aspect:.3g}; tap maps, such as the backbone's outputs 'backbone[0]', or stages of as many tokens"
-            )
-        maps.append(x.transpose(1, 2).unflatten(2, grid))
-    return maps

@@ -20,7 +20,7 @@ from ..cli import check_data, has_teacher, plain_model
 from ..contexts import preserved_rng
 from ..distillation import FrozenTeacher
 from ..errors import one_sentence
-from ..hooks import draw, original_image
+from ..evaluation.drawing import draw, original_image
 from ..hosts import host_of
 from ..storage.checkpoint import load_strictly
 from .runs import Group, Run, fingerprint_of

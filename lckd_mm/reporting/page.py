@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ..cli import has_teacher, input_size, is_online, plain_model
-from ..hooks import side_by_side
+from ..evaluation.drawing import side_by_side
 from .charts import Chart, Plotter, slug
 from .comparison import Comparer, Comparison, Row, sentence
 from .costs import figures, weight_bytes

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lckd_mm.critics import ConvCritic
 from lckd_mm.functional import gradient_norms, interpolates, layer_norms
 from lckd_mm.losses import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
+from lckd_mm.losses.critics import ConvCritic
 
 CRITIC = dict(type='lckd_mm.ConvCritic', widths=(8,))
 

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
     from mmengine.runner import Runner, set_random_seed
 
     from lckd_mm.cli import check_data, plain_model, read_config
-    from lckd_mm.hooks import draw, side_by_side
+    from lckd_mm.evaluation.drawing import draw, side_by_side
 
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('config', help='path of a config file')

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from lckd_mm.evaluation.metrics import bias_table, left_out_sentence
+from lckd_mm.evaluation.predictions import Predictions, read_predictions
 from lckd_mm.functional import class_bias, confusion_matrix, modal_prediction, one_against_rest
 from lckd_mm.functional.bias import CONVENTIONS
-from lckd_mm.metrics import bias_table, left_out_sentence
-from lckd_mm.predictions import Predictions, read_predictions
 
 
 def main(argv: list[str]) -> None:

@@ -169,10 +169,10 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
     """Everything about every net of one seed, column to figures."""
     import torch
 
-    from lckd_mm import smoothness
     from lckd_mm.cli import input_size, plain_model
     from lckd_mm.distillation import FrozenTeacher
     from lckd_mm.distillation.dry_run import merge_taps, trace_taps
+    from lckd_mm.evaluation import smoothness
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.taps import FeatureTaps
 

@@ -21,7 +21,7 @@ sys.path[:0] = [str(BENCH), str(BENCH.parent / 'analysis')]
 from class_bias import compare  # noqa: E402
 from study import ROOT, Cell, Study, call, last_checkpoint, run_all  # noqa: E402
 
-from lckd_mm.predictions import read_predictions  # noqa: E402
+from lckd_mm.evaluation.predictions import read_predictions  # noqa: E402
 from lckd_mm.reporting.runs import spread  # noqa: E402
 
 

@@ -13,13 +13,14 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from torch import Tensor, nn
 
-from .contexts import eval_mode, preserved_rng
-from .functional import graph_bound, local_lipschitz, transmitting_norms
-from .hosts import valid_region
-from .losses.lipschitz import LipschitzLoss, as_maps, mean_length
-from .registry import MODELS
-from .taps import FeatureTaps
-from .taps.presets import preset_taps
+from ..contexts import eval_mode, preserved_rng
+from ..functional import graph_bound, local_lipschitz, transmitting_norms
+from ..functional.lipschitz.maps import as_maps, mean_length
+from ..hosts import valid_region
+from ..losses.lipschitz import LipschitzLoss
+from ..registry import MODELS
+from ..taps import FeatureTaps
+from ..taps.presets import preset_taps
 
 #: Images of the student's preprocessor, and their samples, to images as a net takes them.
 Convert = Callable[[Tensor, list | None], Tensor]

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from . import arguments
-from .registry import MODELS
+from .. import arguments
+from ..registry import MODELS
 
 
 @MODELS.register_module()

@@ -9,11 +9,11 @@ from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.logging import print_log
 from torch import Tensor
 
-from . import arguments
-from .functional import ClassBias, class_bias, confusion_matrix, one_against_rest
-from .functional.bias import CONVENTIONS
+from .. import arguments
+from ..functional import ClassBias, class_bias, confusion_matrix, one_against_rest
+from ..functional.bias import CONVENTIONS
+from ..registry import METRICS
 from .predictions import Predictions, predictions_of, read_predictions
-from .registry import METRICS
 
 
 @METRICS.register_module()
@@ -30,8 +30,8 @@ class ClassBiasMetric(BaseMetric):
     ``ignore_index`` are left out. Detection is refused: boxes have no true negatives, and so no FPR.
 
     Args:
-        reference: a file of predictions on the same samples (:func:`~lckd_mm.predictions.read_predictions`), or
-            'teacher': then a Distiller's training needs :class:`~lckd_mm.hooks.TeacherReferenceHook` beside it.
+        reference: a file of predictions on the same samples (:func:`~lckd_mm.evaluation.predictions.read_predictions`),
+            or 'teacher': then a Distiller's training needs :class:`~lckd_mm.hooks.TeacherReferenceHook` beside it.
         convention: '2022' or '2021', of CEV and SDE.
         smoothing: a pseudo-count added to the true and false positives and negatives of both nets; 0 leaves classes
             out whose reference rate is 0.
