@@ -449,7 +449,7 @@ RANKS = """
 import sys, torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-import lckd_mm.cli as cli
+from lckd_mm.cli import commands as cli
 
 class Keep(Hook):
     def after_train(self, runner):

@@ -16,9 +16,9 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
+from lckd_mm.cli.launch import replace_sync_bn
 from lckd_mm.data.scene import compose_scene
 from lckd_mm.hosts import build_model, read_model_config
-from lckd_mm.launch import replace_sync_bn
 from lckd_mm.taps import FeatureTaps
 
 STAGES = {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}

@@ -68,8 +68,8 @@ def build_for_training(cfg, device: torch.device):
     from mmengine.registry import init_default_scope
 
     from lckd_mm.cli import has_teacher
+    from lckd_mm.cli.launch import replace_sync_bn
     from lckd_mm.hosts import build_model
-    from lckd_mm.launch import replace_sync_bn
 
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     torch.manual_seed(0)

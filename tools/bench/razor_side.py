@@ -68,7 +68,8 @@ def build_runner(side: str, cfg: Any) -> Any:
         from mmengine.runner import Runner
 
         return Runner.from_cfg(cfg)
-    from lckd_mm import cli, launch
+    from lckd_mm import cli
+    from lckd_mm.cli import launch
 
     cli.check_data(cfg, ('train_dataloader',))
     cli.check_teacher_file(cfg)

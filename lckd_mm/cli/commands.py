@@ -15,11 +15,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from .errors import one_sentence
-from .hosts import build_model, load_config, unwrapped
+from ..errors import one_sentence
+from ..hosts import build_model, load_config, unwrapped
+from ..storage.checkpoint import STATE_KEY, check_loading, load_strictly
+from ..storage.files import good_sibling, newest_good, read_checkpoint, read_resumable, save_whole, trust
 from .launch import check_parallelism, prepare_launch
-from .storage.checkpoint import STATE_KEY, check_loading, load_strictly
-from .storage.files import good_sibling, newest_good, read_checkpoint, read_resumable, save_whole, trust
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # What train() adds by itself.
@@ -268,7 +268,7 @@ def test(argv: list[str]) -> None:
 
 def fit(argv: list[str]) -> None:
     """``tools/fit_connectors.py``: what a distillation estimates from training images, into a file."""
-    from .hooks import DistillationHook
+    from ..hooks import DistillationHook
 
     p = parser('Fit what a distillation takes from training images: auto-encoders, margins')
     p.add_argument('out', help="file to write, for default_hooks.distillation.fitted of this distillation's runs")
