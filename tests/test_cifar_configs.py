@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from run_helpers import ROOT, count, run
 
-from lckd_mm.cli import check_data
+from lckd_mm.config import check_data
 from lckd_mm.hosts import build_model
 
 CONFIGS = ROOT / 'configs' / 'cifar100'

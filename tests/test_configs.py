@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from run_helpers import ROOT, run
 
-from lckd_mm.cli import check_data, is_distillation, student_config
+from lckd_mm.config import check_data, is_distillation, student_config
 from lckd_mm.hosts import build_model, read_model_config
 
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)

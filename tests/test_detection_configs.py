@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from run_helpers import ROOT, count, run, scalars
 
-from lckd_mm.cli import check_data, student_config
+from lckd_mm.config import check_data, student_config
 from lckd_mm.hosts import build_model, fabricate_samples, read_model_config
 
 CONFIGS = ROOT / 'configs' / 'detection'

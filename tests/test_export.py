@@ -91,7 +91,7 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
 def test_the_tool_exports_the_student_of_a_distillation(tmp_path):
     config = 'configs/digits/kd_wrn16-4_wrn10-1_1xb30_digits300.py'
     code = (
-        'import sys, torch; from mmengine.config import Config; from lckd_mm.cli import plain_model;'
+        'import sys, torch; from mmengine.config import Config; from lckd_mm.config import plain_model;'
         'from mmengine.registry import init_default_scope; init_default_scope("mmpretrain");'
         f'torch.save(dict(state_dict=plain_model(Config.fromfile({config!r})).state_dict()), sys.argv[1])'
     )

@@ -26,7 +26,7 @@ from run_helpers import (
 )  # fmt: skip
 
 from lckd_mm import cli
-from lckd_mm.cli import student_config
+from lckd_mm.config import student_config
 from lckd_mm.distillation import NonFiniteError
 from lckd_mm.distillation.online_optim import OnlineOptimWrapperConstructor
 from lckd_mm.hosts import build_model, fabricate_samples

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from run_helpers import ROOT, count, run, scalars
 from test_configs import voc_tree
 
-from lckd_mm.cli import check_data, student_config
+from lckd_mm.config import check_data, student_config
 from lckd_mm.functional import bn_margin, partial_l2
 from lckd_mm.hosts import build_model, read_model_config
 

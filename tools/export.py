@@ -15,7 +15,8 @@ written only if its outputs agree with the model's, on random images."""
 def main(argv: list[str]) -> None:
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import input_size, parser, plain_model, read_config
+    from lckd_mm.cli import parser, read_config
+    from lckd_mm.config import input_size, plain_model
     from lckd_mm.hosts import normalisation
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.storage.export import export

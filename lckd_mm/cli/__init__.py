@@ -1,41 +1,5 @@
 """What the tools run: training, tests, and what comes before them."""
 
-from .commands import (
-    add_hooks,
-    build_runner,
-    check_data,
-    check_teacher_file,
-    fit,
-    has_teacher,
-    input_size,
-    is_distillation,
-    is_online,
-    option_path,
-    parser,
-    plain_model,
-    read_config,
-    run_tool,
-    student_config,
-    test,
-    train,
-)
+from .commands import add_hooks, build_runner, fit, option_path, parser, read_config, run_tool, test, train
 
-__all__ = [
-    'add_hooks',
-    'build_runner',
-    'check_data',
-    'check_teacher_file',
-    'fit',
-    'has_teacher',
-    'input_size',
-    'is_distillation',
-    'is_online',
-    'option_path',
-    'parser',
-    'plain_model',
-    'read_config',
-    'run_tool',
-    'student_config',
-    'test',
-    'train',
-]
+__all__ = ['add_hooks', 'build_runner', 'fit', 'option_path', 'parser', 'read_config', 'run_tool', 'test', 'train']

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..cli import check_data, has_teacher, plain_model
+from ..config import check_data, has_teacher, plain_model
 from ..contexts import preserved_rng
 from ..distillation import FrozenTeacher
 from ..errors import one_sentence

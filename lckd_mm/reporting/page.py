@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from ..cli import has_teacher, input_size, is_online, plain_model
+from ..config import has_teacher, input_size, is_online, plain_model
 from ..evaluation.drawing import side_by_side
 from .charts import Chart, Plotter, slug
 from .comparison import Comparer, Comparison, Row, sentence

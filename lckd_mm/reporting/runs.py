@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..cli import has_teacher, is_online, student_config
+from ..config import has_teacher, is_online, student_config
 from ..errors import one_line
 from ..hosts import load_config, read_model_config
 

@@ -14,7 +14,8 @@ def main(argv: list[str]) -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner, set_random_seed
 
-    from lckd_mm.cli import check_data, plain_model, read_config
+    from lckd_mm.cli import read_config
+    from lckd_mm.config import check_data, plain_model
     from lckd_mm.evaluation.drawing import draw, side_by_side
 
     p = argparse.ArgumentParser(description=__doc__)

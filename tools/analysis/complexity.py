@@ -21,7 +21,8 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lckd_mm.cli import has_teacher, input_size, is_online, plain_model, read_config
+    from lckd_mm.cli import read_config
+    from lckd_mm.config import has_teacher, input_size, is_online, plain_model
     from lckd_mm.hosts import build_model, read_model_config
     from lckd_mm.reporting.costs import figures
 

@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from lckd_mm.cli import check_data, read_config, student_config
+    from lckd_mm.cli import read_config
+    from lckd_mm.config import check_data, student_config
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config', help='path of a config file; that of a distillation names the teacher and the taps')
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> None:
 
 def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[str, str]:
     """Column to checkpoint: the teacher, those of --before, the student; of one seed."""
-    from lckd_mm.cli import has_teacher
+    from lckd_mm.config import has_teacher
 
     if args.teacher and not has_teacher(cfg):
         raise ValueError(
@@ -169,7 +170,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
     """Everything about every net of one seed, column to figures."""
     import torch
 
-    from lckd_mm.cli import input_size, plain_model
+    from lckd_mm.config import input_size, plain_model
     from lckd_mm.distillation import FrozenTeacher
     from lckd_mm.distillation.dry_run import merge_taps, trace_taps
     from lckd_mm.evaluation import smoothness

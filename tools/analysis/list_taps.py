@@ -18,7 +18,8 @@ def main(argv: list[str]) -> None:
     from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import has_teacher, plain_model, read_config
+    from lckd_mm.cli import read_config
+    from lckd_mm.config import has_teacher, plain_model
     from lckd_mm.hosts import build_model, read_model_config, training_size
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)

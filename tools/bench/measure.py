@@ -67,8 +67,8 @@ def build_for_training(cfg, device: torch.device):
     """
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import has_teacher
     from lckd_mm.cli.launch import replace_sync_bn
+    from lckd_mm.config import has_teacher
     from lckd_mm.hosts import build_model
 
     init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -87,7 +87,7 @@ def training_batch(cfg, student) -> tuple[dict, str]:
     """One batch of the training data as a loader gives it, made up where the data is not on disk; and what it is."""
     from mmengine.runner import Runner
 
-    from lckd_mm.cli import check_data
+    from lckd_mm.config import check_data
     from lckd_mm.hosts import fabricate_samples, training_size
 
     try:

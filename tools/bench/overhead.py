@@ -71,7 +71,7 @@ def step_of(study, cell, device):
     from mmengine.optim import OptimWrapperDict, build_optim_wrapper
     from study import ROOT
 
-    from lckd_mm.cli import has_teacher
+    from lckd_mm.config import has_teacher
     from lckd_mm.hooks import show_batch
 
     cfg = Config.fromfile(ROOT / study.runs[cell.run]['config'])

@@ -68,11 +68,11 @@ def build_runner(side: str, cfg: Any) -> Any:
         from mmengine.runner import Runner
 
         return Runner.from_cfg(cfg)
-    from lckd_mm import cli
+    from lckd_mm import cli, config
     from lckd_mm.cli import launch
 
-    cli.check_data(cfg, ('train_dataloader',))
-    cli.check_teacher_file(cfg)
+    config.check_data(cfg, ('train_dataloader',))
+    config.check_teacher_file(cfg)
     cli.add_hooks(cfg)
     launch.prepare_launch(cfg)
     return cli.build_runner(cfg)

@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
     from mmengine.config import DictAction
     from mmengine.logging import MMLogger
 
-    from lckd_mm.cli import has_teacher, read_config
+    from lckd_mm.cli import read_config
+    from lckd_mm.config import has_teacher
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config')

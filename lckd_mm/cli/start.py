@@ -1,0 +1,95 @@
+"""From which file a training starts, and what of it fits the model."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from ..hosts import unwrapped
+from ..storage.checkpoint import check_loading
+from ..storage.files import good_sibling, newest_good, read_checkpoint, read_resumable
+
+
+def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str]]:
+    """Decide which file training starts from, read it whole, and write that into the config.
+
+    Args:
+        resume: ``--resume``: a file, 'auto' for the newest good one in the work_dir, None for what the config says.
+    Returns:
+        the file's content, None where training starts from nothing, or from an address that is fetched later; and
+        sentences for the log.
+    Raises:
+        FileNotFoundError, ValueError: the file is not there, or is damaged, or there are only damaged ones.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    notes = []
+    if resume == 'auto':
+        saving = cfg.default_hooks.get('checkpoint') or {}
+        # mmengine's own rule for where checkpoints go.
+        folders = [Path(saving['out_dir'], Path(cfg.work_dir).name)] if saving.get('out_dir') else []
+        names = [saving['filename_tmpl']] if saving.get('filename_tmpl') else []
+        found = newest_good(cfg.work_dir, folders, names)
+        if found is None:
+            # Killed before its first checkpoint, a run begins as it did the first time, load_from and all.
+            cfg.resume = False
+            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from its beginning')
+            resume = None
+        else:
+            resume, loaded, broken = found
+            notes += [f'{note}; it is passed over and left where it is' for note in broken]
+    elif resume is not None and '://' not in resume:
+        try:
+            loaded = read_resumable(resume)
+        except ValueError as error:
+            good = good_sibling(resume)
+            raise ValueError(f'{error}; a good one beside it: {good}' if good else str(error)) from error
+    elif resume is not None:
+        loaded = None
+    if resume is not None:
+        cfg.resume, cfg.load_from = True, resume
+        notes.append(f'resume: going on from {resume}')
+        seed = loaded and loaded['meta'].get('seed')
+        if seed is not None and (cfg.get('randomness') or {}).get('seed') is None:
+            # The Runner takes the file's seed over only after the loaders are shuffled by another.
+            cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+        return loaded, notes
+    source = cfg.get('load_from')
+    return (read_checkpoint(source, 'load_from') if source and '://' not in source else None), notes
+
+
+def check_start(runner: Runner, loaded: dict | None) -> None:
+    """Say what of the file to start from fits the model, and of each ``init_cfg=dict(type='Pretrained')``; ValueError
+    where nothing does."""
+    if not isinstance(runner.model, nn.Module):
+        return  # FlexibleRunner builds its model later
+    model = unwrapped(runner.model)
+    reports = []
+    if loaded is not None:
+        who = 'resume' if runner._resume else 'load_from'
+        reports.append(check_loading(model, loaded, runner._load_from, who, strict=runner._resume))
+    else:
+        reports += check_pretrained(model)
+    for report in filter(None, reports):
+        runner.logger.warning(report)
+
+
+def check_pretrained(model: torch.nn.Module) -> list[str | None]:
+    """:func:`~lckd_mm.storage.checkpoint.check_loading` for every module that ``init_cfg`` fills from a local file."""
+    reports = []
+    for name, module in model.named_modules():
+        rules = getattr(module, 'init_cfg', None)
+        for rule in rules if isinstance(rules, (list, tuple)) else [rules]:
+            source = rule.get('checkpoint') if isinstance(rule, dict) and rule.get('type') == 'Pretrained' else None
+            if not isinstance(source, str) or '://' in source:
+                continue
+            who = f'init_cfg of {name or type(module).__name__}'
+            loaded = read_checkpoint(source, who)
+            prefix = rule.get('prefix')
+            if prefix:
+                state, prefix = loaded.get('state_dict', loaded), prefix.rstrip('.') + '.'
+                loaded = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            reports.append(check_loading(module, loaded, source, who))
+    return reports
