@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from scenes.digit_scenes import write_digit_scenes
+from scenes.scene import CLASSES
 
-from lckd_mm.data.digit_scenes import write_digit_scenes
-from lckd_mm.data.scene import CLASSES
 from lckd_mm.hosts import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from run_helpers import ROOT
+from scenes.digit_scenes import write_digit_scenes
 
-from lckd_mm.data.digit_scenes import write_digit_scenes
 from lckd_mm.functional import lipschitz_gap, transmitting_norm
 from lckd_mm.hosts import build_model
 from lckd_mm.storage.checkpoint import load_strictly

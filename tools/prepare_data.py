@@ -5,10 +5,10 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lckd_mm.data.digit_scenes import sigterm_raises, write_digit_scenes
-from lckd_mm.data.sbd import convert_sbd
+from scenes.digit_scenes import sigterm_raises, write_digit_scenes
+from scenes.sbd import convert_sbd
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

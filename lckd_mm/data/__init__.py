@@ -1,1 +1,1 @@
-"""Data sets that need no download, and converters for those that do."""
+"""Data sets that need no download."""

@@ -12,11 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-
-from lckd_mm.data import digit_scenes
-from lckd_mm.data import scene as drawing
-from lckd_mm.data.digit_scenes import write_digit_scenes
-from lckd_mm.data.scene import CLASSES, PALETTE, VOID, compose_scene
+from scenes import digit_scenes
+from scenes import scene as drawing
+from scenes.digit_scenes import write_digit_scenes
+from scenes.scene import CLASSES, PALETTE, VOID, compose_scene
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -318,8 +317,8 @@ def test_interrupted_force_keeps_the_old_folder(tmp_path, monkeypatch):
 
 
 def start_long_run(root):
-    code = 'import sys; from lckd_mm.data import digit_scenes as d; d.write_digit_scenes(sys.argv[1], 10**6, 0)'
-    run = subprocess.Popen([sys.executable, '-c', code, str(root)], cwd=REPO, stderr=subprocess.DEVNULL)
+    code = 'import sys; from scenes import digit_scenes as d; d.write_digit_scenes(sys.argv[1], 10**6, 0)'
+    run = subprocess.Popen([sys.executable, '-c', code, str(root)], cwd=REPO / 'tools', stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(root.parent.glob('.out.tmp-*/Annotations/*.xml')):
         assert run.poll() is None and time.monotonic() < deadline

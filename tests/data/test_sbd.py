@@ -4,12 +4,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import sbd
+from scenes.sbd import convert_sbd, read_sbd_mask
+from scenes.scene import voc_palette
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
-
-from lckd_mm.data import sbd
-from lckd_mm.data.sbd import convert_sbd, read_sbd_mask
-from lckd_mm.data.scene import voc_palette
 
 FLAT_PALETTE = [channel for colour in voc_palette() for channel in colour]
 
@@ -148,7 +147,7 @@ def test_ids_without_mask_or_picture_are_left_out(plain):
 
 def test_incomplete_sbd_is_a_warning_and_a_complete_one_is_not(plain, caplog, monkeypatch):
     source, voc = plain
-    with caplog.at_level(logging.INFO, logger='lckd_mm.data.sbd'):
+    with caplog.at_level(logging.INFO, logger='scenes.sbd'):
         convert_sbd(source, voc, progress=False)
         assert 'found 4 of 11,355 masks and added 2 of 9,118' in caplog.text
         monkeypatch.setattr(sbd, 'EXPECTED_FOUND', 4)

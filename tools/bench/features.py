@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,11 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scenes.scene import compose_scene
+
 from lckd_mm.cli.launch import replace_sync_bn
-from lckd_mm.data.scene import compose_scene
 from lckd_mm.hosts import build_model, read_model_config
 from lckd_mm.taps import FeatureTaps
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lckd_mm.data.digit_scenes import sigterm_raises, tracked
-from lckd_mm.data.scene import VOID, voc_palette
+from .digit_scenes import sigterm_raises, tracked
+from .scene import VOID, voc_palette
 
 EXPECTED_FOUND = 11355
 EXPECTED_ADDED = 9118

@@ -1,4 +1,4 @@
-"""Digit scenes (:mod:`lckd_mm.data.scene`) on disk, in the PASCAL VOC layout."""
+"""Digit scenes (:mod:`scenes.scene`) on disk, in the PASCAL VOC layout."""
 
 from __future__ import annotations
 
