@@ -126,7 +126,7 @@ _HEADINGS = {
 _KINDS = {
     'losses': 'Losses',
     'connectors.py': 'Connectors',
-    'critics.py': 'Critics',
+    'losses/critics.py': 'Critics',
     'backbones': 'Backbones',
     'heads': 'Heads',
 }
@@ -168,7 +168,7 @@ def reference(package: Path) -> str:
     for entry in found:
         title = _HEADINGS[entry.registry]
         if entry.registry == 'MODELS':
-            title = _KINDS.get(entry.source.partition('/')[0], 'Distillers')
+            title = _KINDS.get(entry.source) or _KINDS.get(entry.source.partition('/')[0], 'Distillers')
         groups.setdefault(title, []).append(entry)
     order = ['Distillers', *_KINDS.values(), *list(_HEADINGS.values())[1:]]
     lines = []
