@@ -1,6 +1,6 @@
 """Checks of what configs hand to constructors: one sentence with the class, the argument and what was given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -83,4 +83,12 @@ def text(who: str, name: str, value: Any) -> str:
     """A text that is not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError(f'{who}: {name} must be a text, got {value!r}')
+    return value
+
+
+def choice(who: str, name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """One of the names allowed."""
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f'{who}: unknown {name} {value!r}, expected one of {", ".join(allowed)}')
     return value

@@ -79,8 +79,7 @@ class MarginReLU(nn.Module):
 
     def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
         super().__init__()
-        if margin not in ('bn', 'data'):
-            raise ValueError(f"MarginReLU: unknown margin {margin!r}, expected 'bn' or 'data'")
+        arguments.choice('MarginReLU', 'margin', margin, ('bn', 'data'))
         arguments.whole('MarginReLU', 'batches', batches)
         arguments.channels('MarginReLU', 'in_channels', in_channels)
         self.source, self.batches = margin, batches
@@ -227,8 +226,7 @@ class AutoEncoder(nn.Module):
     ):
         super().__init__()
         who = type(self).__name__
-        if mode not in self.MODES:
-            raise ValueError(f'{who}: unknown mode {mode!r}, expected one of {", ".join(self.MODES)}')
+        arguments.choice(who, 'mode', mode, self.MODES)
         arguments.channels(who, 'in_channels', in_channels)
         arguments.whole(who, 'batches', batches)
         arguments.number(who, 'lr', lr, above=0)

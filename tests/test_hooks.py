@@ -54,7 +54,7 @@ def test_schedules_by_hand():
         (dict(schedule='linear'), 'needs end'),
         (dict(schedule='step'), 'needs milestones'),
         (dict(schedule='constant', factor=-1.0), 'factor must be 0 or above'),
-        (dict(schedule='constant', by='step'), "by must be 'iter' or 'epoch'"),
+        (dict(schedule='constant', by='step'), "unknown by 'step'"),
     ],
 )
 def test_bad_schedules(kwargs, message):
@@ -294,7 +294,7 @@ def test_after_the_warm_up_the_optimizer_remembers_nothing_of_it(scenes, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'says'), [(dict(by='step'), "by must be 'iter' or 'epoch'"), (dict(end=0), 'end must be above 0')]
+    ('arguments', 'says'), [(dict(by='step'), "unknown by 'step'"), (dict(end=0), 'end must be above 0')]
 )
 def test_bad_warm_ups_raise(arguments, says):
     with pytest.raises(ValueError, match=says):

@@ -313,7 +313,7 @@ def test_a_channel_that_no_norm_reads_alone_leaves_the_others_norm_whole(in_plac
         (dict(sparsity=0.3, initial=0.5), 'initial and sparsity are parts of 1'),
         (dict(kind='rows'), "unknown kind 'rows', expected one of unstructured, structured"),
         (dict(kind='structured', scope='global'), "'global' with kind='unstructured'"),
-        (dict(by='step'), "by must be 'iter' or 'epoch'"),
+        (dict(by='step'), "unknown by 'step'"),
         (dict(interval=0), 'interval must be at least 1'),
         (dict(sparsity='half'), "sparsity must be a finite number, got 'half'"),
         (dict(begin=-1), 'begin must be 0 or above'),

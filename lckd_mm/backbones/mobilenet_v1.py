@@ -61,8 +61,7 @@ class MobileNetV1(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg or HE_NORMAL)
-        if stem not in ('imagenet', 'cifar'):
-            raise ValueError(f"MobileNetV1: stem must be 'imagenet' or 'cifar', got {stem!r}")
+        arguments.choice('MobileNetV1', 'stem', stem, ('imagenet', 'cifar'))
         arguments.number('MobileNetV1', 'width_multiplier', width_multiplier, at_most=64)
         width = round(32 * width_multiplier)
         if width < 1:

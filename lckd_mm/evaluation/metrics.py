@@ -56,10 +56,7 @@ class ClassBiasMetric(BaseMetric):
         collect_dir: str | None = None,
     ):
         super().__init__(collect_device, prefix, collect_dir)
-        if convention not in CONVENTIONS:
-            raise ValueError(
-                f'ClassBiasMetric: unknown convention {convention!r}, expected one of {", ".join(CONVENTIONS)}'
-            )
+        arguments.choice('ClassBiasMetric', 'convention', convention, CONVENTIONS)
         arguments.text('ClassBiasMetric', 'reference', reference)
         arguments.number('ClassBiasMetric', 'smoothing', smoothing, at_least=0)
         arguments.whole('ClassBiasMetric', 'ignore_index', ignore_index, at_least=None)

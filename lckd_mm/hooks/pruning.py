@@ -84,14 +84,12 @@ class PruningHook(Hook):
             raise ValueError(
                 f'PruningHook: initial and sparsity are parts of 1, in this order, got {initial} and {sparsity}'
             )
-        if kind not in _KINDS:
-            raise ValueError(f'PruningHook: unknown kind {kind!r}, expected one of {", ".join(_KINDS)}')
+        arguments.choice('PruningHook', 'kind', kind, _KINDS)
         if scope not in ('layer', 'global') or (scope == 'global' and kind == 'structured'):
             raise ValueError(
                 f"PruningHook: scope must be 'layer', or 'global' with kind='unstructured', got {scope!r} with {kind!r}"
             )
-        if by not in ('iter', 'epoch'):
-            raise ValueError(f"PruningHook: by must be 'iter' or 'epoch', got {by!r}")
+        arguments.choice('PruningHook', 'by', by, ('iter', 'epoch'))
         within = arguments.listed(who, 'within', within, 'names of modules')
         exclude = arguments.listed(who, 'exclude', exclude, 'regular expressions')
         if not within or not all(isinstance(path, str) for path in within):

@@ -55,10 +55,8 @@ class LossWeightHook(Hook):
     ):
         who = f'LossWeightHook for {term!r}'
         arguments.text('LossWeightHook', 'term', term)
-        if schedule not in self.SCHEDULES:
-            raise ValueError(f'{who}: unknown schedule {schedule!r}, expected one of {", ".join(self.SCHEDULES)}')
-        if by not in ('iter', 'epoch'):
-            raise ValueError(f"{who}: by must be 'iter' or 'epoch', got {by!r}")
+        arguments.choice(who, 'schedule', schedule, self.SCHEDULES)
+        arguments.choice(who, 'by', by, ('iter', 'epoch'))
         if schedule in ('linear', 'cosine', 'stop') and end is None:
             raise ValueError(f'{who}: the schedule {schedule!r} needs end')
         for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma, begin=begin).items():
@@ -131,8 +129,7 @@ class ConnectorWarmupHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, end: float = 1, by: str = 'epoch'):
-        if by not in ('iter', 'epoch'):
-            raise ValueError(f"ConnectorWarmupHook: by must be 'iter' or 'epoch', got {by!r}")
+        arguments.choice('ConnectorWarmupHook', 'by', by, ('iter', 'epoch'))
         arguments.number('ConnectorWarmupHook', 'end', end, above=0)
         self.end, self.by = end, by
         self._last = 0

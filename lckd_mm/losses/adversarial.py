@@ -42,8 +42,7 @@ class LGANLoss(nn.Module):
 
     def __init__(self, phi: str = 'softplus', student: str = 'linear'):
         super().__init__()
-        if phi not in PHIS:
-            raise ValueError(f'LGANLoss: unknown phi {phi!r}, expected one of {", ".join(PHIS)}')
+        arguments.choice('LGANLoss', 'phi', phi, PHIS)
         if student not in self.FORMS:
             raise ValueError(f'LGANLoss: unknown form {student!r} for the student, expected {" or ".join(self.FORMS)}')
         self.phi, self.form = phi, student
@@ -101,8 +100,7 @@ class GradientPenalty(nn.Module):
         self, kind: str = 'max', weight: float = 0.1, target: float = 1.0, rate: float = 1e-3, multiplier: float = 0.0
     ):
         super().__init__()
-        if kind not in self.KINDS:
-            raise ValueError(f'GradientPenalty: unknown kind {kind!r}, expected one of {", ".join(self.KINDS)}')
+        arguments.choice('GradientPenalty', 'kind', kind, self.KINDS)
         for name, value in dict(weight=weight, rate=rate, target=target).items():
             arguments.number('GradientPenalty', name, value, at_least=0)
         arguments.number('GradientPenalty', 'multiplier', multiplier)

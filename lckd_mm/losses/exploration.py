@@ -40,8 +40,7 @@ class ExploreLoss(nn.Module):
 
     def __init__(self, loss: dict, form: str = 'negated', bound: float | None = None):
         super().__init__()
-        if form not in self.FORMS:
-            raise ValueError(f'ExploreLoss: unknown form {form!r}, expected one of {", ".join(self.FORMS)}')
+        arguments.choice('ExploreLoss', 'form', form, self.FORMS)
         self.wrapped = build_registered(loss, 'ExploreLoss: loss')
         name = type(self.wrapped).__name__
         if form == 'negated':
@@ -89,9 +88,7 @@ class FactorCosineLoss(nn.Module):
 
     def __init__(self, form: str = 'inherit'):
         super().__init__()
-        if form not in ('inherit', 'explore'):
-            raise ValueError(f"FactorCosineLoss: unknown form {form!r}, expected 'inherit' or 'explore'")
-        self.form = form
+        self.form = arguments.choice('FactorCosineLoss', 'form', form, ('inherit', 'explore'))
 
     def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
         return weighted_layers('FactorCosineLoss', student, teacher, None, self._angle)

@@ -50,8 +50,7 @@ class JacobianLoss(nn.Module):
 
     def __init__(self, mode: str = 'difference', sigma: float = 0.1):
         super().__init__()
-        if mode not in self.MODES:
-            raise ValueError(f'JacobianLoss: unknown mode {mode!r}, expected one of {", ".join(self.MODES)}')
+        arguments.choice('JacobianLoss', 'mode', mode, self.MODES)
         arguments.scale('JacobianLoss', 'sigma', sigma)
         self.mode, self.sigma = mode, sigma
         # In the checkpoint, so that a resumed run draws new noise.

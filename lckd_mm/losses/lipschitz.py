@@ -56,8 +56,7 @@ class LipschitzLoss(nn.Module):
         normalise: bool = False,
     ):
         super().__init__()
-        if gap not in GAPS:
-            raise ValueError(f'LipschitzLoss: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
+        arguments.choice('LipschitzLoss', 'gap', gap, GAPS)
         self.gap = gap
         self.layer_weights = arguments.layer_weights('LipschitzLoss', layer_weights)
         self.raw_back = arguments.switch('LipschitzLoss', 'raw_back', raw_back)

@@ -46,8 +46,8 @@ class KDLoss(nn.Module):
     ):
         super().__init__()
         arguments.scale('KDLoss', 'temperature tau', tau)
-        if activation not in (None, *_ACTIVATIONS):
-            raise ValueError(f'KDLoss: unknown activation {activation!r}, expected one of {", ".join(_ACTIVATIONS)}')
+        if activation is not None:
+            arguments.choice('KDLoss', 'activation', activation, _ACTIVATIONS)
         if num_classes is not None:
             arguments.whole('KDLoss', 'num_classes', num_classes)
         arguments.whole('KDLoss', 'ignore_index', ignore_index, at_least=None)

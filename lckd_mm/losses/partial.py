@@ -65,8 +65,7 @@ class PartialKDLoss(nn.Module):
         ignore_index: int = 255,
     ):
         super().__init__()
-        if kind not in PARTIAL_KINDS:
-            raise ValueError(f'PartialKDLoss: unknown kind {kind!r}, expected one of {", ".join(PARTIAL_KINDS)}')
+        arguments.choice('PartialKDLoss', 'kind', kind, PARTIAL_KINDS)
         who = 'PartialKDLoss'
         for name, value in dict(tau=tau, alpha=alpha, beta=beta).items():
             arguments.scale(who, name, value)
