@@ -73,3 +73,22 @@ def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+class Moment:
+    """Autocast and random states as they are now, so that a forward pass that begins here can be run again."""
+
+    def __init__(self, device: torch.device):
+        self.kind = device.type
+        self.precision = torch.get_autocast_dtype(self.kind), torch.is_autocast_enabled(self.kind)
+        self.state = rng_state(device)
+
+    @contextlib.contextmanager
+    def again(self, net: nn.Module) -> Iterator[None]:
+        """For another pass of this net, of which nothing is left in it or in the random numbers."""
+        with (
+            preserved_rng(state=self.state),
+            untracked_statistics(net),
+            torch.autocast(self.kind, *self.precision),
+        ):
+            yield

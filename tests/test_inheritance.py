@@ -19,6 +19,7 @@ from run_helpers import (
 )  # fmt: skip
 
 from lckd_mm import cli
+from lckd_mm.distillation.term import Batch
 from lckd_mm.functional import factor_distance
 from lckd_mm.hosts import build_model
 
@@ -152,11 +153,11 @@ def test_each_parts_gradient_reaches_its_half_of_the_student_alone(teacher_file,
     scope('mmpretrain')
     model = build_model(distillation('mmpretrain', teacher_file, ie(split='natural')), 'mmpretrain').train()
     s, t = torch.randn(4, 16, 6, 6, requires_grad=True), torch.randn(4, 32, 6, 6, requires_grad=True)
-    targets = {}
+    done = {}
     for name, half, rest in (('loss_inherit', slice(8), slice(8, 16)), ('loss_explore', slice(8, 16), slice(8))):
         s.grad = None
         term = model.terms[name]
-        term(dict(stage3=s), dict(stage3=t), targets=targets).backward()
+        term(Batch(dict(stage3=s), dict(stage3=t)), done).backward()
         assert s.grad[:, half].abs().max() > 0 and not s.grad[:, rest].any()
         assert all(p.grad is not None for p in term.connectors.parameters())
         assert not any(p.grad is not None for p in term.teacher_connectors.parameters())

@@ -11,8 +11,10 @@ from poison import States
 from run_helpers import HOOK, config, count, distiller, run, scenes, segmentor, teacher_file
 
 from lckd_mm.distillation import NonFiniteError
-from lckd_mm.distillation.finite import GradientWatch, all_finite, origin
+from lckd_mm.distillation.finite import all_finite, origin
+from lckd_mm.distillation.term import Batch
 from lckd_mm.hooks import NonFiniteHook
+from lckd_mm.hooks.gradient_watch import GradientWatch
 from lckd_mm.hosts import build_model, fabricate_samples
 
 WATCH = dict(type='lckd_mm.NonFiniteHook')
@@ -109,8 +111,8 @@ def test_float16_is_named_where_it_overflows(built):
     with torch.autocast('cpu', torch.float16):
         features = model.teacher(model.teacher_taps, ['stage1', 'stage2'], images, samples)
     finite = {name: torch.ones(1) for name in model.student_taps.addresses}
-    sides = (model.student_taps, finite), (model.teacher_taps, finite | features)
-    text = origin(model.terms['loss_lipschitz'], *sides, {}, images, {})
+    batch = Batch(finite, finite | features, images)
+    text = origin(model.terms['loss_lipschitz'], batch, {})
     assert "teacher tap 'stage2'" in text and '65504' in text and 'bfloat16' in text
 
 
@@ -204,7 +206,9 @@ def test_skipping_leaves_everything_as_it_was(scenes, tmp_path, teacher_file, ho
     (hook,) = [h for h in runner.hooks if isinstance(h, NonFiniteHook)]
     assert hook.skipped == 3
     # Nothing is left of the hook.
-    assert 'train_step' not in runner.model.__dict__ and not runner.model.watches
+    assert 'train_step' not in runner.model.__dict__ and all(
+        term.student.follow is None for term in runner.model.terms.values()
+    )
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
     averages = torch.load(tmp_path / 'iter_7.pth')
     assert all(v.isfinite().all() for v in averages['state_dict'].values())
@@ -251,7 +255,11 @@ def test_training_with_the_hook_is_the_same_to_the_bit(scenes, tmp_path, teacher
 
 @pytest.mark.parametrize(
     'arguments, says',
-    [(dict(action='ignore'), "unknown action 'ignore'"), (dict(patience=0), '1 or above'), (dict(interval=0), '1 or')],
+    [
+        (dict(action='ignore'), "unknown action 'ignore'"),
+        (dict(patience=0), 'patience must be'),
+        (dict(interval=0), 'interval must be'),
+    ],
 )
 def test_bad_arguments_raise(arguments, says):
     with pytest.raises(ValueError, match=says):

@@ -11,6 +11,7 @@ from poison import States
 from run_helpers import HOOK, HOSTS, config, count, distiller, run, scenes, segmentor, teacher_file
 
 from lckd_mm.distillation import NonFiniteError
+from lckd_mm.hooks.gradient_watch import GradientWatch
 from lckd_mm.hosts import build_model, fabricate_samples
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -84,7 +85,8 @@ def check_huge(model, images, samples, dtype, reached=True):
                 net.decode_head.conv_seg.weight.mul_(1e4 / net.decode_head.conv_seg.weight.abs().mean())
     seen = {}
     model.observers.append(lambda s, t, connected, losses: seen.update(student=s, teacher=t))
-    model.watches = True
+    watch = GradientWatch()
+    watch.attach(model.terms)
     with torch.autocast('cpu', dtype):
         losses = model.loss(images, samples)
     for side in seen.values():
@@ -93,8 +95,8 @@ def check_huge(model, images, samples, dtype, reached=True):
     for name in model.terms:
         assert losses[name].dtype == torch.float32 and losses[name].isfinite(), name
     sum(losses[name] for name in model.terms).backward()
-    assert model.watch.broken() == []
-    noted = {term for term, _ in model.watch._flags}
+    assert watch.broken() == []
+    noted = {term for term, _ in watch._flags}
     assert noted == (set(model.terms) if reached else set())
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lckd_mm.connectors import ConvBN
-from lckd_mm.distillation import Term
-from lckd_mm.distillation.term import lenders_first
+from lckd_mm.distillation.objective import lenders_first
+from lckd_mm.distillation.term import Batch, build_term
 from lckd_mm.functional import kd_divergence
 from lckd_mm.losses import KDLoss, LipschitzLoss
 from lckd_mm.registry import MODELS, build_registered, registered_class
@@ -68,7 +68,7 @@ def taps():
 def make(taps):
     def term(config, name='loss_x', student=None, others=None):
         net = student or nn.ModuleDict(dict(stem=nn.Identity(), stage=nn.Identity(), head=Head(), aux=nn.Identity()))
-        return Term(name, config, *taps, net, others)
+        return build_term(name, config, taps, net, others or {})
 
     return term
 
@@ -128,7 +128,9 @@ def test_the_name_must_begin_with_loss(make):
 
 def test_a_term_without_taps_of_a_net_lists_none():
     with pytest.raises(KeyError, match="unknown student tap 'logits', the taps are none"):
-        Term('loss_x', dict(loss=KD, on='logits'), FeatureTaps({}), FeatureTaps({}, 'teacher'), nn.Identity())
+        build_term(
+            'loss_x', dict(loss=KD, on='logits'), (FeatureTaps({}), FeatureTaps({}, 'teacher')), nn.Identity(), {}
+        )
 
 
 # ---- types
@@ -162,20 +164,20 @@ def test_every_registered_type_is_listed():
 def test_on_one_tap_gives_tensors_and_on_several_lists(make, features):
     s, t = features
     one = make(dict(loss=dict(type=Greedy), on='logits'))
-    one(s, t, data_samples=['sample'])
+    one(Batch(s, t, data_samples=['sample']), {})
     assert one.loss.seen['student'] is s['logits']
     assert one.loss.seen['teacher'] is t['logits']
     assert one.loss.seen['raw_student'] == [s['logits']]
     assert one.loss.seen['data_samples'] == ['sample']
     several = make(dict(loss=dict(type=Greedy), student=['a', 'b'], teacher=['b', 'logits']))
-    several(s, t)
+    several(Batch(s, t), {})
     assert [x is y for x, y in zip(several.loss.seen['student'], (s['a'], s['b']), strict=True)] == [True, True]
     assert [x is y for x, y in zip(several.loss.seen['teacher'], (t['b'], t['logits']), strict=True)] == [True, True]
 
 
 def test_student_and_teacher_override_on(make):
     term = make(dict(loss=dict(type=Gap), on='logits', teacher='a'))
-    assert (term.student_names, term.teacher_names) == (['logits'], ['a'])
+    assert (term.student.names, term.teacher.names) == (['logits'], ['a'])
 
 
 @pytest.mark.parametrize(('weight', 'scale'), [(1, 1.0), (0.5, 1.0), (0.5, 3.0), (0, 1.0), (2.0, 0.0)])
@@ -183,7 +185,7 @@ def test_weight_and_scale_multiply(make, features, weight, scale):
     term = make(dict(loss=dict(KD, tau=2.0, activation='softmax'), on='logits', weight=weight))
     term.scale = scale
     s, t = features[0]['logits'].requires_grad_(), features[1]['logits']
-    value = term(dict(logits=s), dict(logits=t))
+    value = term(Batch(dict(logits=s), dict(logits=t)), {})
     torch.testing.assert_close(value, weight * scale * kd_divergence(s, t, 2.0).mean())
     # A weight of 0 multiplies: the graph is there, for DDP.
     value.backward()
@@ -193,7 +195,7 @@ def test_weight_and_scale_multiply(make, features, weight, scale):
 def test_the_default_weight_is_one(make, features):
     term = make(dict(loss=dict(type=Gap), on='logits'))
     s, t = features[0]['logits'], features[1]['logits']
-    torch.testing.assert_close(term(*features), (s - t).sum())
+    torch.testing.assert_close(term(Batch(*features), {}), (s - t).sum())
 
 
 def test_adapt_sees_the_head_that_owns_the_students_tap(make):
@@ -212,7 +214,7 @@ def test_adapt_sees_the_head_that_owns_the_students_tap(make):
 def test_features_are_at_least_float32(make, dtype, expected):
     term = make(dict(loss=dict(type=Greedy), on=['levels', 'a']))
     a, levels = torch.randn(1, 2, 8, 8).to(dtype), [torch.randn(1, 4, 4, 4).to(dtype)]
-    term(dict(a=a, levels=levels), dict(a=a, levels=levels))
+    term(Batch(*[dict(a=a, levels=levels)] * 2), {})
     for side in ('student', 'teacher', 'raw_student'):
         pyramid, single = term.loss.seen[side]
         assert (pyramid[0].dtype, single.dtype) == (expected, expected)
@@ -220,9 +222,9 @@ def test_features_are_at_least_float32(make, dtype, expected):
 
 def test_autocast_is_off_inside(make, features):
     term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
-    plain = term(*features)
+    plain = term(Batch(*features), {})
     with torch.autocast('cpu', torch.bfloat16):
-        cast = term(*features)
+        cast = term(Batch(*features), {})
     assert cast.dtype == torch.float32
     assert torch.equal(cast, plain)
 
@@ -234,12 +236,12 @@ def test_connector_channels_come_from_the_dry_run(make, features):
     term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
     assert [type(c) for c in term.connectors] == [ConvBN, ConvBN]
     assert [tuple(c[0].weight.shape) for c in term.connectors] == [(5, 2, 1, 1), (7, 4, 1, 1)]
-    observed = {}
+    done = {}
     term.eval()
-    value = term(*features, observed=observed)
+    value = term(Batch(*features), done)
     connected = [c(features[0][n]) for c, n in zip(term.connectors, 'ab', strict=True)]
     torch.testing.assert_close(value, LipschitzLoss()(connected, [features[1]['a'], features[1]['b']]))
-    (connected_features,) = observed.values()
+    ((connected_features, _),) = done.values()
     assert list(connected_features) == ['a', 'b']
     assert torch.equal(connected_features['b'], connected[1])
 
@@ -256,14 +258,14 @@ def test_teacher_connector_goes_from_the_teacher_to_the_student(make, features):
     term = make(dict(loss=dict(type=Gap), on='a', teacher_connector=CONV)).eval()
     assert tuple(term.teacher_connectors[0][0].weight.shape) == (2, 5, 1, 1)
     s, t = features
-    torch.testing.assert_close(term(s, t), (s['a'] - term.teacher_connectors[0](t['a'])).sum())
+    torch.testing.assert_close(term(Batch(s, t), {}), (s['a'] - term.teacher_connectors[0](t['a'])).sum())
     term = make(dict(loss=dict(type=Gap), student='a', teacher='b', teacher_connector=CONV))
     assert tuple(term.teacher_connectors[0][0].weight.shape) == (2, 7, 1, 1)
 
 
 def test_connectors_see_the_other_side(make, features):
     term = make(dict(loss=dict(type=Greedy), student='a', teacher='b', connector=dict(type='lckd_mm.MatchSize')))
-    term(*features)
+    term(Batch(*features), {})
     assert term.loss.seen['student'].shape == (3, 2, 4, 4)
     assert term.loss.seen['raw_student'][0] is features[0]['a']
 
@@ -271,7 +273,7 @@ def test_connectors_see_the_other_side(make, features):
 def test_one_connector_serves_all_levels_of_a_list(make, features):
     term = make(dict(loss=dict(type=Greedy), on='levels', connector=CONV)).eval()
     assert len(term.connectors) == 1
-    term(*features)
+    term(Batch(*features), {})
     assert [tuple(x.shape) for x in term.loss.seen['student']] == [(3, 7, 4, 4), (3, 7, 2, 2)]
 
 
@@ -295,7 +297,7 @@ def test_a_wrong_argument_of_a_connector_names_it(make):
 
 def test_connectors_are_trained_and_stored(make, features):
     term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
-    term(*features).backward()
+    term(Batch(*features), {}).backward()
     assert all(p.grad.abs().max() > 0 for c in term.connectors for p in [c[0].weight])
     assert {k.split('.')[0] for k in term.state_dict()} == {'connectors'}
 
@@ -308,12 +310,12 @@ def test_a_shared_connector_is_the_other_terms_own_feature(make, features):
     second = make(
         dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), 'loss_second', others={'loss_first': first}
     )
-    assert second.shares == 'loss_first'
+    assert second.student.lender == 'loss_first'
     assert not list(second.parameters())
-    observed = {}
-    first(*features, None, observed)
-    second(*features, None, observed)
-    assert second.loss.seen['student'][0] is observed[first.name]['b']
+    done = {}
+    first(Batch(*features), done)
+    second(Batch(*features), done)
+    assert second.loss.seen['student'][0] is done[first.name][0]['b']
     assert second.loss.seen['raw_student'][0] is features[0]['b']
 
 
@@ -323,7 +325,10 @@ def test_sharing_from_a_term_that_shares_goes_to_the_source(make):
         dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), 'loss_second', others={'loss_first': first}
     )
     both = {'loss_first': first, 'loss_second': second}
-    assert make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_second'), others=both).shares == 'loss_first'
+    assert (
+        make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_second'), others=both).student.lender
+        == 'loss_first'
+    )
 
 
 def test_sharing_what_is_not_there_raises(make):
@@ -345,14 +350,14 @@ def test_a_shared_teacher_connector_is_the_other_terms_own_feature_without_gradi
         dict(loss=dict(type=Greedy), on=['b'], teacher_connector='loss_first'), 'loss_second',
         others={'loss_first': first},
     )  # fmt: skip
-    assert second.teacher_shares == 'loss_first'
+    assert second.teacher.lender == 'loss_first'
     assert not list(second.parameters())
-    targets = {}
-    first(*features, targets=targets)
-    second(*features, targets=targets)
-    assert targets['loss_first']['b'].requires_grad
+    done = {}
+    first(Batch(*features), done)
+    second(Batch(*features), done)
+    assert done['loss_first'][1]['b'].requires_grad
     got = second.loss.seen['teacher'][0]
-    assert got.data_ptr() == targets['loss_first']['b'].data_ptr() and not got.requires_grad
+    assert got.data_ptr() == done['loss_first'][1]['b'].data_ptr() and not got.requires_grad
 
 
 def test_terms_are_built_after_those_whose_connectors_they_share():
@@ -387,8 +392,8 @@ def test_an_auto_encoder_that_is_trained_along_needs_its_own_loss(make, features
     term = make(dict(loss=dict(type='lckd_mm.ReconstructionLoss'), on='b', teacher_connector=online))
     teacher = {name: x if name == 'levels' else x.requires_grad_() for name, x in features[1].items()}
     term.train()
-    term(features[0], teacher).backward()
+    term(Batch(features[0], teacher), {}).backward()
     assert teacher['b'].grad is None
     assert all(p.grad is not None for p in term.teacher_connectors.parameters())
     with pytest.raises(ValueError, match='ReconstructionLoss: trains auto-encoders'):
-        make(dict(loss=dict(type='lckd_mm.ReconstructionLoss'), on='b'))(*features)
+        make(dict(loss=dict(type='lckd_mm.ReconstructionLoss'), on='b'))(Batch(*features), {})

@@ -2,8 +2,9 @@
 
 from .distiller import Distiller
 from .finite import NonFiniteError
+from .objective import Objective
 from .online import OnlineDistiller
 from .teacher import FrozenTeacher
 from .term import Term
 
-__all__ = ['Distiller', 'FrozenTeacher', 'NonFiniteError', 'OnlineDistiller', 'Term']
+__all__ = ['Distiller', 'FrozenTeacher', 'NonFiniteError', 'Objective', 'OnlineDistiller', 'Term']

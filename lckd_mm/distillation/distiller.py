@@ -12,14 +12,14 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from .. import arguments
-from ..contexts import RNGState, preserved_rng, rng_state, untracked_statistics
-from ..hosts import build_named_model, host_of, training_size
+from ..contexts import Moment, preserved_rng
+from ..hosts import build_named_model, host_of, own_losses, training_size
 from ..registry import MODELS
-from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
-from .finite import GradientWatch, check_values, origin
+from .dry_run import Taps, as_size, merge_taps, trace_taps
+from .objective import Objective, inherited
 from .student import StudentModel
 from .teacher import FrozenTeacher
-from .term import Term, lenders_first
+from .term import Batch, Term
 
 # Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
 _CONNECTOR_SEED = 0x1C4D
@@ -77,12 +77,7 @@ class Distiller(StudentModel):
             raise KeyError(
                 f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
             )
-        # An inherited term is taken away by setting it to None.
-        terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
-        if not terms:
-            raise ValueError(
-                'Distiller: terms must be a dict of name to term, with at least one; see lckd_mm.distillation.Term'
-            )
+        terms = inherited(terms, 'Distiller')
         student = dict(student)
         if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
             raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
@@ -103,13 +98,9 @@ class Distiller(StudentModel):
             self.student_taps = merge_taps('student', net, taps, student_taps)
             self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
             self._dry_run(dry_run_size)
-            self.terms = nn.ModuleDict()
-            for name, config in lenders_first(terms).items():
-                self.terms[name] = Term(
-                    name, config, self.student_taps, self.teacher_taps, net, dict(self.terms.items())
-                )
-            self._bind()
-            rehearse(self.terms, self.student_taps, self.teacher_taps, net, dry_run_size, self._only_with_loss)
+            self.terms = Objective.build(terms, (self.student_taps, self.teacher_taps), net)
+            self.terms.bind(self.teacher.model)
+            self.terms.rehearse(net, dry_run_size, self._only_with_loss)
         self.inherit = inherit
         for path in self.inherit:
             self._inheritance(path)
@@ -117,9 +108,6 @@ class Distiller(StudentModel):
         #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
-        #: What is known of the gradients of the terms; noted while a NonFiniteHook asks for it.
-        self.watch = GradientWatch()
-        self.watches = False
         self._ready = False
         #: True while a hook stores the connectors in checkpoints.
         self.state_is_stored = False
@@ -129,7 +117,7 @@ class Distiller(StudentModel):
         self.student.init_weights()
         with preserved_rng():
             self.teacher.load()
-        self._bind()
+        self.terms.bind(self.teacher.model)
         self.take_over()
         if is_distributed():
             # Runner broadcasts the state dict, which holds the student alone.
@@ -163,50 +151,28 @@ class Distiller(StudentModel):
             self._check_ready()
         student_names, teacher_names = self._recorded()
         # Only a loss needs gradient: an observer may look at a frozen stage.
-        trained = self._used()[0] if torch.is_grad_enabled() else []
-        # As they are for the student's own pass: a term is computed without autocast.
-        kind = inputs.device.type
-        precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        state = rng_state(inputs.device) if any(term.replays for term in self.terms.values()) else None
+        trained = self.terms.used()[0] if torch.is_grad_enabled() else []
+        moment = Moment(inputs.device) if self.terms.replays else None
         # The teacher first: what its forward pass holds for a moment is then not beside what the student keeps.
         t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
-            losses = dict(self.student(inputs, data_samples, mode='loss'))
-        if 'loss' in losses:
-            # mmengine's parse_losses would log this one in place of the total.
-            losses = {('loss_task' if key == 'loss' else key): value for key, value in losses.items()}
-        observed: dict[str, dict] = {}
-        targets: dict[str, dict] = {}
-        for name, term in self.terms.items():
-            if name in losses:
-                raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
-            replay = partial(self._replay, data_samples, state, precision)
-            follow = partial(self.watch.follow, name) if self.watches and torch.is_grad_enabled() else None
-            losses[name] = term(s, t, data_samples, observed, inputs, replay, follow, targets)
-
-        def explain(name: str) -> str:
-            own = {key: value for key, value in losses.items() if key not in self.terms}
-            sides = (self.student_taps, s), (self.teacher_taps, t)
-            return origin(self.terms[name], *sides, observed[name], inputs, own)
-
-        values = {name: losses[name] for name in self.terms}
-        check_values(values, explain, self.training and torch.is_grad_enabled())
+            own = own_losses(self.student, inputs, data_samples)
+        batch = Batch(s, t, inputs, data_samples, own, partial(self._replay, moment, data_samples))
+        losses, connected = self.terms(batch, self.training and torch.is_grad_enabled())
         for observer in self.observers:
-            observer(s, t, observed, losses)
-        return losses
+            observer(s, t, {name: features for name, (features, _) in connected.items()}, own | losses)
+        return own | losses
 
     def _replay(
         self,
+        moment: Moment,
         data_samples: list | None,
-        state: RNGState,
-        precision: tuple[torch.dtype, bool],
         inputs: Tensor,
         student_names: list[str],
         teacher_names: list[str],
     ) -> tuple[dict, dict]:
         """Both nets once more on other images of the same samples; nothing of it is left in student or training."""
-        autocast = torch.autocast(inputs.device.type, *precision)
-        with preserved_rng(state=state), untracked_statistics(self.student), autocast:
+        with moment.again(self.student):
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
             with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
                 self.student(inputs, data_samples, mode='tensor')
@@ -218,7 +184,7 @@ class Distiller(StudentModel):
 
     def distillation_state(self) -> dict[str, Tensor]:
         """Connectors and losses' buffers, for the checkpoint's own key."""
-        return {key: value.detach().cpu() for key, value in self.terms.state_dict().items()}
+        return self.terms.state()
 
     def load_distillation_state(self, state: dict[str, Tensor]) -> None:
         """Put :meth:`distillation_state` back; ValueError where it is of other terms."""
@@ -234,10 +200,6 @@ class Distiller(StudentModel):
         if 'teacher' in self.__dict__:
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
-
-    def _bind(self) -> None:
-        for term in self.terms.values():
-            term.bind(self.teacher.model)
 
     def take_over(self) -> None:
         """Give the modules of ``inherit`` the teacher's weights where names and shapes agree."""
@@ -283,15 +245,7 @@ class Distiller(StudentModel):
         """The taps that somebody reads: the terms', or all of them where there is an observer."""
         if self.observers:
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
-        return self._used()
-
-    def _used(self) -> tuple[list[str], list[str]]:
-        """The taps that the terms read."""
-        used = self.terms.values()
-        return (
-            list(dict.fromkeys(name for term in used for name in term.student_names)),
-            list(dict.fromkeys(name for term in used for name in term.teacher_names)),
-        )
+        return self.terms.used()
 
     def _dry_run(self, size: tuple[int, int] | None) -> None:
         """Run both nets once on one made-up image, to resolve the taps and learn channels and calls."""

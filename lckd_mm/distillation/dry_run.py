@@ -11,7 +11,8 @@ from ..errors import one_line
 from ..hosts import fabricate_samples, run_once, training_size
 from ..taps import LIST_ALL, FeatureTaps
 from ..taps.presets import preset_taps
-from .term import Term
+from .side import Connected
+from .term import Batch, Term
 
 #: Tap name to address, a preset's name, or a list of these.
 Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
@@ -72,16 +73,12 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_
 
 
 def rehearse(
-    terms: Mapping[str, Term],
-    student_taps: FeatureTaps,
-    teacher_taps: FeatureTaps,
-    student: nn.Module,
-    size: tuple[int, int] | None,
-    only_with_loss: set[str],
+    terms: Mapping[str, Term], student: nn.Module, size: tuple[int, int] | None, only_with_loss: set[str]
 ) -> None:
     """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here.
 
     Args:
+        student: the net whose samples are made up.
         size: of the made-up image, by default what the student is trained on.
         only_with_loss: the student's taps that fire only then.
     """
@@ -94,9 +91,9 @@ def rehearse(
             for name, trace in taps.traces.items()
         }
 
-    s, t = zeros(student_taps), zeros(teacher_taps)
+    first = next(iter(terms.values()))
+    s, t = zeros(first.student.taps), zeros(first.teacher.taps)
     size = size or training_size(student)
-    samples, image = fabricate_samples(student, 1, size), torch.zeros(1, 3, *size)
 
     def replay(images: Tensor, *_) -> tuple[dict, dict]:
         # It depends on the images, for losses that differentiate by them.
@@ -106,10 +103,10 @@ def rehearse(
             for side in (s, t)
         )
 
-    observed: dict[str, dict] = {}
-    targets: dict[str, dict] = {}
+    batch = Batch(s, t, torch.zeros(1, 3, *size), fabricate_samples(student, 1, size), replay=replay)
+    done: Connected = {}
     for name, term in terms.items():
-        unseen = sorted(only_with_loss.intersection(term.student_names))
+        unseen = sorted(only_with_loss.intersection(term.student.names))
         if term.replays and unseen:
             raise ValueError(
                 f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
@@ -119,14 +116,11 @@ def rehearse(
         term.eval()
         try:
             with torch.no_grad():
-                value = term(s, t, samples, observed, image, replay, targets=targets)
+                value = term(batch, done)
         except Exception as error:  # whatever a loss or connector raises on features that it cannot take
             shapes = [
-                f'{side} ' + ', '.join(f'{n} {tuple(taps.traces[n].shapes[0])}' for n in names)
-                for side, taps, names in (
-                    ('student', student_taps, term.student_names),
-                    ('teacher', teacher_taps, term.teacher_names),
-                )
+                f'{side.role} ' + ', '.join(f'{n} {tuple(side.taps.traces[n].shapes[0])}' for n in side.names)
+                for side in (term.student, term.teacher)
             ]
             reason = one_line(error)
             if not isinstance(error, (RuntimeError, ValueError)):

@@ -1,8 +1,6 @@
-"""Numbers that go wrong: which term, layer and iteration a nan or infinity comes from, before weights are poisoned.
+"""The check of the terms' values: which term, layer and iteration a nan or infinity comes from.
 
-Two looks at each step. After the forward pass, :func:`check_values` looks at the value of each term. After the backward
-pass, :class:`GradientWatch` tells whether the gradient that a term gives at each of its taps was finite, since the
-root of 0 and the like are finite and have no finite derivative.
+What concerns gradients is :class:`~lckd_mm.hooks.NonFiniteHook`'s.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,16 +9,15 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, is_distributed
 from mmengine.logging import MessageHub
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..taps import FeatureTaps
+from .side import Feature
+from .term import Batch, Term
 
-Feature = Tensor | list[Tensor]
-_ADVICE = (
+ADVICE = (
     'nothing has been updated by it; to leave such steps out, set the hook '
     "default_hooks.non_finite=dict(type='lckd_mm.NonFiniteHook', action='skip')"
 )
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class NonFiniteError(ValueError):
@@ -65,36 +62,28 @@ def check_values(
         return
     wrong = [name for name, value in values.items() if not value.isfinite()]
     if not wrong:
-        raise NonFiniteError(f'a term is nan or infinity in {iteration()} on another rank; {_ADVICE}')
+        raise NonFiniteError(f'a term is nan or infinity in {iteration()} on another rank; {ADVICE}')
     others = f' (so are {", ".join(map(repr, wrong[1:]))})' if wrong[1:] else ''
     raise NonFiniteError(
-        f'term {wrong[0]!r} is {values[wrong[0]].item():g} in {iteration()}{others}: {explain(wrong[0])}; {_ADVICE}'
+        f'term {wrong[0]!r} is {values[wrong[0]].item():g} in {iteration()}{others}: {explain(wrong[0])}; {ADVICE}'
     )
 
 
-def origin(
-    term: nn.Module,
-    student: tuple[FeatureTaps, Mapping[str, Feature]],
-    teacher: tuple[FeatureTaps, Mapping[str, Feature]],
-    connected: Mapping[str, Feature],
-    inputs: Tensor,
-    own: Mapping[str, Any],
-) -> str:
+def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
     """Where a term's nan or infinity comes from: the images, the first tap that holds one, a connector, or itself.
 
     Args:
-        term: the :class:`~lckd_mm.distillation.Term`. student, teacher: taps, and features by tap name.
-        connected: the student's connected features, by tap name. inputs: the images. own: the student's own losses.
+        connected: the student's connected features, by tap name.
     """
-    if not all_finite([inputs]):
+    if batch.inputs is not None and not all_finite([batch.inputs]):
         return 'the batch of images holds nan or infinity; look at the data and its pipeline'
     largest = (-1.0, '')
-    for (taps, features), names in ((student, term.student_names), (teacher, term.teacher_names)):
-        for name in names:
+    for side, features in ((term.student, batch.student), (term.teacher, batch.teacher)):
+        for name in side.names:
             for level in _levels(features[name]):
-                where = f'{taps.role} tap {name!r} ({str(taps.addresses[name])!r})'
+                where = f'{side.taps.role} tap {name!r} ({str(side.taps.addresses[name])!r})'
                 if not all_finite([level]):
-                    return f'{where} holds nan or infinity{_why(taps.role, level.dtype, own)}'
+                    return f'{where} holds nan or infinity{_why(side.taps.role, level.dtype, batch.losses)}'
                 size = level.detach().abs().max().item() if level.numel() else 0.0
                 largest = max(largest, (size, where))
     for name, feature in connected.items():
@@ -123,61 +112,3 @@ def _why(role: str, dtype: torch.dtype, own: Mapping[str, Any]) -> str:
 
 def _levels(feature: Any) -> list[Tensor]:
     return [x for x in (feature if isinstance(feature, (list, tuple)) else [feature]) if isinstance(x, Tensor)]
-
-
-class GradientWatch:
-    """Notes in the backward pass, without waiting for the device, whether each term's gradient at its taps is finite.
-
-    A term's features go through :meth:`follow`, which gives each an alias of its own, so that the gradients of terms
-    that read one tap are told apart. :meth:`check` looks at what was noted since it was last called.
-    """
-
-    def __init__(self):
-        self._flags: dict[tuple[str, str], Tensor] = {}
-
-    def follow(self, term: str, tap: str, feature: Feature) -> Feature:
-        if not isinstance(feature, Tensor):
-            return [self.follow(term, tap, level) for level in feature]
-        if not feature.requires_grad:
-            return feature
-        alias = feature.view_as(feature)
-        alias.register_hook(lambda gradient: self._note((term, tap), gradient))
-        return alias
-
-    def _note(self, key: tuple[str, str], gradient: Tensor) -> None:
-        finite = all_finite([gradient])
-        self._flags[key] = finite & self._flags[key] if key in self._flags else finite
-
-    def forget(self) -> None:
-        self._flags.clear()
-
-    def broken(self) -> list[tuple[str, str]]:
-        """(term, tap) of the gradients noted that are not finite; waits for the device."""
-        return [key for key, finite in self._flags.items() if not finite]
-
-    def check(self, terms: Mapping[str, nn.Module]) -> None:
-        """Raise NonFiniteError where a gradient noted is not finite, or one of a term's own parameters, and forget."""
-        own = {
-            name: all_finite(p.grad for p in term.parameters() if p.grad is not None) for name, term in terms.items()
-        }
-        noted = [*self._flags.values(), *own.values()]
-        device = next(iter(self._flags.values())).device if self._flags else torch.device('cpu')
-        if on_all_ranks(torch.stack([flag.to(device, non_blocking=True) for flag in noted]).all()):
-            self.forget()
-            return
-        broken = self.broken()
-        self.forget()
-        if broken:
-            (term, tap), rest = broken[0], broken[1:]
-            where = f'at student tap {tap!r}' + ''.join(f', {b!r} of {a!r}' for a, b in rest[:3])
-        else:
-            term, where = next((name for name, flag in own.items() if not flag), None), "at the term's own parameters"
-            if is_distributed():
-                where += ', which gradients of all ranks are in'
-        if term is None:
-            raise NonFiniteError(f'the gradient of a term is not finite in {iteration()} on another rank; {_ADVICE}')
-        raise NonFiniteError(
-            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity {where}: '
-            f'{type(terms[term].loss).__name__} has no finite derivative there (a root or a logarithm of 0, a division '
-            f'by next to nothing), or its weight is too large; {_ADVICE}'
-        )

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import arguments
-from ..contexts import RNGState, preserved_rng, rng_state, untracked_statistics
-from ..hosts import build_named_model, host_of, normalisation, training_size
+from ..contexts import Moment, preserved_rng
+from ..hosts import build_named_model, host_of, normalisation, own_losses, training_size
 from ..registry import MODELS
-from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
-from .finite import check_values, origin
+from .dry_run import Taps, as_size, merge_taps, trace_taps
+from .objective import Objective, inherited
+from .side import detached
 from .student import StudentModel
-from .term import Term, lenders_first
+from .term import Batch, Term
 
 # Offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
 _TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
@@ -80,12 +81,8 @@ class OnlineDistiller(StudentModel):
             raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
         if net_taps is not None and len(net_taps) != len(nets):
             raise ValueError(f'OnlineDistiller: {len(net_taps)} net_taps for {len(nets)} nets; give one a net')
-        if peers not in ('cyclic', 'all'):
-            raise ValueError(f"OnlineDistiller: peers must be 'cyclic' or 'all', got {peers!r}")
-        # An inherited term is taken away by setting it to None.
-        terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
-        if not terms:
-            raise ValueError('OnlineDistiller: terms must be a dict of name to term, with at least one')
+        arguments.choice('OnlineDistiller', 'peers', peers, ('cyclic', 'all'))
+        terms = inherited(terms, 'OnlineDistiller')
         if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
             raise TypeError(f'OnlineDistiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
         if steps is not None and not isinstance(steps, Mapping):
@@ -127,16 +124,15 @@ class OnlineDistiller(StudentModel):
                 trace_taps(of, net, size or training_size(first), with_loss=True)
                 for of, net in zip(self.net_taps, self.nets)
             ]
-            #: 'net<k>_from<j>' to the terms by name.
+            #: 'net<k>_from<j>' to the objective of this pair.
             self.terms = nn.ModuleDict()
             for k, j in self.pairs:
-                of_pair = nn.ModuleDict()
                 sides = self.net_taps[k], self.net_taps[j]
-                for name, config in lenders_first(terms).items():
-                    of_pair[name] = Term(name, config, *sides, self.nets[k], dict(of_pair.items()))
-                    self._refuse_bound(of_pair[name])
-                self.terms[_pair(k, j)] = of_pair
-                rehearse(of_pair, *sides, self.nets[k], size or training_size(first), only_with_loss[k])
+                objective = Objective.build(terms, sides, self.nets[k], f'net{k}.')
+                for term in objective.values():
+                    self._refuse_bound(term)
+                self.terms[_pair(k, j)] = objective
+                objective.rehearse(self.nets[k], size or training_size(first), only_with_loss[k])
         self._passes = 0
         # Gradients of an optimizer that accumulates them over several batches.
         self._held: dict[str, list[Tensor | None]] = {}
@@ -202,47 +198,28 @@ class OnlineDistiller(StudentModel):
         Raises:
             NonFiniteError: a term that is nan or infinity, before anything is updated by it; on all ranks together.
         """
-        kind = inputs.device.type
-        precision = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        losses: dict[str, Any] = {}
         features: list[dict] = []
-        states: list[RNGState] = []
+        own: list[dict[str, Any]] = []
+        moments: list[Moment] = []
         self._passes += self.training
         for k, net in enumerate(self.nets):
             names, trained = self._recorded(k)
             with self._stream(k):
-                states.append(rng_state(inputs.device))
+                moments.append(Moment(inputs.device))
                 trained = trained if torch.is_grad_enabled() else []
                 with self.net_taps[k].record(net, names, require_grad=trained) as recorded:
-                    own = net(inputs, data_samples, mode='loss')
+                    own.append(own_losses(net, inputs, data_samples))
             features.append(recorded)
-            # mmengine's parse_losses takes a bare `loss` for the total.
-            losses.update({f'net{k}.{"loss_task" if key == "loss" else key}': value for key, value in own.items()})
         values: dict[str, list[Tensor]] = {}
-        parts: dict[str, tuple] = {}
         for k, j in self.pairs:
-            theirs = {name: _detached(feature) for name, feature in features[j].items()}
-            observed: dict[str, dict] = {}
-            targets: dict[str, dict] = {}
-            replay = partial(self._replay, k, j, data_samples, (states[k], states[j]), precision)
-            for name, term in self.terms[_pair(k, j)].items():
-                value = term(features[k], theirs, data_samples, observed, inputs, replay, targets=targets)
+            peer = {name: detached(feature) for name, feature in features[j].items()}
+            replay = partial(self._replay, k, j, (moments[k], moments[j]), data_samples)
+            batch = Batch(features[k], peer, inputs, data_samples, own[k], replay)
+            terms, _ = self.terms[_pair(k, j)](batch, self.training and torch.is_grad_enabled())
+            for name, value in terms.items():
                 values.setdefault(f'net{k}.{name}', []).append(value)
-                parts.setdefault(f'net{k}.{name}', (term, k, j, observed[name]))
-        means = {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
-
-        def explain(name: str) -> str:
-            term, k, j, connected = parts[name]
-            sides = (self.net_taps[k], features[k]), (self.net_taps[j], features[j])
-            own = {key: value for key, value in losses.items() if key.startswith(f'net{k}.')}
-            return origin(term, *sides, connected, inputs, own)
-
-        check_values(means, explain, self.training and torch.is_grad_enabled())
-        for name, value in means.items():
-            if name in losses:
-                raise KeyError(f'term {name!r}: the net has a loss of this name; rename the term')
-            losses[name] = value
-        return losses
+        losses = {f'net{k}.{name}': value for k, of in enumerate(own) for name, value in of.items()}
+        return losses | {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
 
     def _stream(self, k: int) -> contextlib.AbstractContextManager:
         """Random numbers of net k's own pass: net 0's are the training's, as alone."""
@@ -254,37 +231,31 @@ class OnlineDistiller(StudentModel):
         """The taps of net k that somebody reads, and those of them that must carry gradient."""
         own, read = [], []
         for a, b in self.pairs:
-            for term in self.terms[_pair(a, b)].values():
-                own += term.student_names if a == k else []
-                read += term.teacher_names if b == k else []
+            mine, theirs = self.terms[_pair(a, b)].used()
+            own += mine if a == k else []
+            read += theirs if b == k else []
         return list(dict.fromkeys(own + read)), list(dict.fromkeys(own))
 
     def _replay(
         self,
         k: int,
         j: int,
+        moments: tuple[Moment, Moment],
         data_samples: list | None,
-        states: tuple[RNGState, RNGState],
-        precision: tuple[torch.dtype, bool],
         inputs: Tensor,
         student_names: list[str],
         teacher_names: list[str],
     ) -> tuple[dict, dict]:
         """Net k and its peer once more on other images; only net k's parameters can get a gradient of it."""
         recorded = []
-        for net, taps, names, state in zip(
-            (self.nets[k], self.nets[j]), (self.net_taps[k], self.net_taps[j]), (student_names, teacher_names), states
-        ):
-            peer = bool(recorded)
+        for index, moment, names in ((k, moments[0], student_names), (j, moments[1], teacher_names)):
+            net, peer = self.nets[index], bool(recorded)
             gradient = inputs.requires_grad if peer else torch.is_grad_enabled()
             constant = {n: p.detach() for n, p in net.named_parameters()} if peer else {}
-            autocast = torch.autocast(inputs.device.type, *precision)
             with (
-                preserved_rng(state=state),
-                untracked_statistics(net),
-                autocast,
+                moment.again(net),
                 torch.set_grad_enabled(gradient),
-                taps.record(net, names, require_grad=gradient and not peer) as features,
+                self.net_taps[index].record(net, names, require_grad=gradient and not peer) as features,
             ):
                 functional_call(net, constant, (inputs, data_samples), dict(mode='tensor'))
             recorded.append(features)
@@ -384,10 +355,6 @@ class OnlineDistiller(StudentModel):
 
 def _pair(k: int, j: int) -> str:
     return f'net{k}_from{j}'
-
-
-def _detached(feature: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
 
 
 def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:

@@ -49,8 +49,7 @@ class FrozenTeacher:
                 re.compile(arguments.text('teacher', 'allow', pattern))
             except re.error as error:
                 raise ValueError(f'teacher: allow: {pattern!r} is no regular expression: {error}') from None
-        if bn not in _BN_MODES:
-            raise ValueError(f'teacher: unknown bn {bn!r}, expected one of {", ".join(_BN_MODES)}')
+        arguments.choice('teacher', 'bn', bn, _BN_MODES)
         cfg, scope = read_model_config(model, 'teacher')
         self.scope = scope
         with preserved_rng():

@@ -40,8 +40,7 @@ class LipschitzMonitorHook(Hook):
         interval: int = 50,
         gap: str = 'log',
     ):
-        if gap not in GAPS:
-            raise ValueError(f'LipschitzMonitorHook: unknown gap {gap!r}, expected one of {", ".join(GAPS)}')
+        arguments.choice('LipschitzMonitorHook', 'gap', gap, GAPS)
         arguments.whole('LipschitzMonitorHook', 'interval', interval)
         arguments.text('LipschitzMonitorHook', 'term', term)
         if on is not None:
@@ -57,7 +56,7 @@ class LipschitzMonitorHook(Hook):
                     f'LipschitzMonitorHook: no term {self.term!r}, so say which taps to look at with '
                     "on=['stage1', 'stage2', …]"
                 )
-            self._names = [*zip(model.terms[self.term].student_names, model.terms[self.term].teacher_names)]
+            self._names = [*zip(model.terms[self.term].student.names, model.terms[self.term].teacher.names)]
         else:
             self._names = [(name, name) for name in self.on]
         for side, taps in enumerate((model.student_taps, model.teacher_taps)):

@@ -9,9 +9,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 
+from .. import arguments
 from ..distillation import NonFiniteError
 from ..registry import HOOKS
 from .distillation import distiller_of
+from .gradient_watch import GradientWatch
 
 _ACTIONS = ('stop', 'skip')
 # Below it a scaled gradient has less of half precision's range than an unscaled one had; healthy runs stay above 1.
@@ -51,11 +53,10 @@ class NonFiniteHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, action: str = 'stop', patience: int = 5, interval: int = 50):
-        if action not in _ACTIONS:
-            raise ValueError(f'NonFiniteHook: unknown action {action!r}, expected one of {", ".join(_ACTIONS)}')
-        if patience < 1 or interval < 1:
-            raise ValueError(f'NonFiniteHook: patience and interval must be 1 or above, got {patience} and {interval}')
-        self.action, self.patience, self.interval = action, patience, interval
+        self.action = arguments.choice('NonFiniteHook', 'action', action, _ACTIONS)
+        self.patience = arguments.whole('NonFiniteHook', 'patience', patience)
+        self.interval = arguments.whole('NonFiniteHook', 'interval', interval)
+        self.watch = GradientWatch()
         self.skipped, self._in_a_row = 0, 0
         self._dropping = False
         self._undo: list[Callable[[], Any]] = []
@@ -64,12 +65,12 @@ class NonFiniteHook(Hook):
         model, wrapper = distiller_of(runner, 'NonFiniteHook'), runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
             raise TypeError(f'NonFiniteHook: a Distiller is trained by one OptimWrapper, got {type(wrapper).__name__}')
-        model.watch.forget()
-        model.watches = True
-        self._undo.append(lambda: setattr(model, 'watches', False))
+        self.watch.forget()
+        self.watch.attach(model.terms)
+        self._undo.append(lambda: self.watch.detach(model.terms))
         scaler = getattr(wrapper, 'loss_scaler', None)
         if scaler is None or not scaler.is_enabled():
-            handle = wrapper.optimizer.register_step_pre_hook(lambda *_: model.watch.check(model.terms))
+            handle = wrapper.optimizer.register_step_pre_hook(lambda *_: self.watch.check(model.terms))
             self._undo.append(handle.remove)
         if self.action == 'skip':
             own, inner = 'train_step' in runner.model.__dict__, runner.model.train_step
@@ -97,7 +98,7 @@ class NonFiniteHook(Hook):
             with torch.no_grad():
                 for buffer, value in kept:
                     buffer.copy_(value)
-            model.watch.forget()
+            self.watch.forget()
             print_log(f'NonFiniteHook: this update is left out, since {error}', 'current', logging.WARNING)
             return self._drop(optim_wrapper, count)
         if optim_wrapper.should_update():
@@ -115,16 +116,15 @@ class NonFiniteHook(Hook):
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         if scaler is None or not scaler.is_enabled():
             return
-        watch = distiller_of(runner, 'NonFiniteHook').watch
         if self.every_n_train_iters(runner, self.interval) and scaler.get_scale() < _SMALLEST_SCALE:
-            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in watch.broken())
+            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in self.watch.broken())
             raise NonFiniteError(
                 f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, since '
                 'the scaled gradient is never finite, and no weight is updated any more; '
                 + (f'it is not at {found}' if found else "at the terms' taps it is")
                 + "; train with optim_wrapper.dtype='bfloat16', or without amp"
             )
-        watch.forget()
+        self.watch.forget()
 
     def after_train(self, runner) -> None:
         while self._undo:

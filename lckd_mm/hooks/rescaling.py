@@ -66,7 +66,7 @@ class GradientRescaleHook(Hook):
                 "PartialKDLoss on one tap of a softmax's scores"
             )
         if self.task_weight is None:
-            head = owner_head(model.student, model.student_taps.addresses[term.student_names[0]].path)
+            head = owner_head(model.student, model.student_taps.addresses[term.student.names[0]].path)
             loss = getattr(head, 'loss_module', None) or getattr(head, 'loss_decode', None)
             self.task_weight = float(getattr(loss, 'loss_weight', 1.0))
 

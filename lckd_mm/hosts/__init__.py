@@ -2,7 +2,16 @@
 
 from .heads import has_sigmoids, owner_head
 from .inputs import normalisation
-from .models import HOSTS, build_model, build_named_model, host_of, load_config, read_model_config, unwrapped
+from .models import (
+    HOSTS,
+    build_model,
+    build_named_model,
+    host_of,
+    load_config,
+    own_losses,
+    read_model_config,
+    unwrapped,
+)
 from .samples import (
     class_targets,
     fabricate_samples,
@@ -23,6 +32,7 @@ __all__ = [
     'host_of',
     'load_config',
     'normalisation',
+    'own_losses',
     'owner_head',
     'read_model_config',
     'relative_boxes',

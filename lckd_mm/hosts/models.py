@@ -11,7 +11,7 @@ from mmengine.hub import get_config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import one_line
 
@@ -100,3 +100,9 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
     """Build a host's model as the host's own Runner would; ``scope`` is the default scope of its config, if any."""
     with DefaultScope.overwrite_default_scope(scope) if scope else contextlib.nullcontext():
         return MMENGINE_MODELS.build(copy.deepcopy(ConfigDict(cfg)))
+
+
+def own_losses(model: nn.Module, inputs: Tensor, data_samples: list | None) -> dict:
+    """A net's own losses; a bare ``loss`` is called ``loss_task``, since mmengine would log it as the total."""
+    losses = model(inputs, data_samples, mode='loss')
+    return {('loss_task' if name == 'loss' else name): value for name, value in losses.items()}

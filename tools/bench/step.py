@@ -58,6 +58,8 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
     import torch
     from mmengine.optim import build_optim_wrapper
 
+    from lckd_mm.distillation import Objective
+
     inputs, samples = data['inputs'], data['data_samples']
     alone = copy.deepcopy(distiller.student)
     teacher, terms = distiller.teacher, distiller.terms
@@ -70,7 +72,7 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
 
     def without(names: set[str]) -> Callable[[], None]:
         def run() -> None:
-            distiller.terms = torch.nn.ModuleDict({n: t for n, t in terms.items() if n not in names})
+            distiller.terms = Objective({n: t for n, t in terms.items() if n not in names})
             try:
                 step(distiller)
             finally:
@@ -89,11 +91,13 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
         'student': lambda: step(alone),
         'teacher': teacher_for(distiller._recorded()[1]),
         'teacher_whole': teacher_whole,
-        **{f'teacher for {name}': teacher_for(term.teacher_names) for name, term in terms.items()},
+        **{f'teacher for {name}': teacher_for(term.teacher.names) for name, term in terms.items()},
         'distillation': lambda: step(distiller),
         # A term whose connectors another one shares cannot go alone; without the only one it is the student alone.
         **{
-            f'without {n}': without({n}) for n in terms if len(terms) > 1 and all(t.shares != n for t in terms.values())
+            f'without {n}': without({n})
+            for n in terms
+            if len(terms) > 1 and all(t.student.lender != n for t in terms.values())
         },
     }
     connected = {name: _connectors(distiller, term, data) for name, term in terms.items() if len(term.connectors)}
@@ -108,12 +112,12 @@ def _connectors(distiller, term, data: dict) -> Callable[[], None]:
         return [x] if isinstance(x, torch.Tensor) else x
 
     inputs, samples = data['inputs'], data['data_samples']
-    with torch.no_grad(), distiller.student_taps.record(distiller.student, term.student_names) as features:
+    with torch.no_grad(), distiller.student_taps.record(distiller.student, term.student.names) as features:
         distiller.student(inputs, samples, mode='loss')
-    targets = distiller.teacher(distiller.teacher_taps, term.teacher_names, inputs, samples)
+    targets = distiller.teacher(distiller.teacher_taps, term.teacher.names, inputs, samples)
     pairs = [
         (connector, x.detach().clone().requires_grad_(), like)
-        for connector, mine, theirs in zip(term.connectors, term.student_names, term.teacher_names)
+        for connector, mine, theirs in zip(term.connectors, term.student.names, term.teacher.names)
         for x, like in zip(levels(features[mine]), levels(targets[theirs]))
     ]
 

@@ -1,0 +1,111 @@
+"""Objective: the terms between one student and one teacher, from a batch to a loss dict."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..taps import FeatureTaps
+from .dry_run import rehearse
+from .finite import check_values, origin
+from .side import Connected
+from .term import Batch, Term, build_term
+
+
+class Objective(nn.ModuleDict):
+    """Name to :class:`~lckd_mm.distillation.Term`, in an order in which a term comes after those it borrows from.
+
+    Args:
+        terms: name to term.
+        label: what errors put before a term's name, such as ``net0.``.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], label: str = ''):
+        super().__init__(terms)
+        self.label = label
+
+    @classmethod
+    def build(
+        cls, configs: Mapping[str, Any], taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, label: str = ''
+    ) -> 'Objective':
+        """From the terms' configs, the traced taps of student and teacher, and the student."""
+        terms: dict[str, Term] = {}
+        for name, config in lenders_first(configs).items():
+            terms[name] = build_term(name, config, taps, net, terms)
+        return cls(terms, label)
+
+    def rehearse(self, net: nn.Module, size: tuple[int, int] | None, only_with_loss: set[str]) -> None:
+        """Run every term once on zeros; see :func:`~lckd_mm.distillation.dry_run.rehearse`."""
+        rehearse(self, net, size, only_with_loss)
+
+    def forward(self, batch: Batch, training: bool) -> tuple[dict[str, Tensor], Connected]:
+        """The weighted terms by name, and both nets' connected features by term.
+
+        Raises:
+            KeyError: a term with the name of one of the student's own losses.
+            NonFiniteError: a term that is nan or infinity; in training on all ranks together.
+        """
+        done: Connected = {}
+        losses = {}
+        for name, term in self.items():
+            if name in batch.losses:
+                raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
+            losses[name] = term(batch, done)
+
+        def explain(name: str) -> str:
+            name = name.removeprefix(self.label)
+            return origin(self[name], batch, done[name][0])
+
+        check_values({self.label + name: value for name, value in losses.items()}, explain, training)
+        return losses, done
+
+    def used(self) -> tuple[list[str], list[str]]:
+        """The taps of student and teacher that the terms read."""
+        return _unique(t.student.names for t in self.values()), _unique(t.teacher.names for t in self.values())
+
+    @property
+    def replays(self) -> bool:
+        """Whether a term runs the nets again."""
+        return any(term.replays for term in self.values())
+
+    def bind(self, teacher: nn.Module) -> None:
+        """Let the terms take what they need from the teacher's layers."""
+        for term in self.values():
+            term.bind(teacher)
+
+    def state(self) -> dict[str, Tensor]:
+        """Connectors and losses' buffers, as they are stored."""
+        return {key: value.detach().cpu() for key, value in self.state_dict().items()}
+
+
+def _unique(names: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(name for several in names for name in several))
+
+
+def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:
+    """The terms' configs in their order, but each after those whose connectors it borrows: a config that mmengine has
+    written, as into each run's folder, is sorted by name.
+    """
+    ordered: dict[str, Any] = {}
+
+    def add(name: str, waiting: tuple[str, ...]) -> None:
+        config = configs[name]
+        for key in ('connector', 'teacher_connector'):
+            lender = config.get(key) if isinstance(config, Mapping) else None
+            if isinstance(lender, str) and lender in configs and lender not in (*waiting, name):
+                add(lender, (*waiting, name))
+        ordered.setdefault(name, config)
+
+    for name in configs:
+        add(name, ())
+    return ordered
+
+
+def inherited(terms: Any, who: str) -> dict[str, Any]:
+    """The terms of a config, without those that a config which inherits has set to None."""
+    terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
+    if not terms:
+        raise ValueError(
+            f'{who}: terms must be a dict of name to term, with at least one; see lckd_mm.distillation.Term'
+        )
+    return terms

@@ -1,0 +1,80 @@
+"""GradientWatch: whether the gradient that each term gives at its taps is finite."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from mmengine.dist import is_distributed
+from torch import Tensor
+
+from ..distillation import NonFiniteError, Term
+from ..distillation.finite import ADVICE, all_finite, iteration, on_all_ranks
+from ..distillation.side import Feature
+
+
+class GradientWatch:
+    """Notes in the backward pass, without waiting for the device, whether each term's gradient at its taps is finite.
+
+    The root of 0 and the like are finite and have no finite derivative. From :meth:`attach` on, a term's features go
+    through :meth:`follow`, which gives each an alias of its own, so that the gradients of terms that read one tap are
+    told apart. :meth:`check` looks at what was noted since it was last called.
+    """
+
+    def __init__(self):
+        self._flags: dict[tuple[str, str], Tensor] = {}
+
+    def attach(self, terms: Mapping[str, Term]) -> None:
+        for name, term in terms.items():
+            term.student.follow = partial(self.follow, name)
+
+    @staticmethod
+    def detach(terms: Mapping[str, Term]) -> None:
+        for term in terms.values():
+            term.student.follow = None
+
+    def follow(self, term: str, tap: str, feature: Feature) -> Feature:
+        if not isinstance(feature, Tensor):
+            return [self.follow(term, tap, level) for level in feature]
+        if not feature.requires_grad:
+            return feature
+        alias = feature.view_as(feature)
+        alias.register_hook(lambda gradient: self._note((term, tap), gradient))
+        return alias
+
+    def _note(self, key: tuple[str, str], gradient: Tensor) -> None:
+        finite = all_finite([gradient])
+        self._flags[key] = finite & self._flags[key] if key in self._flags else finite
+
+    def forget(self) -> None:
+        self._flags.clear()
+
+    def broken(self) -> list[tuple[str, str]]:
+        """(term, tap) of the gradients noted that are not finite; waits for the device."""
+        return [key for key, finite in self._flags.items() if not finite]
+
+    def check(self, terms: Mapping[str, Term]) -> None:
+        """Raise NonFiniteError where a gradient noted is not finite, or one of a term's own parameters, and forget."""
+        own = {
+            name: all_finite(p.grad for p in term.parameters() if p.grad is not None) for name, term in terms.items()
+        }
+        noted = [*self._flags.values(), *own.values()]
+        device = next(iter(self._flags.values())).device if self._flags else torch.device('cpu')
+        if on_all_ranks(torch.stack([flag.to(device, non_blocking=True) for flag in noted]).all()):
+            self.forget()
+            return
+        broken = self.broken()
+        self.forget()
+        if broken:
+            (term, tap), rest = broken[0], broken[1:]
+            where = f'at student tap {tap!r}' + ''.join(f', {b!r} of {a!r}' for a, b in rest[:3])
+        else:
+            term, where = next((name for name, flag in own.items() if not flag), None), "at the term's own parameters"
+            if is_distributed():
+                where += ', which gradients of all ranks are in'
+        if term is None:
+            raise NonFiniteError(f'the gradient of a term is not finite in {iteration()} on another rank; {ADVICE}')
+        raise NonFiniteError(
+            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity {where}: '
+            f'{type(terms[term].loss).__name__} has no finite derivative there (a root or a logarithm of 0, a division '
+            f'by next to nothing), or its weight is too large; {ADVICE}'
+        )
