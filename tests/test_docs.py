@@ -173,3 +173,19 @@ def test_a_broken_link_or_a_forgotten_page_fails(file, text, what, tmp_path):
         page.write(text)
     code, says = build(root, tmp_path / 'site')
     assert code == 1 and 'WARNING' in says and what in says
+
+
+# ---- the figures of the demo
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
+def test_the_demos_table_is_that_of_the_stored_results(page):
+    """Each row of `tools/demo.py --summary` stands in the page; the README may leave columns out on the right."""
+    tool = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
+    table = tool['summary'](tool['TASKS']['segmentation'], sorted((ROOT / 'docs/data/demo-segmentation').iterdir()))
+    text = (ROOT / page).read_text()
+    rows = [row for row in table.splitlines() if not row.startswith('|---')]
+    assert len(rows) == 1 + len(tool['TITLES'])
+    columns = 4 if page == 'README.md' else len(rows[0].split('|')) - 2
+    for row in rows:
+        assert '|'.join(row.split('|')[: columns + 1]) in text

@@ -7,7 +7,7 @@ model = dict(
             loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
             on=_base_.stages,
             connector='loss_ofd',
-            weight=0.2,
+            weight=0.1,
         ),
     ),
 )

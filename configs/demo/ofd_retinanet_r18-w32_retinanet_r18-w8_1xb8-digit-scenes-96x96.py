@@ -9,7 +9,7 @@ model = dict(
             on=_base_.stages,
             connector=dict(type='lckd_mm.ConvBN'),
             teacher_connector=dict(type='lckd_mm.MarginReLU'),
-            weight=3e-5,
+            weight=1e-4,
         ),
     ),
 )
