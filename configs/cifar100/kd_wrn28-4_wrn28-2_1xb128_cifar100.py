@@ -1,21 +1,4 @@
 # Setting b, KD: wrn28-4 teaches wrn28-2. Temperature and weight are ours; the papers give none.
-_base_ = [
-    './wrn28-2_1xb128_cifar100.py',
-    '../_base_/models/wrn28-4_cifar100.py',
-    '../_base_/terms/cifar100.py',
-    '../_base_/taps/wrn.py',
-]
+_base_ = ['../_base_/pairs/wrn28-4_wrn28-2_cifar100.py', '../_base_/terms/cifar100.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model=_base_.wrn28_4,
-        checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth',
-    ),
-    taps=_base_.wrn_taps,
-    terms=dict(
-        loss_kd=_base_.kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.kd_term))

@@ -1,8 +1,4 @@
 # Setting e, LONDON and KD.
 _base_ = './lckd_pyramidnet200-240_wrn28-4_1xb64_cifar100.py'
 
-model = dict(
-    terms=dict(
-        loss_kd=_base_.kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.kd_term))

@@ -1,8 +1,4 @@
 # Setting b, LONDON and KD.
 _base_ = './lckd_wrn28-4_wrn28-2_1xb128_cifar100.py'
 
-model = dict(
-    terms=dict(
-        loss_kd=_base_.kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.kd_term))

@@ -1,19 +1,6 @@
-# Setting f, LONDON: OFD and Lipschitz matching, after the authors' later code (edition C1), whose gradient flows.
-#
-# Their weight is alpha / 200 with alpha = 1; absolute gaps;
-# the student's connected map is multiplied with the next raw one.
+# Setting f, LONDON: OFD and Lipschitz matching, after the authors' later code.
+# Their weight is alpha / 200 with alpha = 1.
 _base_ = './ofd_pyramidnet200-240_pyramidnet110-84_1xb64_cifar100.py'
 
-model = dict(
-    terms=dict(
-        loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LONDONLoss'),
-            on=['stage1', 'stage2', 'stage3'],
-            connector='loss_ofd',
-            weight=0.005,
-        ),
-    ),
-)
-custom_hooks = [
-    dict(type='lckd_mm.LipschitzMonitorHook', interval=100),
-]
+model = dict(terms=dict(loss_lipschitz=dict(_base_.lipschitz_term, weight=0.005)))
+custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', interval=100)]

@@ -1,25 +1,5 @@
 # Setting g, OFD: wrn28-4 teaches mobilenetv1, on batch statistics as the authors run it.
 # The recipe is ours: no weight is published for this pair.
-_base_ = [
-    './mobilenetv1_1xb128_cifar100.py',
-    '../_base_/models/wrn28-4_cifar100.py',
-    '../_base_/terms/cifar100.py',
-    '../_base_/taps/wrn.py',
-    '../_base_/taps/mobilenetv1.py',
-]
+_base_ = ['../_base_/pairs/wrn28-4_mobilenetv1_cifar100.py', '../_base_/terms/cifar100.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model=_base_.wrn28_4,
-        checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth',
-        bn='batch',
-    ),
-    student_taps=_base_.mobilenetv1_taps,
-    teacher_taps=_base_.wrn_taps,
-    terms=dict(
-        loss_ofd=_base_.ofd_term,
-    ),
-)
+model = dict(teacher=dict(bn='batch'), terms=dict(loss_ofd=_base_.ofd_term))

@@ -1,8 +1,4 @@
 # LONDON and KD.
 _base_ = './lckd_resnet50_mobilenetv1_8xb32_in1k.py'
 
-model = dict(
-    terms=dict(
-        loss_kd=_base_.kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.kd_term))

@@ -1,20 +1,4 @@
 # OFD: resnet50, with torchvision's weights and on batch statistics, teaches mobilenetv1.
-_base_ = [
-    './mobilenetv1_8xb32_in1k.py',
-    '../_base_/models/resnet50_imagenet.py',
-    '../_base_/terms/imagenet.py',
-    '../_base_/taps/resnet.py',
-    '../_base_/taps/mobilenetv1.py',
-]
+_base_ = ['../_base_/pairs/resnet50_mobilenetv1_in1k.py', '../_base_/terms/imagenet.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(model=_base_.resnet50, checkpoint='torchvision://resnet50', bn='batch'),
-    student_taps=_base_.mobilenetv1_taps,
-    teacher_taps=_base_.resnet_taps,
-    terms=dict(
-        loss_ofd=_base_.ofd_term,
-    ),
-)
+model = dict(teacher=dict(bn='batch'), terms=dict(loss_ofd=_base_.ofd_term))

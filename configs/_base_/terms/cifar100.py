@@ -1,4 +1,6 @@
-# OFD with the authors' weight; KD, whose temperature and weight are ours.
+# OFD with the authors' weight; KD, whose temperature and weight are ours. LONDON's Lipschitz matching is after the
+# authors' later code (edition C1), whose gradient flows: absolute gaps; the student's connected map is multiplied with
+# the next raw one. Its weight is each setting's own.
 ofd_term = dict(
     loss=dict(type='lckd_mm.OFDLoss'),
     on=['stage1', 'stage2', 'stage3'],
@@ -7,3 +9,8 @@ ofd_term = dict(
     weight=1e-3,
 )
 kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits', weight=1.0)
+lipschitz_term = dict(
+    loss=dict(type='lckd_mm.LONDONLoss'),
+    on=['stage1', 'stage2', 'stage3'],
+    connector='loss_ofd',
+)

@@ -1,0 +1,16 @@
+# Setting e: pyramidnet200-240 teaches wrn28-4.
+_base_ = [
+    '../../cifar100/wrn28-4_1xb64_cifar100.py',
+    '../models/pyramidnet200-240_cifar100.py',
+    '../taps/pyramidnet.py',
+    '../taps/wrn.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(model=_base_.pyramidnet200_240, checkpoint='work_dirs/pyramidnet200-240_1xb64_cifar100/epoch_200.pth'),
+    student_taps=_base_.wrn_taps,
+    teacher_taps=_base_.pyramidnet_bottleneck_taps,
+)

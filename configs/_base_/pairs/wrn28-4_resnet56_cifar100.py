@@ -1,0 +1,16 @@
+# Setting d: wrn28-4 teaches resnet56.
+_base_ = [
+    '../../cifar100/resnet56_1xb128_cifar100.py',
+    '../models/wrn28-4_cifar100.py',
+    '../taps/wrn.py',
+    '../taps/cifar_resnet.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(model=_base_.wrn28_4, checkpoint='work_dirs/wrn28-4_1xb128_cifar100/epoch_200.pth'),
+    student_taps=_base_.cifar_resnet_taps,
+    teacher_taps=_base_.wrn_taps,
+)
