@@ -1,17 +1,9 @@
 # IE: RetinaNet on ResNet50 teaches the one on ResNet18. Half of the channels of its pyramid inherit the teacher's
 # factors, the other half moves away from them. The weights of 50 are said to be the authors' of classification
 # (unverified).
-_base_ = ['./retinanet-r18_8xb2_voc0712.py', '../_base_/taps/retinanet_resnet.py']
+_base_ = '../_base_/pairs/retinanet-r50_retinanet-r18_voc0712.py'
 
 model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py',
-        checkpoint='work_dirs/retinanet_r50_fpn_1x_voc0712/epoch_4.pth',
-    ),
-    taps=_base_.retinanet_resnet_taps,
     terms=dict(
         loss_inherit=dict(
             loss=dict(type='lckd_mm.FTLoss'),

@@ -1,20 +1,4 @@
 # KD: GFL on ResNet50 teaches the one on ResNet18 the class scores of all anchors.
-_base_ = [
-    './gfl-r18_8xb2_voc0712.py',
-    '../_base_/terms/fpn_detectors.py',
-    '../_base_/taps/gfl_resnet.py',
-]
+_base_ = ['../_base_/pairs/gfl-r50_gfl-r18_voc0712.py', '../_base_/terms/fpn_detectors.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='configs/detection/gfl-r50_8xb2_voc0712.py',
-        checkpoint='work_dirs/gfl-r50_8xb2_voc0712/epoch_4.pth',
-    ),
-    taps=_base_.gfl_resnet_taps,
-    terms=dict(
-        loss_kd=_base_.fpn_kd_term,
-    ),
-)
+model = dict(terms=dict(loss_kd=_base_.fpn_kd_term))

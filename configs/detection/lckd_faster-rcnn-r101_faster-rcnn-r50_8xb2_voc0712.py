@@ -2,6 +2,4 @@
 _base_ = './ofd_faster-rcnn-r101_faster-rcnn-r50_8xb2_voc0712.py'
 
 model = dict(terms=dict(loss_lipschitz=_base_.fpn_lipschitz_term))
-custom_hooks = [
-    dict(type='lckd_mm.LipschitzMonitorHook', interval=50),
-]
+custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', interval=50)]

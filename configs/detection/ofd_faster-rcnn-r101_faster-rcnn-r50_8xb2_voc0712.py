@@ -1,20 +1,4 @@
 # OFD: Faster R-CNN on ResNet101 teaches the one on ResNet50.
-_base_ = [
-    './faster-rcnn-r50_8xb2_voc0712.py',
-    '../_base_/terms/fpn_detectors.py',
-    '../_base_/taps/faster_rcnn_resnet.py',
-]
+_base_ = ['../_base_/pairs/faster-rcnn-r101_faster-rcnn-r50_voc0712.py', '../_base_/terms/fpn_detectors.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='configs/detection/faster-rcnn-r101_8xb2_voc0712.py',
-        checkpoint='work_dirs/faster-rcnn-r101_8xb2_voc0712/epoch_4.pth',
-    ),
-    taps=_base_.faster_rcnn_resnet_taps,
-    terms=dict(
-        loss_ofd=_base_.fpn_ofd_term,
-    ),
-)
+model = dict(terms=dict(loss_ofd=_base_.fpn_ofd_term))

@@ -1,20 +1,4 @@
 # OFD: RetinaNet on ResNet50 teaches the one on ResNet18, on running statistics: two images are few.
-_base_ = [
-    './retinanet-r18_8xb2_voc0712.py',
-    '../_base_/terms/fpn_detectors.py',
-    '../_base_/taps/retinanet_resnet.py',
-]
+_base_ = ['../_base_/pairs/retinanet-r50_retinanet-r18_voc0712.py', '../_base_/terms/fpn_detectors.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py',
-        checkpoint='work_dirs/retinanet_r50_fpn_1x_voc0712/epoch_4.pth',
-    ),
-    taps=_base_.retinanet_resnet_taps,
-    terms=dict(
-        loss_ofd=_base_.fpn_ofd_term,
-    ),
-)
+model = dict(terms=dict(loss_ofd=_base_.fpn_ofd_term))

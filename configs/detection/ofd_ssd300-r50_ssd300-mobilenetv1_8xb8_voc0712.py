@@ -1,24 +1,4 @@
 # OFD: SSD300 on ResNet50, on batch statistics, teaches SSD300 on MobileNetV1.
-_base_ = [
-    './ssd300-mobilenetv1_8xb8_voc0712.py',
-    '../_base_/terms/ssd300.py',
-    '../_base_/taps/ssd_resnet.py',
-    '../_base_/taps/ssd_mobilenetv1.py',
-]
+_base_ = ['../_base_/pairs/ssd300-r50_ssd300-mobilenetv1_voc0712.py', '../_base_/terms/ssd300.py']
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='configs/detection/ssd300-r50_8xb8_voc0712.py',
-        checkpoint='work_dirs/ssd300-r50_8xb8_voc0712/epoch_24.pth',
-        bn='batch',
-    ),
-    taps=_base_.ssd_resnet_taps,
-    student_taps=_base_.ssd_mobilenetv1_stages,
-    dry_run_size=300,  # smaller images leave nothing for the last map
-    terms=dict(
-        loss_ofd=_base_.ssd_ofd_term,
-    ),
-)
+model = dict(teacher=dict(bn='batch'), terms=dict(loss_ofd=_base_.ssd_ofd_term))

@@ -1,18 +1,7 @@
 # KD: DeepLabV3+ on ResNet-101 teaches the one on ResNet-18.
 _base_ = [
-    './deeplabv3plus_r18-d16_1xb12-44k_voc12aug-513x513.py',
-    '../_base_/taps/deeplabv3plus.py',
+    '../_base_/pairs/deeplabv3plus_r101-d16_deeplabv3plus_r18-d16_voc12aug.py',
     '../_base_/terms/deeplabv3plus.py',
 ]
 
-model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(
-        model='configs/segmentation/deeplabv3plus_r101-d16_1xb12-44k_voc12aug-513x513.py',
-        checkpoint='work_dirs/deeplabv3plus_r101-d16_1xb12-44k_voc12aug-513x513/iter_44100.pth',
-    ),
-    taps=_base_.deeplabv3plus_taps,
-    terms=dict(loss_kd=_base_.kd_term),
-)
+model = dict(terms=dict(loss_kd=_base_.kd_term))

@@ -3,16 +3,7 @@
 # LONDON's segmentation code was never released: gap and weight are ours.
 _base_ = './ofd_deeplabv3plus_r101-d16_deeplabv3plus_m-v2-d16_1xb12-44k_voc12aug-513x513.py'
 
-model = dict(
-    terms=dict(
-        loss_lipschitz=dict(
-            loss=dict(type='lckd_mm.LipschitzLoss', gap='log'),
-            on=['stage1', 'stage2', 'stage3', 'stage4'],
-            connector='loss_ofd',
-            weight=0.1,
-        ),
-    ),
-)
+model = dict(terms=dict(loss_lipschitz=_base_.lipschitz_term))
 custom_hooks = [
     dict(type='lckd_mm.ConnectorWarmupHook', end=1, by='epoch'),
     dict(type='lckd_mm.LipschitzMonitorHook', interval=50),
