@@ -1,12 +1,7 @@
 # Lipschitz matching, relative gaps.
-_base_ = ['./wrn10-1_1xb30_digits300.py', '../_base_/models/wrn16-4_digits.py', '../_base_/taps/wrn.py']
+_base_ = '../_base_/pairs/wrn16-4_wrn10-1_digits300.py'
 
 model = dict(
-    _delete_=True,
-    type='lckd_mm.Distiller',
-    student=_base_.model,
-    teacher=dict(model=_base_.wrn16_4, checkpoint='work_dirs/digits/seed0/teacher/epoch_40.pth'),
-    taps=_base_.wrn_taps,
     terms=dict(
         loss_lipschitz=dict(
             loss=dict(type='lckd_mm.LipschitzLoss', gap='relative'),
