@@ -39,6 +39,13 @@ def _mmengine_does_it_once():
     config.FormatCode, utils.load = format_code, load
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _files_as_in_the_tools():
+    from lckd_mm.storage.files import install
+
+    install()
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_managers():
     """mmengine keeps scopes, loggers, message hubs and visualizers in globals by name: drop them after each test."""

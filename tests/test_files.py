@@ -3,6 +3,8 @@
 import http.server
 import pickle
 import random
+import subprocess
+import sys
 import threading
 import zipfile
 from collections import OrderedDict
@@ -13,7 +15,7 @@ from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
-from run_helpers import config, distiller, run, scenes, segmentor, teacher_file
+from run_helpers import ROOT, config, distiller, run, scenes, segmentor, teacher_file
 
 from lckd_mm import cli
 from lckd_mm.hosts import build_model
@@ -399,7 +401,56 @@ def test_the_hooks_can_be_taken_away(train, scenes, tmp_path):
     assert 'lckd_mm' not in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=True)
 
 
+# ---- what is changed in mmengine and torch
+
+BUILDING = """
+import sys, warnings; warnings.simplefilter('ignore')
+import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import FileClient
+from mmengine.fileio.backends import registry_utils
+from mmengine.runner import CheckpointLoader
+
+def state():
+    tables = (registry_utils.backends, registry_utils.prefix_to_backends, CheckpointLoader._schemes, MODULE2PACKAGE,
+              FileClient._backends, FileClient._prefix_to_backends)
+    return [dict(table) for table in tables], torch.load, torch.serialization.get_safe_globals()
+
+import mmseg.models
+before = state()
+from lckd_mm.hosts import build_model
+import lckd_mm.hooks
+model = build_model(Config.fromfile(sys.argv[1]).model, 'mmseg')
+model.init_weights()
+assert model.teacher.loaded and state() == before
+from lckd_mm.storage.files import install, uninstall
+install()
+install()
+assert state() != before
+uninstall()
+assert state() == before
+print('unchanged')
+"""
+
+
+def test_building_a_distiller_changes_nothing_in_mmengine_or_torch(scenes, tmp_path):
+    """And yet it reads its teacher's file, which mmengine has written with classes that torch refuses."""
+    run(config('mmseg', scenes, tmp_path / 'teacher', segmentor(8), 1))
+    (file,) = (tmp_path / 'teacher').glob('iter_1.pth')
+    terms = dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits'))
+    distiller = dict(
+        type='lckd_mm.Distiller', student=segmentor(4), teacher=dict(model=segmentor(8), checkpoint=str(file)),
+        taps=dict(logits='decode_head.conv_seg'), terms=terms,
+    )  # fmt: skip
+    Config(dict(model=distiller)).dump(tmp_path / 'distillation.py')
+    command = [sys.executable, '-c', BUILDING, str(tmp_path / 'distillation.py')]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.endswith('unchanged\n'), done.stderr[-2000:]
+
+
 def test_mmengines_own_readers_and_writers_are_replaced():
-    assert CheckpointLoader._schemes and all(hasattr(load, 'is_safe') for load in CheckpointLoader._schemes.values())
+    loaders = CheckpointLoader._schemes.values()
+    assert loaders and all(hasattr(load, '__wrapped__') for load in loaders)
     for backend in (get_file_backend('a'), get_file_backend(backend_args=dict(backend='local'))):
         assert isinstance(backend, files.WholeFileBackend)

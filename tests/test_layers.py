@@ -12,7 +12,8 @@ PACKAGE = ROOT / 'lckd_mm'
 #: A room imports from earlier lines alone: not from later ones, nor from its neighbours.
 LAYERS = (
     ('functional', 'arguments', 'contexts', 'errors'),
-    ('registry', 'hosts', 'storage'),
+    ('registry', 'storage'),
+    ('hosts',),
     ('taps', 'config'),
     ('backbones', 'heads', 'losses', 'connectors', 'data', 'optim'),
     ('distillation', 'evaluation'),

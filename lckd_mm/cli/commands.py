@@ -24,7 +24,7 @@ from ..config import (
 from ..errors import one_sentence
 from ..hosts import load_config, unwrapped
 from ..storage.checkpoint import STATE_KEY, load_strictly
-from ..storage.files import save_whole, trust
+from ..storage.files import install, save_whole, trust
 from .launch import check_parallelism, prepare_launch
 from .start import check_start, choose_start
 
@@ -61,6 +61,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run a tool; an error becomes one sentence on stderr and exit status 1, with ``--debug`` a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    install()
     try:
         main(argv)
         if torch.distributed.is_initialized():

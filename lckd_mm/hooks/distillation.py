@@ -15,7 +15,7 @@ from ..distillation import Distiller, Term
 from ..hosts import unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY
-from ..storage.files import read_checkpoint
+from ..storage.files import install, read_checkpoint
 
 
 def distiller_of(runner: Any, who: str) -> Distiller:
@@ -57,6 +57,7 @@ class DistillationHook(Hook):
         self.fitted = fitted
 
     def before_run(self, runner) -> None:
+        install()
         distiller_of(runner, 'DistillationHook').state_is_stored = True
         if is_model_wrapper(runner.model) and not isinstance(runner.model, MMDistributedDataParallel):
             raise TypeError(

@@ -17,7 +17,7 @@ from ..distillation.online_optim import OnlineDataParallel
 from ..hosts import host_of, unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY
-from ..storage.files import read_checkpoint, save_whole
+from ..storage.files import install, read_checkpoint, save_whole
 
 
 def online_of(runner: Any, who: str) -> OnlineDistiller:
@@ -56,6 +56,7 @@ class OnlineHook(Hook):
         self._files = _NetFiles()
 
     def before_run(self, runner) -> None:
+        install()
         online_of(runner, 'OnlineHook').state_is_stored = True
         if self._files not in runner.hooks:
             runner.register_hook(self._files, priority='LOWEST')

@@ -15,7 +15,7 @@ from ..errors import WriteError
 from ..hosts import unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY
-from ..storage.files import remove_partials, write_whole
+from ..storage.files import install, remove_partials, write_whole
 
 
 def random_state() -> dict[str, Any]:
@@ -77,6 +77,7 @@ class ResumeHook(Hook):
         self._ranks_at: tuple[int, int] | None = None
 
     def before_run(self, runner) -> None:
+        install()
         if getattr(runner, '_resume', False):
             # Last of all, so that every other hook is ready for a validation.
             runner.register_hook(_DueValidation(self), priority='LOWEST')
@@ -254,6 +255,9 @@ class SafeCheckpointHook(CheckpointHook):
     Raises:
         WriteError: the disk is full; says which checkpoint is the last good one.
     """
+
+    def before_run(self, runner) -> None:
+        install()
 
     def before_train(self, runner) -> None:
         super().before_train(runner)

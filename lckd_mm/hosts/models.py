@@ -6,7 +6,6 @@ import importlib.util
 import os
 
 from mmengine.config import Config, ConfigDict
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -14,13 +13,9 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..errors import one_line
+from ..storage.files import installed
 
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
-# mmengine looks for the distribution of these names, and where it finds none, hub.get_config pip-installs it: upstream
-# mmsegmentation, say, over the fork of it that is there. Under a module's own name both families are found.
-MODULE2PACKAGE.update({module: module for module in HOSTS})
-# Of an editable install the metadata tell mmengine a folder that is not there; a file inside leads to the right one.
-MODULE2PACKAGE['lckd_mm'] = 'lckd_mm.registry'
 
 
 def host_of(model: nn.Module) -> str | None:
@@ -67,10 +62,11 @@ def load_config(source: str, who: str = 'config') -> Config:
     if package and spec is None:
         raise ModuleNotFoundError(f'{who}: {source!r} needs {package}, which is not installed', name=package)
     try:
-        if package and '/' not in path:
-            # mmengine takes configs in folders only, and our front doors stand above them.
-            return Config.fromfile(os.path.join(os.path.dirname(spec.origin), '.mim', 'configs', path))
-        return get_config(source) if package else Config.fromfile(source)
+        with installed():
+            if package and '/' not in path:
+                # mmengine takes configs in folders only, and our front doors stand above them.
+                return Config.fromfile(os.path.join(os.path.dirname(spec.origin), '.mim', 'configs', path))
+            return get_config(source) if package else Config.fromfile(source)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{who}: no config file {source!r} ({error})') from None
     except ImportError as error:

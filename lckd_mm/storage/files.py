@@ -15,10 +15,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import mmengine.fileio.io
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import FileClient, LocalBackend, register_backend
+from mmengine.fileio.backends import registry_utils
 from mmengine.fileio.file_client import HardDiskBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -235,7 +238,6 @@ def _safely(load: Callable) -> Callable:
             meta.pop('config', None)
         return loaded
 
-    load_safely.is_safe = True
     return load_safely
 
 
@@ -300,7 +302,8 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     if os.path.isdir(os.path.expanduser(source)):
         raise FileNotFoundError(f'{who}: no checkpoint at {source!r}, which is a folder; give the path of a file')
     try:
-        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        with installed():
+            loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except ValueError as error:
         raise ValueError(f'{who}: {error}') from error
     if not isinstance(loaded, dict):
@@ -396,15 +399,66 @@ def _fork_load(file: Any, map_location: Any = None, weights_only: bool | None = 
     return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 
-def _install() -> None:
+# Under a module's own name mmengine finds the package that is installed, upstream's or a fork's; under the one in its
+# own table it would pip-install upstream's. The metadata of an editable install name a folder that does not exist; a
+# module inside leads to the right one.
+_PACKAGES = {'mmpretrain': 'mmpretrain', 'mmseg': 'mmseg', 'mmdet': 'mmdet', 'lckd_mm': 'lckd_mm.registry'}
+_undo: list[Callable[[], None]] = []
+
+
+def install() -> None:
+    """Change mmengine and torch, in this process, where they read and write files:
+
+    * ``torch.load(weights_only=True)`` may read the few classes that mmengine writes (:func:`register_safe_globals`);
+    * mmengine's loaders of checkpoints read weights only, and name a damaged file;
+    * its local files are written whole or not at all (:class:`WholeFileBackend`);
+    * ``mmseg::…`` and the like find the installed family of host libraries, and install nothing.
+
+    The tools call it, and so do this package's hooks before a run: without it mmengine cannot resume from its own files
+    with torch 2.6 and later. Importing lckd_mm or building a Distiller does not. A second call changes nothing;
+    :func:`uninstall` takes it back.
+    """
+    if _undo:
+        return
+    caches = mmengine.fileio.io.backend_instances, FileClient._instances
+    tables = [registry_utils.backends, registry_utils.prefix_to_backends, CheckpointLoader._schemes, MODULE2PACKAGE]
+    for table in (*caches, *tables, FileClient._backends, FileClient._prefix_to_backends):
+        _undo.append(functools.partial(_refill, table, dict(table)))
+    allowed = torch.serialization.get_safe_globals()
+    _undo.append(functools.partial(torch.serialization.add_safe_globals, allowed))
+    _undo.append(torch.serialization.clear_safe_globals)  # undone in reverse: first this, then the line above
     register_safe_globals()
-    if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
+    fork = getattr(mmengine.runner.checkpoint, '_safe_torch_load', None)
+    if fork is not None:
         mmengine.runner.checkpoint._safe_torch_load = _fork_load
+        _undo.append(lambda: setattr(mmengine.runner.checkpoint, '_safe_torch_load', fork))
+    for cache in caches:
+        cache.clear()
     register_backend('local', WholeFileBackend, force=True, prefixes='')
     FileClient.register_backend('disk', WholeFileDiskBackend, force=True)
-    for prefix, load in list(CheckpointLoader._schemes.items()):
-        if not getattr(load, 'is_safe', False):
-            CheckpointLoader.register_scheme(prefix, _safely(load), force=True)
+    for prefix, load in CheckpointLoader._schemes.items():
+        CheckpointLoader._schemes[prefix] = _safely(load)
+    MODULE2PACKAGE.update(_PACKAGES)
 
 
-_install()
+def uninstall() -> None:
+    """Take :func:`install` back."""
+    while _undo:
+        _undo.pop()()
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """:func:`install` for the length of a ``with``."""
+    before = bool(_undo)
+    install()
+    try:
+        yield
+    finally:
+        if not before:
+            uninstall()
+
+
+def _refill(table: dict, content: dict) -> None:
+    table.clear()
+    table.update(content)
