@@ -22,6 +22,7 @@ from lckd_mm.taps import FeatureTaps
 ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
 LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+RAW = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 ITERS = 60
 DETECTOR = 'configs/demo/retinanet_r18-w8_1xb8-digit-scenes-96x96.py'
 DETECTOR_TEACHER = 'configs/demo/retinanet_r18-w32_1xb8-digit-scenes-96x96.py'
@@ -48,7 +49,7 @@ def call(*command, **env):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """The folders of three short trainings, and the options that they share."""
+    """The folders of four short trainings, and the options that they share."""
     root = tmp_path_factory.mktemp('end_to_end')
     data = write_digit_scenes(root / 'scenes', train=64, val=8, progress=False)
     shared = [
@@ -76,8 +77,9 @@ def runs(tmp_path_factory):
     teacher.dump(root / 'teacher.py')
     for name, config, options in (
         ('teacher', root / 'teacher.py', []),
-        ('off', LCKD, [*distil, 'model.terms.loss_lipschitz.weight=0']),
-        ('on', LCKD, [*distil, 'model.terms.loss_lipschitz.weight=5']),
+        ('off', RAW, [*distil, 'model.terms.loss_lipschitz.weight=0']),
+        ('on', RAW, [*distil, 'model.terms.loss_lipschitz.weight=5']),
+        ('london', LCKD, distil),
     ):
         call('tools/train.py', config, '--work-dir', root / name, '--cfg-options', *shared, *options)
     return root, shared
@@ -90,7 +92,7 @@ def history(folder):
 
 def test_losses_fall(runs):
     root, _ = runs
-    for name in ('teacher', 'off', 'on'):
+    for name in ('teacher', 'off', 'on', 'london'):
         losses = [e['loss'] for e in history(root / name) if 'loss' in e]
         assert len(losses) == ITERS
         # logged values are means over 10 iterations
@@ -120,7 +122,7 @@ def validation_gap(root, name):
     return lipschitz_gap(*sigmas, 'log').sqrt().mean().item()
 
 
-def test_lipschitz_term_closes_the_gap_of_the_raw_taps(runs):
+def test_raw_matching_closes_the_gap_of_the_raw_taps(runs):
     root, _ = runs
     off, on = validation_gap(root, 'off'), validation_gap(root, 'on')
     assert on < 0.5 * off, (on, off)
@@ -141,10 +143,10 @@ def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
     root, shared = runs
     plain = Config.fromfile(ROOT / ALONE)
     plain.test_dataloader.dataset.data_root = str(root / 'scenes')
-    checkpoint = root / 'on' / f'iter_{ITERS}.pth'
+    checkpoint = root / 'london' / f'iter_{ITERS}.pth'
     ours, theirs = by_both_tests(tmp_path, LCKD, plain, checkpoint, shared)
     assert ours == theirs
-    validated = [e for e in history(root / 'on') if 'mIoU' in e][-1]['mIoU']
+    validated = [e for e in history(root / 'london') if 'mIoU' in e][-1]['mIoU']
     assert theirs['mIoU'] == pytest.approx(validated)
 
 
@@ -159,8 +161,8 @@ def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
     torch.manual_seed(0)
     torch.save(dict(state_dict=build_model(teacher.model, 'mmdet').state_dict()), tmp_path / 'teacher.pth')
     options = [f'model.teacher.checkpoint={tmp_path}/teacher.pth', 'param_scheduler.0.total_steps=100']
-    # A teacher without training: its class scores teach nothing, its features' constants can still be matched.
-    options += ['model.terms.loss_kd.weight=0.0', 'default_hooks.prediction.interval=50']
+    # A teacher without training: its features teach nothing, their constants can still be matched.
+    options += ['model.terms.loss_ofd.weight=0.0', 'default_hooks.prediction.interval=50']
     call('tools/train.py', DETECTOR_LCKD, '--work-dir', tmp_path / 'run', '--cfg-options', *shared, *iters, *options)
     plain = Config.fromfile(ROOT / DETECTOR)
     plain.test_dataloader.dataset.update(data_root=str(data), ann_file='ImageSets/Main/train.txt')
