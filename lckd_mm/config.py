@@ -1,4 +1,4 @@
-"""What a config says: whether it distils, the student alone, the size of its images, files that must be there."""
+"""Questions about a config: does it distil, the student's own config, the image size, are the files it needs there."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import nn
 
 from .hosts import build_model
 
-# What train() adds by itself.
+# Hooks that train() adds by default.
 OWN_HOOKS = {
     'resume': 'lckd_mm.ResumeHook',
     'distillation': 'lckd_mm.DistillationHook',
@@ -31,7 +31,7 @@ def is_distillation(cfg: Config) -> bool:
 
 
 def is_online(cfg: Config) -> bool:
-    """Whether several nets learn together, so that there is no teacher."""
+    """Whether several nets learn together, without a teacher."""
     return cfg.model.type in ONLINE
 
 
@@ -40,9 +40,9 @@ def has_teacher(cfg: Config) -> bool:
 
 
 def student_config(cfg: Config, net: int = 0) -> Config:
-    """The config of the student alone: no Distiller, none of this package's hooks, so that plain tools can test it.
+    """The student's config without the Distiller and this package's hooks, so that plain tools can test it.
 
-    ``net``: which one, of nets that learn together.
+    ``net``: index of the net, if several learn together.
     """
     nets = len(cfg.model.nets) if is_online(cfg) else 1
     if not 0 <= net < nets:
@@ -58,7 +58,7 @@ def student_config(cfg: Config, net: int = 0) -> Config:
 
 
 def plain_model(cfg: Config, net: int = 0) -> nn.Module:
-    """The model of a config, or of a distillation config the student alone, built and not initialised."""
+    """Build, without initialising, the model of a config; for a distillation config, the student."""
     model = student_config(cfg, net).model
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -66,10 +66,10 @@ def plain_model(cfg: Config, net: int = 0) -> nn.Module:
 
 
 def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
-    """Height and width of the images that a config trains on.
+    """Height and width of a config's training images.
 
-    The first of: its ``dry_run_size``, what the preprocessor pads to, the last crop or resize to a fixed size of the
-    training pipeline, what CIFAR and the digits have, 224.
+    The first one known of: ``dry_run_size``; the size the preprocessor pads to; the last fixed-size crop or resize of
+    the training pipeline; the size of CIFAR or digits images; 224.
     """
     size = cfg.model.get('dry_run_size') if is_distillation(cfg) else None
     size = size or getattr(model.data_preprocessor, 'size', None)
@@ -87,7 +87,7 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
 
 
 def check_teacher_file(cfg: Config) -> None:
-    """A teacher that is not there is said before any data set is read."""
+    """Raise FileNotFoundError for a missing teacher checkpoint, before any dataset is read."""
     teacher = cfg.model.get('teacher')
     checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
     if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
@@ -98,7 +98,7 @@ def check_teacher_file(cfg: Config) -> None:
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """FileNotFoundError where a data set of the config is not on disk, with where it was looked for and its cure."""
+    """Raise FileNotFoundError, with the path and a hint, if a dataset of the config is not on disk."""
     for loader in loaders:
         if not isinstance(cfg.get(loader) or {}, dict):
             raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')

@@ -1,4 +1,4 @@
-"""Random states, modes and statistics that are as before once a ``with`` is left."""
+"""Context managers that restore random states, modes and statistics on exit."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ RNGState = tuple[Tensor, Tensor | None]
 
 
 def rng_state(device: torch.device) -> RNGState:
-    """torch's random states of the CPU and, where it is an accelerator, of ``device``."""
+    """torch's random states of the CPU and, if it is a CUDA device, of ``device``."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
 
 
@@ -20,9 +20,9 @@ def rng_state(device: torch.device) -> RNGState:
 def preserved_rng(
     seed: int | None = None, state: RNGState | None = None, device: torch.device | None = None
 ) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (every device in use, or this one) on leaving.
+    """Restore the random states of Python, numpy and torch (``device``, by default every device in use) on exit.
 
-    Inside, torch is seeded by ``seed``, or put into ``state`` (of :func:`rng_state`).
+    Inside, torch starts from ``seed`` or from ``state`` (see :func:`rng_state`), if given.
     """
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -44,7 +44,7 @@ def preserved_rng(
 
 @contextlib.contextmanager
 def untracked_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in training use the batch's statistics inside, and leave the running ones as they are."""
+    """BatchNorm layers in training mode use batch statistics and do not update their running ones."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [m for m in norms if m.training and m.track_running_stats]
     for norm in norms:
@@ -58,13 +58,13 @@ def untracked_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
-    """Switch to evaluation, without gradient, and give every module its own mode back on leaving.
+    """Switch to eval mode without gradient; restore every module's own mode on exit.
 
-    With ``gradient``, parameters have it as in training.
+    With ``gradient``, gradients are enabled and parameters require them as in training.
     """
     training = {module: module.training for module in model.modules()}
     if gradient:
-        # Some backbones freeze their first stages only here.
+        # Some backbones freeze their first stages only in train().
         model.train()
     model.eval()
     try:
@@ -76,7 +76,7 @@ def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
 
 
 class Moment:
-    """Autocast and random states as they are now, so that a forward pass that begins here can be run again."""
+    """The current autocast and random states, so that a forward pass that starts now can be repeated."""
 
     def __init__(self, device: torch.device):
         self.kind = device.type
@@ -85,7 +85,7 @@ class Moment:
 
     @contextlib.contextmanager
     def again(self, net: nn.Module) -> Iterator[None]:
-        """For another pass of this net, of which nothing is left in it or in the random numbers."""
+        """Repeat a pass of ``net`` without changing its BatchNorm statistics or the random states."""
         with (
             preserved_rng(state=self.state),
             untracked_statistics(net),

@@ -1,4 +1,4 @@
-"""What is installed, whether it works, and the command that cures what does not: python -m lckd_mm.doctor."""
+"""Reports what is installed, whether it works, and how to fix what does not: python -m lckd_mm.doctor."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-#: Import name to (distribution, version), of the two families of host libraries that the whole suite passes on.
+#: Import name to (distribution, version), for the two families of host libraries on which the test suite passes.
 FAMILIES = {
     'upstream': {
         'mmengine': ('mmengine', '0.10.7'),
@@ -30,7 +30,7 @@ FAMILIES = {
 TORCH = {'torch': '2.10.0', 'torchvision': '0.25.0'}
 _INSTALL = {'upstream': 'make install', 'onedl': 'make install FAMILY=onedl'}
 
-# Where the configs look for their data: (what, a file or folder that has to be there, how to get it).
+# Where the configs expect their data: (name, a file or folder that must exist, how to get it).
 _DATA = (
     ('digit scenes', 'data/digit_scenes/ImageSets', 'python tools/prepare_data.py digit-scenes'),
     ('VOC2012', 'data/VOCdevkit/VOC2012/ImageSets', 'unpack its trainval archive to data/'),
@@ -47,7 +47,7 @@ _DATA = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: ``state`` is 'ok', 'note' (training works without it) or 'wrong'."""
+    """One line of the report; ``state`` is 'ok', 'note' (training works without it) or 'wrong'."""
 
     what: str
     state: str
@@ -56,7 +56,7 @@ class Finding:
 
 
 def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
-    """Look at everything in turn; ``root`` is where ``data/`` is looked for."""
+    """Run all checks in turn; ``root`` is the folder that holds ``data/``."""
     yield from _guarded('Python', _python)
     yield from _guarded('torch', _torch)
     yield from _guarded('host libraries', _hosts)
@@ -72,7 +72,7 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
 
 
 def _guarded(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A broken installation fails in any way it likes, and the rest of the report is wanted all the more."""
+    """Turn any exception of a check into a finding, so that the report goes on: a broken installation may raise any."""
     try:
         yield from check()
     except Exception as error:
@@ -80,7 +80,7 @@ def _guarded(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
 
 
 def _family() -> str:
-    """The family of which more distributions are installed."""
+    """The family with more of its distributions installed."""
     count = {name: sum(_version(d) is not None for d, _ in hosts.values()) for name, hosts in FAMILIES.items()}
     return max(count, key=count.get)
 
@@ -111,7 +111,7 @@ def _torch() -> Iterator[Finding]:
     import torch
     from torchvision.ops import nms
 
-    # A torchvision built for another torch imports, and has no ops.
+    # A torchvision built for another torch imports, but its ops fail.
     nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
 
 
@@ -140,9 +140,9 @@ def _hosts() -> Iterator[Finding]:
 
 
 def nms_of_two_boxes() -> list[int]:
-    """What mmcv's nms keeps of two overlapping boxes, of which the second scores higher: ``[1]``, if its ops work.
+    """The boxes that mmcv's nms keeps of two overlapping ones, the second scoring higher: ``[1]`` if its ops work.
 
-    A hollow mmcv imports, and one built for another torch imports too: only calling an op tells.
+    An mmcv without ops, or built for another torch, still imports; only calling an op tells.
     """
     import torch
     from mmcv.ops import nms
@@ -199,7 +199,7 @@ def _slurm() -> Iterator[Finding]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; exit status 1 where something that training needs is wrong."""
+    """Print the report; exit status 1 if anything that training needs is wrong."""
     parser = argparse.ArgumentParser(
         prog='python -m lckd_mm.doctor',
         description='What is installed, whether it works, and how to cure what does not',

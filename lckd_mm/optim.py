@@ -1,4 +1,4 @@
-"""AutocastOptimWrapper: bfloat16 where there is no accelerator."""
+"""AutocastOptimWrapper: bfloat16 autocast on any device, the CPU included."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from .registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Mixed precision by autocast to bfloat16, on the CPU too, where mmengine's AmpOptimWrapper refuses to run.
+    """Mixed precision by autocast to bfloat16, also on the CPU, where mmengine's AmpOptimWrapper refuses to run.
 
-    bfloat16 has the range of float32, so that no gradient is scaled. Weights, gradients and the optimizer's state are
-    in float32, and so are distillation terms. Whether it is faster depends on the processor: those with AMX or
-    AVX512-BF16 have products of bfloat16, others imitate them and are slower.
+    bfloat16 has the range of float32, so no loss scaling is needed. Weights, gradients, the optimizer's state and
+    distillation terms stay in float32. On a CPU this is faster only with AMX or AVX512-BF16; other CPUs emulate
+    bfloat16 products and are slower.
 
     Args:
-        kwargs: as OptimWrapper's.
+        kwargs: as for OptimWrapper.
     """
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Registries of this package, children of mmengine's, so that ``type='lckd_mm.X'`` works from any host's config.
 
-mmengine imports this file when it meets the scope ``lckd_mm`` and then the ``locations`` below: no ``custom_imports``.
+mmengine imports this file, and then the ``locations`` below, when it meets the scope ``lckd_mm``, so configs need no
+``custom_imports``.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ except ModuleNotFoundError as error:
 if digit_version(mmengine.__version__) < digit_version('0.10.0'):
     raise ImportError(f'lckd_mm: mmengine {mmengine.__version__} is too old, 0.10.0 or later is needed')
 
-# After the sentences above, which say what is missing.
+# Imported after the checks above, which report what is missing.
 from torch import nn
 
 from .errors import describe
@@ -65,7 +66,7 @@ OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope
 
 
 def registered_class(config: Mapping, who: str) -> type:
-    """The class that a config's ``type`` names, ours also without the ``lckd_mm.`` before it."""
+    """The class that a config's ``type`` names; the prefix ``lckd_mm.`` is optional for ours."""
     if not isinstance(config, Mapping) or 'type' not in config:
         raise ValueError(f"{who}: expected a dict with a type, such as dict(type='lckd_mm.KDLoss'), got {config!r}")
     kind = config['type']
@@ -74,7 +75,7 @@ def registered_class(config: Mapping, who: str) -> type:
     MODELS.import_from_location()
     found = None
     if isinstance(kind, str) and kind:
-        # Of a scope that cannot be imported, or a name with odd characters, mmengine says less than what follows here.
+        # mmengine's own error for a bad scope or name is unclear; ours follows below.
         with contextlib.suppress(Exception):
             found = MODELS.module_dict.get(kind) or MODELS.get(kind)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
@@ -84,7 +85,7 @@ def registered_class(config: Mapping, who: str) -> type:
 
 
 def build_registered(config: Mapping, who: str) -> nn.Module:
-    """Build what :func:`registered_class` finds; a wrong argument raises ValueError with the ones it takes."""
+    """Build the class that :func:`registered_class` finds; ValueError for a wrong argument, with the signature."""
     kind = registered_class(config, who)
     arguments = {key: value for key, value in config.items() if key != 'type'}
     try:

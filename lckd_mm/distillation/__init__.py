@@ -1,4 +1,4 @@
-"""A student that learns from a teacher, or from its peers: the models that training sees, and their terms."""
+"""The models that training runs, for a student that learns from a teacher or from peers, and their terms."""
 
 from .distiller import Distiller
 from .finite import NonFiniteError

@@ -1,4 +1,4 @@
-"""Distiller: a batch becomes a loss dict in one method, :meth:`Distiller.loss`."""
+"""Distiller: turns a batch into a loss dict in one method, :meth:`Distiller.loss`."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from .student import StudentModel
 from .teacher import FrozenTeacher
 from .term import Batch, Term
 
-# Offsets that keep the connectors' random numbers apart from the student's, and from one another's run.
+# Seed offset that keeps the connectors' random numbers apart from the student's.
 _CONNECTOR_SEED = 0x1C4D
 
 
@@ -30,27 +30,27 @@ class Distiller(StudentModel):
     """Wraps a host's model, unchanged, as the student, and adds distillation terms to its training loss.
 
     1. ``loss``: runs the frozen teacher and the student with its own loss on the same batch, and adds each term.
-    2. ``predict``, ``tensor``, validation, test and export: the distiller *is* the student.
-    3. ``state_dict`` holds the student's own keys without prefix and nothing else; connectors are stored beside it
+    2. ``predict``, ``tensor``, validation, test and export: the distiller behaves as the student.
+    3. ``state_dict`` holds the student's own keys, without prefix, and nothing else. Connectors are stored beside it
        by :class:`~lckd_mm.hooks.DistillationHook`. The teacher is in no file.
-    4. What a host's hook or optimizer constructor looks for (``model.bbox_head``, ``backbone.`` in a parameter's
-       name) it finds: unknown attributes are the student's.
+    4. The hosts' hooks and optimizer constructors find what they look for (``model.bbox_head``, ``backbone.`` in a
+       parameter's name): unknown attributes are looked up on the student.
     5. With every weight 0, training is bit-identical to the student's own config.
 
     Args:
-        student: the student's own model dict, as in its plain config.
+        student: the student's model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
-            of each net's own backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both kinds, as in
+            of each net's backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both kinds, such as
             ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
-            and calls; by default what the student's preprocessor pads to, else 224 x 224.
-        inherit: modules of the student, such as ``['neck', 'bbox_head']``, that begin with the teacher's weights where
-            names and shapes agree, after the student's own initialisation and after ``load_from``; a resumed run goes
-            on with its own.
-        data_preprocessor: mmpretrain's top-level one; handed to a student that has none of its own.
+            and calls; by default the size the student's preprocessor pads to, else 224 x 224.
+        inherit: modules of the student, such as ``['neck', 'bbox_head']``, that start from the teacher's weights where
+            names and shapes agree. The weights are copied after the student's own initialisation and after
+            ``load_from``; a resumed run keeps its own.
+        data_preprocessor: mmpretrain's top-level one; used for a student that has none of its own.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: one sentence each, before any training.
     """
@@ -87,7 +87,7 @@ class Distiller(StudentModel):
         )
         if isinstance(data_preprocessor, Mapping):
             student.setdefault('data_preprocessor', data_preprocessor)
-        # The student first: nothing may draw a random number before it, or with it.
+        # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
@@ -105,7 +105,7 @@ class Distiller(StudentModel):
         for path in self.inherit:
             self._inheritance(path)
         self.teacher.match_inputs(net.data_preprocessor)
-        #: Called after each loss, with every tap recorded, as observer(student features, teacher features,
+        #: Each is called after the loss, with all taps recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready = False
@@ -113,14 +113,14 @@ class Distiller(StudentModel):
         self.state_is_stored = False
 
     def init_weights(self) -> None:
-        """Initialise the student as it would itself, then load the teacher; Runner calls it before training."""
+        """Call the student's own init_weights, then load the teacher; Runner calls this before training."""
         self.student.init_weights()
         with preserved_rng():
             self.teacher.load()
         self.terms.bind(self.teacher.model)
         self.take_over()
         if is_distributed():
-            # Runner broadcasts the state dict, which holds the student alone.
+            # Runner broadcasts the state dict, which holds only the student.
             for tensor in self.terms.state_dict().values():
                 broadcast(tensor)
         if not self.state_is_stored and any(True for _ in self.terms.state_dict()):
@@ -137,23 +137,23 @@ class Distiller(StudentModel):
             return self.loss(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
 
-    # A hook that is added inside or after torch.compile does not fire: under a compiled train_step this runs as it is.
+    # Hooks added inside or after torch.compile do not fire, so this runs uncompiled under a compiled train_step.
     @torch.compiler.disable
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """The student's own losses, and every term. The features are gone when this returns.
+        """The student's own losses and every term. The features are freed when this returns.
 
         Raises:
-            NonFiniteError: a term that is nan or infinity, before anything is updated by it; on all ranks together.
+            NonFiniteError: a term is nan or infinity; raised before any update, on all ranks together.
         """
         if not self.teacher.loaded:
             raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
         if not self._ready:
             self._check_ready()
         student_names, teacher_names = self._recorded()
-        # Only a loss needs gradient: an observer may look at a frozen stage.
+        # Only taps of terms need gradient: an observer may read a frozen stage.
         trained = self.terms.used()[0] if torch.is_grad_enabled() else []
         moment = Moment(inputs.device) if self.terms.replays else None
-        # The teacher first: what its forward pass holds for a moment is then not beside what the student keeps.
+        # The teacher first: its temporary memory is then free before the student's activations are kept.
         t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             own = own_losses(self.student, inputs, data_samples)
@@ -171,7 +171,7 @@ class Distiller(StudentModel):
         student_names: list[str],
         teacher_names: list[str],
     ) -> tuple[dict, dict]:
-        """Both nets once more on other images of the same samples; nothing of it is left in student or training."""
+        """Run both nets again on other images of the same samples, without a side effect on the student or training."""
         with moment.again(self.student):
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
             with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
@@ -179,15 +179,15 @@ class Distiller(StudentModel):
         return s, t
 
     def named_terms(self) -> dict[str, list[Term]]:
-        """The terms of each name: here one."""
+        """Term name to its terms; here one each."""
         return {name: [term] for name, term in self.terms.items()}
 
     def distillation_state(self) -> dict[str, Tensor]:
-        """Connectors and losses' buffers, for the checkpoint's own key."""
+        """Connectors and losses' buffers, stored under a key of their own in the checkpoint."""
         return self.terms.state()
 
     def load_distillation_state(self, state: dict[str, Tensor]) -> None:
-        """Put :meth:`distillation_state` back; ValueError where it is of other terms."""
+        """Restore :meth:`distillation_state`; ValueError if it belongs to other terms."""
         try:
             self.terms.load_state_dict(state)
         except RuntimeError as error:
@@ -196,13 +196,13 @@ class Distiller(StudentModel):
             ) from error
 
     def _apply(self, fn, recurse: bool = True):
-        # The teacher is no submodule, but goes where the student goes.
+        # The teacher is not a submodule, but must follow the student to its device.
         if 'teacher' in self.__dict__:
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
 
     def take_over(self) -> None:
-        """Give the modules of ``inherit`` the teacher's weights where names and shapes agree."""
+        """Copy the teacher's weights into the modules of ``inherit``, where names and shapes agree."""
         for path in self.inherit:
             agreeing = self._inheritance(path)
             with torch.no_grad():
@@ -212,7 +212,7 @@ class Distiller(StudentModel):
             print_log(f'{path}: {len(agreeing)} of its {count} tensors begin as the teacher has them', logger='current')
 
     def _inheritance(self, path: str) -> list[tuple[Tensor, Tensor]]:
-        """The student's tensors of a module and the teacher's that they may begin with."""
+        """Pairs of a module's tensors in the student and in the teacher that agree in name and shape."""
         modules = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):
             try:
@@ -229,7 +229,7 @@ class Distiller(StudentModel):
         return agreeing
 
     def _check_ready(self) -> None:
-        # Once more: nets may have been compiled or taken apart since they were built.
+        # Checked again: the nets may have been compiled or changed since they were built.
         self.student_taps.check_paths(self.student)
         self.teacher_taps.check_paths(self.teacher.model)
         for name, term in self.terms.items():
@@ -242,13 +242,13 @@ class Distiller(StudentModel):
         self._ready = True
 
     def _recorded(self) -> tuple[list[str], list[str]]:
-        """The taps that somebody reads: the terms', or all of them where there is an observer."""
+        """The student and teacher taps to record: the terms', or all if there is an observer."""
         if self.observers:
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
         return self.terms.used()
 
     def _dry_run(self, size: tuple[int, int] | None) -> None:
-        """Run both nets once on one made-up image, to resolve the taps and learn channels and calls."""
+        """Run both nets once on a dummy image, to resolve the taps and learn channels and calls."""
         size = size or training_size(self.student)
         with DefaultScope.overwrite_default_scope(self.teacher.scope):
             trace_taps(self.teacher_taps, self.teacher.model, size)

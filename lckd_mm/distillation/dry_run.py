@@ -1,4 +1,4 @@
-"""Runs on made-up images while a model is built: what taps give, and whether every term takes it."""
+"""Runs on dummy images while a model is built: they find what taps give and whether every term accepts it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +17,12 @@ from .term import Batch, Term
 #: Tap name to address, a preset's name, or a list of these.
 Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
 
-# Of the dry run's image: more is a slip of the keyboard, and would end in a system without memory.
+# Largest side of the dry run's image; a larger one is a typo and would run out of memory.
 _LARGEST_SIDE = 8192
 
 
 def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
-    """The taps of one net: those of both nets, overridden by its own, presets written out."""
+    """The taps of one net: those given for both, overridden by its own, with presets expanded."""
     addresses: dict[str, str] = {}
     for key, source in (('taps', both), (f'{role}_taps', own)):
         for taps in source if isinstance(source, (list, tuple)) else [source]:
@@ -38,7 +38,7 @@ def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
 
 
 def as_size(who: str, size: Any) -> tuple[int, int] | None:
-    """Height and width of a size given as one number or two."""
+    """Height and width, from a size given as one number or two."""
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else arguments.listed(who, 'dry_run_size', size, 'two sides')
@@ -49,14 +49,14 @@ def as_size(who: str, size: Any) -> tuple[int, int] | None:
 
 
 def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_loss: bool = False) -> set[str]:
-    """Run a net once on one made-up image, to resolve its taps and learn channels and calls.
+    """Run a net once on a dummy image, to resolve its taps and learn channels and calls.
 
     Args:
-        with_loss: try the taps that stay silent with the loss: auxiliary heads and the like run only then.
+        with_loss: rerun with the loss for taps that did not fire; auxiliary heads, for example, run only then.
     Returns:
         The names of the taps that fire only with the loss.
     Raises:
-        ValueError: a run that fails, or a tap that never fires.
+        ValueError: the run fails, or a tap never fires.
     """
     silent = taps.trace(model, lambda: _run(model, size, 'tensor', taps.role))
     only_with_loss = set(silent)
@@ -75,12 +75,12 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_
 def rehearse(
     terms: Mapping[str, Term], student: nn.Module, size: tuple[int, int] | None, only_with_loss: set[str]
 ) -> None:
-    """Run every term once on zeros of the traced shapes, so that shapes that do not fit raise here.
+    """Run every term once on zeros of the traced shapes, so that mismatched shapes raise here.
 
     Args:
-        student: the net whose samples are made up.
-        size: of the made-up image, by default what the student is trained on.
-        only_with_loss: the student's taps that fire only then.
+        student: the net for which dummy samples are made.
+        size: of the dummy image; by default the student's training size.
+        only_with_loss: the student's taps that fire only with the loss.
     """
 
     def zeros(taps: FeatureTaps) -> dict:
@@ -96,7 +96,7 @@ def rehearse(
     size = size or training_size(student)
 
     def replay(images: Tensor, *_) -> tuple[dict, dict]:
-        # It depends on the images, for losses that differentiate by them.
+        # The features depend on the images, for losses that differentiate with respect to them.
         nothing = 0 * images.sum()
         return tuple(
             {n: [y + nothing for y in x] if isinstance(x, list) else x + nothing for n, x in side.items()}
@@ -117,7 +117,7 @@ def rehearse(
         try:
             with torch.no_grad():
                 value = term(batch, done)
-        except Exception as error:  # whatever a loss or connector raises on features that it cannot take
+        except Exception as error:  # a loss or connector may raise anything on features that do not fit
             shapes = [
                 f'{side.role} ' + ', '.join(f'{n} {tuple(side.taps.traces[n].shapes[0])}' for n in side.names)
                 for side in (term.student, term.teacher)
@@ -145,7 +145,7 @@ def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
         if 'tap ' in str(error):
             raise
         raise _dry_run_error(who, size, mode, error) from error
-    except Exception as error:  # whatever a host raises on an image that it cannot take
+    except Exception as error:  # a host may raise anything on an image that does not fit
         raise _dry_run_error(who, size, mode, error) from error
 
 

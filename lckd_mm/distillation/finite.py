@@ -1,6 +1,6 @@
-"""The check of the terms' values: which term, layer and iteration a nan or infinity comes from.
+"""Checks the terms' values and finds the term, layer and iteration that a nan or infinity comes from.
 
-What concerns gradients is :class:`~lckd_mm.hooks.NonFiniteHook`'s.
+Gradients are checked by :class:`~lckd_mm.hooks.NonFiniteHook`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,18 +21,18 @@ ADVICE = (
 
 
 class NonFiniteError(ValueError):
-    """A term, or the gradient of one, is nan or infinity; raised before the weights have changed, on all ranks."""
+    """A term or its gradient is nan or infinity; raised on all ranks before the weights change."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether no tensor holds nan or infinity: a boolean scalar on their device, which is not waited for."""
-    # The extremes are nan where one value is: several times faster than isfinite() on all of them.
+    """Whether all tensors are finite: a boolean scalar on their device, computed without synchronising."""
+    # aminmax() gives nan if any value is nan; it is several times faster than isfinite() on every value.
     flags = [torch.stack(x.detach().aminmax()).isfinite().all() for x in tensors if x.numel()]
     return torch.stack(flags).all() if flags else torch.tensor(True)
 
 
 def on_all_ranks(finite: Tensor) -> bool:
-    """Waits for the device. Ranks agree, so that they stop, or leave a step out, together."""
+    """Whether the flag is true on all ranks, so that they stop or skip a step together. Synchronises the device."""
     if not is_distributed():
         return bool(finite)
     flag = finite.to(torch.uint8)
@@ -41,7 +41,7 @@ def on_all_ranks(finite: Tensor) -> bool:
 
 
 def iteration() -> str:
-    """The iteration under way, counted from 1 as in the log."""
+    """The current iteration, counted from 1 as in the log."""
     number = MessageHub.get_current_instance().get_info('iter', None)
     return 'this iteration' if number is None else f'iteration {number + 1}'
 
@@ -51,11 +51,12 @@ def check_values(
     explain: Callable[[str], str],
     training: bool,
 ) -> None:
-    """Raise NonFiniteError where a term's value is nan or infinity.
+    """Raise NonFiniteError if a term's value is nan or infinity.
 
     Args:
-        values: name of a term to its scalar. explain: that name to where it comes from; called on failure only.
-        training: whether all ranks are here.
+        values: term name to scalar.
+        explain: gives the cause for a term's name; called only on failure.
+        training: whether all ranks make this call, so that they can agree.
     """
     finite = all_finite(values.values())
     if on_all_ranks(finite) if training else bool(finite):
@@ -70,7 +71,7 @@ def check_values(
 
 
 def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
-    """Where a term's nan or infinity comes from: the images, the first tap that holds one, a connector, or itself.
+    """Where a term's nan or infinity comes from: the images, the first tap that holds one, a connector, or the loss.
 
     Args:
         connected: the student's connected features, by tap name.

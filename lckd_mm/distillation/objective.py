@@ -1,4 +1,4 @@
-"""Objective: the terms between one student and one teacher, from a batch to a loss dict."""
+"""Objective: the terms between one student and one teacher; turns a batch into a loss dict."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from .term import Batch, Term, build_term
 
 
 class Objective(nn.ModuleDict):
-    """Name to :class:`~lckd_mm.distillation.Term`, in an order in which a term comes after those it borrows from.
+    """Name to :class:`~lckd_mm.distillation.Term`, ordered so that a term comes after those it borrows from.
 
     Args:
         terms: name to term.
-        label: what errors put before a term's name, such as ``net0.``.
+        label: prefix of a term's name in error messages, such as ``net0.``.
     """
 
     def __init__(self, terms: Mapping[str, Term], label: str = ''):
@@ -28,7 +28,7 @@ class Objective(nn.ModuleDict):
     def build(
         cls, configs: Mapping[str, Any], taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, label: str = ''
     ) -> 'Objective':
-        """From the terms' configs, the traced taps of student and teacher, and the student."""
+        """Build from the terms' configs, the traced taps of student and teacher, and the student net."""
         terms: dict[str, Term] = {}
         for name, config in lenders_first(configs).items():
             terms[name] = build_term(name, config, taps, net, terms)
@@ -42,8 +42,8 @@ class Objective(nn.ModuleDict):
         """The weighted terms by name, and both nets' connected features by term.
 
         Raises:
-            KeyError: a term with the name of one of the student's own losses.
-            NonFiniteError: a term that is nan or infinity; in training on all ranks together.
+            KeyError: a term has the name of one of the student's own losses.
+            NonFiniteError: a term is nan or infinity; in training, raised on all ranks together.
         """
         done: Connected = {}
         losses = {}
@@ -60,7 +60,7 @@ class Objective(nn.ModuleDict):
         return losses, done
 
     def used(self) -> tuple[list[str], list[str]]:
-        """The taps of student and teacher that the terms read."""
+        """The student and teacher taps that the terms read."""
         return _unique(t.student.names for t in self.values()), _unique(t.teacher.names for t in self.values())
 
     @property
@@ -69,12 +69,12 @@ class Objective(nn.ModuleDict):
         return any(term.replays for term in self.values())
 
     def bind(self, teacher: nn.Module) -> None:
-        """Let the terms take what they need from the teacher's layers."""
+        """Bind every term to the teacher's layers, see :meth:`Term.bind`."""
         for term in self.values():
             term.bind(teacher)
 
     def state(self) -> dict[str, Tensor]:
-        """Connectors and losses' buffers, as they are stored."""
+        """Connectors and losses' buffers, on the CPU, as they are stored."""
         return {key: value.detach().cpu() for key, value in self.state_dict().items()}
 
 
@@ -83,8 +83,9 @@ def _unique(names: Iterable[list[str]]) -> list[str]:
 
 
 def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:
-    """The terms' configs in their order, but each after those whose connectors it borrows: a config that mmengine has
-    written, as into each run's folder, is sorted by name.
+    """The terms' configs in their order, but each after those whose connectors it borrows.
+
+    The order alone is not reliable: mmengine sorts the config that it writes into each work_dir by name.
     """
     ordered: dict[str, Any] = {}
 
@@ -102,7 +103,7 @@ def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inherited(terms: Any, who: str) -> dict[str, Any]:
-    """The terms of a config, without those that a config which inherits has set to None."""
+    """The terms of a config, without those that a derived config has set to None."""
     terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
     if not terms:
         raise ValueError(
