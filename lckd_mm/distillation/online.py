@@ -1,4 +1,4 @@
-"""OnlineDistiller: several nets learn together, each from its peers, without a teacher trained before."""
+"""OnlineDistiller: several nets learn together, each from its peers, without a pretrained teacher."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ from .side import detached
 from .student import StudentModel
 from .term import Batch, Term
 
-# Offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
+# Seed offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
 _TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
-#: The optimizers that every config may name; the others are those of ``steps``.
+#: The optimizer names that every config may use; all others come from ``steps``.
 NETS, CRITICS = 'nets', 'critics'
 
 
@@ -32,37 +32,38 @@ NETS, CRITICS = 'nets', 'critics'
 class OnlineDistiller(StudentModel):
     """K nets trained together on the same batches: each by its own loss, and by terms in which a peer is the teacher.
 
-    1. ``loss``: runs every net once in training, and for each net adds the terms, its own features as the student's,
-       the peer's, detached, as the teacher's. Names begin with ``net0.``, ``net1.``, …
-    2. ``predict``, ``tensor``, test and export: net 0. Validation is net 0's under the host's own names;
+    1. ``loss``: runs every net once in training mode and adds the terms of each net: its own features are the
+       student's, the peer's, detached, the teacher's. Names begin with ``net0.``, ``net1.``, …
+    2. ``predict``, ``tensor``, test and export use net 0. Validation reports net 0 under the host's own names;
        :class:`~lckd_mm.hooks.OnlineHook` adds the other nets and the ensemble.
-    3. ``state_dict`` holds net 0's own keys without prefix and nothing else; the other nets, connectors and critics are
-       stored beside it by :class:`~lckd_mm.hooks.OnlineHook`, which also writes each other net to a plain file.
-    4. Net 0 begins with the weights, and draws the random numbers, that it would alone; with every weight 0 it trains
-       as alone, to the bit.
+    3. ``state_dict`` holds net 0's own keys, without prefix, and nothing else. The other nets, connectors and critics
+       are stored beside it by :class:`~lckd_mm.hooks.OnlineHook`, which also writes each other net to a plain file.
+    4. Net 0 starts from the same weights and draws the same random numbers as when trained alone; with every weight 0
+       its training is bit-identical to training alone.
 
-    **Optimizers.** With an ordinary ``optim_wrapper`` there is one step for the sum of all losses. With
-    ``constructor='lckd_mm.OnlineOptimWrapperConstructor'`` there are several, by name: ``nets`` trains the nets (and
-    connectors) by all losses but those of ``steps``; each name in ``steps`` trains the nets (and those terms'
-    connectors) by its terms alone; ``critics``, where it is there, trains the modules inside losses (discriminators),
-    else ``nets`` does. All gradients are taken at the same weights, from one forward pass of each net, before any
-    optimizer steps; they then step in the order of the config. (Stepping in between would change, in place, weights
-    that the second backward pass needs.) Blocks with reentrant activation checkpointing do not allow that.
+    **Optimizers.** An ordinary ``optim_wrapper`` makes one step for the sum of all losses. With
+    ``constructor='lckd_mm.OnlineOptimWrapperConstructor'`` there are several named optimizers: ``nets`` trains the nets
+    (and connectors) by all losses except those in ``steps``; each name in ``steps`` trains the nets (and those terms'
+    connectors) by its terms only; ``critics``, if given, trains the modules inside losses (discriminators), otherwise
+    ``nets`` does. All gradients are computed at the same weights, from one forward pass per net, before any optimizer
+    steps; the optimizers then step in config order. (A step in between would change in place the weights that the
+    second backward pass needs.) Blocks with reentrant activation checkpointing do not support this.
 
     Args:
-        nets: the nets' model dicts, two at least. They share net 0's preprocessor.
-        terms: name to term, see :class:`~lckd_mm.distillation.Term`, for every net; a connector leads to the peer's
+        nets: the nets' model dicts, at least two. They share net 0's preprocessor.
+        terms: name to term, see :class:`~lckd_mm.distillation.Term`, for every net; a connector maps to the peer's
             width. Teacher-side connectors that are made from a trained teacher's layers are refused.
-        taps: as in :class:`~lckd_mm.distillation.Distiller`, of all nets. net_taps: overrides, one a net.
-        peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': from each other net, mean of the terms,
-            with modules of its own for every pair.
+        taps: as in :class:`~lckd_mm.distillation.Distiller`, for all nets.
+        net_taps: overrides, one per net.
+        peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': each net learns from every other, the
+            terms are averaged, and every pair has its own modules.
         steps: optimizer name to the names of its terms.
         dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distillation.Distiller`.
     Raises:
         ValueError, KeyError, TypeError: one sentence each, before any training.
-    Source: cyclic peers, one discriminator a net and separate optimizers: Chung et al., Feature-map-level Online
+    Source: cyclic peers, one discriminator per net and separate optimizers: Chung et al., Feature-map-level Online
         Adversarial Knowledge Distillation (AFD), ICML 2020. Deviation: the paper updates a net by the logits' loss and
-        then by the features'; here both gradients are taken before the first update.
+        then by the features' loss; here both gradients are computed before the first update.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class OnlineDistiller(StudentModel):
         if isinstance(data_preprocessor, Mapping):
             for config in configs:
                 config.setdefault('data_preprocessor', data_preprocessor)
-        # Net 0 first: nothing may draw a random number before it, or with it.
+        # Net 0 first: nothing else may draw random numbers before or while it is built.
         first = self._built(configs[0], 0)
         super().__init__(first, init_cfg)
         others = []
@@ -124,7 +125,7 @@ class OnlineDistiller(StudentModel):
                 trace_taps(of, net, size or training_size(first), with_loss=True)
                 for of, net in zip(self.net_taps, self.nets)
             ]
-            #: 'net<k>_from<j>' to the objective of this pair.
+            #: 'net<k>_from<j>' to the objective in which net k learns from net j.
             self.terms = nn.ModuleDict()
             for k, j in self.pairs:
                 sides = self.net_taps[k], self.net_taps[j]
@@ -134,7 +135,7 @@ class OnlineDistiller(StudentModel):
                 self.terms[_pair(k, j)] = objective
                 objective.rehearse(self.nets[k], size or training_size(first), only_with_loss[k])
         self._passes = 0
-        # Gradients of an optimizer that accumulates them over several batches.
+        # Gradients by optimizer name, kept while an optimizer accumulates over several batches.
         self._held: dict[str, list[Tensor | None]] = {}
         #: True while a hook stores the other nets in checkpoints.
         self.state_is_stored = False
@@ -175,13 +176,13 @@ class OnlineDistiller(StudentModel):
                 )
 
     def init_weights(self) -> None:
-        """Initialise net 0 as it would itself, and each other net from a seed of its own."""
+        """Call net 0's own init_weights, and every other net's with a seed of its own."""
         self.student.init_weights()
         for k, net in enumerate(self.peers, 1):
             with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
                 net.init_weights()
         if is_distributed():
-            # Runner broadcasts the state dict, which holds net 0 alone.
+            # Runner broadcasts the state dict, which holds only net 0.
             for module in (self.peers, self.terms):
                 for tensor in module.state_dict().values():
                     broadcast(tensor)
@@ -193,10 +194,10 @@ class OnlineDistiller(StudentModel):
         return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """Each net's own losses and terms, as ``net<k>.<name>``. The features are gone when this returns.
+        """Each net's own losses and terms, as ``net<k>.<name>``. The features are freed when this returns.
 
         Raises:
-            NonFiniteError: a term that is nan or infinity, before anything is updated by it; on all ranks together.
+            NonFiniteError: a term is nan or infinity; raised before any update, on all ranks together.
         """
         features: list[dict] = []
         own: list[dict[str, Any]] = []
@@ -222,13 +223,13 @@ class OnlineDistiller(StudentModel):
         return losses | {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
 
     def _stream(self, k: int) -> contextlib.AbstractContextManager:
-        """Random numbers of net k's own pass: net 0's are the training's, as alone."""
+        """Seeds the random numbers of net k's pass; net 0 uses the global ones, as when trained alone."""
         if k == 0:
             return contextlib.nullcontext()
         return preserved_rng(torch.initial_seed() + _PEER_SEED * k + 7919 * self._passes + 1_000_003 * get_rank())
 
     def _recorded(self, k: int) -> tuple[list[str], list[str]]:
-        """The taps of net k that somebody reads, and those of them that must carry gradient."""
+        """The taps of net k to record, and those of them that must carry gradient."""
         own, read = [], []
         for a, b in self.pairs:
             mine, theirs = self.terms[_pair(a, b)].used()
@@ -246,7 +247,7 @@ class OnlineDistiller(StudentModel):
         student_names: list[str],
         teacher_names: list[str],
     ) -> tuple[dict, dict]:
-        """Net k and its peer once more on other images; only net k's parameters can get a gradient of it."""
+        """Run net k and its peer j again on other images; only net k's parameters can get a gradient from it."""
         recorded = []
         for index, moment, names in ((k, moments[0], student_names), (j, moments[1], teacher_names)):
             net, peer = self.nets[index], bool(recorded)
@@ -264,7 +265,7 @@ class OnlineDistiller(StudentModel):
     # ---- several optimizers ----
 
     def trained_by(self, name: str, optimizers: Sequence[str]) -> nn.Module:
-        """The modules whose parameters an optimizer of this name trains, among optimizers of these names."""
+        """The modules that the optimizer ``name`` trains, if ``optimizers`` are the names of all."""
         if name == CRITICS:
             of_losses = [term.loss for of_pair in self.terms.values() for term in of_pair.values()]
             return nn.ModuleDict(dict(losses=nn.ModuleList(of_losses)))
@@ -278,11 +279,11 @@ class OnlineDistiller(StudentModel):
         return nn.ModuleDict(modules)
 
     def _step_of(self, term: str) -> str:
-        """The name of the optimizer by which a term trains the nets."""
+        """The name of the optimizer that trains the nets by this term."""
         return next((name for name, of in self.steps.items() if term in of), NETS)
 
     def _objective(self, name: str, losses: dict) -> Tensor:
-        """The sum of the losses that an optimizer of this name follows."""
+        """The sum of the losses that the optimizer ``name`` minimises."""
         steps = {f'net{k}.{key}': self._step_of(key) for k, _ in self.pairs for key in self.named_terms()}
         if name == CRITICS:
             chosen = steps.keys()
@@ -291,9 +292,9 @@ class OnlineDistiller(StudentModel):
         return self.parse_losses({key: value for key, value in losses.items() if key in chosen})[0]
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One batch: every gradient at the weights as they are, then every optimizer's step, in the config's order.
+        """One batch: compute all gradients at the current weights, then let the optimizers step in config order.
 
-        Gradients are averaged over the ranks here, not by DDP, which knows of one backward pass a forward pass.
+        Gradients are averaged over the ranks here, not by DDP, which expects one backward pass per forward pass.
         """
         if not isinstance(optim_wrapper, OptimWrapperDict):
             return super().train_step(data, optim_wrapper)
@@ -319,10 +320,10 @@ class OnlineDistiller(StudentModel):
             wrapper.zero_grad()
         return logged
 
-    # ---- what is stored beside net 0 ----
+    # ---- state stored beside net 0 ----
 
     def named_terms(self) -> dict[str, list[Term]]:
-        """The terms of each name, one a pair of nets."""
+        """Term name to its terms, one per pair of nets."""
         found: dict[str, list[Term]] = {}
         for of_pair in self.terms.values():
             for name, term in of_pair.items():
@@ -330,13 +331,13 @@ class OnlineDistiller(StudentModel):
         return found
 
     def distillation_state(self) -> dict[str, Any]:
-        """The other nets' state dicts, connectors and losses' modules, for the checkpoint's own key."""
+        """The other nets' state dicts, connectors and losses' modules, for a key of their own in the checkpoint."""
         nets = [{key: value.detach().cpu() for key, value in net.state_dict().items()} for net in self.peers]
         terms = {key: value.detach().cpu() for key, value in self.terms.state_dict().items()}
         return dict(nets=nets, terms=terms, passes=self._passes)
 
     def load_distillation_state(self, state: dict[str, Any]) -> None:
-        """Put :meth:`distillation_state` back; ValueError where it is of other nets or terms."""
+        """Restore :meth:`distillation_state`; ValueError if it belongs to other nets or terms."""
         if len(state.get('nets', ())) != len(self.peers):
             raise ValueError(
                 f'OnlineDistiller: the checkpoint holds {len(state.get("nets", ()))} nets beside net 0, the config has '
@@ -362,12 +363,12 @@ def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:
 
 
 def _hand(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
-    """Give parameters these gradients, or none: optimizers may share a parameter, each with a gradient of its own."""
+    """Set the parameters' gradients, or clear them: optimizers may share a parameter, each with its own gradient."""
     for parameter, gradient in zip(parameters, gradients or [None] * len(parameters)):
         parameter.grad = gradient
 
 
 def _import_peers(module: OnlineDistiller, state: dict, prefix: str, *_: Any) -> None:
-    """As :func:`~lckd_mm.storage.checkpoint.import_keys`: a plain checkpoint is net 0's, others keep theirs."""
+    """As :func:`~lckd_mm.storage.checkpoint.import_keys`: a plain checkpoint is net 0's, peers keep their weights."""
     for key, value in module.peers.state_dict(prefix=prefix + 'peers.').items():
         state[key] = value

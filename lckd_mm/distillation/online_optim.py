@@ -1,4 +1,4 @@
-"""Several optimizers for nets that learn together: how they are built, and how ranks share their gradients."""
+"""Several optimizers for nets that learn together: building them, and training with them on several ranks."""
 
 import contextlib
 from typing import Any
@@ -14,14 +14,14 @@ from .online import CRITICS, NETS, OnlineDistiller
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OnlineOptimWrapperConstructor:
-    """Builds the optimizers of an :class:`OnlineDistiller`, each from a config of its own, by name.
+    """Builds the named optimizers of an :class:`OnlineDistiller`, each from its own config.
 
     ``optim_wrapper=dict(constructor='lckd_mm.OnlineOptimWrapperConstructor', nets=dict(optimizer=…), critics=…)``;
     each may have ``type``, ``optimizer``, ``paramwise_cfg``, ``clip_grad``, ``accumulative_counts``, ``constructor``.
 
     Raises:
-        ValueError: no ``nets``, a step of the model without an optimizer, or a name that is neither.
-        TypeError: another model than an OnlineDistiller.
+        ValueError: no ``nets``, a step of the model without an optimizer, an unknown name, or nothing to train.
+        TypeError: the model is not an OnlineDistiller.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -52,8 +52,8 @@ class OnlineOptimWrapperConstructor:
 class OnlineDataParallel(MMDistributedDataParallel):
     """Lets an :class:`OnlineDistiller` with several optimizers train on several ranks.
 
-    Its ``train_step`` averages the gradients itself; DDP's own machinery, which expects one backward pass after each
-    forward pass, is not set up. Arguments that DDP would take are let pass.
+    The model's ``train_step`` averages the gradients itself. DDP's own reducer, which expects one backward pass per
+    forward pass, is not set up. DDP's arguments are accepted and ignored.
     """
 
     def __init__(self, module: nn.Module, **_: Any):

@@ -1,4 +1,4 @@
-"""Side: one net's half of a term, and what is done to a feature on its way to the loss."""
+"""Side: one net's half of a term; takes its features from the taps through the connectors to the loss."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 
-#: One tensor, or one for each level of a tap that gives several.
+#: One tensor, or one per level for a tap that gives several.
 Feature = Tensor | list[Tensor]
-#: Name of a term to the connected features of the student and of the teacher, each by tap.
+#: Term name to the student's and the teacher's connected features, each by tap name.
 Connected = dict[str, tuple[dict[str, Feature], dict[str, Feature]]]
 
 
 class Side:
-    """The taps of one net that a term reads, and their connectors: its own, or those of a term before it.
+    """The taps of one net that a term reads, and their connectors: its own, or borrowed from an earlier term.
 
     Args:
         term: the name of the term.
@@ -25,7 +25,7 @@ class Side:
         names: a tap's name, or a list of them.
         taps: the traced taps of this net.
     Raises:
-        KeyError: no tap of this name. ValueError: something else than names.
+        KeyError: no names, or an unknown tap. ValueError: ``names`` is neither a string nor a non-empty list.
     """
 
     def __init__(self, term: str, key: str, names: Any, taps: FeatureTaps):
@@ -36,7 +36,7 @@ class Side:
             raise KeyError(f'term {term!r}: no taps for the {self.role}, expected {example}')
         if not names or not isinstance(names, (str, list, tuple)):
             raise ValueError(f'term {term!r}: the taps of the {self.role} are {names!r}, expected {example}')
-        #: Whether one tap's name was given, and not a list.
+        #: Whether one tap's name was given rather than a list.
         self.single = isinstance(names, str)
         self.names = [names] if self.single else list(names)
         for tap in self.names:
@@ -46,16 +46,16 @@ class Side:
         self.connectors = nn.ModuleList()
         #: The term whose connectors this side borrows.
         self.lender: str | None = None
-        #: Called with a tap's name and its feature, gives the feature that goes on; a hook may set it.
+        #: Maps a tap's name and feature to the feature used from there on; a hook may set it.
         self.follow: Callable[[str, Feature], Feature] | None = None
 
     def connect(self, config: Any, other: 'Side', before: Mapping[str, tuple['Side', 'Side']]) -> None:
-        """Build the connectors, one for each tap, or find the term that lends them.
+        """Build the connectors, one per tap, or find the term that lends them.
 
         Args:
-            config: a connector's config, the name of a term before, or None.
-            other: the other net's side, to whose width the connectors lead.
-            before: the sides (this net's, the other's) of the terms before.
+            config: a connector's config, the name of an earlier term, or None.
+            other: the other net's side, whose width the connectors map to.
+            before: term name to its sides (this net's, the other's), for the earlier terms.
         """
         if isinstance(config, str):
             self.lender = self._lender(config, other, before)
@@ -69,11 +69,11 @@ class Side:
                 self.connectors.append(build_registered(own, self._who))
 
     def raw(self, features: Mapping[str, Feature]) -> list[Feature]:
-        """The features of the taps as they are, in float32 or wider."""
+        """The taps' features before the connectors, in float32 or wider."""
         return [self._followed(name, _widened(features[name])) for name in self.names]
 
     def connected(self, raw: list[Feature], likes: list[Feature], done: Connected) -> list[Feature]:
-        """The features behind the connectors; ``likes`` are the other net's, ``done`` what terms before have made."""
+        """The features after the connectors; ``likes``: the other net's, ``done``: connected ones of earlier terms."""
         if self.lender is None:
             return [_connect(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
         if self.role == 'student':
@@ -81,11 +81,11 @@ class Side:
         return [detached(done[self.lender][1][name]) for name in self.names]
 
     def shaped(self, features: list[Feature]) -> Feature | list[Feature]:
-        """As the loss takes them: one feature where the term names one tap."""
+        """The features as the loss takes them: a single one if the term names a single tap."""
         return features[0] if self.single else features
 
     def widths(self, who: str, advice: str) -> list[int]:
-        """The channels of the taps; ValueError where a tap was not traced, with what to do."""
+        """The channels of the taps; ValueError, with ``advice``, if a tap was not traced."""
         return [self._width(who, tap, advice) for tap in self.names]
 
     @property
@@ -143,7 +143,7 @@ def _connect(connector: nn.Module, feature: Feature, like: Feature) -> Feature:
 
 
 def detached(feature: Feature) -> Feature:
-    """The feature without gradient."""
+    """The feature, detached."""
     return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
 
 

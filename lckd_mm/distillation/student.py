@@ -1,4 +1,4 @@
-"""StudentModel: a model that wraps a host's and is, to all that look at it from outside, that one."""
+"""StudentModel: wraps a host's model and behaves as that model to all outside code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ from ..storage.checkpoint import export_keys, import_keys
 
 
 class StudentModel(BaseModel):
-    """Base of what trains a host's model, ``self.student``, with more around it.
+    """Base class of the distillers, which train a host's model, ``self.student``, together with other modules.
 
-    Validation, test and export are the student's; ``state_dict`` holds its own keys without prefix and nothing else,
-    so that what else is trained is stored elsewhere; unknown attributes are the student's, for the hosts' hooks and
-    optimizer constructors.
+    Validation, test and export are the student's. ``state_dict`` holds the student's own keys, without prefix, and
+    nothing else; other trained modules are stored elsewhere. Unknown attributes are looked up on the student, for the
+    hosts' hooks and optimizer constructors.
     """
 
     def __init__(self, student: BaseModel, init_cfg: dict | None = None):
         super().__init__(data_preprocessor=student.data_preprocessor, init_cfg=init_cfg)
-        # The preprocessor is the student's, see the property; registered twice it would be in the state twice.
+        # The property returns the student's preprocessor; registered here too, it would be in the state dict twice.
         del self._modules['data_preprocessor']
         self.student = student
         self._register_state_dict_hook(export_keys)
@@ -39,12 +39,12 @@ class StudentModel(BaseModel):
 
     @property
     def get_layer_depth(self) -> Callable[..., tuple[int, int]]:
-        """The student's, for mmpretrain's layer-decay constructor, which walks modules and names what it finds."""
+        """The student's, for mmpretrain's layer-decay constructor, which passes names that start with ``student.``."""
         depth = self.student.get_layer_depth
         return lambda name, *prefix: depth(name.removeprefix('student.'), *prefix)
 
     def named_parameters(self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True):
-        """As torch's, with the student's parameters under their own names: layer-decay constructors read them."""
+        """As torch's, with the student's parameters under their own names, which layer-decay constructors read."""
         inner = f'{prefix}.student.' if prefix else 'student.'
         outer = f'{prefix}.' if prefix else ''
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):

@@ -1,4 +1,4 @@
-"""FrozenTeacher: the other net. In no checkpoint, optimizer, DDP bucket or EMA copy."""
+"""FrozenTeacher: the teacher net, kept out of checkpoints, optimizers, DDP buckets and EMA copies."""
 
 import contextlib
 import math
@@ -22,16 +22,17 @@ _BN_MODES = ('eval', 'batch')
 
 
 class FrozenTeacher:
-    """Builds, loads strictly, freezes and runs a teacher. Not a module, so that no host walks into it.
+    """Builds, loads strictly, freezes and runs a teacher. Not a module, so that no host traverses it.
 
     Args:
         model: a model dict, a config file's path, or ``'mmseg::fcn/….py'``.
-        checkpoint: a path, an address, or ``'torchvision://resnet50'``.
-        bn: 'eval' uses the running statistics; 'batch' those of the batch, the running ones untouched (the recipe of
-            OFD and LONDON).
-        allow: regular expressions; keys that match one may be missing from, or be too many in, the checkpoint.
+        checkpoint: a path or URL, such as ``'torchvision://resnet50'``.
+        bn: 'eval' uses the running statistics; 'batch' uses the batch's and leaves the running ones unchanged (the
+            recipe of OFD and LONDON).
+        allow: regular expressions; keys that match one may be missing or unexpected in the checkpoint.
     Raises:
-        ValueError: no checkpoint, an unknown ``bn``.
+        ValueError: no checkpoint, a bad ``bn`` or ``allow``, or a model that cannot be built.
+        TypeError: a model of no host.
     """
 
     def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
@@ -65,7 +66,7 @@ class FrozenTeacher:
         self._freeze()
 
     def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
-        """EMA and the like copy the student; a frozen net can be shared."""
+        """Returns itself: EMA deep-copies the distiller, and a frozen net can be shared."""
         return self
 
     def _freeze(self) -> None:
@@ -74,7 +75,7 @@ class FrozenTeacher:
         if self.bn == 'batch':
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    # Without tracking, torch hands the kernel no running statistics: batch ones are used.
+                    # Without tracking, torch passes the kernel no running statistics, so it uses the batch's.
                     module.train()
                     module.track_running_stats = False
 
@@ -86,7 +87,11 @@ class FrozenTeacher:
         self.loaded = True
 
     def match_inputs(self, student_preprocessor: nn.Module) -> None:
-        """Note how the student's normalised images must be changed for the teacher, and say so in the log."""
+        """Compute, and log, how to convert the student's normalised images to the teacher's normalisation.
+
+        Raises:
+            ValueError: mean or std of either net is not three finite numbers, or a std is 0.
+        """
         own, other = normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
         if own is None or other is None or own == other:
             return
@@ -101,7 +106,7 @@ class FrozenTeacher:
         flip = own[2] != other[2]
         if flip:
             mean_s, std_s = mean_s.flip(1), std_s.flip(1)
-        # x_t = (x_s * std_s + mean_s - mean_t) / std_t, on the channels in the teacher's order.
+        # x_t = (x_s * std_s + mean_s - mean_t) / std_t, with the channels in the teacher's order.
         self._convert = std_s / std_t, (mean_s - mean_t) / std_t, flip
         print_log(
             "teacher: its images are normalised otherwise than the student's "
@@ -113,7 +118,7 @@ class FrozenTeacher:
         return self.model.data_preprocessor if self.has_preprocessor else default
 
     def convert(self, inputs: Tensor, data_samples: list | None) -> Tensor:
-        """The student's input batch as the teacher's own preprocessor would have made it; padding stays as it is."""
+        """The student's input batch as the teacher's own preprocessor would have made it; padding is unchanged."""
         if self._convert is None:
             return inputs
         scale, shift, flip = (v.to(inputs) if isinstance(v, Tensor) else v for v in self._convert)
@@ -129,13 +134,13 @@ class FrozenTeacher:
         data_samples: list | None,
         input_gradient: bool = False,
     ) -> dict[str, Any]:
-        """The teacher's features for a batch of the student's inputs; it computes nothing past its last tap.
+        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
 
-        With ``input_gradient`` they can be differentiated by the inputs; its parameters never get a gradient. Random
-        numbers that it draws (some heads do in evaluation, too) are none of the student's.
+        With ``input_gradient`` they can be differentiated with respect to the inputs; the parameters never get a
+        gradient. Random numbers that the teacher draws (some heads do, even in eval mode) do not affect the student's.
 
         Raises:
-            RuntimeError: where its forward pass overwrites the images, which the student sees after it.
+            RuntimeError: its forward pass overwrites the images, which the student sees next.
         """
         version = None if inputs.is_inference() else inputs._version
         apart = preserved_rng(device=inputs.device)
@@ -149,7 +154,7 @@ class FrozenTeacher:
         return features
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:
-        """Predictions of the teacher alone for a batch from a validation loader."""
+        """The teacher's predictions for a batch from a validation loader."""
         preprocessor = self._preprocessor(student_preprocessor)
         preprocessor.to(next(self.model.parameters()).device)
         with torch.no_grad(), _eval(self.model):
@@ -159,7 +164,7 @@ class FrozenTeacher:
 
 @contextlib.contextmanager
 def _eval(model: nn.Module):
-    """A teacher in batch mode is validated with its running statistics, as it was published."""
+    """Use the running statistics inside, with ``bn='batch'`` too: a teacher is validated as it was published."""
     batch = [m for m in model.modules() if m.training]
     for module in batch:
         module.eval()

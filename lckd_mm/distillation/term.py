@@ -1,4 +1,4 @@
-"""Term: one line of the objective: select, connect, compare, weigh."""
+"""Term: one summand of the objective: select features, connect them, compare them, weight the result."""
 
 import difflib
 import inspect
@@ -22,7 +22,7 @@ Features = Mapping[str, Feature]
 
 @dataclass(eq=False)
 class Batch:
-    """One batch as the terms see it: the features of both nets by tap, and what a loss may ask for by name."""
+    """One batch as the terms see it: both nets' features by tap, and the extras that a loss may ask for by name."""
 
     student: Features
     teacher: Features
@@ -30,7 +30,7 @@ class Batch:
     data_samples: list | None = None
     #: The student's own losses.
     losses: Mapping[str, Any] = field(default_factory=dict)
-    #: (other images, student tap names, teacher tap names) to both nets' features, by another pass of both.
+    #: Maps (other images, student tap names, teacher tap names) to both nets' features, by rerunning both nets.
     replay: Callable[[Tensor, list[str], list[str]], tuple[Features, Features]] | None = None
 
 
@@ -39,22 +39,23 @@ class Term(nn.Module):
 
     Args:
         name: its key in the loss dict; starts with ``loss_``.
-        taps: the traced taps of student and teacher, from which names, shapes and channels are taken.
-        net: the student, of which the head that owns the tap is shown to losses that have ``adapt``.
-        before: the terms before this one, whose connectors it may borrow.
-        loss: config of a registered loss, a module ``forward(student, teacher)`` that may also take ``data_samples``,
-            ``raw_student`` and ``raw_teacher`` (the features before the connectors, one a tap), ``teacher_connectors``,
-            ``inputs`` (the batch of images) and ``replay``: a function of other images to (student, teacher),
-            connected, by another pass of both nets. Where its constructor has ``channels``, they are the teacher's
-            taps'. A loss around another one has that as its attribute ``wrapped`` and gives it what it asks for.
-        on: a tap's name, or a list of them, of both nets; ``student`` and ``teacher`` name them apart.
-        weight: not negative. A weight of 0 multiplies, it does not skip: a skipped connector would be an unused
+        taps: the traced taps of student and teacher; they give names, shapes and channels.
+        net: the student; the head that owns the first tap is passed to a loss that has ``adapt``.
+        before: the earlier terms, whose connectors this one may borrow.
+        loss: config of a registered loss, a module with ``forward(student, teacher)`` that may also take
+            ``data_samples``, ``raw_student`` and ``raw_teacher`` (the features before the connectors, one per tap),
+            ``teacher_connectors``, ``inputs`` (the batch of images) and ``replay``: a function that reruns both nets on
+            other images and returns the connected (student, teacher) features. If its constructor takes ``channels``,
+            it gets those of the teacher's taps. A loss that wraps another holds it as ``wrapped`` and passes on the
+            extras that the inner one asks for.
+        on: a tap's name, or a list of them, for both nets; ``student`` and ``teacher`` name them separately.
+        weight: non-negative. A weight of 0 multiplies and does not skip: a skipped connector would be an unused
             parameter under DDP.
-        connector: config of the student-side connector, one instance a tap; None compares the raw features. The name
-            of another term borrows its connectors: the same features, made once.
-        teacher_connector: the same for the teacher's features; borrowed ones come without gradient.
+        connector: config of the student-side connector, one instance per tap; None compares the raw features. The name
+            of another term borrows its connectors: the same features, computed once.
+        teacher_connector: the same for the teacher's features; borrowed ones are detached.
     Raises:
-        KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or count of taps.
+        KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Term(nn.Module):
         super().__init__()
         self.name = name
         self.weight = arguments.number(f'term {name!r}', 'weight', weight, at_least=0)
-        #: Factor on the weight, 1 unless a LossWeightHook sets it.
+        #: Factor on the weight; 1 unless a LossWeightHook sets it.
         self.scale = 1.0
         #: The two halves: student and teacher.
         self.student = Side(name, 'connector', on if student is None else student, taps[0])
@@ -104,9 +105,9 @@ class Term(nn.Module):
             _innermost(self.loss).adapt(owner_head(net, taps[0].addresses[names[0][0]].path))
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
-        """The weighted term, a scalar of at least float32 whatever the autocast state.
+        """The weighted term, a scalar in float32 or wider whatever the autocast state.
 
-        ``done`` holds the connected features of the terms before, which this one may borrow, and gets its own.
+        ``done`` holds the earlier terms' connected features, which this one may borrow; this term adds its own.
         """
         first = next(iter(batch.student.values()))
         with torch.autocast((first if isinstance(first, Tensor) else first[0]).device.type, enabled=False):
@@ -136,9 +137,9 @@ class Term(nn.Module):
         return 'replay' in self._wanted
 
     def bind(self, teacher: nn.Module) -> None:
-        """Let connectors and the loss take what they need from the teacher's layers: once built, and once it is loaded.
+        """Let connectors and the loss read the teacher's layers; called after building and again after loading it.
 
-        A loss that has ``bind`` is given the teacher's tapped modules, in the order of the taps, and the term's name.
+        A loss that has ``bind`` is given the teacher's tapped modules, in tap order, and the term's name.
         """
         taps = self.teacher.taps
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
@@ -150,12 +151,12 @@ class Term(nn.Module):
             _innermost(self.loss).bind(modules, f'term {self.name!r}')
 
     def waiting(self) -> list[tuple[str, nn.Module]]:
-        """Teacher taps and their connectors that need training images before the first iteration."""
+        """Connectors that need training images before the first iteration, as (teacher tap, connector)."""
         pairs = zip(self.teacher.names, self.teacher_connectors)
         return [(tap, connector) for tap, connector in pairs if getattr(connector, 'waits_for_data', False)]
 
     def _select(self, student: Features, teacher: Features, done: Connected) -> tuple[list[Feature], ...]:
-        """Both nets' features as they are, and both connected."""
+        """The features (student raw, teacher raw, student connected, teacher connected)."""
         raw, raw_teacher = self.student.raw(student), self.teacher.raw(teacher)
         connected = self.student.connected(raw, raw_teacher, done)
         return raw, raw_teacher, connected, self.teacher.connected(raw_teacher, raw, done)
@@ -171,7 +172,7 @@ class Term(nn.Module):
         return {**config, 'channels': self.teacher.widths(f'term {self.name!r}: loss', advice)}
 
     def _extras(self) -> list[str]:
-        """What the loss asks for beyond (student, teacher), by naming it in the signature of its forward."""
+        """The extras that the loss asks for, by naming them in its forward's signature after (student, teacher)."""
         loss = _innermost(self.loss)
         parameters = list(inspect.signature(loss.forward).parameters)
         if len(parameters) < 2:
@@ -184,7 +185,7 @@ class Term(nn.Module):
             kind = type(self.connectors[0]).__name__
             raise ValueError(f"term {self.name!r}: {kind} looks at the teacher's layers; write it as teacher_connector")
         for connector in self.teacher_connectors:
-            # One that is trained along learns by a loss that reads it, and by no other.
+            # A connector with online=True is trained only by a loss that reads it.
             if getattr(connector, 'online', False) and 'teacher_connectors' not in self._wanted:
                 raise ValueError(
                     f'term {self.name!r}: a {type(connector).__name__} with online=True is trained by a term of its '

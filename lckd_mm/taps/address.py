@@ -1,4 +1,4 @@
-"""Address: which module of a model, and which of its tensors."""
+"""Address: names a module of a model and one of its tensors."""
 
 import re
 from dataclasses import dataclass

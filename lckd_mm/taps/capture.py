@@ -1,4 +1,4 @@
-"""The hooks by which tensors are read during one forward pass."""
+"""The hooks that read tensors during one forward pass."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
 
 
 class Finished(BaseException):
-    """Every tap has fired: leaves the forward early. Not an Exception, so that no host's handler swallows it."""
+    """All taps have fired: ends the forward early. Not an Exception, so that no host's handler swallows it."""
 
 
 class Capture:
@@ -31,9 +31,9 @@ class Capture:
         self.calls += 1
         if not self.keep_all and wanted != '*':
             if call != wanted and (call > 0 if wanted is None else wanted >= 0):
-                return  # not the call that is wanted; or a second one where one was expected, which read() refuses
+                return  # not the wanted call; or a second call where one was expected, which read() refuses
             if wanted is not None and wanted < 0:
-                # Only the last calls can be wanted: earlier ones are let go, and their memory with them.
+                # Only the last calls can be wanted: drop earlier ones to free their memory.
                 del self._kept[: max(0, len(self._kept) + 1 + wanted)]
         tensor = self._select(value)
         self._kept.append((call, tensor, tensor._version))
@@ -41,7 +41,7 @@ class Capture:
             self._notes.append(self.note())
 
     def noted(self) -> Any:
-        """What :attr:`note` said when the wanted call was read, of a capture that keeps all of them."""
+        """What :attr:`note` returned at the wanted call; needs ``keep_all``."""
         wanted = self.address.call
         return self._notes[wanted if isinstance(wanted, int) else -1]
 
@@ -134,7 +134,7 @@ def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str,
 
 @contextlib.contextmanager
 def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
-    """Let each capture note the normalisation layer that its tensor comes from."""
+    """Let each capture note the path of the normalisation layer that its tensor comes from."""
     last: list[str | None] = [None]
 
     def note(path: str | None) -> Callable[..., None]:
@@ -148,7 +148,7 @@ def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[Non
     for path, module in model.named_modules():
         if is_norm(module):
             norms.add(path)
-        # A block's projection runs beside its own layers, in some hosts after the last of them.
+        # Ignore a block's projection: it is a parallel branch, and some hosts run it after the block's last layer.
         if {'downsample', 'shortcut'} & set(path.split('.')):
             continue
         if is_norm(module):

@@ -1,4 +1,4 @@
-"""What can be tapped in a model, with what speaks for and against each address; see tools/analysis/list_taps.py."""
+"""Lists the tensors of a model that can be tapped, with notes on each address; see tools/analysis/list_taps.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from .modules import is_activation, not_inplace
 
 @dataclass
 class Tappable:
-    """A tensor that can be tapped, as :func:`list_taps` found it."""
+    """A tensor that :func:`list_taps` found to be tappable."""
 
     address: str
     kind: str
@@ -25,18 +25,18 @@ class Tappable:
 def list_taps(
     model: nn.Module, run: Callable[[], Any], run_loss: Callable[[], Any] | None = None, gradient: bool = False
 ) -> list[Tappable]:
-    """Every module's output that can be tapped, and the inputs of activations, in order of execution.
+    """All module outputs that can be tapped, and the inputs of activations, in order of execution.
 
-    The notes: 'overwritten', where the output is changed in place later, so that the tap is refused; 'before ReLU' (or
-    another activation), where one reads the tensor next, with the address to tap in place of an overwritten one; 'no
-    gradient', which is refused of a student; ``@preact``, where a module ends in an activation; 'only with the loss'.
-    An activation's input is a row of its own where no output that keeps it can be tapped.
+    Notes: 'overwritten': the output is later changed in place, so the tap is refused; 'before ReLU' (or another
+    activation): an activation reads the tensor next, given with the address to tap instead of an overwritten one;
+    'no gradient': refused for a student; ``@preact``: the module ends in an activation; 'only with the loss'.
+    An activation's input is listed separately if no tappable output holds the same tensor.
 
     Args:
         run: runs the model's forward; called twice. Outputs that are neither tensors nor tuples with tensors, such as
             dicts, cannot be tapped and are left out.
-        run_loss: runs it with the loss, for modules that only the loss runs; called twice.
-        gradient: whether the runs are with gradient, as in training, so that its absence can be noted.
+        run_loss: runs the forward with the loss, for modules that only the loss runs; called twice.
+        gradient: whether the runs compute gradients, as in training, so that a missing gradient can be noted.
     """
     found = _find_tappable(model, run, gradient)
     with_loss = _find_tappable(model, run_loss, gradient) if run_loss is not None else {}
@@ -58,9 +58,9 @@ def list_taps(
 
 @dataclass
 class _Seen:
-    """A tensor of one run: of which kind of module, in how many calls, with its version counter at the last.
+    """A tensor of one run: its module's class, how often it was produced, and its version counter at the last call.
 
-    The tensor is None once the run has been looked through, so that its memory is free for the next.
+    The tensor is set to None once the run has been evaluated, to free its memory for the next run.
     """
 
     kind: str
@@ -77,8 +77,8 @@ class _Seen:
 def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, _Seen]:
     modules = {path: module for path, module in model.named_modules() if path}
     activations = [module for module in modules.values() if is_activation(module)]
-    # Once as it is, to learn what is overwritten; once with nothing in place, so that an activation's input and output
-    # are two tensors.
+    # One run as it is, to learn what is overwritten; one with no activation in place, so that an activation's input and
+    # output are two tensors.
     overwritten = {address for address, row in _watch(modules, run, [])[0].items() if row.overwritten()}
     with not_inplace(activations):
         seen, read, activated = _watch(modules, run, activations)
@@ -109,14 +109,14 @@ def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> 
 def _watch(
     modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
 ) -> tuple[dict[Address, _Seen], dict[int, list[tuple[Address, int]]], dict[int, int]]:
-    """One run: the tensors by address; by id, at which inputs of activations they were read, and which these gave.
+    """One run: tensors by address; by tensor id, the activation inputs that read it; by id, activations' outputs.
 
-    Read and given tensors are noted with their version counters at that time.
+    The last two hold the tensor's version counter at that time.
     """
     seen: dict[Address, _Seen] = {}
     read: dict[int, list[tuple[Address, int]]] = {}
     activated: dict[int, int] = {}
-    # Alive until the run has ended, so that no id is given twice.
+    # Kept alive until the run has ended, so that no id is reused.
     alive: list[Any] = []
 
     def see(address: Address, module: nn.Module, tensor: Any) -> None:
@@ -155,7 +155,7 @@ def _watch(
         if module in activations
     ]
     try:
-        # With gradient, no activation is kept for a backward that never comes.
+        # With gradient, do not keep activations for a backward that never comes.
         with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
             run()
     finally:

@@ -1,4 +1,4 @@
-"""What kind of layer a module is, and how it runs: activations, normalisation, in place, compiled."""
+"""Questions about a module: is it an activation or a normalisation layer, does it run in place, is it compiled."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation of torch's or mmcv's."""
+    """Whether a module is an activation of torch or mmcv."""
     kind = type(module)
-    # mmcv registers its own (Swish, HSwish, Clip, …) beside torch's, without a common base class.
+    # mmcv's own activations (Swish, HSwish, Clip, …) share no base class with torch's.
     return kind.__module__.startswith(('torch.nn.modules.activation', 'mmcv.cnn.bricks')) and kind.__name__ in {
         *(set(torch.nn.modules.activation.__all__) - {'MultiheadAttention'}),
         *('Swish', 'HSwish', 'HSigmoid', 'Clamp'),
@@ -25,7 +25,7 @@ def is_norm(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switch ``inplace`` off: an in-place activation would overwrite the input that is being read."""
+    """Switch ``inplace`` off: an in-place activation would overwrite the input being read."""
     changed = [m for m in dict.fromkeys(modules) if getattr(m, 'inplace', False) is True]
     for module in changed:
         module.inplace = False
@@ -37,10 +37,10 @@ def not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def compiled_around(model: nn.Module, path: str) -> str | None:
-    """The innermost compiled module whose compiled code holds the module at ``path``; '' is the model itself."""
+    """Path of the innermost compiled module whose compiled code contains the module at ``path``; '' is the model."""
     found, module, walked = None, model, []
     for part in [*path.split('.'), None]:
-        # The wrapper that torch.compile gives calls its own hooks itself; what compile() changed in place does not.
+        # The wrapper that torch.compile returns calls its own hooks itself; a module compiled in place does not.
         wrapper = '_orig_mod' in module._modules
         if (wrapper and part is not None) or module._compiled_call_impl is not None:
             found = '.'.join(walked)

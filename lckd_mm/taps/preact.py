@@ -1,4 +1,4 @@
-"""Where ``@preact`` leads: to the activation that ends a module."""
+"""Resolves ``@preact`` to the input of the activation that ends a module."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from .modules import is_activation, is_norm, not_inplace
 def resolve_preact(
     model: nn.Module, run: Callable[[], Any], addresses: Mapping[str, Address], role: str
 ) -> dict[str, Address]:
-    """Each ``@preact`` address as the input of the activation that ends its module; silent ones are left out.
+    """Map each ``@preact`` address to the input of the activation that ends its module; silent ones are left out.
 
     Raises:
-        ValueError: a module that does not end in an activation; its neighbours that can be tapped are named.
+        ValueError: a module does not end in an activation; the message names neighbours that can be tapped.
     """
-    stages: dict[str, list[str]] = {}  # the path of a stage, and the taps that name it
+    stages: dict[str, list[str]] = {}  # a stage's path to the taps that name it
     for name, address in addresses.items():
         stages.setdefault(address.path, []).append(name)
     if not stages:

@@ -1,11 +1,11 @@
-"""Preset taps: ``taps='backbone'`` written out for the backbones of the three hosts and of this package.
+"""Preset taps: the addresses of ``taps='backbone'`` for the backbones of the three hosts and of this package.
 
 The stages are named stage1, stage2, … in order of depth. A stage is tapped
 
-* before its last ReLU where it ends in one (ResNets, VGG, MobileNetV1), and where its blocks begin with one, behind the
+* before its last ReLU if it ends in one (ResNets, VGG, MobileNetV1), or, if its blocks begin with a ReLU, after the
   next BatchNorm that a ReLU reads (WideResNet, PyramidNet): the positions of OFD and LONDON;
-* behind its last BatchNorm where its blocks end linearly (MobileNetV2);
-* at its output in transformers (Swin, MiT), as a map where the backbone gives it out, as tokens else.
+* after its last BatchNorm if its blocks end linearly (MobileNetV2);
+* at its output in transformers (Swin, MiT): as a map if the backbone returns it, otherwise as tokens.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .modules import is_activation, is_norm
 
 
 def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
-    """Addresses of a named preset: 'backbone' gives stage1, stage2, … of the model's ``backbone``.
+    """Tap name to address for a preset: 'backbone' gives stage1, stage2, … of the model's ``backbone``.
 
     Raises:
         ValueError: an unknown preset, or a backbone without one.
@@ -26,7 +26,7 @@ def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
     if name != 'backbone':
         raise ValueError(f"taps: unknown preset {name!r}, expected 'backbone' or a dict of tap name to address")
     backbone = getattr(model, 'backbone', None)
-    # By name: the hosts give classes of their own the same name and the same layout.
+    # By class name: the hosts' own classes share names and layouts.
     kinds = [kind.__name__ for kind in type(backbone).__mro__]
     preset = next((_PRESETS[kind] for kind in kinds if kind in _PRESETS), None)
     if preset is None and getattr(backbone, 'res_layers', None):
@@ -52,7 +52,7 @@ def _wide_resnet(backbone: nn.Module) -> list[str]:
 
 
 def _pyramidnet(backbone: nn.Module) -> list[str]:
-    # No ReLU reads bn1; the first BatchNorm that one reads has the width of the block, in a bottleneck a quarter of it.
+    # No ReLU reads bn1. The first BatchNorm that a ReLU reads has the block's width, or a quarter in a bottleneck.
     norm = 'bn2' if backbone.layer2[0].expansion > 1 else 'bn1'
     return [f'.layer2.0.{norm}', f'.layer3.0.{norm}', '.bn_final']
 
@@ -62,7 +62,7 @@ def _mobilenet_v1(backbone: nn.Module) -> list[str]:
 
 
 def _mobilenet_v2(backbone: nn.Module) -> list[str]:
-    # The last layers before the map is halved, and the last of all; layer1 is a single block at half the image's side.
+    # The last stage before each halving of the map, and the last of all; layer1 is one block at half resolution.
     stages = ('layer2', 'layer3', 'layer5', 'layer7')
     norms = {s: [path for path, m in backbone.get_submodule(s).named_modules() if is_norm(m)] for s in stages}
     return [f'.{stage}.{paths[-1]}' for stage, paths in norms.items()]
@@ -71,18 +71,18 @@ def _mobilenet_v2(backbone: nn.Module) -> list[str]:
 def _vgg(backbone: nn.Module) -> list[str]:
     layers = list(backbone.features)
     ranges = list(backbone.range_sub_modules)
-    # SSD's VGG goes on with two more convolutions, which its head reads.
+    # SSD's VGG has two more convolutions, which its head reads.
     ranges.append([ranges[-1][1], len(layers)])
     addresses = []
     for start, end in ranges:
-        # A ReLU in mmcv and mmdet, a ConvModule that ends in one in mmpretrain.
+        # The layer is a ReLU in mmcv and mmdet, a ConvModule ending in a ReLU in mmpretrain.
         last = [i for i in range(start, end) if any(map(is_activation, layers[i].modules()))][-1:]
         addresses += [f'.features.{i}' + ('@in' if is_activation(layers[i]) else '@preact') for i in last]
     return addresses
 
 
 def _swin(backbone: nn.Module) -> list[str]:
-    # mmseg's and mmdet's stages give (halved, its size, itself, its size), mmpretrain's (itself, its size).
+    # Stages of mmseg and mmdet return (downsampled, its size, output, its size), those of mmpretrain (output, size).
     item = 0 if host_of(backbone) == 'mmpretrain' else 2
     return _outputs(backbone, lambda i: f'.stages.{i}[{item}]', len(backbone.stages))
 
@@ -92,7 +92,7 @@ def _mix_transformer(backbone: nn.Module) -> list[str]:
 
 
 def _outputs(backbone: nn.Module, tokens: Callable[[int], str], stages: int) -> list[str]:
-    """The backbone's own outputs, which are maps; the tokens of a stage that it does not give out."""
+    """The backbone's own outputs, which are maps; for a stage that it does not return, the tokens."""
     given = sorted(backbone.out_indices)
     return [f'[{given.index(i)}]' if i in given else tokens(i) for i in range(stages)]
 

@@ -1,4 +1,4 @@
-"""FeatureTaps: intermediate tensors, read by their addresses during one forward pass, and checked."""
+"""FeatureTaps: reads intermediate tensors by address during one forward pass, and checks them."""
 
 import contextlib
 import difflib
@@ -16,24 +16,24 @@ from .preact import resolve_preact
 
 @dataclass
 class Trace:
-    """What one run showed of a tap: how often its module ran, and the shape of each tensor that the address picks."""
+    """Facts about a tap from one run: its module's number of calls, and the shape of each tensor the address picks."""
 
     calls: int
     shapes: list[tuple[int, ...]]
-    #: Path of the normalisation layer whose output this is, perhaps after an addition; None where another layer with
-    #: weights or an activation ran since.
+    #: Path of the normalisation layer whose output this is, possibly after an addition; None if another layer with
+    #: weights, or an activation, ran in between.
     norm: str | None = None
 
 
 class FeatureTaps:
     """Named taps of one model.
 
-    Holds names and addresses only, never a module or a hook: hosts replace modules (SyncBN conversion) and deep-copy
-    models (EMA) at will. Hooks live inside :meth:`record` and :meth:`trace` and nowhere else.
+    Holds only names and addresses, never a module or a hook: hosts replace modules (SyncBN conversion) and deep-copy
+    models (EMA) at will. Hooks exist only inside :meth:`record`, :meth:`trace` and :meth:`substitute`.
 
     Args:
         addresses: tap name to address.
-        role: 'student' or 'teacher', for messages.
+        role: whose taps these are, such as 'student', for messages.
     """
 
     def __init__(self, addresses: dict[str, str], role: str = 'student'):
@@ -53,10 +53,10 @@ class FeatureTaps:
             raise ValueError(f'{self.role} tap {name!r}: {error}') from None
 
     def check_paths(self, model: nn.Module) -> None:
-        """Raise where an address cannot be read.
+        """Check that every address can be read.
 
         Raises:
-            KeyError: it names a module that the model lacks; the closest are named. ValueError: it lies inside a module
+            KeyError: the model lacks the module; the message names the closest. ValueError: the module lies inside one
             that torch.compile has compiled.
         """
         for name, address in self.addresses.items():
@@ -84,12 +84,12 @@ class FeatureTaps:
 
         Args:
             run: runs the model's forward, without gradient.
-            names: the taps to trace, by default those not traced yet.
+            names: the taps to trace; by default those not traced yet.
         Returns:
             The names of the taps that did not fire.
         Raises:
-            KeyError: a path that does not exist. ValueError: a tap that breaks a rule (see :meth:`record`), or
-            ``@preact`` on a module that does not end in an activation.
+            KeyError: a path does not exist. ValueError: a tap breaks a rule (see :meth:`record`), or ``@preact`` is on
+            a module that does not end in an activation.
         """
         self.check_paths(model)
         names = [n for n in self.addresses if n not in self.traces] if names is None else list(names)
@@ -119,17 +119,16 @@ class FeatureTaps:
         require_grad: bool | Collection[str] = False,
         stop: bool = False,
     ) -> Iterator[dict[str, Tensor | list[Tensor]]]:
-        """Read the taps of the forwards inside the ``with``; the dict is filled when it is left.
+        """Read the taps during the forwards inside the ``with``; the dict is filled on exit.
 
         Args:
-            names: the taps to read, by default all.
-            require_grad: raise where a tapped tensor carries no gradient; or the names of the taps of which to.
-            stop: leave the forward as soon as every tap has fired as often as in the trace. The forward is then
-                abandoned and the ``with`` left; nothing after the forward call inside the ``with`` runs.
+            names: the taps to read; by default all.
+            require_grad: True: raise if any tapped tensor has no gradient; a list of names: only for those taps.
+            stop: abandon the forward as soon as every tap has fired as often as in the trace. This leaves the ``with``:
+                nothing after the forward call inside it runs.
         Raises:
-            ValueError: on leaving, where a tap did not fire; where its module ran several times and the address does
-            not say which call; where it is no tensor; where it was overwritten in place since; where it carries no
-            gradient though it must.
+            ValueError: a tap did not fire, its module ran several times and the address does not say which call, its
+            value is not a tensor, was later overwritten in place, or has no gradient though it must.
         """
         names = list(self.addresses) if names is None else list(names)
         untraced = [n for n in names if n not in self.resolved]
@@ -151,10 +150,10 @@ class FeatureTaps:
 
     @contextlib.contextmanager
     def substitute(self, model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
-        """Put ``value`` in a tap's place: what the forwards inside the ``with`` compute from there on follows from it.
+        """Replace a tap's tensor by ``value``: the forwards inside the ``with`` continue with it.
 
-        Only the tapped module's output (or input, with ``@in``) is replaced: other modules that read the same tensor,
-        around it, still read what was there. The forward may overwrite ``value`` in place.
+        Only the tapped module's output (or input, with ``@in``) is replaced; other modules that read the same tensor
+        by another route still get the original. The forward may overwrite ``value`` in place.
 
         Raises:
             ValueError: the tap was not traced, or reads all calls of its module (``#*``).
@@ -164,7 +163,7 @@ class FeatureTaps:
         address = self.resolved[name]
         if address.call == '*':
             raise ValueError(f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so it is no single place')
-        # A tap without #k has one call.
+        # A tap without #k belongs to a module that runs once.
         wanted, calls = (address.call or 0) % self.traces[name].calls, 0
         module = model.get_submodule(address.path)
 
