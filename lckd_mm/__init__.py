@@ -1,7 +1,7 @@
 """Lipschitz-guided knowledge distillation for mmpretrain, mmsegmentation and mmdetection models.
 
-Importing this package imports no host library: ``lckd_mm.functional`` needs torch alone, and the registry
-(:mod:`lckd_mm.registry`) says in one sentence what is missing when a host library is.
+Importing this package imports no host library: ``lckd_mm.functional`` needs only torch, and the registry
+(:mod:`lckd_mm.registry`) names a missing host library in one sentence.
 """
 
 __version__ = '0.1.0'

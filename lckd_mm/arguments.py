@@ -73,7 +73,7 @@ def layer_weights(who: str, value: Any) -> list[float] | None:
 
 
 def switch(who: str, name: str, value: Any) -> bool:
-    """True or False."""
+    """A boolean."""
     if not isinstance(value, bool):
         raise ValueError(f'{who}: {name} must be True or False, got {value!r}')
     return value

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: arguments, checks before the work starts, short errors."""
+"""The code of tools/train.py, test.py and fit_connectors.py: arguments, checks before a run, short errors."""
 
 import argparse
 import contextlib
@@ -32,7 +32,7 @@ _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sch
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every OpenMMLab tool has."""
+    """A parser with the arguments that every OpenMMLab tool has, and ours."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument('config', help='path of a config file')
     p.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<name of the config>)')
@@ -59,13 +59,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a tool; an error becomes one sentence on stderr and exit status 1, with ``--debug`` a traceback."""
+    """Run a tool; print an error as one sentence on stderr and return 1, or with ``--debug`` raise it."""
     argv = sys.argv[1:] if argv is None else argv
     install()
     try:
         main(argv)
         if torch.distributed.is_initialized():
-            # Together: a rank that ends while another still talks to it can be ended by gloo's threads, status and all.
+            # End together: if a rank exits while another still talks to it, gloo's threads may abort it with a wrong
+            # exit status.
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
@@ -80,10 +81,10 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
 
 
 def option_path(path: Path, flag: str) -> str:
-    """A file's path that ``--cfg-options`` hands on as it is; if need be, relative to where we are.
+    """A file's path that ``--cfg-options`` passes on unchanged; made relative to the working directory if necessary.
 
     Raises:
-        ValueError: it holds what mmengine takes out of values of options, or cuts them at.
+        ValueError: it holds characters that mmengine removes from option values or splits them at.
     """
     lost = re.compile(r'[\s,\'"()\[\]]')
     if lost.search(str(path)):
@@ -98,7 +99,7 @@ def option_path(path: Path, flag: str) -> str:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's overrides, its work_dir set, and checked for what a run needs."""
+    """The config with the command line's overrides and its work_dir, checked for the keys that a run needs."""
     if '::' not in args.config and not Path(args.config).is_file():
         raise FileNotFoundError(f'no config file {args.config!r}; those of this project are in configs/')
     for file in getattr(args, 'trust_checkpoint', ()):
@@ -110,7 +111,7 @@ def read_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    # mmengine takes None for its own default hooks only; an inherited one of ours goes away with None as well.
+    # mmengine accepts None only for its own default hooks; let None remove any other inherited hook too.
     kept = (*_MMENGINE_HOOKS, *OWN_HOOKS)  # train() adds the latter unless they are None
     for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in kept]:
         del cfg.default_hooks[name]
@@ -161,12 +162,12 @@ def train(argv: list[str]) -> None:
     for note in notes:
         runner.logger.warning(note)
     check_start(runner, loaded)
-    del loaded  # as large as weights, averages and the optimizer's state together
+    del loaded  # frees the weights, averages and optimizer state
     runner.train()
 
 
 def test(argv: list[str]) -> None:
-    """``tools/test.py``: the student alone, loaded strictly."""
+    """``tools/test.py``: test the student alone, loaded strictly."""
     p = parser('Test a checkpoint; of a distillation config, the student alone')
     p.add_argument('checkpoint', help='path of a checkpoint')
     p.add_argument('--out', help='write the metrics to this JSON file')
@@ -187,7 +188,7 @@ def test(argv: list[str]) -> None:
     if args.dump:
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
         cfg.test_evaluator = [*evaluators, dict(type='lckd_mm.DumpPredictions', out_file_path=args.dump)]
-    # Loaded here, strictly: the Runner's own loading lets any key be missing.
+    # Load strictly here: the Runner's own loading tolerates missing keys.
     cfg.load_from, cfg.resume = None, False
     prepare_launch(cfg)
     runner = build_runner(cfg)
@@ -201,7 +202,7 @@ def test(argv: list[str]) -> None:
 
 
 def fit(argv: list[str]) -> None:
-    """``tools/fit_connectors.py``: what a distillation estimates from training images, into a file."""
+    """``tools/fit_connectors.py``: fit the connectors that need training images, and write them to a file."""
     from ..hooks import DistillationHook
 
     p = parser('Fit what a distillation takes from training images: auto-encoders, margins')
@@ -226,19 +227,19 @@ def fit(argv: list[str]) -> None:
 
 
 def add_hooks(cfg: Config) -> None:
-    """The hooks that every training has unless its config sets them to None.
+    """Add the hooks that every training has unless its config sets them to None.
 
-    ResumeHook, SafeCheckpointHook in a plain CheckpointHook's place; of a distillation, DistillationHook and
-    NonFiniteHook, or OnlineHook where nets learn together. What a config gives of them, such as
-    ``default_hooks.non_finite.action``, is kept.
+    These are ResumeHook, and SafeCheckpointHook in place of a plain CheckpointHook; for a distillation also
+    DistillationHook and NonFiniteHook, or OnlineHook if nets learn together. Values that the config sets, such as
+    ``default_hooks.non_finite.action``, are kept.
     """
-    # A Config keeps a copy of what it is given, so each dict is fetched again after it is set.
+    # A Config stores a copy of what is assigned, so fetch each dict again after setting it.
     cfg.setdefault('default_hooks', {})
     hooks = cfg.default_hooks
     kinds = dict(OWN_HOOKS)
     if is_online(cfg):
         kinds.update(distillation='lckd_mm.OnlineHook')
-        del kinds['non_finite']  # it watches one optimizer
+        del kinds['non_finite']  # it supports only one optimizer
     for name, kind in kinds.items():
         given = hooks.get(name, {})
         if given is None:
@@ -256,7 +257,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Turn OptimWrapper into AmpOptimWrapper, as the hosts' tools do."""
+    """Replace OptimWrapper by AmpOptimWrapper, as the hosts' tools do."""
     if not torch.cuda.is_available():
         raise ValueError(
             '--amp: mixed precision needs a GPU, and none is visible here; train without --amp, or in bfloat16 on the '

@@ -1,4 +1,4 @@
-"""Launchers: a distributed run without GPUs, on Slurm too, and the ways to split a model that are refused."""
+"""Launchers: distributed runs without GPUs, also on Slurm, and a check that refuses to split the model."""
 
 import os
 import subprocess
@@ -14,8 +14,8 @@ from mmengine.registry import MODEL_WRAPPERS, STRATEGIES
 def prepare_launch(cfg: Config) -> None:
     """Make a distributed run possible without GPUs: gloo, DDP without devices, BatchNorm in place of SyncBN.
 
-    mmengine's own launchers set a CUDA device in each process; where there is none, the process group is made here,
-    and the Runner finds it made.
+    mmengine's own launchers set a CUDA device in each process. Without GPUs the process group is created here, and the
+    Runner uses it.
     """
     if cfg.launcher == 'none' or torch.cuda.is_available():
         return
@@ -38,12 +38,12 @@ def prepare_launch(cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
-    # SyncBN trains on GPUs only.
+    # SyncBN works only on GPUs.
     replace_sync_bn(cfg.model)
 
 
 def check_parallelism(cfg: Config, reason: str) -> None:
-    """ValueError for what shards, splits or renames the model: Runner's DDP and a single device leave it as it is."""
+    """Raise ValueError for a wrapper or strategy that shards, splits or renames the model, unlike DDP or one device."""
     refused = 'shards, splits or renames the model, and'
     wrapper = _named(cfg.get('model_wrapper_cfg'), MODEL_WRAPPERS)
     if wrapper is not None and not issubclass(wrapper, MMDistributedDataParallel):
@@ -52,7 +52,7 @@ def check_parallelism(cfg: Config, reason: str) -> None:
         )
     strategy = _named(cfg.get('strategy'), STRATEGIES)
     if cfg.get('runner_type') == 'FlexibleRunner' and cfg.launcher != 'none':
-        strategy = strategy or DDPStrategy  # as FlexibleRunner does; its checkpoints' keys begin with module.
+        strategy = strategy or DDPStrategy  # FlexibleRunner's default; its checkpoints' keys start with 'module.'
     if strategy is not None and strategy is not SingleDeviceStrategy:
         raise ValueError(
             f'strategy: {strategy.__name__} {refused} {reason}; take strategy and runner_type away, to train by DDP'
@@ -74,12 +74,12 @@ def _slurm_environment() -> None:
         nodes = os.environ.get('SLURM_STEP_NODELIST') or os.environ['SLURM_NODELIST']
         names = subprocess.run(['scontrol', 'show', 'hostnames', nodes], check=True, capture_output=True, text=True)
         os.environ['MASTER_ADDR'] = names.stdout.split()[0]
-    # Two jobs on a node must not meet at one port.
+    # Two jobs on a node must not use the same port.
     os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ.get('SLURM_JOB_ID', '0')) % 20000))
 
 
 def replace_sync_bn(node: Any) -> None:
-    """Turn SyncBN into BatchNorm all over a model dict, in place."""
+    """Replace SyncBN by BatchNorm everywhere in a model dict, in place."""
     if isinstance(node, dict):
         if node.get('type') in ('SyncBN', 'MMSyncBN'):
             node['type'] = 'BN'

@@ -1,4 +1,4 @@
-"""From which file a training starts, and what of it fits the model."""
+"""Chooses the file from which training starts, and checks that it fits the model."""
 
 from pathlib import Path
 
@@ -13,27 +13,27 @@ from ..storage.files import good_sibling, newest_good, read_checkpoint, read_res
 
 
 def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str]]:
-    """Decide which file training starts from, read it whole, and write that into the config.
+    """Decide which file training starts from, read it completely, and set the config accordingly.
 
     Args:
-        resume: ``--resume``: a file, 'auto' for the newest good one in the work_dir, None for what the config says.
+        resume: ``--resume``: a file, 'auto' for the newest good one in the work_dir, None to follow the config.
     Returns:
-        the file's content, None where training starts from nothing, or from an address that is fetched later; and
-        sentences for the log.
+        The file's content, or None if training starts from scratch or from a URL that is fetched later; and messages
+        for the log.
     Raises:
-        FileNotFoundError, ValueError: the file is not there, or is damaged, or there are only damaged ones.
+        FileNotFoundError, ValueError: the file is missing or damaged, or all files are damaged.
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     notes = []
     if resume == 'auto':
         saving = cfg.default_hooks.get('checkpoint') or {}
-        # mmengine's own rule for where checkpoints go.
+        # mmengine's rule for the checkpoints' folder.
         folders = [Path(saving['out_dir'], Path(cfg.work_dir).name)] if saving.get('out_dir') else []
         names = [saving['filename_tmpl']] if saving.get('filename_tmpl') else []
         found = newest_good(cfg.work_dir, folders, names)
         if found is None:
-            # Killed before its first checkpoint, a run begins as it did the first time, load_from and all.
+            # A run killed before its first checkpoint starts as it did the first time, with load_from.
             cfg.resume = False
             notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from its beginning')
             resume = None
@@ -53,7 +53,7 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
         notes.append(f'resume: going on from {resume}')
         seed = loaded and loaded['meta'].get('seed')
         if seed is not None and (cfg.get('randomness') or {}).get('seed') is None:
-            # The Runner takes the file's seed over only after the loaders are shuffled by another.
+            # The Runner adopts the file's seed only after the loaders were shuffled with another seed.
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
         return loaded, notes
     source = cfg.get('load_from')
@@ -61,8 +61,11 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
 
 
 def check_start(runner: Runner, loaded: dict | None) -> None:
-    """Say what of the file to start from fits the model, and of each ``init_cfg=dict(type='Pretrained')``; ValueError
-    where nothing does."""
+    """Log what does not fit the model in the start file or in each ``init_cfg=dict(type='Pretrained')``.
+
+    Raises:
+        ValueError: nothing fits, or, on resume, not everything.
+    """
     if not isinstance(runner.model, nn.Module):
         return  # FlexibleRunner builds its model later
     model = unwrapped(runner.model)
@@ -77,7 +80,7 @@ def check_start(runner: Runner, loaded: dict | None) -> None:
 
 
 def check_pretrained(model: torch.nn.Module) -> list[str | None]:
-    """:func:`~lckd_mm.storage.checkpoint.check_loading` for every module that ``init_cfg`` fills from a local file."""
+    """:func:`~lckd_mm.storage.checkpoint.check_loading` for every module that ``init_cfg`` loads from a local file."""
     reports = []
     for name, module in model.named_modules():
         rules = getattr(module, 'init_cfg', None)

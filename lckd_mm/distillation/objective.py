@@ -69,7 +69,7 @@ class Objective(nn.ModuleDict):
         return any(term.replays for term in self.values())
 
     def bind(self, teacher: nn.Module) -> None:
-        """Bind every term to the teacher's layers, see :meth:`Term.bind`."""
+        """Bind every term to the teacher's layers, see :meth:`~lckd_mm.distillation.Term.bind`."""
         for term in self.values():
             term.bind(teacher)
 

@@ -1,4 +1,4 @@
-"""mmengine hooks: what is stored and resumed, schedules, monitors, pruning, pictures, numbers that go wrong, memory."""
+"""mmengine hooks: checkpoints and resume, schedules, monitors, pruning, pictures, non-finite values, memory."""
 
 from .activation_checkpoint import ActivationCheckpointHook
 from .distillation import DistillationHook, distiller_of, show_batch, terms_of

@@ -1,4 +1,4 @@
-"""ActivationCheckpointHook: memory for time, in a way that taps inside get their gradient."""
+"""ActivationCheckpointHook: activation checkpointing that keeps the gradient of taps inside."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +14,17 @@ from .distillation import distiller_of
 
 @HOOKS.register_module()
 class ActivationCheckpointHook(Hook):
-    """Runs modules of the student once more in the backward pass instead of keeping what is inside them.
+    """Recomputes modules of the student in the backward pass instead of keeping their activations.
 
-    The hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use torch's reentrant way, in which a tap
-    inside a checkpointed module carries no gradient: the Distiller refuses such a tap. This hook uses the other way
-    (``use_reentrant=False``), in which it does. Losses, gradients and BatchNorm's running statistics are those of
-    training without it; the second run leaves the statistics as they are, which the two others do not.
+    The hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use torch's reentrant variant, in which a
+    tap inside a checkpointed module carries no gradient; the Distiller refuses such a tap. This hook uses
+    ``use_reentrant=False``, in which it does. Losses, gradients and BatchNorm's running statistics are those of
+    training without it: the recomputation does not update the statistics again, as the other two do.
 
     Args:
         modules: paths in the student, such as ``['backbone.layer1', 'backbone.layer2']``.
     Raises:
-        ValueError: a path that the student does not have, or none.
+        ValueError: no path, or a path that the student does not have.
     """
 
     def __init__(self, modules: Sequence[str]):

@@ -1,4 +1,4 @@
-"""DistillationHook: connectors in checkpoints, and training images for those that wait for them."""
+"""DistillationHook: stores connectors in checkpoints, and fits those that need training images."""
 
 import copy
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ..storage.files import install, read_checkpoint
 
 
 def distiller_of(runner: Any, who: str) -> Distiller:
-    """The runner's Distiller, without its wrapper; TypeError where the model is something else."""
+    """The runner's Distiller, without its wrapper; TypeError if the model is another."""
     model = unwrapped(runner.model)
     if not isinstance(model, Distiller):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, not an lckd_mm.Distiller; take the hook away')
@@ -27,7 +27,7 @@ def distiller_of(runner: Any, who: str) -> Distiller:
 
 
 def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
-    """The terms of each name, of whichever model has some; TypeError where it has none."""
+    """Term name to its terms, for any model that has terms; TypeError for others."""
     model = unwrapped(runner.model)
     if not hasattr(model, 'named_terms'):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, which has no terms; take the hook away')
@@ -36,19 +36,20 @@ def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
 
 @HOOKS.register_module()
 class DistillationHook(Hook):
-    """Stores connectors and losses' buffers beside the student in every checkpoint, and brings them back on resume.
+    """Stores connectors and losses' buffers beside the student in every checkpoint, and restores them on resume.
 
-    They stand under the key ``lckd_mm`` of the file; ``state_dict`` is the student's alone. ``load_from`` takes the
-    student and leaves the connectors as they are. Before the first iteration it also fills what a connector estimates
-    from training images (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`).
-    ``tools/train.py`` adds this hook by itself.
+    They are stored under the file's key ``lckd_mm``; ``state_dict`` holds only the student. ``load_from`` loads the
+    student and leaves the connectors unchanged. Before the first iteration the hook also fits the connectors that
+    estimate something from training images (:class:`~lckd_mm.connectors.MarginReLU`,
+    :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds this hook by default.
 
     Args:
-        fitted: a file from which these connectors are taken instead, by the names of their terms: one that
-            ``tools/fit_connectors.py`` has written, or any checkpoint of a distillation that had them.
+        fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
+            ``tools/fit_connectors.py``, or any checkpoint of a distillation that had them.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: on resuming from a file without connectors there (a plain run's), or with others.
+        ValueError: resuming from a file without connectors (a plain run's) or with other ones; ``fitted`` does not
+            hold the connectors.
     """
 
     priority = 'VERY_HIGH'
@@ -81,10 +82,10 @@ class DistillationHook(Hook):
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
-        """Show training images to the connectors that wait for them: margins without BatchNorm, auto-encoders."""
+        """Fit the connectors that need training images (margins without BatchNorm, auto-encoders), or load them."""
         model = distiller_of(runner, 'DistillationHook')
         if runner._load_from and not runner._resume:
-            # A whole student has just been written over what it had of the teacher.
+            # load_from has just overwritten the weights that the student inherited from the teacher.
             model.take_over()
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if self.fitted is not None and waiting:
@@ -93,7 +94,7 @@ class DistillationHook(Hook):
             self._show_images(runner, model, waiting)
 
     def fit(self, runner) -> dict[str, Tensor]:
-        """Load the teacher, fill the connectors that wait for training images, and give what is in them, by name."""
+        """Load the teacher, fit the connectors that need training images, and return their state by key."""
         self.before_run(runner)
         model = distiller_of(runner, 'DistillationHook')
         model.init_weights()
@@ -132,11 +133,11 @@ class DistillationHook(Hook):
                 'the runner has no train_dataloader in its config to read them from; build it from a config'
             )
         for key in ('prefetch_factor', 'timeout', 'multiprocessing_context'):
-            loader_cfg.pop(key, None)  # of worker processes
+            loader_cfg.pop(key, None)  # options of worker processes
         loader_cfg.update(num_workers=0, persistent_workers=False)
         with preserved_rng():
-            # A loader of its own: the run's own sampler would go on from where this one stops.
-            # Its ranks share one order of the images, also where each has a seed of its own.
+            # A separate loader: the run's own sampler would continue where this one stops.
+            # All ranks share one order of the images, even if each has its own seed.
             seeds = runner.cfg.get('randomness') or {}
             loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
             batches = max(connector.batches for _, connector in waiting)
@@ -151,7 +152,7 @@ class DistillationHook(Hook):
 
 @torch.no_grad()
 def show_batch(model: Distiller, waiting: list[tuple[str, torch.nn.Module]], batch: dict) -> None:
-    """Hand the teacher's features of a loader's batch to connectors, given with their taps, that wait for some."""
+    """Pass the teacher's features of one batch to the waiting connectors, given as (tap, connector)."""
     data = model.data_preprocessor(batch, True)
     names = list(dict.fromkeys(tap for tap, _ in waiting))
     features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
@@ -166,7 +167,7 @@ def _names(model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> list
 
 
 def _again_and_again(loader: Any) -> Iterator:
-    """Its batches, epoch after epoch."""
+    """The loader's batches, epoch after epoch."""
     for epoch in count():
         if hasattr(loader.sampler, 'set_epoch'):
             loader.sampler.set_epoch(epoch)

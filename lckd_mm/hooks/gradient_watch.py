@@ -1,4 +1,4 @@
-"""GradientWatch: whether the gradient that each term gives at its taps is finite."""
+"""GradientWatch: checks that each term's gradient at its taps is finite."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,11 +13,11 @@ from ..distillation.side import Feature
 
 
 class GradientWatch:
-    """Notes in the backward pass, without waiting for the device, whether each term's gradient at its taps is finite.
+    """Records in the backward pass, without synchronising, whether each term's gradient at its taps is finite.
 
-    The root of 0 and the like are finite and have no finite derivative. From :meth:`attach` on, a term's features go
-    through :meth:`follow`, which gives each an alias of its own, so that the gradients of terms that read one tap are
-    told apart. :meth:`check` looks at what was noted since it was last called.
+    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, a term's features
+    pass through :meth:`follow`, which gives each term its own alias, so that the gradients of terms that read one tap
+    stay distinct. :meth:`check` evaluates the records since its last call.
     """
 
     def __init__(self):
@@ -49,11 +49,11 @@ class GradientWatch:
         self._flags.clear()
 
     def broken(self) -> list[tuple[str, str]]:
-        """(term, tap) of the gradients noted that are not finite; waits for the device."""
+        """(term, tap) of every recorded non-finite gradient; synchronises the device."""
         return [key for key, finite in self._flags.items() if not finite]
 
     def check(self, terms: Mapping[str, Term]) -> None:
-        """Raise NonFiniteError where a gradient noted is not finite, or one of a term's own parameters, and forget."""
+        """Raise NonFiniteError if a recorded gradient, or one of a term's own parameters, is not finite; then reset."""
         own = {
             name: all_finite(p.grad for p in term.parameters() if p.grad is not None) for name, term in terms.items()
         }

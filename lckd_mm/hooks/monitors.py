@@ -1,4 +1,4 @@
-"""Hooks that look: the Lipschitz monitor, the teacher's check, the teacher as a metric's reference."""
+"""Hooks that only observe: the Lipschitz monitor, the teacher's check, the teacher as a metric's reference."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,15 @@ class LipschitzMonitorHook(Hook):
     """Logs the Lipschitz constants of both nets, layer by layer, and each term's share of the total loss.
 
     Scalars, in the log and every backend of the Visualizer: ``sigma_student/a-b`` of the raw student taps,
-    ``sigma_connected/a-b`` after the connectors of ``term``, ``sigma_teacher/a-b`` (means over the batch of
-    :func:`~lckd_mm.functional.transmitting_norm`), ``sigma_gap`` (mean over layers and samples of the raw
-    :func:`~lckd_mm.functional.lipschitz_gap`), and ``share_<method>``, in parts of 1.
+    ``sigma_connected/a-b`` after the connectors of ``term``, ``sigma_teacher/a-b`` (batch means of
+    :func:`~lckd_mm.functional.transmitting_norm`), ``sigma_gap`` (mean over layers and samples of
+    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps), and ``share_<method>``, as a fraction.
 
     Args:
-        on: names of taps, in order of depth; by default those of ``term``.
-        term: the term whose connectors are looked at, if it is there.
+        on: tap names, in order of depth; by default those of ``term``.
+        term: the term whose connectors are observed, if it exists.
         interval: in iterations.
-        gap: of ``sigma_gap``.
+        gap: the kind of gap in ``sigma_gap``.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class LipschitzMonitorHook(Hook):
 
 @HOOKS.register_module()
 class TeacherCheckHook(Hook):
-    """Validates the teacher once before training, on the run's own validation set, and logs it beside the student.
+    """Validates the teacher once before training, on the run's validation set, and logs it beside the student.
 
-    The metrics stand in the log, and in the Visualizer as ``teacher/<metric>`` at each of the student's validations.
+    The metrics are logged, and written to the Visualizer as ``teacher/<metric>`` at each validation of the student.
 
     Args:
-        at_least: metric to value; ValueError before the first iteration where the teacher does not reach it.
+        at_least: metric to value; ValueError before the first iteration if the teacher does not reach it.
     """
 
     priority = 'LOW'
@@ -136,7 +136,7 @@ class TeacherCheckHook(Hook):
                     metric.add_reference(samples)
                 evaluator.process(samples, batch)
             self.metrics = dict(evaluator.evaluate(len(loader.dataset)))
-        # A persistent iterator left behind would draw one random number fewer later on.
+        # A persistent iterator left behind would make later validations draw one random number fewer.
         loader._iterator = kept
         runner.logger.info('teacher: ' + ', '.join(f'{k} {v}' for k, v in self.metrics.items()))
         for name, value in self.at_least.items():
@@ -158,13 +158,13 @@ class TeacherCheckHook(Hook):
 
 @HOOKS.register_module()
 class TeacherReferenceHook(Hook):
-    """Hands the teacher's predictions on the validation set to each metric that asks for them.
+    """Passes the teacher's predictions on the validation set to each metric that needs them.
 
-    Those are a :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher
-    predicts each batch in the first validation, beside the student, and the metric keeps what it said.
+    These metrics are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher
+    predicts each batch during the first validation, beside the student, and the metric keeps the predictions.
 
     Raises:
-        ValueError: no such metric among the validation's.
+        ValueError: the validation has no such metric.
     """
 
     def before_train(self, runner) -> None:

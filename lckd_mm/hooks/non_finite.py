@@ -1,4 +1,4 @@
-"""NonFiniteHook: stop, or leave the step out, where a distillation term goes wrong."""
+"""NonFiniteHook: stops the run, or skips the update, when a distillation term is not finite."""
 
 import logging
 from collections.abc import Callable
@@ -16,38 +16,38 @@ from .distillation import distiller_of
 from .gradient_watch import GradientWatch
 
 _ACTIONS = ('stop', 'skip')
-# Below it a scaled gradient has less of half precision's range than an unscaled one had; healthy runs stay above 1.
+# Below it a scaled gradient uses less of float16's range than an unscaled one; healthy runs stay above 1.
 _SMALLEST_SCALE = 2.0**-10
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Looks at the gradients of the terms before each update, and says what happens where a term goes wrong.
+    """Checks the terms' gradients before each update, and decides what happens when a term is not finite.
 
-    A term whose *value* is nan or infinity raises :class:`~lckd_mm.distillation.NonFiniteError` with or without this
-    hook, after the forward pass. With it, so does a finite term whose *gradient* is not, at one of its taps or at its
-    connectors, before the optimizer's step. The student's own losses and gradients are its own matter.
-    ``tools/train.py`` adds this hook by itself.
+    A term whose *value* is nan or infinity raises :class:`~lckd_mm.distillation.NonFiniteError` after the forward pass,
+    with or without this hook. With it, a finite term whose *gradient* is not finite, at one of its taps or at its
+    connectors, raises too, before the optimizer's step. The student's own losses and gradients are not checked.
+    ``tools/train.py`` adds this hook by default.
 
-    * ``stop``: the error ends the run. No weight, statistic of a checkpoint or file has changed.
-    * ``skip``: the whole update is left out, with gradient accumulation that of all its batches; ranks agree on it.
-      Weights, connectors and the optimizer's state stay as they are, and BatchNorm's running statistics are put back to
-      what they were before the batch. The iteration counts, for schedules too, and an EMA averages the same weights
-      once more. After ``patience`` updates in a row the error ends the run after all.
+    * ``stop``: the error ends the run. No weight, no statistic in a checkpoint and no file has changed.
+    * ``skip``: the whole update is skipped, with gradient accumulation all of its batches; the ranks agree on it.
+      Weights, connectors and the optimizer's state stay unchanged, and BatchNorm's running statistics are restored to
+      those before the batch. The iteration still counts, for schedules too, and an EMA averages the same weights
+      again. After ``patience`` skipped updates in a row the error ends the run.
 
-    With fp16 a gradient that overflows by its scale is no fault: GradScaler leaves out the step and lowers the scale.
-    A gradient that is never finite makes it do so for ever; here that ends the run once the scale is below 2^-10.
+    With fp16, a gradient that overflows because of the loss scale is no error: GradScaler skips the step and lowers the
+    scale. If the gradient is never finite, it would do so for ever; here the run ends once the scale is below 2^-10.
 
-    The cost: one pass over the gradient of each tap, and two waits for the device a step, after the forward and before
-    the update (one with GradScaler); by several ranks as many all-reduces of one byte.
+    Cost: one pass over each tap's gradient, and two device synchronisations per step, after the forward and before the
+    update (one with GradScaler); with several ranks, as many all-reduces of one byte.
 
     Args:
         action: 'stop' or 'skip'.
-        patience: updates left out in a row; the next one stops.
-        interval: in iterations, of the look at GradScaler's scale.
+        patience: number of updates skipped in a row; the next one stops.
+        interval: iterations between checks of GradScaler's scale.
     Raises:
-        ValueError: an unknown action, a patience or interval below 1. TypeError: a model that is no Distiller, or
-            several optimizers.
+        ValueError: an unknown action, or a patience or interval below 1. TypeError: the model is not a Distiller, or
+            has several optimizers.
     """
 
     priority = 'VERY_HIGH'
@@ -75,7 +75,7 @@ class NonFiniteHook(Hook):
         if self.action == 'skip':
             own, inner = 'train_step' in runner.model.__dict__, runner.model.train_step
             runner.model.train_step = lambda data, optim_wrapper: self._step(model, inner, data, optim_wrapper)
-            # torch.compile leaves a function of the instance in its place.
+            # Under torch.compile the instance already has its own train_step, which must be restored.
             self._undo.append(
                 (lambda: setattr(runner.model, 'train_step', inner))
                 if own
@@ -85,7 +85,7 @@ class NonFiniteHook(Hook):
     def _step(self, model, inner: Callable, data: Any, optim_wrapper: OptimWrapper) -> dict:
         count = optim_wrapper._inner_count
         if self._dropping:
-            # The rest of an update that is left out.
+            # A further batch of an update that is being skipped.
             return self._drop(optim_wrapper, count)
         kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
@@ -106,7 +106,7 @@ class NonFiniteHook(Hook):
         return outputs
 
     def _drop(self, optim_wrapper: OptimWrapper, count: int) -> dict:
-        # The backward pass counts the batches; whether it ran or not, this one counts once.
+        # The backward pass counts batches; this batch must count once, whether it ran or not.
         optim_wrapper._inner_count = count + 1
         self._dropping = not optim_wrapper.should_update()
         optim_wrapper.zero_grad()

@@ -1,4 +1,4 @@
-"""OnlineHook: nets that learn together, in checkpoints, in plain files, and in validation."""
+"""OnlineHook: stores, exports and validates nets that learn together."""
 
 import copy
 import re
@@ -21,7 +21,7 @@ from ..storage.files import install, read_checkpoint, save_whole
 
 
 def online_of(runner: Any, who: str) -> OnlineDistiller:
-    """The runner's OnlineDistiller, without its wrapper; TypeError where the model is something else."""
+    """The runner's OnlineDistiller, without its wrapper; TypeError if the model is another."""
     model = unwrapped(runner.model)
     if not isinstance(model, OnlineDistiller):
         raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; take the hook away')
@@ -30,24 +30,25 @@ def online_of(runner: Any, who: str) -> OnlineDistiller:
 
 @HOOKS.register_module()
 class OnlineHook(Hook):
-    """Everything that an :class:`~lckd_mm.distillation.OnlineDistiller` has beside net 0.
+    """Stores and validates all that an :class:`~lckd_mm.distillation.OnlineDistiller` has beside net 0.
 
-    Checkpoints: under the key ``lckd_mm`` stand the other nets, connectors and critics, which come back on resume;
-    ``state_dict`` is net 0's alone. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain ones,
-    ``epoch_40.net1.pth`` and so on; they go where it goes (``max_keep_ckpts``, a new best). On local disks.
+    Checkpoints: the other nets, connectors and critics are stored under the key ``lckd_mm`` and restored on resume;
+    ``state_dict`` holds only net 0. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain
+    checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it (``max_keep_ckpts``, a new best).
+    This works on local disks only.
 
-    Validation: every net, as ``net1/<metric>`` beside net 0's own names, and of classifiers and segmentors the
-    ensemble, the mean of the nets' class probabilities, as ``ensemble/<metric>``; all of them are there for
-    ``save_best``. ``tools/train.py`` adds this hook by itself.
+    Validation: every other net is reported as ``net1/<metric>`` and so on, beside net 0 under its own names. For
+    classifiers and segmentors the ensemble, the mean of the nets' class probabilities, is reported as
+    ``ensemble/<metric>``. ``save_best`` can use any of these. ``tools/train.py`` adds this hook by default.
 
     Args:
-        ensemble: whether to validate it.
+        ensemble: whether to validate the ensemble.
     Raises:
-        ValueError: on resuming from a file of other nets, or of a plain run; several ranks and optimizers without
+        ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
             :class:`~lckd_mm.distillation.online_optim.OnlineDataParallel`.
     """
 
-    # Its metrics must be there before the hook that logs them.
+    # Its metrics must exist before the logger hook runs.
     priority = 'HIGHEST'
 
     def __init__(self, ensemble: bool = True):
@@ -97,7 +98,7 @@ class OnlineHook(Hook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         model = online_of(runner, 'OnlineHook')
-        # Hosts write predictions into the batch's own samples, which net 0's outputs are too.
+        # Copy the batch: hosts write predictions into its samples, which are also net 0's outputs.
         predictions = [list(outputs), *(net.val_step(copy.deepcopy(data_batch)) for net in model.peers)]
         for k, of_net in enumerate(predictions[1:], 1):
             self._evaluators[f'net{k}'].process(data_samples=of_net, data_batch=data_batch)
@@ -116,7 +117,7 @@ class OnlineHook(Hook):
 
 
 class _NetFiles(Hook):
-    """Keeps a plain file of each other net beside each checkpoint. Acts last, when the checkpoint has been written."""
+    """Keeps a plain file of each other net beside each checkpoint. Runs last, when the checkpoint has been written."""
 
     def __init__(self):
         self.pending = False
@@ -133,7 +134,7 @@ class _NetFiles(Hook):
 
     @master_only
     def before_train(self, runner) -> None:
-        # Of the run that is resumed: its files go, too, when their checkpoint does.
+        # Include the resumed run's files, so that they too are deleted with their checkpoint.
         self._known |= {file for file in _checkpoints(runner) if _plain_files(file)}
 
     @master_only
@@ -174,7 +175,7 @@ def _checkpoints(runner) -> list[Path]:
 
 
 def _classifiers(samples: tuple, model: BaseModel) -> Any:
-    """Of one image: the mean of the nets' scores (each a softmax's or a sigmoid's), and its first class."""
+    """For one image: the mean of the nets' scores (softmax or sigmoid), and its top class."""
     joint = samples[0].clone()
     score = torch.stack([sample.pred_score for sample in samples]).mean(0)
     joint.set_pred_score(score)
@@ -184,10 +185,10 @@ def _classifiers(samples: tuple, model: BaseModel) -> Any:
 
 
 def _segmentors(samples: tuple, model: BaseModel) -> Any:
-    """Of one image: the mean of the nets' class probabilities at each pixel, and its first class there."""
+    """For one image: the top class per pixel of the nets' mean class probabilities."""
     joint = samples[0].clone()
     scores = torch.stack([sample.seg_logits.data for sample in samples])
-    if scores.shape[1] == 1:  # of one class against none the host gives out the sigmoid
+    if scores.shape[1] == 1:  # binary segmentation: the host returns the sigmoid
         labels = scores.mean(0) > model.decode_head.threshold
     else:
         labels = scores.softmax(1).mean(0).argmax(0, keepdim=True)

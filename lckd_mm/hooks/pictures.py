@@ -1,4 +1,4 @@
-"""PredictionHook: pictures of a few validation images as training goes."""
+"""PredictionHook: draws predictions on a few validation images during training."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,14 @@ from .distillation import distiller_of
 
 @HOOKS.register_module()
 class PredictionHook(Hook):
-    """Pictures of a few validation images as training goes: input, truth, teacher, student, side by side.
+    """Draws a few validation images during training: input, truth, teacher and student side by side.
 
-    Written through the Visualizer as ``prediction_<index>`` (a PNG each in ``vis_data/vis_image``; TensorBoard too),
-    before every ``interval``-th validation and with the weights that are validated (EMA's where there is EMA).
+    Written through the Visualizer as ``prediction_<index>`` (one PNG each in ``vis_data/vis_image``; TensorBoard too),
+    before every ``interval``-th validation, with the weights that are validated (EMA's, if there is an EMA).
 
     Args:
-        indices: of the validation set's images. interval: in validations.
+        indices: indices of images in the validation set.
+        interval: in validations.
     """
 
     priority = 'LOW'

@@ -1,4 +1,4 @@
-"""PruningHook: weights that are taken out as the training goes on."""
+"""PruningHook: magnitude pruning during training."""
 
 import math
 import re
@@ -23,37 +23,38 @@ _KINDS = ('unstructured', 'structured')
 
 @HOOKS.register_module()
 class PruningHook(Hook):
-    r"""Prunes the student (or a plain host's model) by magnitude, on a cubic ramp of the sparsity.
+    r"""Prunes the student (or a host's plain model) by magnitude, with a cubic schedule of the sparsity.
 
     .. math:: s_t = s_1 + (s_0 - s_1) \left( 1 - \frac{t - t_0}{t_1 - t_0} \right)^3, \qquad t_0 \le t \le t_1
 
-    At the ``begin``, every ``interval`` iterations, and at the ``end``, the weights of smallest magnitude are chosen by
-    torch.nn.utils.prune until the part :math:`s_t` of the prunable ones is out; what is out stays out. Pruned weights
-    are 0 in every forward pass and get no gradient, so that neither momentum nor weight decay brings them back. The
-    modules keep their parameters: files hold plain ``weight`` keys with the zeros in them, EMA's average included, and
-    load into a plain model; the masks stand beside them under the key ``lckd_mm``, and come back on resume.
+    At ``begin``, every ``interval`` iterations, and at ``end``, torch.nn.utils.prune selects the weights of smallest
+    magnitude until the fraction :math:`s_t` of the prunable ones is pruned; pruned weights stay pruned. They are 0 in
+    every forward pass and get no gradient; neither momentum nor weight decay restores them. The modules keep their
+    parameters: checkpoints, EMA's average included, hold plain ``weight`` keys with zeros and load into a plain model.
+    The masks are stored beside them under the key ``lckd_mm`` and restored on resume.
 
-    * ``unstructured``: single weights, the smallest of each layer, or with ``scope='global'`` of all layers together.
-    * ``structured``: whole output channels, those of the smallest L1 norm in each layer. The convolution's bias goes
-      with them, and so do weight and bias of a BatchNorm that reads the convolution's output itself. Where none does
-      (the last convolution of a pre-activation block), the next layer reads zeros, or what the identity adds to them.
-      The tensors keep their shapes, so that this alone makes nothing faster.
+    * ``unstructured``: single weights, the smallest of each layer or, with ``scope='global'``, of all layers together.
+    * ``structured``: whole output channels, those of smallest L1 norm in each layer. The convolution's bias is pruned
+      with them, and so are weight and bias of a BatchNorm that directly reads the convolution's output. Without such a
+      BatchNorm (the last convolution of a pre-activation block), the next layer reads zeros plus the identity, if any.
+      The tensors keep their shapes, so this alone gives no speed-up.
 
-    The sparsity in force is logged as ``sparsity``, a part of the prunable weights (or channels).
+    The current sparsity is logged as ``sparsity``, a fraction of the prunable weights (or channels).
 
     Args:
-        sparsity: :math:`s_1`, a part of 1. initial: :math:`s_0`.
+        sparsity: :math:`s_1`, a fraction.
+        initial: :math:`s_0`.
         kind, scope: as above.
-        begin, end: :math:`t_0` and :math:`t_1`, in units of ``by``; a float between 0 and 1 is a part of the training.
+        begin, end: :math:`t_0` and :math:`t_1`, in units of ``by``; a float between 0 and 1 is a fraction of training.
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
         interval: in iterations.
-        within: modules whose convolutions (and linear layers, where unstructured) are pruned; [''] is the whole model.
-        first: whether the first layer of them, which reads the image, is pruned too. Heads, with the layers of the
-            class scores, are outside the backbone.
-        exclude: regular expressions; layers whose names match one are not pruned. Norms never are, but as above.
+        within: modules whose convolutions (and linear layers, if unstructured) are pruned; [''] is the whole model.
+        first: whether to prune their first layer too, which reads the image. Heads, with the layers of the class
+            scores, are outside the backbone.
+        exclude: regular expressions; layers whose names match one are not pruned. Norms are pruned only as above.
     Raises:
-        ValueError: values out of range, an unknown kind or scope, no such module, no layer to prune; on resuming from a
-            file without masks, or with those of other layers.
+        ValueError: values out of range, an unknown kind or scope, no such module, no layer to prune; resuming from a
+            file without masks, or with masks of other layers.
     Source: Zhu and Gupta, To Prune, or Not to Prune, arXiv 1710.01878, eq. 1; structured: Li et al., Pruning Filters
         for Efficient ConvNets, ICLR 2017, with zeros in place of smaller layers. Deviation: the defaults of begin, end
         and interval are ours.
@@ -106,7 +107,8 @@ class PruningHook(Hook):
         self.begin, self.end, self.by, self.interval = begin, end, by, interval
         self.within, self.exclude, self.first = within, exclude, first
         self._layers: dict[str, nn.Module] = {}
-        # Name of a layer's weight to what of it is left, bool; a parameter that goes with its channels to that name.
+        # _masks: a layer's weight name to its boolean mask, true where kept; _followers: a parameter pruned with a
+        # layer's channels to that layer's weight name.
         self._masks: dict[str, Tensor] = {}
         self._followers: dict[str, str] = {}
         self._part = 0.0
@@ -117,7 +119,7 @@ class PruningHook(Hook):
     def before_run(self, runner) -> None:
         model = pruned_model(runner)
         self._layers = self._find_layers(model)
-        # So that files are complete even when they are written before the first iteration.
+        # So that checkpoints written before the first iteration have masks too.
         self._masks = {n: torch.ones_like(m.weight, dtype=torch.bool) for n, m in self._layers.items()}
 
     def before_train(self, runner) -> None:
@@ -152,14 +154,14 @@ class PruningHook(Hook):
         t = runner.iter
         if self._start <= t <= self._stop and ((t - self._start) % self.interval == 0 or t == self._stop):
             self._prune(self.sparsity_at(t))
-        self._apply(runner)  # whatever another hook has put back
+        self._apply(runner)  # another hook may have restored pruned weights
         runner.message_hub.update_scalar('train/sparsity', self._part)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         self._apply(runner)
 
     def before_val_epoch(self, runner) -> None:
-        self._apply(runner)  # EMA's average has not gone through after_train_iter yet
+        self._apply(runner)  # EMA's average may have been updated since after_train_iter
 
     def after_train(self, runner) -> None:
         for handle in self._handles:
@@ -182,7 +184,7 @@ class PruningHook(Hook):
             )
 
     def sparsity_at(self, t: int) -> float:
-        """The part to be pruned at an iteration, once the training has begun."""
+        """The scheduled sparsity at iteration ``t``; known once training has begun."""
         part = min(max((t - self._start) / max(self._stop - self._start, 1), 0.0), 1.0)
         if self._stop == self._start and t >= self._stop:
             part = 1.0
@@ -210,7 +212,7 @@ class PruningHook(Hook):
 
     @torch.no_grad()
     def _prune(self, sparsity: float) -> None:
-        """Take out the weakest of what is left, until so much of each layer (or of all) is out."""
+        """Prune the smallest remaining weights, until this fraction of each layer (or of all) is pruned."""
         if self.kind == 'structured':
             for name, layer in self._layers.items():
                 dim, left = _channel_dim(layer), self._channels(name)
@@ -230,7 +232,7 @@ class PruningHook(Hook):
             parts = left.split([mask.numel() for mask in self._masks.values()])
             self._masks = {n: part.view_as(m) for (n, m), part in zip(self._masks.items(), parts, strict=True)}
         if is_distributed():
-            # The ranks' weights are equal, but which of two equal ones is chosen is the device's.
+            # The ranks' weights are equal, but devices may break ties between equal magnitudes differently.
             for name, mask in self._masks.items():
                 shared = mask.to(torch.uint8)
                 broadcast(shared)
@@ -242,7 +244,7 @@ class PruningHook(Hook):
         self._part = 1 - sum(int(m.sum()) for m in left) / sum(m.numel() for m in left)
 
     def _channels(self, name: str) -> Tensor:
-        """(channels,), whether each is left."""
+        """``(channels,)``, true for each channel that is kept."""
         return self._masks[name].transpose(0, _channel_dim(self._layers[name])).flatten(1).any(1)
 
     def _everything(self) -> Iterator[str]:
@@ -272,7 +274,7 @@ class PruningHook(Hook):
         self._count()
 
     def _find_followers(self, model: nn.Module) -> dict[str, str]:
-        """The parameters that go with a layer's channels: its bias, and those of the BatchNorm that reads it."""
+        """Parameters pruned with a layer's channels: its bias, and those of the BatchNorm that reads its output."""
         produced: dict[int, tuple[str, Tensor, int]] = {}
         followers = {
             f'{name.removesuffix("weight")}bias': name for name, layer in self._layers.items() if layer.bias is not None
@@ -287,7 +289,7 @@ class PruningHook(Hook):
         def match(path):
             def hook(module, args):
                 name, tensor, version = produced.get(id(args[0]), (None, None, None))
-                # The tensor itself, as the convolution gave it: not a sum that was written over it.
+                # The convolution's output itself, not a sum written into it in place.
                 if tensor is args[0] and tensor._version == version and module.affine:
                     followers.update({f'{path}.weight': name, f'{path}.bias': name})
 
@@ -308,7 +310,7 @@ class PruningHook(Hook):
 
 
 def pruned_model(runner: Any) -> nn.Module:
-    """The runner's model, without its wrapper; of a Distiller, the student."""
+    """The runner's model without its wrapper; for a Distiller, the student."""
     return student_of(unwrapped(runner.model))
 
 
@@ -325,7 +327,7 @@ def _part(sparsity: float, mask: Tensor) -> int:
 
 
 def _without_smallest(weight: Tensor, mask: Tensor, sparsity: float) -> Tensor:
-    """The mask with the smallest magnitudes of what is left taken out, until the part is out."""
+    """The mask with the smallest remaining magnitudes pruned, until the fraction ``sparsity`` is reached."""
     more = _part(sparsity, mask) - int((~mask).sum())
     if more <= 0:
         return mask

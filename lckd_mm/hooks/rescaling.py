@@ -1,4 +1,4 @@
-"""GradientRescaleHook: by how much distillation rescales each sample's gradient."""
+"""GradientRescaleHook: logs how much distillation rescales each sample's gradient."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,19 +19,19 @@ from .distillation import distiller_of
 class GradientRescaleHook(Hook):
     """Logs how a term on the class scores rescales the gradient at the true class, over the samples of a batch.
 
-    Scalars of :func:`~lckd_mm.functional.gradient_rescaling`, in the log and every backend of the Visualizer, with
-    the name of the term: ``rescale_<method>_mean``, ``_std``, and quantiles such as ``_q05``. A factor above 1 means
-    that the sample counts for more than under the labels alone, below 0 that the teacher pulls away from the label.
-    Samples (pixels, for segmentation) whose factor is infinite, since the student has no doubt left, are left out.
+    Scalars of :func:`~lckd_mm.functional.gradient_rescaling`, in the log and every backend of the Visualizer, named
+    after the term: ``rescale_<method>_mean``, ``_std``, and quantiles such as ``_q05``. A factor above 1 means that
+    the sample counts more than with labels only, a factor below 0 that the teacher pulls away from the label.
+    Samples (pixels, for segmentation) whose factor is infinite, since the student is fully certain, are left out.
 
     Args:
         term: a term with :class:`~lckd_mm.losses.PartialKDLoss`, or :class:`~lckd_mm.losses.KDLoss` on a softmax.
         interval: in iterations.
-        quantiles: in parts of 1.
-        task_weight: of the student's own loss on these scores; None: the ``loss_weight`` of its head, else 1.
+        quantiles: fractions between 0 and 1.
+        task_weight: weight of the student's own loss on these scores; None: the ``loss_weight`` of its head, else 1.
     Raises:
-        ValueError: an interval below 1, quantiles outside 0 to 1, a batch without one label a sample. KeyError: no such
-            term. TypeError: a term of another loss.
+        ValueError: an interval below 1, quantiles outside 0 to 1, a batch without one label per sample. KeyError: no
+            such term. TypeError: the term has another loss.
     Source: Tang et al., arXiv 2002.03532.
     """
 
@@ -101,7 +101,7 @@ class GradientRescaleHook(Hook):
         name = 'rescale_' + self.term.removeprefix('loss_')
         self._scalars[f'{name}_mean'] = factors.mean().item()
         self._scalars[f'{name}_std'] = factors.std(correction=0).item()
-        # By sorting: torch.quantile takes no more than 16 million values.
+        # Sort instead of torch.quantile, which is limited to 16 million values.
         ordered = factors.sort().values
         for q in self.quantiles:
             self._scalars[f'{name}_q{round(100 * q):02d}'] = ordered[round(q * (len(ordered) - 1))].item()

@@ -1,4 +1,4 @@
-"""Going on after an interruption as if there had been none: random states in checkpoints, and files kept safe."""
+"""Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
 import contextlib
 import random
@@ -19,9 +19,9 @@ from ..storage.files import install, remove_partials, write_whole
 
 
 def random_state() -> dict[str, Any]:
-    """The random states of this process: Python's, numpy's, torch's, and that of its CUDA device where it uses one.
+    """The random states of this process: Python's, numpy's, torch's, and its CUDA device's, if it uses one.
 
-    Tensors and plain numbers only, so that a file with it is read with ``weights_only`` anywhere.
+    Holds only tensors and plain values, so that a file with it can be read with ``weights_only``.
     """
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
@@ -34,8 +34,8 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put :func:`random_state` back; that of a CUDA device only where this process uses one."""
-    # The Runner maps a file to its device as a whole, and generators take their states from the CPU.
+    """Restore :func:`random_state`; a CUDA device's only if this process uses one."""
+    # The Runner maps the whole file to its device, but generators take their states from the CPU.
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
     words = numpy['words'].cpu().numpy().astype(np.uint32)
@@ -47,30 +47,30 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Stores every rank's random states in each checkpoint, and on resume goes on with them.
+    """Stores every rank's random states in each checkpoint, and restores them on resume.
 
-    A resumed run is then the uninterrupted one to the bit, where the operations are deterministic: the same images in
-    the same order with the same augmentation, the same dropout. That holds for iteration-based loops, and for epochs
-    without persistent workers. A warning in the log says where it does not: epochs with persistent workers, whose own
-    random states are not to be had; a checkpoint from the middle of an epoch of an epoch-based loop, which starts that
-    epoch again; another number of ranks; a file without these states.
+    With deterministic operations, a resumed run is then bit-identical to an uninterrupted one: the same images in the
+    same order with the same augmentation, the same dropout. This holds for iteration-based loops, and for epoch-based
+    ones without persistent workers. Otherwise the log has a warning: epochs with persistent workers, whose own random
+    states are inaccessible; a checkpoint from the middle of an epoch, which an epoch-based loop restarts; another
+    number of ranks; a file without these states.
 
-    The states stand under the key ``lckd_mm`` of the file, and with several ranks each one's buffers where they differ
-    from the first's (BatchNorm statistics, of which a file's ``state_dict`` has the first rank's alone).
+    The states are stored under the file's key ``lckd_mm``, together with the buffers of each rank that differ from the
+    first rank's (BatchNorm statistics: a file's ``state_dict`` holds only the first rank's).
 
-    A checkpoint is written before the validation of the same iteration or epoch, and mmengine would not make up for one
-    that the interruption cut off: the last of all would be missing for good. So a resumed run begins with the
-    validation that is due at its checkpoint. Random states are put back after each, so that none moves what follows.
+    A checkpoint is written before the validation of the same iteration or epoch. mmengine does not rerun a validation
+    that was interrupted, so the last one of a run could be missing. A resumed run therefore starts with the validation
+    that is due at its checkpoint. Random states are restored after each validation, so that none affects training.
 
-    ``tools/train.py`` adds this hook by itself; ``default_hooks.resume=None`` takes it away.
+    ``tools/train.py`` adds this hook by default; ``default_hooks.resume=None`` removes it.
     """
 
-    # After every hook that may draw, before CheckpointHook.
+    # After every hook that may draw random numbers, before CheckpointHook.
     priority = 80
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
-        #: Whether the checkpoint that the run goes on from was written at the end of a validation.
+        #: Whether the checkpoint that the run resumes from was written at the end of a validation.
         self.validated = False
         self._before_val: dict[str, Any] | None = None
         self._ranks: list[dict] = []
@@ -79,7 +79,7 @@ class ResumeHook(Hook):
     def before_run(self, runner) -> None:
         install()
         if getattr(runner, '_resume', False):
-            # Last of all, so that every other hook is ready for a validation.
+            # Runs last, so that every other hook is ready for a validation.
             runner.register_hook(_DueValidation(self), priority='LOWEST')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -118,16 +118,16 @@ class ResumeHook(Hook):
                 if name in buffers:
                     buffers[name].copy_(value)
         set_random_state(own)
-        # The maintained fork can leave out to go over what was trained on.
+        # The maintained fork can skip the batches already trained on without drawing them.
         if isinstance(loop, IterBasedTrainLoop) and not getattr(loop, 'fast_forward_on_resume', False):
-            # It first draws all the batches again that were trained on, which moves the random states.
+            # The loop first draws all batches already trained on again, which changes the random states.
             loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
 
     def before_val(self, runner) -> None:
         self._before_val = random_state()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        # Before CheckpointHook, and after SyncBuffersHook has given all ranks one mean of their statistics.
+        # Before CheckpointHook, and after SyncBuffersHook has averaged the ranks' statistics.
         self._gather(runner)
 
     def after_val(self, runner) -> None:
@@ -152,7 +152,7 @@ class ResumeHook(Hook):
                 return self._gather(runner)
 
     def _gather(self, runner) -> None:
-        """Saving is the first rank's alone, so the others' states must be there before it begins."""
+        """Gather all ranks' states in advance, since only the first rank saves."""
         if get_world_size() == 1:
             return
         state = self._before_val or random_state()
@@ -168,15 +168,15 @@ class ResumeHook(Hook):
         if self._ranks_at == (runner.epoch, runner.iter):
             ranks = self._ranks
         else:
-            # One rank, or a hook that saves on its own.
+            # A single rank, or a hook that saves on its own.
             ranks = [dict(self._before_val or random_state(), buffers={})]
-        # CheckpointHook writes the last one again where its validation was the best.
+        # CheckpointHook rewrites the last checkpoint if its validation was the best.
         state = dict(version=1, ranks=ranks, validated=self._before_val is not None)
         checkpoint.setdefault(STATE_KEY, {})['random'] = state
 
 
 class _DueValidation(Hook):
-    """Begins a resumed training with the validation that its loop would have run at the checkpoint."""
+    """Starts a resumed training with the validation that its loop would have run at the checkpoint."""
 
     def __init__(self, resume: ResumeHook):
         self.resume = resume
@@ -195,12 +195,12 @@ class _DueValidation(Hook):
             runner.logger.info('resume: first the validation that is due at this checkpoint')
             for hook in runner.hooks:
                 if isinstance(hook, SyncBuffersHook):
-                    hook.called_in_train = by_epoch  # it has made one of the ranks' statistics as the epoch ended
+                    hook.called_in_train = by_epoch  # the ranks' statistics were averaged at the epoch's end
             runner.val_loop.run()
 
 
 class _Rewound:
-    """A loop's iterator that puts random states back after ``skip`` batches, and then leaves the loop its own."""
+    """A loop's iterator that, after ``skip`` batches, restores the random states and the loop's own iterator."""
 
     def __init__(self, loop: IterBasedTrainLoop, skip: int, put_back: Callable[[], None]):
         self._loop, self._iterator, self._left, self._put_back = loop, loop.dataloader_iterator, skip, put_back
@@ -219,20 +219,20 @@ class _Rewound:
         return next(self._iterator)
 
     def skip_iter(self, count: int) -> None:
-        """How the maintained fork goes ahead: by its sampler alone, which leaves the workers' random states behind."""
+        """Draw the batches: the maintained fork would advance only the sampler, and not the workers' random states."""
         for _ in range(count):
             next(self)
 
 
 def _is_the_best(checkpoint: dict) -> bool:
-    """Whether a file that does not say so was written by CheckpointHook after its validation, which was the best."""
+    """Whether a file without ``validated`` was written by CheckpointHook after a validation that was the best."""
     info, meta = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}, checkpoint.get('meta') or {}
     ends = tuple(f'_{unit}_{meta.get(unit)}.pth' for unit in ('iter', 'epoch'))
     return any(str(path).endswith(ends) for name, path in info.items() if name.startswith('best_ckpt'))
 
 
 def _buffers(runner) -> dict[str, torch.Tensor]:
-    """The model's buffers, and those of its moving average, by which it is validated."""
+    """The buffers of the model and of its moving average (EMA), which is validated."""
     found = dict(unwrapped(runner.model).named_buffers())
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
@@ -248,12 +248,13 @@ def _checkpoint_hooks(runner) -> list[CheckpointHook]:
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, with the same arguments, that never leaves a folder without a good checkpoint.
 
-    An outdated file (``max_keep_ckpts``, the former best) is removed once the new one stands, not before, so one more
-    than ``max_keep_ckpts`` needs room for a moment; ``last_checkpoint`` is written whole or not at all; temporary files
-    of killed processes are removed at the start. ``tools/train.py`` takes it for every plain CheckpointHook.
+    An outdated file (``max_keep_ckpts``, the former best) is removed only after the new one is written, so the disk
+    briefly holds one more than ``max_keep_ckpts``. ``last_checkpoint`` is written completely or not at all. Temporary
+    files of killed processes are removed at the start. ``tools/train.py`` uses it in place of every plain
+    CheckpointHook.
 
     Raises:
-        WriteError: the disk is full; says which checkpoint is the last good one.
+        WriteError: a file cannot be written, as on a full disk; the message names the last good checkpoint.
     """
 
     def before_run(self, runner) -> None:
@@ -262,7 +263,7 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if self.last_ckpt is None and 'last_ckpt' in runner.message_hub.runtime_info:
-            # Of the session before: a validation that is made up for may be the best, and be noted in it.
+            # The previous session's last file: it is rewritten if the validation rerun on resume is the best.
             self.last_ckpt = runner.message_hub.get_info('last_ckpt')
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
@@ -275,7 +276,7 @@ class SafeCheckpointHook(CheckpointHook):
             kept = [*self.keep_ckpt_ids]
             if step not in kept[-1:]:
                 kept.append(step)
-            # The file to be written lists them all: a run resumed from it removes what this one did not come to.
+            # The new file lists them all, so that a run resumed from it removes those this run did not get to.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             outdated = kept[: -self.max_keep_ckpts]
             self.keep_ckpt_ids.extend(kept[len(self.keep_ckpt_ids) :])
@@ -311,11 +312,11 @@ class SafeCheckpointHook(CheckpointHook):
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)  # deepspeed's are folders
+            self.file_backend.rmtree(path)  # deepspeed's checkpoints are folders
 
     @contextlib.contextmanager
     def _removing_later(self) -> Iterator[None]:
-        """Removals asked for inside are done on leaving, if nothing went wrong."""
+        """Postpone removals requested inside until exit; drop them if an exception is raised."""
         backend = self.file_backend
         self.file_backend = later = _RemovingLater(backend)
         try:

@@ -1,4 +1,4 @@
-"""Hooks that change the objective over time: weight schedules, a warm-up of the connectors."""
+"""Hooks that change the objective over time: weight schedules, and a warm-up of the connectors."""
 
 import math
 from bisect import bisect_right
@@ -18,24 +18,25 @@ from .distillation import distiller_of, terms_of
 
 @HOOKS.register_module()
 class LossWeightHook(Hook):
-    r"""A schedule for the weight of one term: the weight in force is the term's own times a factor of the time t.
+    r"""Schedules the weight of one term: its current weight is its own weight times a factor that depends on time t.
 
     * ``constant``: ``factor``.
     * ``step``: ``gamma`` to the power of the number of ``milestones`` at or before t.
-    * ``linear``, ``cosine``: from ``start`` at ``begin`` to ``stop`` at ``end``, held before and after; cosine is
-      :math:`stop + (start - stop) (1 + \cos \pi p) / 2` with p the part of the way.
+    * ``linear``, ``cosine``: from ``start`` at ``begin`` to ``stop`` at ``end``, constant before and after; cosine is
+      :math:`stop + (start - stop) (1 + \cos \pi p) / 2` with p the fraction of the way.
     * ``stop``: 1 before ``end``, then 0.
 
-    The factor follows from the runner's iteration alone, so that it survives resume. The weight in force is logged
-    as ``weight_<method>`` (``loss_kd`` gives ``weight_kd``).
+    The factor depends only on the runner's iteration, so it survives resume. The current weight is logged as
+    ``weight_<method>`` (``loss_kd`` gives ``weight_kd``).
 
     Args:
         term: name of the term.
         schedule: one of the names above.
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
-        begin, end, milestones: times in units of ``by``; a float between 0 and 1 is a part of the whole training.
+        begin, end, milestones: times in units of ``by``; a float between 0 and 1 is a fraction of the whole training.
     Raises:
-        ValueError: unknown schedule or unit, missing or negative values. KeyError: no such term.
+        ValueError: an unknown schedule or unit, missing or negative values, ``end`` not after ``begin``, or a second
+            schedule for the term. KeyError: no such term.
     """
 
     SCHEDULES = ('constant', 'step', 'linear', 'cosine', 'stop')
@@ -93,7 +94,7 @@ class LossWeightHook(Hook):
         runner.message_hub.update_scalar(f'train/weight_{name}', term.weight * term.scale)
 
     def factor_at(self, time: float) -> float:
-        """The factor at a time, in units of ``by``; parts of the training are known once it has begun."""
+        """The factor at a time in units of ``by``; times given as fractions need the training to have begun."""
         begin, end = self._time(self.begin), self._time(self.end)
         if self.schedule == 'constant':
             return self.factor
@@ -112,17 +113,17 @@ class LossWeightHook(Hook):
 
 @HOOKS.register_module()
 class ConnectorWarmupHook(Hook):
-    """Trains the connectors alone at first: the student's weights stand still, so that it is not pulled by random ones.
+    """Trains only the connectors at first: the student's weights are fixed, so random connectors cannot affect them.
 
-    Until ``end`` the student's parameters are put back after every update, and what the optimizer remembers of them is
-    forgotten when the warm-up is over. BatchNorm's running statistics move, as in the authors' code; so do schedules.
-    With gradient accumulation, let it end with an update.
+    Until ``end`` the student's parameters are restored after every update; their optimizer state is deleted when the
+    warm-up is over. BatchNorm's running statistics and schedules still advance, as in the authors' code.
+    With gradient accumulation, choose ``end`` at an update.
 
     Args:
-        end: of the warm-up, in units of ``by``; a float between 0 and 1 is a part of the whole training.
+        end: end of the warm-up, in units of ``by``; a float between 0 and 1 is a fraction of the whole training.
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
     Raises:
-        ValueError: an unknown unit, a warm-up that is not above 0, or terms without connectors to train.
+        ValueError: an unknown unit, an ``end`` not above 0 or not before the training's end, or no connectors to train.
     Source: the first epoch of OFD's segmentation recipe (Heo et al., ICCV 2019, authors' code).
     """
 
@@ -167,9 +168,9 @@ class ConnectorWarmupHook(Hook):
 
 
 def epoch_length(runner) -> int:
-    """Iterations in a pass over the training data, by all ranks together."""
+    """Iterations that all ranks together need for a pass over the training data."""
     loader = runner.train_dataloader
     if isinstance(loader.sampler, InfiniteSampler):
-        # Its length is the whole data set's, whatever the number of ranks.
+        # Its length is the whole dataset's, whatever the number of ranks.
         return max(1, math.ceil(len(loader.dataset) / (loader.batch_size * get_world_size())))
     return max(1, len(loader))

@@ -1,4 +1,4 @@
-"""What differs between the host libraries: a further host is a change here."""
+"""Everything that differs between the host libraries; supporting another host is a change here."""
 
 from .heads import has_sigmoids, owner_head
 from .inputs import normalisation

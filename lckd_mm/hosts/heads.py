@@ -1,10 +1,10 @@
-"""Heads: whose class scores a tap reads, and how they are scored."""
+"""Heads: the head whose class scores a tap reads, and whether it uses sigmoids."""
 
 from torch import nn
 
 
 def owner_head(model: nn.Module, path: str) -> nn.Module | None:
-    """The innermost module on ``path`` that knows its class scores: a host's head."""
+    """The innermost module on ``path`` that has ``num_classes``: a host's head."""
     parts = path.split('.')
     for end in range(len(parts), 0, -1):
         module = model.get_submodule('.'.join(parts[:end]))
@@ -14,7 +14,7 @@ def owner_head(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def has_sigmoids(head: nn.Module | None) -> bool:
-    """Whether a host's head scores each class by a sigmoid of its own."""
+    """Whether a host's head scores each class by its own sigmoid rather than by a softmax."""
     own = getattr(head, 'use_sigmoid_cls', None)
     if own is not None:
         return bool(own)

@@ -1,16 +1,16 @@
-"""Preprocessors: what they do to a batch of images."""
+"""Preprocessors: how they normalise a batch of images."""
 
 from torch import nn
 
 
 def normalisation(preprocessor: nn.Module | None) -> tuple[list[float], list[float], bool] | None:
-    """(mean, std, channels flipped) that a preprocessor applies; None where it does not say.
+    """(mean, std, channels flipped) that a preprocessor applies; None if it does not tell.
 
-    mean and std count the channels as they come out; flipped is against the order of the loaded image.
+    mean and std are in the output's channel order; flipped is relative to the loaded image.
     """
     if not hasattr(preprocessor, '_enable_normalize'):
         return None
-    # The three hosts name the same switch differently.
+    # The three hosts name the same flag differently.
     flipped = any(
         bool(getattr(preprocessor, name, False)) for name in ('channel_conversion', '_channel_conversion', 'to_rgb')
     )

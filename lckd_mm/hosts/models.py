@@ -1,4 +1,4 @@
-"""Configs and models of the host libraries: read, built, and told apart."""
+"""Configs and models of the host libraries: reading, building and identifying them."""
 
 import contextlib
 import copy
@@ -25,7 +25,7 @@ def host_of(model: nn.Module) -> str | None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without its wrapper (DDP and the like), if it has one."""
+    """The model inside its wrapper, such as DDP, if it has one."""
     return model.module if is_model_wrapper(model) else model
 
 
@@ -35,7 +35,7 @@ def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
     mmpretrain's top-level ``data_preprocessor`` is moved into the model.
 
     Raises:
-        FileNotFoundError: no such file. KeyError: a config without ``model``. TypeError: something else was given.
+        FileNotFoundError: no such file. KeyError: the config has no ``model``. TypeError: neither a dict nor a string.
     """
     if isinstance(source, dict):
         return copy.deepcopy(source), None
@@ -51,11 +51,11 @@ def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
 
 
 def load_config(source: str, who: str = 'config') -> Config:
-    """A config by path or by ``'mmseg::fcn/….py'``, of whichever family of host libraries is installed.
+    """Load a config by path or by ``'mmseg::fcn/….py'``, from whichever family of host libraries is installed.
 
     Raises:
-        FileNotFoundError: it is not there, or inherits from a file that is not. ModuleNotFoundError: it names a package
-            that is not installed; nothing is ever installed on the way.
+        FileNotFoundError: it, or a file it inherits from, does not exist. ModuleNotFoundError: it names a package that
+            is not installed; nothing is ever installed for it. ValueError: it cannot be read.
     """
     package, _, path = source.rpartition('::')
     spec = importlib.util.find_spec(package) if package else None
@@ -70,7 +70,7 @@ def load_config(source: str, who: str = 'config') -> Config:
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{who}: no config file {source!r} ({error})') from None
     except ImportError as error:
-        # Upstream's pkg_resources and the forks' importlib say it in classes and words of their own.
+        # Upstream uses pkg_resources and the forks importlib, whose errors differ in class and wording.
         raise ModuleNotFoundError(
             f'{who}: {source!r} inherits from a package that is not installed ({error})', name=package
         ) from None
@@ -81,7 +81,7 @@ def load_config(source: str, who: str = 'config') -> Config:
 
 
 def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
-    """:func:`build_model`, where whatever the host raises becomes a ValueError that begins with ``who``."""
+    """:func:`build_model`, with any exception of the host turned into a ValueError that begins with ``who``."""
     try:
         return build_model(cfg, scope)
     except Exception as error:
@@ -93,12 +93,12 @@ def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
-    """Build a host's model as the host's own Runner would; ``scope`` is the default scope of its config, if any."""
+    """Build a host's model as the host's own Runner would; ``scope`` is its config's default scope, if any."""
     with DefaultScope.overwrite_default_scope(scope) if scope else contextlib.nullcontext():
         return MMENGINE_MODELS.build(copy.deepcopy(ConfigDict(cfg)))
 
 
 def own_losses(model: nn.Module, inputs: Tensor, data_samples: list | None) -> dict:
-    """A net's own losses; a bare ``loss`` is called ``loss_task``, since mmengine would log it as the total."""
+    """A net's own losses; ``loss`` is renamed ``loss_task``, since mmengine uses ``loss`` for the total."""
     losses = model(inputs, data_samples, mode='loss')
     return {('loss_task' if name == 'loss' else name): value for name, value in losses.items()}

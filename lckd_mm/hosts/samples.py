@@ -1,4 +1,4 @@
-"""Data samples: made-up ones for a dry run, and the sizes, labels, boxes and padding that real ones hold."""
+"""Data samples: dummy ones for a dry run, and the sizes, labels, boxes and padding of real ones."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from .models import HOSTS, host_of
 
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
-    """Height and width of the images that the model's preprocessor pads to, else ``default``."""
+    """Height and width that the model's preprocessor pads images to, else ``default``."""
     size = getattr(model.data_preprocessor, 'size', None)
     return tuple(size) if size is not None else default
 
 
 def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
-    """Data samples with ground truth that fit a batch of images of ``size``, for a run that only looks at shapes."""
+    """Dummy data samples with ground truth for a batch of images of ``size``, for runs where only shapes matter."""
     host, (height, width) = host_of(model), size
     meta = dict(
         img_shape=size,
@@ -44,7 +44,7 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
 
             boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
             truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
-            # Only where they are read: some heads take them for tensors.
+            # Only for models that read masks: some heads would treat them as tensors.
             if getattr(model, 'with_mask', False) or hasattr(model, 'panoptic_head'):
                 truth.masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
             ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
@@ -63,15 +63,14 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
 
 
 def run_once(model: nn.Module, size: tuple[int, int], mode: str, gradient: bool = False) -> Any:
-    """One forward of a black image, in evaluation, without gradient unless asked for; modes and random states as
-    before on leaving."""
+    """One forward of a zero image in eval mode, without gradient by default; restores modes and random states."""
     parameter = next(model.parameters())
     with preserved_rng(), eval_mode(model, gradient):
         return model(parameter.new_zeros(1, 3, *size), fabricate_samples(model, 1, size), mode=mode)
 
 
 def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
-    """(B, 1, H, W), true where a batch holds image and not padding; None where nothing is padded or said of it."""
+    """``(B, 1, H, W)``, true at image pixels, false at padding; None if there are no samples or nothing is padded."""
     if not data_samples:
         return None
     height, width = inputs.shape[2:]
@@ -79,7 +78,7 @@ def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
     for row, sample in zip(mask, data_samples, strict=False):
         left, right, top, bottom = sample.metainfo.get('padding_size') or (0, 0, 0, 0)
         h, w = (sample.metainfo.get('img_shape') or (height, width))[:2]
-        # mmseg counts the padding of each side; the others pad at the right and the bottom, beyond img_shape.
+        # mmseg gives the padding of each side; the others pad at the right and bottom, beyond img_shape.
         bottom, right = max(bottom, height - min(h, height)), max(right, width - min(w, width))
         if left or right or top or bottom:
             padded = True
@@ -90,22 +89,22 @@ def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:
 
 
 def resized_labels(z: Tensor, data_samples: list) -> Tensor:
-    """The segmentation labels ``(N, H, W)`` at the size of logits (N, C, H, W), by nearest neighbour."""
+    """The segmentation labels, resized by nearest neighbour to the logits ``z`` (N, C, H, W): ``(N, H, W)``."""
     labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(z.device)
     return F.interpolate(labels.float(), z.shape[2:], mode='nearest').squeeze(1).long()
 
 
 def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
-    """The label of each sample ``(N,)`` or, for maps (N, C, H, W), of each position ``(N, H, W)``.
+    """The class label of each sample, ``(N,)``, or for maps (N, C, H, W) of each position, ``(N, H, W)``.
 
     Raises:
-        ValueError: samples without a label of one class.
+        ValueError: the samples have no labels, mixed labels or several per sample.
     """
     if data_samples and z.dim() == 4 and 'gt_sem_seg' in data_samples[0]:
         return resized_labels(z, data_samples)
     if data_samples and z.dim() == 2 and 'gt_label' in data_samples[0]:
         labels = torch.stack([sample.gt_label for sample in data_samples]).to(z.device)
-        # Mixup and its like leave the first label in place, and write the mixture beside it.
+        # Mixup and similar transforms keep the first label and store the mixture in gt_score.
         mixed = any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples)
         if labels.shape == (len(z), 1) and not mixed:
             return labels.flatten()
@@ -116,7 +115,7 @@ def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
 
 
 def relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
-    """Each sample's boxes of the ground truth, ``(K, 4)``, in parts of its padded image."""
+    """Each sample's ground-truth boxes, ``(K, 4)``, as fractions of its padded image's width and height."""
     if not data_samples or not all('gt_instances' in s and 'bboxes' in s.gt_instances for s in data_samples):
         raise ValueError(
             "FGDLoss: needs the boxes of the ground truth (gt_instances.bboxes), which samples of mmdet's detectors "
