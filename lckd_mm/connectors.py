@@ -1,11 +1,10 @@
-"""Connectors: what stands between a tapped feature and the loss, so that student and teacher can be compared.
+"""Connectors: modules between a tapped feature and the loss that make student and teacher comparable.
 
-A connector is a module ``forward(x, like)``: ``x`` the feature of its own side, ``like`` the other side's, of which a
-connector may use the shape. Where its constructor has ``in_channels`` and ``out_channels``, a
-:class:`~lckd_mm.distillation.Term` fills them in from the dry run. A teacher's connector that needs training images
-says so by ``waits_for_data``: then :class:`~lckd_mm.hooks.DistillationHook` shows it ``batches`` features by
-``observe`` before the first iteration, and calls ``settle``. One that is trained along says so by ``online``: its
-term's loss trains it.
+A connector is a module with ``forward(x, like)``: ``x`` is its own net's feature, ``like`` the other net's, for its
+shape only. A :class:`~lckd_mm.distillation.Term` fills in ``in_channels`` and ``out_channels`` from the dry run if the
+constructor has them. A teacher connector that needs training images sets ``waits_for_data``:
+:class:`~lckd_mm.hooks.DistillationHook` then passes it ``batches`` features by ``observe`` before the first iteration,
+and calls ``settle``. One with ``online`` is trained by its term's loss.
 """
 
 import inspect
@@ -27,7 +26,7 @@ class ConvBN(nn.Sequential):
     """1x1 convolution without bias, then BatchNorm: maps a student's feature to the teacher's width.
 
     Args:
-        in_channels: of the feature. out_channels: of the other side's feature.
+        in_channels: channels of the feature. out_channels: channels of the other net's feature.
     Source: the connector of OFD (Heo et al., ICCV 2019) and LONDON, He-normal (fan-out) initialised as there.
     """
 
@@ -42,7 +41,7 @@ class ConvBN(nn.Sequential):
 
 @MODELS.register_module()
 class MatchSize(nn.Module):
-    """Resizes a map (B, C, H, W) to the height and width of the other side's, bilinearly; no parameters.
+    """Bilinearly resizes a map (B, C, H, W) to the other net's height and width; no parameters.
 
     Args:
         align_corners: as in :func:`torch.nn.functional.interpolate`.
@@ -60,21 +59,21 @@ class MatchSize(nn.Module):
 
 @MODELS.register_module()
 class MarginReLU(nn.Module):
-    """``max(x, m)`` with a margin m below zero for each channel: what OFD makes of the teacher's feature.
+    """``max(x, m)`` with a negative margin m per channel: OFD's transform of the teacher's feature.
 
-    As ``teacher_connector`` of a term whose taps lie before a ReLU.
+    Use it as ``teacher_connector`` of a term whose taps lie before a ReLU.
 
     Args:
-        in_channels: of the feature.
-        margin: 'bn' takes it from the BatchNorm whose output the tap reads, itself or after the addition that ends a
-            residual block (:func:`~lckd_mm.functional.bn_margin`);
+        in_channels: channels of the feature.
+        margin: 'bn' computes it from the BatchNorm that produces the tapped feature, directly or before the addition
+            that ends a residual block (:func:`~lckd_mm.functional.bn_margin`);
             'data' is the mean of the negative responses over training images, for nets without BatchNorm: the
-            DistillationHook finds it before the first iteration, on ``batches`` batches.
-        batches: of the estimate from data.
+            DistillationHook estimates it before the first iteration, on ``batches`` batches.
+        batches: number of batches for 'data'.
     Raises:
         ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
-    Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: of a residual stage the last block's last BatchNorm is
-        taken, as the authors do, although the identity is added after it.
+    Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: for a residual stage the last BatchNorm of the last
+        block is used, as the authors do, although the identity is added after it.
     """
 
     def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
@@ -120,7 +119,7 @@ class MarginReLU(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> str:
-        """Take the margin from what was observed on all ranks; says so."""
+        """Compute the margin from the observations of all ranks; returns a message for the log."""
         all_reduce(self._sums)
         self.margin.copy_(self._sums[0] / self._sums[1].clamp(min=1))
         self.known.fill_(1)
@@ -142,7 +141,7 @@ def _paraphrased(channels: int, rate: float, who: str) -> int:
 
 
 def _conv_layers(*widths: int) -> list[nn.Module]:
-    """3x3 convolutions of these widths, each with BatchNorm and a leaky ReLU."""
+    """3x3 convolutions of these widths, each followed by BatchNorm and a leaky ReLU."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
@@ -151,11 +150,11 @@ def _conv_layers(*widths: int) -> list[nn.Module]:
 
 @MODELS.register_module()
 class Translator(nn.Sequential):
-    """Three 3x3 convolutions that make a factor of the student's feature; trained with the student.
+    """Three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
-        in_channels: of the feature. out_channels: of the teacher's feature.
-        rate: channels of the factor over the teacher's; that of the :class:`Paraphraser`.
+        in_channels: channels of the feature. out_channels: channels of the teacher's feature.
+        rate: channels of the factor divided by the teacher's; equal to that of the :class:`Paraphraser`.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: none.
     """
 
@@ -170,13 +169,13 @@ class Translator(nn.Sequential):
 
 @MODELS.register_module()
 class FactorEncoder(nn.Sequential):
-    """A leaky ReLU and three 3x3 convolutions that make a factor of the student's feature; trained with the student.
+    """Leaky ReLU, then three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
-        in_channels: of the feature. out_channels: of the teacher's feature.
-        rate: channels of the factor over the teacher's; that of the :class:`AutoEncoder`.
+        in_channels: channels of the feature. out_channels: channels of the teacher's feature.
+        rate: channels of the factor divided by the teacher's; equal to that of the :class:`AutoEncoder`.
     Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
-        2021, the authors' encoder. Deviation: which of the convolutions narrows is not known; here the second one.
+        2021, the authors' encoder. Deviation: it is not known which convolution reduces the channels; here the second.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
@@ -190,26 +189,26 @@ class FactorEncoder(nn.Sequential):
 
 @MODELS.register_module()
 class AutoEncoder(nn.Module):
-    """Makes a factor of the teacher's feature: the encoder of an auto-encoder that learns to give the feature back.
+    """Turns the teacher's feature into a factor: the encoder of an auto-encoder trained to reconstruct the feature.
 
-    As ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it on the
-    teacher's features of training images, with Adam, and it is frozen; a resumed run takes it from the checkpoint.
-    The factor is made with running statistics, and learns nothing by it. The encoder is :class:`FactorEncoder`, the
-    decoder mirrors it with transposed convolutions.
+    Use it as ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it on
+    the teacher's features of training images, with Adam, and freezes it; a resumed run loads it from the checkpoint.
+    ``forward`` uses running statistics and does not update them. The encoder has the layers of :class:`FactorEncoder`,
+    the decoder mirrors it with transposed convolutions.
 
     Args:
-        in_channels: of the feature.
-        rate: channels of the factor over the feature's.
-        mode: 'l1', mean absolute error, or 'l2', mean squared error of the reconstruction.
-        batches: that it is trained on, one update each (and each level, where a tap gives several; levels of one
-            value a channel are left out). lr: of Adam.
-        online: train it along instead, with the student's optimizer, by a term of its own with
-            :class:`~lckd_mm.losses.ReconstructionLoss`, whose name other terms give as ``teacher_connector``: for
-            teachers that still learn.
+        in_channels: channels of the feature.
+        rate: channels of the factor divided by the feature's.
+        mode: reconstruction error: 'l1', mean absolute, or 'l2', mean squared.
+        batches: number of training batches, one update per batch (one per level, if a tap gives several; levels with
+            one value per channel are skipped). lr: learning rate of Adam.
+        online: for teachers that still learn: train it with the student's optimizer instead, through a separate term
+            with :class:`~lckd_mm.losses.ReconstructionLoss`; other terms name that term as ``teacher_connector``.
     Raises:
-        ValueError: an unknown mode; a rate, batches or lr that are not above 0; features without two values a channel.
+        ValueError: an unknown mode; a rate, batches or lr not above 0; fewer than two values per channel in every
+            batch.
     Source: IE-KD (Huang et al., CVPR 2021), section 3; 'l1' is the authors' code, 'l2' the paper. Deviation: the
-        decoder ends without norm and activation, so that it can give any feature; Adam; the authors train it for 30
+        decoder has no norm and activation at the end, so it can output any feature; Adam; the authors train it for 30
         epochs.
     """
 
@@ -253,7 +252,7 @@ class AutoEncoder(nn.Module):
         return not self.online and not self.known
 
     def train(self, mode: bool = True) -> 'AutoEncoder':
-        # The factor is made with running statistics whatever the student does.
+        # The factor uses running statistics whatever mode the student is in.
         self._learns = mode
         return super().train(False)
 
@@ -262,7 +261,7 @@ class AutoEncoder(nn.Module):
         return mean(gap.abs() if self.mode == 'l1' else gap.square())
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """R(x); with the batch's statistics while it is trained along, where there are two values a channel."""
+        """R(x); in online training with batch statistics, if there are at least two values per channel."""
         super().train(self._learns and x[:, 0].numel() > 1)
         try:
             return self.decoder(self.encoder(x))
@@ -274,7 +273,7 @@ class AutoEncoder(nn.Module):
         """One update on a feature ``(B, C, H, W)``; gradients are averaged over the ranks."""
         x = x.detach().float()
         too_few = x.new_tensor(x[:, 0].numel() < 2)  # for BatchNorm
-        # Images may differ in size between the ranks, and none may wait for one that leaves the batch out.
+        # Image sizes may differ between ranks; all must agree to skip the batch, or the others would wait for ever.
         all_reduce(too_few, 'max')
         if too_few:
             return
@@ -295,7 +294,7 @@ class AutoEncoder(nn.Module):
         self._errors.append((lost.item(), relative.item()))
 
     def settle(self) -> str:
-        """Freeze; says how much of the feature's variance is lost, and the relative absolute error."""
+        """Freeze; returns a message with the lost fraction of variance and the relative absolute error."""
         if self._optimizer is None:
             raise ValueError(
                 f'{type(self).__name__}: its features had one value a channel in every batch, and cannot be trained '
@@ -324,13 +323,13 @@ class AutoEncoder(nn.Module):
 
 @MODELS.register_module()
 class Paraphraser(AutoEncoder):
-    """Makes a factor of the teacher's feature, as :class:`AutoEncoder`, for FT: without the leaky ReLU that begins it.
+    """FT's variant of :class:`AutoEncoder`, without the leaky ReLU at the start.
 
-    It is trained before the first iteration, by the squared error, and frozen.
+    It is trained before the first iteration, with the squared error, and then frozen.
 
-    Args and what it raises: as :class:`AutoEncoder`.
-    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder ends without norm and
-        activation, so that it can give any feature; Adam in place of SGD.
+    Args and Raises: as :class:`AutoEncoder`.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder has no norm and activation at
+        the end, so it can output any feature; Adam instead of SGD.
     """
 
     def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
@@ -342,22 +341,23 @@ class Paraphraser(AutoEncoder):
 
 @MODELS.register_module()
 class ChannelPart(nn.Module):
-    """One of the two halves of a feature's channels, by itself or through a connector of its own.
+    """One of two halves of a feature's channels, optionally followed by another connector.
 
-    Two terms with the two parts, and the same split and seed, share out a student's feature between them.
+    Two terms with the two parts and the same split and seed divide a student's feature between them.
 
     Args:
-        in_channels: of the feature. out_channels: of the other side's feature.
+        in_channels: channels of the feature. out_channels: channels of the other net's feature.
         part: 'inherit', the first half, or 'explore', the rest.
-        split: 'natural', in the order of the channels, or 'random', after a permutation that is drawn once and stored
-            in the checkpoint.
-        seed: of the permutation; the training's random numbers are left alone.
-        connector: config of what comes after, such as :class:`FactorEncoder`; its channels are filled in.
-        frozen: the connector keeps the weights that it begins with, on running statistics. A trained encoder can meet
-            an explore term by itself, with a student that stays what it was; a frozen one cannot.
+        split: 'natural', in channel order, or 'random', after a permutation that is drawn once and stored in the
+            checkpoint.
+        seed: seed of the permutation; the training's random state is left untouched.
+        connector: config of the following connector, such as :class:`FactorEncoder`; its channels are filled in.
+        frozen: keep the connector's initial weights, and use its running statistics. A trained encoder can satisfy an
+            explore term alone, without any change of the student; a frozen one cannot.
     Raises:
-        ValueError: an unknown part or split, a feature of one channel, a connector that looks at the teacher's layers.
-    Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder that is trained with the student.
+        ValueError: an unknown part or split, a feature with one channel, a connector that needs the teacher's layers
+            or training images.
+    Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder trained with the student.
         Deviation: ``frozen`` is ours.
     """
 

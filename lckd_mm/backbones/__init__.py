@@ -1,4 +1,4 @@
-"""Backbones of the papers' tables, in which every feature before a ReLU is the output of a named module."""
+"""Backbones from the papers' tables; every feature before a ReLU is the output of a named module."""
 
 from .cifar_resnet import CifarResNet
 from .mobilenet_v1 import MobileNetV1

@@ -12,7 +12,7 @@ from .initialisation import DEEPEST, HE_NORMAL
 
 
 class _PaddedShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel of the input, with channels of zeros appended."""
+    """Option A: the input at every ``stride``-th pixel, padded with zero channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -45,7 +45,7 @@ class _Block(nn.Module):
         self.shortcut = None
         if in_channels != channels or stride != 1:
             self.shortcut = _SHORTCUTS[shortcut](in_channels, channels, stride)
-        # Gives the sum, which stands before a ReLU, an address.
+        # A module, so that the sum before the ReLU can be tapped by name.
         self.sum = nn.Identity()
         self.relu2 = nn.ReLU()
 
@@ -57,20 +57,20 @@ class _Block(nn.Module):
 
 @MODELS.register_module()
 class CifarResNet(BaseModule):
-    """ResNet-depth: three groups of post-activation blocks of two 3x3 convolutions, of 16, 32 and 64 channels.
+    """ResNet-depth: three groups of post-activation blocks (two 3x3 convolutions), with 16, 32 and 64 channels.
 
-    Features before a ReLU, the positions of OFD and LONDON, are the sums that end each group, outputs of ``sum`` in
-    its last block: for depth 56 ``backbone.layer1.8.sum``, ``backbone.layer2.8.sum``, ``backbone.layer3.8.sum``, or
+    The features before a ReLU that OFD and LONDON use are the sums at the end of each group, outputs of ``sum`` in its
+    last block: for depth 56 ``backbone.layer1.8.sum``, ``backbone.layer2.8.sum``, ``backbone.layer3.8.sum``, or
     for any depth ``backbone.layer1@preact`` and so on. The BatchNorm before each sum is ``bn2`` of the same block. No
-    ReLU works in place, so that they can be tapped.
+    ReLU works in place, so they can be tapped.
 
     Args:
-        depth: 6 n + 2 layers, n blocks a group: 20, 32, 44, 56 or 110 in the paper. shortcut: where the shape changes,
-        'B' for conv1x1 - BN, 'A' for the input itself at every second pixel, padded with channels of zeros.
+        depth: 6 n + 2 layers, with n blocks per group: 20, 32, 44, 56 or 110 in the paper. shortcut: used where the
+        shape changes: 'B' for conv1x1 - BN, 'A' for the input at every second pixel, padded with zero channels.
         widths: channels of the first convolution and of the three groups; ResNet32x4 has 32, 64, 128 and 256.
-    Shapes: (B, 3, H, W) to a tuple of one map (B, 64, H/4, W/4), after the last ReLU; 64 stands for the last width.
+    Shapes: (B, 3, H, W) to a tuple of one map (B, C, H/4, W/4), after the last ReLU; C is the last width.
     Raises:
-        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'; other than four widths.
+        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'; not exactly four widths.
     Source: He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. Deviation:
         shortcut 'B' by default, as in OFD's ResNet56, where the paper has 'A' for images of 32 x 32.
     """

@@ -1,4 +1,4 @@
-"""How the backbones of this package begin."""
+"""Initialisation of this package's backbones."""
 
 #: He-normal convolutions by fan-out, BatchNorm at 1 and 0 (an ``init_cfg``).
 HE_NORMAL = [
@@ -6,5 +6,5 @@ HE_NORMAL = [
     dict(type='Constant', layer='BatchNorm2d', val=1, bias=0),
 ]
 
-#: More layers than any net has: a slip of the keyboard, which would be built for ever.
+#: Upper bound on the depth: a larger one is a typo, and building it would take for ever.
 DEEPEST = 10_000

@@ -1,4 +1,4 @@
-"""MobileNetV1, for images of 224 x 224 or of 32 x 32."""
+"""MobileNetV1, for images of 224 x 224 or 32 x 32."""
 
 from collections.abc import Sequence
 
@@ -32,25 +32,25 @@ class _Block(nn.Module):
 
 @MODELS.register_module()
 class MobileNetV1(BaseModule):
-    """A convolution of 32 channels, then 13 depthwise separable blocks of 64 to 1024, times ``width_multiplier``.
+    """A convolution with 32 channels, then 13 depthwise separable blocks with 64 to 1024, times ``width_multiplier``.
 
-    Features before a ReLU, the positions of OFD, are outputs of the last BatchNorm of blocks 3, 5, 11 and 13, of 128,
+    The features before a ReLU that OFD uses are the outputs of the last BatchNorm in blocks 3, 5, 11 and 13, with 128,
     256, 512 and 1024 channels: ``backbone.block3.bn2``, ``backbone.block5.bn2``, ``backbone.block11.bn2``,
-    ``backbone.block13.bn2``. No ReLU works in place, so that they can be tapped.
+    ``backbone.block13.bn2``. No ReLU works in place, so they can be tapped.
 
     Args:
-        stem: 'imagenet' (the paper's), or 'cifar', in which the first convolution and block2 have stride 1, so that
-        the positions above have sides of 32, 16, 8 and 4 for images of 32. width_multiplier: the paper's alpha.
-        out_indices: numbers, from 1 to 13, of the blocks whose outputs are returned; blocks after the last are not run.
-    Shapes: (B, 3, H, W) to a tuple of maps after a ReLU, one a block of ``out_indices``: by default one, (B, 1024
-        width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar'. Detectors take blocks 5, 11 and 13, the last ones
-        of strides 8, 16 and 32 (256, 512 and 1024 channels).
+        stem: 'imagenet' (the paper's), or 'cifar', where the first convolution and block2 have stride 1: for 32 x 32
+        images the features above then have sides of 32, 16, 8 and 4. width_multiplier: the paper's alpha.
+        out_indices: numbers (1 to 13) of the blocks whose outputs are returned; blocks after the last are not run.
+    Shapes: (B, 3, H, W) to a tuple of maps after a ReLU, one per block in ``out_indices``: by default one, (B, 1024
+        width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar'. Detectors use blocks 5, 11 and 13, the last ones
+        with strides 8, 16 and 32 (256, 512 and 1024 channels).
     Raises:
-        ValueError: a stem that is neither; a width_multiplier that leaves no channel; block numbers that are none, or
-            not in order.
+        ValueError: an unknown stem; a width_multiplier that leaves no channel; block numbers that are missing, out of
+            range or not in order.
     Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
-        paper's table 1 prints stride 2, with a map that grows no smaller); stem 'cifar' is not the paper's; depthwise
-        convolutions begin with torch's fan-out, which does not know of groups (BatchNorm takes the scale away).
+        paper's table 1 prints stride 2, but the same map size); stem 'cifar' is not the paper's; depthwise
+        convolutions are initialised with torch's fan-out, which ignores groups (BatchNorm removes the scale).
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from .initialisation import DEEPEST, HE_NORMAL
 
 
 class _Block(nn.Module):
-    """BN - conv3x3 - BN - ReLU - conv3x3 - BN, plus the input with channels of zeros appended."""
+    """BN - conv3x3 - BN - ReLU - conv3x3 - BN, plus the input padded with zero channels."""
 
     expansion = 1
 
@@ -31,7 +31,7 @@ class _Block(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """BN - conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 - BN, four times ``channels`` wide, plus the same."""
+    """BN - conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 (4 ``channels``) - BN, plus the zero-padded input."""
 
     expansion = 4
 
@@ -56,7 +56,7 @@ class _Bottleneck(nn.Module):
 
 
 def _halving(stride: int) -> nn.Module:
-    # ceil_mode: an odd side is halved as the convolution with a stride halves it.
+    # ceil_mode: odd sides round up, as in the strided convolution.
     return nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)
 
 
@@ -66,25 +66,25 @@ def _padded(x: Tensor, channels: int) -> Tensor:
 
 @MODELS.register_module()
 class PyramidNet(BaseModule):
-    """PyramidNet-depth(alpha): every block of three groups is a little wider than the one before it.
+    """PyramidNet-depth(alpha): three groups, in which every block is a little wider than the previous one.
 
-    Block k of N is ``round(16 + alpha * k / N)`` channels wide, and four times that at its output with ``bottleneck``.
+    Block k of N has ``round(16 + alpha * k / N)`` channels, with ``bottleneck`` four times as many at its output.
 
-    The positions of OFD and LONDON are outputs of the first BatchNorm after each group, with ``bottleneck`` of the
-    first one before a ReLU: ``backbone.layer2.0.bn1``, ``backbone.layer3.0.bn1``, ``backbone.bn_final``; with
-    ``bottleneck`` ``backbone.layer2.0.bn2``, ``backbone.layer3.0.bn2``, ``backbone.bn_final``. No ReLU follows ``bn1``,
-    and none works in place, so that all can be tapped.
+    OFD and LONDON use the output of the first BatchNorm after each group: ``backbone.layer2.0.bn1``,
+    ``backbone.layer3.0.bn1``, ``backbone.bn_final``. With ``bottleneck`` they use the first BatchNorm before a ReLU:
+    ``backbone.layer2.0.bn2``, ``backbone.layer3.0.bn2``, ``backbone.bn_final``. No ReLU follows ``bn1``, and none works
+    in place, so all can be tapped.
 
     Args:
-        depth: 6 n + 2 layers, or 9 n + 2 with ``bottleneck``, n blocks a group. alpha: by how many channels the last
-        block is wider than the first convolution. bottleneck: blocks of 1x1, 3x3 and 1x1 instead of two 3x3.
+        depth: 6 n + 2 layers, or 9 n + 2 with ``bottleneck``, with n blocks per group. alpha: channels of the last
+        block minus those of the first convolution. bottleneck: blocks of 1x1, 3x3 and 1x1 instead of two 3x3.
     Shapes: (B, 3, H, W) to a tuple of one map (B, 16 + alpha, H/4, W/4), after the last ReLU; 4 (16 + alpha) channels
         with ``bottleneck``.
     Raises:
         ValueError: a depth that is not 6 n + 2 (9 n + 2), a negative alpha.
     Source: Han, Kim and Kim, Deep Pyramidal Residual Networks, CVPR 2017. Deviation: widths are rounded to the nearest
-        where the paper rounds down, for so the parameter counts of OFD's table come out; a shortcut that halves the
-        map averages 2 x 2 pixels, as in OFD's code.
+        integer, not down as in the paper, because this gives the parameter counts of OFD's table; a shortcut that
+        halves the map averages 2 x 2 pixels, as in OFD's code.
     """
 
     def __init__(self, depth: int, alpha: float, bottleneck: bool = False, init_cfg: dict | None = None):

@@ -34,14 +34,14 @@ class _Block(nn.Module):
 
 @MODELS.register_module()
 class WideResNet(BaseModule):
-    """WRN-depth-widen_factor: three groups of pre-activation blocks of 16, 32 and 64 times ``widen_factor`` channels.
+    """WRN-depth-widen_factor: three groups of pre-activation blocks with 16, 32, 64 times ``widen_factor`` channels.
 
-    Features before a ReLU, the positions of OFD and LONDON, are outputs of the BatchNorm that follows each group:
-    ``backbone.block2.0.bn1``, ``backbone.block3.0.bn1``, ``backbone.bn1``. No ReLU works in place, so that they can
-    be tapped.
+    The features before a ReLU that OFD and LONDON use are the outputs of the BatchNorm after each group:
+    ``backbone.block2.0.bn1``, ``backbone.block3.0.bn1``, ``backbone.bn1``. No ReLU works in place, so they can be
+    tapped.
 
     Args:
-        depth: 6 n + 4 layers, n blocks a group. widen_factor: k. drop_rate: of the dropout inside the blocks.
+        depth: 6 n + 4 layers, with n blocks per group. widen_factor: k. drop_rate: dropout rate inside the blocks.
     Shapes: (B, 3, H, W) to a tuple of one map (B, 64 k, H/4, W/4), after the last ReLU.
     Raises:
         ValueError: a depth that is not 6 n + 4.

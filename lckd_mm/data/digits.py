@@ -1,4 +1,4 @@
-"""scikit-learn's scans of handwritten digits as a classification data set."""
+"""scikit-learn's scanned handwritten digits as a classification data set."""
 
 from numbers import Real
 
@@ -14,18 +14,18 @@ _SPLITS = {'train': slice(0, 898), 'test': slice(898, None)}
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
-    """The 1,797 scans that scikit-learn ships: the first 898 to train on, the last 899 to test on.
+    """The 1,797 scans that scikit-learn ships: the first 898 for training, the last 899 for testing.
 
-    The scans seem to lie in the order of their writers, so that the two halves come close to a split by writer. Each
-    is resized (bilinear) and given three equal channels, 0 to 255.
+    The scans seem to be in order of their writers, so the two halves come close to a split by writer. Each scan is
+    resized (bilinear) and repeated to three equal channels, 0 to 255.
 
     Args:
         split: 'train' or 'test'. size: height and width of the images.
-        subset: train on so many scans, a random choice that ``subset_seed`` fixes; None takes all.
-        label_noise: part of the labels that are replaced by another digit, which ``subset_seed`` fixes, too.
+        subset: number of scans to use, chosen at random with ``subset_seed``; None uses all.
+        label_noise: fraction of the labels to replace by another digit, also with ``subset_seed``.
     Raises:
-        ValueError: unknown split, a subset larger than the split, a part outside 0 to 1.
-    Source: the test part of UCI's Optical Recognition of Handwritten Digits (13 writers).
+        ValueError: unknown split, a subset larger than the split, a fraction outside 0 to 1.
+    Source: the test set of UCI's Optical Recognition of Handwritten Digits (13 writers).
     """
 
     METAINFO = dict(classes=tuple(str(i) for i in range(10)))

@@ -1,4 +1,4 @@
-"""Pure tensor functions: they need torch and nothing else."""
+"""Pure tensor functions that depend on torch only."""
 
 from .adversarial import convex_phi, critic_loss, fooling_loss, gradient_norms, interpolates, slope_penalty
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest

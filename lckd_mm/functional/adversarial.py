@@ -1,6 +1,6 @@
-"""Critics: what they and the student are trained by, and the penalties that keep their slope finite.
+"""Losses of critics and students, and the penalties that bound a critic's gradient.
 
-A critic f gives one real number a sample, without a sigmoid, high for what is real: the teacher's or a peer's features.
+A critic f returns one real number per sample, without a sigmoid, high for "real" features: the teacher's or a peer's.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ from torch import Tensor
 
 PHIS = ('x', 'exp', 'softplus', 'sqrt', 'hinge', 'lsgan')
 SLOPES = ('max', 'max-target', 'gp', 'lp', 'zero')
-# Above this exp goes on as its tangent: squares of its gradient, e^80, still fit into float32.
+# Above this, exp continues as its tangent: squares of its gradient, e^80, still fit into float32.
 _EXP_LIMIT = 40.0
 
 
 def convex_phi(x: Tensor, phi: str = 'softplus') -> Tensor:
-    r"""The function that makes a loss of a critic's values, elementwise.
+    r"""The function that turns a critic's outputs into a loss, elementwise.
 
     ``x``: :math:`x`; ``exp``: :math:`e^x`; ``softplus``: :math:`\ln(1 + e^x)`; ``sqrt``: :math:`\sqrt{x^2 + 1} + x`.
-    These rise and are convex, all but the first strictly, which is what the optimal critic's existence and uniqueness
-    need. For comparison, two that fall or are flat on a part: ``hinge``: :math:`\max(0, 1 + x)`, ``lsgan``:
+    These are increasing and convex, all but the first strictly; an optimal critic then exists and is unique. For
+    comparison, two that are flat or decreasing in part: ``hinge``: :math:`\max(0, 1 + x)`, ``lsgan``:
     :math:`(x + 1)^2`.
 
     Args:
         x: ``(...)``, float32 or wider.
     Returns:
-        ``(...)``. ``exp`` beyond 40 goes on as its tangent there (still rising and convex), so that nothing overflows;
-        ``sqrt`` of large negative values, which would cancel to 0, is computed as :math:`1 / (\sqrt{x^2 + 1} - x)`.
+        ``(...)``. Beyond 40 ``exp`` continues as its tangent (still increasing and convex) to avoid overflow; for
+        negative values ``sqrt`` is computed as :math:`1 / (\sqrt{x^2 + 1} - x)` to avoid cancellation to 0.
     Raises:
         ValueError: an unknown ``phi``.
     Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019, arXiv 1902.05687. Deviation: the tangent.
@@ -41,7 +41,7 @@ def convex_phi(x: Tensor, phi: str = 'softplus') -> Tensor:
         return F.softplus(x)
     if phi == 'sqrt':
         root = torch.hypot(x, torch.ones_like(x))
-        # Of each branch only the argument is chosen: a nan in the other one would reach the gradient.
+        # Mask the argument of each branch: a nan in the unused branch would reach the gradient.
         negative = x < 0
         return torch.where(negative, 1 / (root - torch.where(negative, x, 0)), root + x)
     if phi == 'hinge':
@@ -52,10 +52,10 @@ def convex_phi(x: Tensor, phi: str = 'softplus') -> Tensor:
 
 
 def critic_loss(fake: Tensor, real: Tensor, phi: str = 'softplus') -> Tensor:
-    r"""What the critic minimises, apart from its penalty: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`.
+    r"""The critic's loss without its penalty: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`.
 
     Args:
-        fake, real: the critic's values, ``(B,)`` each.
+        fake, real: the critic's outputs, ``(B,)`` each.
     Returns:
         A scalar.
     Source: Zhou et al. 2019, eq. 4 with :math:`\varphi(x) = \phi(-x)`.
@@ -64,10 +64,10 @@ def critic_loss(fake: Tensor, real: Tensor, phi: str = 'softplus') -> Tensor:
 
 
 def fooling_loss(fake: Tensor, phi: str | None = None) -> Tensor:
-    r"""What the student minimises: :math:`-E\,f(fake)`, or :math:`E\,\phi(-f(fake))` where a phi is named.
+    r"""The student's loss: :math:`-E\,f(fake)`, or :math:`E\,\phi(-f(fake))` with a phi.
 
     Args:
-        fake: the critic's values ``(B,)`` of the student's features.
+        fake: the critic's outputs ``(B,)`` on the student's features.
     """
     return -fake.mean() if phi is None else convex_phi(-fake, phi).mean()
 
@@ -76,7 +76,7 @@ def interpolates(fake: Tensor, real: Tensor, share: Tensor) -> Tensor:
     """Points between pairs of samples: ``share * real + (1 - share) * fake``.
 
     Args:
-        fake, real: ``(B, ...)`` of one shape. share: ``(B,)``, between 0 and 1.
+        fake, real: ``(B, ...)`` of equal shape. share: ``(B,)``, between 0 and 1.
     Raises:
         ValueError: shapes that differ.
     """
@@ -87,14 +87,14 @@ def interpolates(fake: Tensor, real: Tensor, share: Tensor) -> Tensor:
 
 
 def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    r"""Steepness of a critic at each point: :math:`\lVert \nabla f(x_i) \rVert_2`.
+    r"""Gradient norm of a critic at each point: :math:`\lVert \nabla f(x_i) \rVert_2`.
 
     Args:
-        critic: gives one number a sample, from that sample alone (no BatchNorm).
+        critic: returns one number per sample, computed from that sample alone (no BatchNorm).
         x: ``(B, ...)``, float32 or wider.
     Returns:
-        ``(B,)``, differentiable by the critic's parameters (a backward through the backward); 0 with zero gradient
-        where the critic is flat.
+        ``(B,)``, differentiable with respect to the critic's parameters (double backward); 0 with zero gradient where
+        the critic is flat.
     """
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -103,18 +103,18 @@ def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             return x.new_zeros(len(x))
         (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True, allow_unused=True, materialize_grads=True)
         square = slope.flatten(1).square().sum(1)
-        # The root of zero has no derivative: it is not taken there.
+        # Avoid the square root at 0, where it has no derivative.
         return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
 
 def slope_penalty(norms: Tensor, kind: str = 'max', target: float = 1.0) -> Tensor:
-    r"""What is asked of the slopes :math:`s_i` of a critic.
+    r"""Penalty on the gradient norms :math:`s_i` of a critic.
 
     ``max`` (MaxGP): :math:`(\max_i s_i)^2`; ``max-target``: :math:`(\max_i s_i - c)^2`; ``gp``: mean
     :math:`(s_i - c)^2`; ``lp``: mean :math:`\max(0, s_i - c)^2`; ``zero``: mean :math:`s_i^2`.
 
     Args:
-        norms: ``(B,)``, of :func:`gradient_norms`. target: c.
+        norms: ``(B,)``, from :func:`gradient_norms`. target: c.
     Returns:
         A scalar.
     Raises:

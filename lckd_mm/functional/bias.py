@@ -1,4 +1,4 @@
-"""Whether a compressed net treats classes unequally: one-against-rest rates, and how they change."""
+"""Class bias of a compressed net: one-against-rest error rates, and how unequally they change."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ CONVENTIONS = ('2022', '2021')
 
 
 class ClassBias(NamedTuple):
-    """What :func:`class_bias` gives: two scores, and the relative changes that they are made of, a row a class."""
+    """Result of :func:`class_bias`: two scores, and the relative change of each rate per class."""
 
     cev: float
     sde: float
@@ -19,13 +19,13 @@ class ClassBias(NamedTuple):
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int, counts: Tensor | None = None) -> Tensor:
-    """How often each class was taken for each.
+    """Confusion matrix.
 
     Args:
-        truth, predicted: class indices of the same shape, 0 to ``classes - 1``.
-        counts: int64, the number of samples that each pair stands for; None: one.
+        truth, predicted: class indices of equal shape, 0 to ``classes - 1``.
+        counts: int64, number of samples per pair of indices; None means one.
     Returns:
-        ``(C, C)`` int64, a row a true class, a column a predicted one.
+        ``(C, C)`` int64, one row per true class, one column per predicted class.
     Raises:
         ValueError: shapes that differ, an index outside the classes.
     """
@@ -52,11 +52,11 @@ def one_against_rest(confusion: Tensor, smoothing: float = 0.0) -> tuple[Tensor,
               \mathrm{FNR}_c = \frac{FN_c + s}{FN_c + TP_c + 2 s}
 
     Args:
-        confusion: ``(C, C)`` or ``(R, C, C)``, counts, a row a true class.
+        confusion: ``(C, C)`` or ``(R, C, C)``, counts, one row per true class.
         smoothing: s, a pseudo-count; 0 gives the plain rates.
     Returns:
-        Two float64 tensors ``(C,)`` or ``(R, C)``, in parts of 1; nan where a class does not occur (FNR), or where
-        nothing else does (FPR), smoothed or not.
+        Two float64 tensors ``(C,)`` or ``(R, C)``, as fractions; nan where a class does not occur (FNR), or where
+        no other class does (FPR), smoothed or not.
     """
     counts = confusion.double()
     hit = counts.diagonal(dim1=-2, dim2=-1)
@@ -70,8 +70,8 @@ def one_against_rest(confusion: Tensor, smoothing: float = 0.0) -> tuple[Tensor,
 def class_bias(reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], convention: str = '2022') -> ClassBias:
     r"""Combined error variance (CEV) and symmetric distance error (SDE) of a model against a reference.
 
-    With the relative changes :math:`a_c = (\mathrm{FPR}^m_c - \mathrm{FPR}^o_c) / \mathrm{FPR}^o_c` and
-    :math:`b_c`, the same of the FNR, over the C classes that have both:
+    With the relative changes :math:`a_c = (\mathrm{FPR}^m_c - \mathrm{FPR}^o_c) / \mathrm{FPR}^o_c`, and
+    :math:`b_c` likewise for the FNR, over the C classes that have both:
 
     * ``2022``: :math:`\mathrm{CEV} = \frac 1 C \sum_c (a_c - \bar a)^2 + (b_c - \bar b)^2`,
       :math:`\mathrm{SDE} = \frac 1 C \sum_c |a_c - b_c|`.
@@ -79,22 +79,21 @@ def class_bias(reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], c
       :math:`\mathrm{CEV}_{2021} = 5000\,\mathrm{CEV}_{2022}` and
       :math:`\mathrm{SDE}_{2021} = 100 / \sqrt 2 \; \mathrm{SDE}_{2022}`.
 
-    Both are 0 where every class changes alike, however much worse it gets: they stand beside the accuracy, never in its
-    place. They are not symmetric in model and reference.
+    Both are 0 if every class changes equally, however much worse it gets: they complement the accuracy and never
+    replace it. They are not symmetric in model and reference.
 
     Args:
-        reference: (FPR, FNR) of :func:`one_against_rest`, of the uncompressed net. model: of the compressed one. Rates
-            ``(C,)``, or ``(R, C)`` of several runs, which are averaged over the runs first.
+        reference: (FPR, FNR) from :func:`one_against_rest` for the uncompressed net. model: for the compressed net.
+            Rates are ``(C,)``, or ``(R, C)`` for several runs, which are averaged over the runs first.
         convention: '2022' or '2021'.
     Returns:
-        :class:`ClassBias`; the changes are in parts of 1 in both conventions, and nan for the classes that are left
-        out, those with a reference rate of 0 or without samples (``kept`` is false). Both scores are nan where no class
-        is left.
+        :class:`ClassBias`; the changes are fractions in both conventions. Classes with a reference rate of 0 or without
+        samples are left out: their changes are nan and ``kept`` is False. Both scores are nan if no class is left.
     Raises:
         ValueError: an unknown convention, or different numbers of classes.
     Source: Blakeney et al., Simon Says: Evaluating and Mitigating Bias in Pruned Neural Networks with Knowledge
-        Distillation, arXiv 2106.07849 (2021, and the forms of 2022). Deviation: a rate of 0 in the reference is left
-        out, where a small number in its place would decide the result.
+        Distillation, arXiv 2106.07849 (2021, and the forms of 2022). Deviation: classes with a reference rate of 0 are
+        left out, since a small number in place of the 0 would dominate the result.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f'class bias: unknown convention {convention!r}, expected one of {", ".join(CONVENTIONS)}')
@@ -114,10 +113,10 @@ def class_bias(reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], c
 
 
 def modal_prediction(predictions: Tensor, classes: int) -> Tensor:
-    """The class that most of several runs predict, sample by sample; of equally frequent ones the smallest.
+    """Majority vote of several runs for each sample; ties go to the smallest class index.
 
     Args:
-        predictions: ``(R, ...)``, class indices, a row a run.
+        predictions: ``(R, ...)``, class indices, one row per run.
     Returns:
         ``(...)``, int64.
     """

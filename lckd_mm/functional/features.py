@@ -11,7 +11,7 @@ from .shapes import check_map, check_rank, mean
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Partial squared distance, elementwise: where both are negative enough, a ReLU makes them equal anyway.
+    r"""Partial squared distance, elementwise: 0 where the teacher is not positive and the student not above it.
 
     .. math:: d = (s - t)^2 \; [s > t \ \text{or}\ t > 0]
 
@@ -28,7 +28,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def margin_relu(x: Tensor, margin: Tensor) -> Tensor:
-    r"""``max(x, m)`` with a margin below zero for each channel.
+    r"""``max(x, m)`` with a negative margin per channel.
 
     Args:
         x: ``(B, C, ...)``. margin: ``(C,)``.
@@ -38,18 +38,18 @@ def margin_relu(x: Tensor, margin: Tensor) -> Tensor:
 
 
 def bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    r"""Margin of each channel of a BatchNorm's output: its mean where it is negative, if it is normal.
+    r"""Margin of each channel of a BatchNorm's output: the mean of its negative values, assuming a normal distribution.
 
     .. math:: m = E[x \mid x < 0] = \mu - s\,\frac{\varphi(\mu / s)}{\Phi(-\mu / s)}, \qquad \mu = \beta,\ s = |\gamma|
 
-    and :math:`-3 s` where :math:`\Phi(-\mu / s) \le 0.001`, that is where next to nothing is negative.
+    and :math:`-3 s` where :math:`\Phi(-\mu / s) \le 0.001`, that is, where almost no value is negative.
 
     Args:
         weight: :math:`\gamma`, ``(C,)``. bias: :math:`\beta`, ``(C,)``.
     Returns:
-        ``(C,)``, in the type of ``weight``; computed in float64. A channel with weight 0 is constant: its margin is its
-        own value where that is negative, and 0 else.
-    Source: OFD, eq. 4, and the authors' code for the second case. Deviation: in closed form for all channels at once.
+        ``(C,)``, with the dtype of ``weight``; computed in float64. A channel with weight 0 is constant: its margin is
+        its value if that is negative, otherwise 0.
+    Source: OFD, eq. 4, and the authors' code for the second case. Deviation: closed form for all channels at once.
     """
     mean, std = bias.double(), weight.double().abs()
     z = mean / torch.where(std == 0, 1, std)
@@ -60,14 +60,14 @@ def bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def attention_map(x: Tensor) -> Tensor:
-    r"""Spatial attention: the mean over channels of squares, flattened and of unit length.
+    r"""Spatial attention: the mean of squares over channels, flattened and normalised to unit length.
 
     .. math:: a = \mathrm{vec}\!\left(\tfrac1C \sum_c x_c^2\right), \qquad a / \lVert a \rVert_2
 
     Args:
         x: ``(B, C, H, W)``.
     Returns:
-        ``(B, HW)``; zeros for a zero map, and shorter than a unit where all features are below 1e-6.
+        ``(B, HW)``; zeros for a zero map, and shorter than 1 where all features are below 1e-6.
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention (AT), ICLR 2017, p = 2. Deviation: none.
     """
     check_map('attention map', x)
@@ -94,18 +94,18 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
 
 
 def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Mean absolute gap of two factors, each flattened and of unit length.
+    r"""Mean absolute difference of two factors, each flattened and normalised to unit length.
 
     .. math:: \mathrm{mean}\,\bigl|\, s / \lVert s \rVert_2 - t / \lVert t \rVert_2 \,\bigr|
 
     Args:
         student: ``(B, ...)``. teacher: the same shape.
     Returns:
-        A scalar, without unit; small, since a unit vector's entries shrink with the root of their number.
+        A scalar, without unit; small, since the entries of a unit vector shrink with the root of its length.
     Raises:
         ValueError: where the shapes differ.
     Source: Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer (FT), NeurIPS 2018,
-        eq. 3, p = 1. Deviation: the mean in place of the sum.
+        eq. 3, p = 1. Deviation: the mean instead of the sum.
     """
     _same_shape('factor distance', student, teacher)
     check_rank('factor distance', student, 2, '(B, ...)')
@@ -129,7 +129,7 @@ def factor_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
-    r"""Squared distance of maps, each channel weighed by its attention.
+    r"""Squared distance between maps, each channel weighted by its attention.
 
     .. math:: \frac1B \sum_b \sum_c \rho_{bc} \; \mathrm{mean}_{hw}\, (s_{bc} - t_{bc})^2
 
@@ -140,7 +140,7 @@ def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Te
     Raises:
         ValueError: where the shapes differ.
     Source: Wang et al., Pay Attention to Features, Transfer Learn Faster CNNs (AFD), ICLR 2020. Deviation: the mean
-        over positions, so that the size of a map does not weigh.
+        over positions, so that a map's size does not matter.
     """
     _same_shape('attended distance', student, teacher)
     check_rank('attended distance', student, 3, '(B, C, ...)')

@@ -1,4 +1,4 @@
-"""Comparisons of how two nets answer to a change of their input."""
+"""Comparisons of two nets' sensitivity to their input."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,22 @@ from .shapes import check_rank, mean
 
 
 def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], sigma: float) -> Tensor:
-    r"""Squared gap of the nets' Jacobians along one random direction, by finite differences.
+    r"""Squared gap between the nets' Jacobians along one random direction, by finite differences.
 
     .. math:: \mathrm{mean}\,\bigl((f_S(x + \xi) - f_S(x)) - (f_T(x + \xi) - f_T(x))\bigr)^2 / \sigma^2
 
     With :math:`\xi \sim N(0, \sigma^2 I)` its expectation is
-    :math:`\lVert J_S - J_T \rVert_F^2` over the number of outputs, up to terms of the order of :math:`\sigma^2`.
+    :math:`\lVert J_S - J_T \rVert_F^2` divided by the number of outputs, up to terms of order :math:`\sigma^2`.
 
     Args:
-        student, teacher: the outputs at x and at x plus noise, ``(B, ...)``, all of one shape.
+        student, teacher: the outputs at x and at x plus noise, ``(B, ...)``, all of equal shape.
         sigma: the noise's standard deviation.
     Returns:
         A scalar, in squared units of outputs over inputs.
     Raises:
-        ValueError: where the nets' shapes differ.
-    Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1, without its term
-        of order zero. Deviation: the difference of outputs, so that only Jacobians are compared.
+        ValueError: shapes that differ between the nets.
+    Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1, without its
+        zeroth-order term. Deviation: the difference of outputs, so that only Jacobians are compared.
     """
     for ours, theirs in zip(student, teacher):
         if ours.shape != theirs.shape:
@@ -33,16 +33,16 @@ def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tenso
 
 
 def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Squared distance of two gradients, each of unit length, mean over the batch: twice one minus their cosine.
+    r"""Squared distance of two normalised gradients, averaged over the batch; equals 2 (1 - cosine).
 
     .. math:: \mathrm{mean}_b \left\lVert g_S / \lVert g_S \rVert - g_T / \lVert g_T \rVert \right\rVert^2
 
     Args:
-        student, teacher: ``(B, ...)``. A zero gradient has no direction: it stays zero, and gives no gradient.
+        student, teacher: ``(B, ...)``. A zero gradient has no direction: it stays zero and gets no gradient.
     Returns:
         A scalar between 0 and 4, without unit; 0 for an empty batch.
     Raises:
-        ValueError: where the nets' shapes differ, or have no dimension but the batch.
+        ValueError: shapes that differ between the nets, or have only the batch dimension.
     Source: Srinivas and Fleuret 2018, eq. 6. Deviation: none.
     """
     if student.shape != teacher.shape:
@@ -53,9 +53,9 @@ def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    # By its largest entry first: the square of a small gradient, or the cube in the derivative, would underflow.
+    # Divide by the largest entry first: the square of a small gradient, or the cube in the derivative, would underflow.
     largest = x.detach().abs().amax(1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1)
     square = x.square().sum(1, keepdim=True)
-    # The root of zero has no derivative: it is not taken there.
+    # Avoid the square root at 0, where it has no derivative.
     return x * torch.where(square > 0, square, 1).rsqrt()

@@ -1,4 +1,4 @@
-"""Softened divergences between the class scores of two nets."""
+"""KL divergences between the softened class scores of two nets."""
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int =
         The shape of ``student`` without ``dim``, in nats times :math:`\tau^2`.
     Raises:
         ValueError: where the shapes differ.
-    Source: Hinton, Vinyals, Dean 2015, section 2. Deviation: none; the factor :math:`\tau^2` is theirs, and keeps
-        the gradient's size independent of the temperature.
+    Source: Hinton, Vinyals, Dean 2015, section 2. Deviation: none; the factor :math:`\tau^2` is theirs and makes
+        the size of the gradient independent of the temperature.
     """
     _check(student, teacher, dim)
     log_p_student = F.log_softmax(student / tau, dim)
@@ -28,17 +28,17 @@ def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int =
 
 
 def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
-    r"""The same for heads whose classes are independent sigmoids: the sum over classes of binary divergences.
+    r"""The same for heads with independent sigmoids: the sum of binary divergences over classes.
 
     .. math:: \tau^2 \sum_c \left[ p^T_c \ln\frac{p^T_c}{p^S_c} + (1 - p^T_c) \ln\frac{1 - p^T_c}{1 - p^S_c} \right],
               \qquad p = \mathrm{sigmoid}(z / \tau)
 
-    Arguments, result and what it raises: as :func:`kd_divergence`.
+    Args, Returns and Raises: as :func:`kd_divergence`.
     """
     _check(student, teacher, dim)
     z_student, z_teacher = student / tau, teacher / tau
     p = z_teacher.sigmoid()
-    # ln sigmoid(z) and ln (1 - sigmoid(z)) = ln sigmoid(-z), each stable where it is far below 0.
+    # ln (1 - sigmoid(z)) = ln sigmoid(-z), which is stable far below 0, as is ln sigmoid(z).
     positive = p * (F.logsigmoid(z_teacher) - F.logsigmoid(z_student))
     negative = (1 - p) * (F.logsigmoid(-z_teacher) - F.logsigmoid(-z_student))
     return (positive + negative).sum(dim) * tau**2
@@ -47,13 +47,13 @@ def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim
 def decoupled_kd(
     student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0, dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    r"""The two parts of :func:`kd_divergence`: of the target class against the rest, and among the rest.
+    r"""The two parts of :func:`kd_divergence`: the target class against the rest, and among the rest.
 
     .. math::
         \mathrm{TCKD} = \tau^2 \, \mathrm{KL}\big((p^T_y, 1 - p^T_y) \,\|\, (p^S_y, 1 - p^S_y)\big), \qquad
         \mathrm{NCKD} = \tau^2 \, \mathrm{KL}(\hat p^T \,\|\, \hat p^S)
 
-    with :math:`\hat p` the softmax over the classes other than y. Then
+    where :math:`\hat p` is the softmax over the classes other than y. Then
     :math:`\mathrm{KD} = \mathrm{TCKD} + (1 - p^T_y) \, \mathrm{NCKD}`.
 
     Args:
@@ -62,7 +62,7 @@ def decoupled_kd(
     Returns:
         Two tensors of the shape of ``target``, in nats times :math:`\tau^2`.
     Raises:
-        ValueError: where the shapes differ, or there is one class only.
+        ValueError: shapes that differ, or only one class.
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 5-7. Deviation: none.
     """
     _check(student, teacher, dim)
@@ -72,7 +72,7 @@ def decoupled_kd(
 
     def parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = z / tau
-        # The target's share in both forms, each stable where it is next to nothing; then the rest among themselves.
+        # ln p_y and ln (1 - p_y), both stable near probability 0; then the log-softmax of the other classes.
         whole = z.logsumexp(dim)
         rest = z.masked_fill(mask, -torch.inf).logsumexp(dim)
         return (z * mask).sum(dim) - whole, rest - whole, torch.where(mask, 0, z - rest.unsqueeze(dim))
@@ -80,7 +80,7 @@ def decoupled_kd(
     s_target, s_rest, s_among = parts(student)
     t_target, t_rest, t_among = parts(teacher)
     of_target = t_target.exp() * (t_target - s_target) + t_rest.exp() * (t_rest - s_rest)
-    # At the target itself both are 0, and so is what is added there.
+    # At the target both are 0 and add nothing.
     among = (t_among.exp() * (t_among - s_among)).sum(dim)
     return of_target * tau**2, among * tau**2
 
@@ -100,28 +100,28 @@ def partial_target(
     epsilon: float | None = None,
     dim: int = 1,
 ) -> Tensor:
-    r"""A distribution over classes that keeps a part of what the teacher's softened scores tell.
+    r"""A distribution over classes that keeps part of the information in the teacher's softened scores.
 
     With :math:`p = \mathrm{softmax}(z^T / \tau)`, y the true class and K classes:
 
     * ``full``: p itself.
-    * ``pt``: :math:`p_y` for y, the rest spread evenly: how sure the teacher is of this sample.
+    * ``pt``: :math:`p_y` for y, the rest spread evenly: keeps the teacher's confidence in the true class.
     * ``topk``: the k largest of p, the rest spread evenly over the others; k = K is ``full``.
-    * ``sim``: row y of ``similarities``, a distribution of the class alone (:func:`row_similarities`).
-    * ``rel``: :math:`\beta_1` for y, :math:`\beta_2` for each other class of its super-class, and what is left spread
-      evenly over all others.
-    * ``label_smoothing``: :math:`1 - \epsilon` for y, and :math:`\epsilon / K` for each class: nothing of the teacher.
+    * ``sim``: row y of ``similarities``, which depends on the class alone (:func:`row_similarities`).
+    * ``rel``: :math:`\beta_1` for y, :math:`\beta_2` for each other class in its super-class, the rest spread evenly
+      over all other classes.
+    * ``label_smoothing``: :math:`1 - \epsilon` for y, plus :math:`\epsilon / K` for each class; ignores the teacher.
 
     Args:
         teacher: logits with the classes along ``dim``.
         target: y, int64, the shape of ``teacher`` without ``dim``; not needed for 'full' and 'topk'.
         tau: temperature of 'full', 'pt' and 'topk'.
-        k: of 'topk', 1 to K. similarities: ``(K, K)``, rows that sum to 1. siblings: ``(K, K)``, bool, whether two
+        k: for 'topk', 1 to K. similarities: ``(K, K)``, rows sum to 1. siblings: ``(K, K)``, bool, whether two
             classes share a super-class. betas, epsilon: as above.
     Returns:
         The shape of ``teacher``; along ``dim`` it sums to 1.
     Raises:
-        ValueError: an unknown kind, a k outside 1 to K, betas that leave less than 0 for the others.
+        ValueError: an unknown kind, a k outside 1 to K, betas that do not sum to 1 with the other classes.
     Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532; the
         exact forms of 'pt' and 'sim' are unverified. Deviation: none known.
     """
@@ -161,19 +161,19 @@ def _relation_rows(siblings: Tensor, first: float, second: float) -> Tensor:
 
 
 def row_similarities(weight: Tensor, alpha: float, beta: float) -> Tensor:
-    r"""How alike the teacher's logit layer finds the classes: for each, a distribution over all.
+    r"""Similarity of the classes in the teacher's logit layer: for each class, a distribution over all classes.
 
     .. math:: \rho_{yi} = \mathrm{softmax}_i \big( \mathrm{sign}(c_{yi}) |c_{yi}|^\alpha / \beta \big), \qquad
               c_{yi} = \cos(w_y, w_i)
 
     Args:
-        weight: ``(K, ...)``, a row a class. alpha: sharpens the cosines where it is below 1. beta: temperature.
+        weight: ``(K, ...)``, one row per class. alpha: exponent; below 1 it raises small cosines. beta: temperature.
     Returns:
-        ``(K, K)``; rows sum to 1, and each class is most like itself. A row of zeros is as like any other as nothing.
+        ``(K, K)``; rows sum to 1, with the maximum at the class itself. A zero row has cosine 0 with every row.
     Raises:
-        ValueError: alpha or beta that are not above 0.
-    Source: Tang et al., arXiv 2002.03532 (KD-sim; the form is unverified). Deviation: the sign, since cosines
-        can be negative, of which a power below 1 does not exist.
+        ValueError: alpha or beta not above 0.
+    Source: Tang et al., arXiv 2002.03532 (KD-sim; the form is unverified). Deviation: the sign, because cosines
+        can be negative, where a fractional power is undefined.
     """
     if not alpha > 0 or not beta > 0:
         raise ValueError(f'similarities of classes: alpha and beta must be above 0, got {alpha} and {beta}')
@@ -183,11 +183,11 @@ def row_similarities(weight: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def target_divergence(student: Tensor, target: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
-    r"""Kullback-Leibler divergence of a distribution and softened softmax scores, per sample and position.
+    r"""Kullback-Leibler divergence of softened softmax scores from a given distribution, per sample and position.
 
     .. math:: \sum_c \rho_c (\ln \rho_c - \ln q_c), \qquad q = \mathrm{softmax}(z^S / \tau)
 
-    Its gradient by :math:`z^S` is :math:`(q - \rho) / \tau`, that of the cross-entropy.
+    Its gradient with respect to :math:`z^S` is :math:`(q - \rho) / \tau`, as for the cross-entropy.
 
     Args:
         student: logits with the classes along ``dim``. target: :math:`\rho`, the same shape; 0 ln 0 is 0.
@@ -208,10 +208,10 @@ def gradient_rescaling(
     tau_squared: bool = True,
     dim: int = 1,
 ) -> Tensor:
-    r"""By how much distillation rescales the gradient at the true class, sample by sample.
+    r"""The factor by which distillation rescales each sample's gradient at the true class.
 
-    Of the loss :math:`\lambda_0 H(y, q) + \lambda \, s \, H(\rho, \tilde q)`, with q the student's scores and
-    :math:`\tilde q` those at temperature :math:`\tau`, s either :math:`\tau^2` or 1:
+    For the loss :math:`\lambda_0 H(y, q) + \lambda \, s \, H(\rho, \tilde q)`, where q are the student's probabilities,
+    :math:`\tilde q` those at temperature :math:`\tau`, and s is :math:`\tau^2` or 1:
 
     .. math:: w = \frac{\partial L / \partial z_y}{\partial H(y, q) / \partial z_y}
                 = \lambda_0 + \lambda \frac{s}{\tau} \, \frac{\rho_y - \tilde q_y}{1 - q_y}
@@ -222,13 +222,13 @@ def gradient_rescaling(
         weight: :math:`\lambda`. task_weight: :math:`\lambda_0`; the paper has 1 - λ.
         tau_squared: whether s is :math:`\tau^2`, as in KDLoss.
     Returns:
-        The shape of ``target``, without unit; infinite where the student leaves nothing for the other classes.
-    Source: Tang et al., arXiv 2002.03532, the factor w_t. Deviation: the weights apart, and the factor s.
+        The shape of ``target``, without unit; infinite where the student gives the other classes probability 0.
+    Source: Tang et al., arXiv 2002.03532, the factor w_t. Deviation: two separate weights, and the factor s.
     """
     mask = F.one_hot(target, student.shape[dim]).movedim(-1, dim).bool()
 
     def others(z: Tensor) -> Tensor:
-        # 1 - q_y without the cancellation where q_y is next to 1.
+        # 1 - q_y without cancellation where q_y is close to 1.
         return (z.masked_fill(mask, -torch.inf).logsumexp(dim) - z.logsumexp(dim)).exp()
 
     rest = soft_target.masked_fill(mask, 0).sum(dim)

@@ -1,10 +1,10 @@
-"""What the functions share: checks of shapes, and a mean that an empty batch does not turn into nan."""
+"""Shared helpers: shape checks, and means that are 0 instead of nan for an empty batch."""
 
 from torch import Tensor
 
 
 def check_rank(who: str, x: Tensor, least: int, layout: str) -> None:
-    """ValueError where a tensor has fewer than ``least`` dimensions, or, but for the batch, one of size 0."""
+    """Raise ValueError for fewer than ``least`` dimensions, or a dimension of size 0 other than the batch."""
     if x.dim() < least:
         raise ValueError(f'{who}: expected {layout}, got shape {tuple(x.shape)}')
     if not x.shape[1:].numel():
@@ -12,18 +12,18 @@ def check_rank(who: str, x: Tensor, least: int, layout: str) -> None:
 
 
 def check_map(who: str, x: Tensor) -> None:
-    """ValueError where a tensor is no map ``(B, C, H, W)``, or, but for the batch, empty."""
+    """Raise ValueError unless the tensor is a map ``(B, C, H, W)`` with C, H and W above 0."""
     if x.dim() != 4:
         raise ValueError(f'{who}: expected (B, C, H, W), got shape {tuple(x.shape)}')
     check_rank(who, x, 4, '(B, C, H, W)')
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of all entries; 0, with a gradient of zeros, where there is none, as on a rank without samples."""
+    """Mean of all entries; 0 with zero gradient for an empty tensor, as on a rank without samples."""
     return x.mean() if x.numel() else x.sum()
 
 
 def mean_square(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean squared distance of two tensors of one shape; 0 where they are empty."""
-    # Not torch's mse_loss, whose gradient refuses nets of two precisions.
+    """Mean squared difference of two tensors of equal shape; 0 if they are empty."""
+    # Not torch's mse_loss, whose backward fails if the nets have different precisions.
     return mean((student - teacher).square())

@@ -1,4 +1,4 @@
-"""Heads for detectors. mmdet is imported when one is built and not before: the other hosts do without it."""
+"""Heads for detectors. mmdet is imported only when one is built, since the other hosts do not need it."""
 
 from ..registry import MODELS
 

@@ -1,13 +1,13 @@
-"""mmdet's SSD head, able to predict."""
+"""mmdet's SSD head with a working ``predict``."""
 
 from mmdet.models.dense_heads import SSDHead as HostSSDHead
 
 
 class SSDHead(HostSSDHead):
-    """mmdet's ``SSDHead``, whose ``predict`` works; arguments, training and state are the host's.
+    """mmdet's ``SSDHead`` with a working ``predict``; arguments, training and state are unchanged.
 
-    mmdet 3.3.0 computes SSD's class loss without a loss module, but its ``predict`` asks ``loss_cls`` whether it has
-    channels of its own, and so fails. Here ``loss_cls`` is there and is None, which has none.
+    In mmdet 3.3.0 the SSD head has no ``loss_cls``, but ``predict`` reads it, to see whether it has custom channels,
+    and fails. Here ``loss_cls`` exists and is None.
 
     Source: Liu et al., SSD, ECCV 2016; the host's code. Deviation: none.
     """

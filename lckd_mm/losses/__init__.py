@@ -1,4 +1,4 @@
-"""Registered losses: hyper-parameters, and one call into :mod:`lckd_mm.functional`. The weight belongs to the term."""
+"""Registered losses: each holds hyper-parameters and calls :mod:`lckd_mm.functional`. The term holds the weight."""
 
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .detection import FGDLoss

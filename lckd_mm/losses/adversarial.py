@@ -1,4 +1,4 @@
-"""Adversarial matching: a critic learns to tell the student's features from the teacher's, the student to fool it."""
+"""Adversarial matching: a critic learns to tell student from teacher features; the student learns to fool it."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ Feature = Tensor | list[Tensor]
 
 @MODELS.register_module()
 class LGANLoss(nn.Module):
-    r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`, to which a penalty on f belongs.
+    r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`; to be used with a penalty on f.
 
     Args:
         phi: 'x', 'exp', 'softplus', 'sqrt', or for comparison 'hinge', 'lsgan';
             :func:`~lckd_mm.functional.convex_phi`.
-        student: what the student minimises: 'linear', :math:`-E\,f(fake)`, or 'phi', :math:`E\,\phi(-f(fake))`.
+        student: the student's loss: 'linear', :math:`-E\,f(fake)`, or 'phi', :math:`E\,\phi(-f(fake))`.
     Raises:
         ValueError: an unknown phi or form.
     Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019.
@@ -48,50 +48,50 @@ class LGANLoss(nn.Module):
         self.phi, self.form = phi, student
 
     def critic(self, fake: Tensor, real: Tensor) -> Tensor:
-        """What the critic minimises, of its values (B,) each."""
+        """The critic's loss, from its outputs (B,) on student and teacher features."""
         return critic_loss(fake, real, self.phi)
 
     def student(self, fake: Tensor) -> Tensor:
-        """What the student minimises, of the critic's values (B,) of its features."""
+        """The student's loss, from the critic's outputs (B,) on its features."""
         return fooling_loss(fake, self.phi if self.form == 'phi' else None)
 
 
 @MODELS.register_module()
 class LSGANLoss(nn.Module):
-    r"""Least squares to labels: :math:`E\,(D(real) - 1)^2 + E\,D(fake)^2`; the student: :math:`E\,(D(fake) - 1)^2`.
+    r"""Least squares: critic :math:`E\,(D(real) - 1)^2 + E\,D(fake)^2`, student :math:`E\,(D(fake) - 1)^2`.
 
-    With :math:`f = 2 D - 1` these are a quarter of :class:`LGANLoss` with phi 'lsgan' and the form 'phi'.
+    With :math:`f = 2 D - 1` these are a quarter of :class:`LGANLoss` with phi 'lsgan' and ``student='phi'``.
 
     Source: Mao et al. 2017, as AFD uses it (Chung et al., ICML 2020).
     """
 
     def critic(self, fake: Tensor, real: Tensor) -> Tensor:
-        """What the critic minimises, of its values (B,) each."""
+        """The critic's loss, from its outputs (B,) on student and teacher features."""
         return (real - 1).square().mean() + fake.square().mean()
 
     def student(self, fake: Tensor) -> Tensor:
-        """What the student minimises, of the critic's values (B,) of its features."""
+        """The student's loss, from the critic's outputs (B,) on its features."""
         return convex_phi(-fake, 'lsgan').mean()
 
 
 @MODELS.register_module()
 class GradientPenalty(nn.Module):
-    r"""Penalty on a critic's slopes :math:`s_i` at points between pairs of samples, each at a random place.
+    r"""Penalty on a critic's gradient norms :math:`s_i` at random points between pairs of samples.
 
     ``max`` (MaxGP) :math:`\lambda (\max s)^2`; ``max-target`` :math:`\lambda (\max s - c)^2`; ``gp``
     :math:`\lambda\,\mathrm{mean}\,(s - c)^2`; ``lp`` :math:`\lambda\,\mathrm{mean}\,\max(0, s - c)^2`; ``zero``
     :math:`\lambda\,\mathrm{mean}\,s^2`; ``max-al`` :math:`\lambda g^2 + \mu g` with :math:`g = \max s - c` and a
-    multiplier that rises by ``rate`` times g a step; ``spectral`` :math:`\lambda (\prod_l \sigma_l)^2` of the layers'
-    largest singular values (:func:`~lckd_mm.functional.product_bound`), without points.
+    multiplier :math:`\mu` that grows by ``rate`` times g per step; ``spectral`` :math:`\lambda (\prod_l \sigma_l)^2`
+    with the layers' largest singular values (:func:`~lckd_mm.functional.product_bound`); it samples no points.
 
     Args:
         kind: one of the names above. weight: lambda. target: c.
-        rate: of the multiplier. multiplier: its start; it is a buffer, kept in the checkpoint.
+        rate: step size of the multiplier. multiplier: its initial value; it is a buffer, kept in the checkpoint.
     Raises:
-        ValueError: an unknown kind, a weight or rate below 0; features that differ in shape; ``spectral`` of a critic
-            that is no chain of layers.
-    Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3. Deviation: on several ranks each
-        takes the largest slope of its own samples, and the multiplier follows the mean of these.
+        ValueError: an unknown kind, a weight or rate below 0; features that differ in shape; ``spectral`` with a critic
+            that is not a chain of layers.
+    Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3. Deviation: each rank takes the
+        largest gradient norm of its own samples, and the multiplier follows the mean over ranks.
     """
 
     KINDS = (*SLOPES, 'max-al', 'spectral')
@@ -109,7 +109,7 @@ class GradientPenalty(nn.Module):
         self.register_buffer('multiplier', torch.tensor(float(multiplier)))
 
     def forward(self, critic: nn.Module, fake: Tensor, real: Tensor) -> Tensor:
-        """The penalty, a scalar, differentiable by the critic's parameters alone; features (B, ...) each."""
+        """The penalty, a scalar, for features (B, ...); only the critic's parameters get a gradient."""
         with torch.autocast(fake.device.type, enabled=False):
             fake, real = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (fake, real))
             if self.kind == 'spectral':
@@ -124,7 +124,7 @@ class GradientPenalty(nn.Module):
             gap = norms.amax() - self.target
             value = self.weight * gap.square() + self.multiplier.clone() * gap
             if self.training and torch.is_grad_enabled():
-                step = gap.detach().clone()  # which is averaged in place
+                step = gap.detach().clone()  # all_reduce works in place
                 all_reduce(step, 'mean')
                 self.multiplier += self.rate * step.to(self.multiplier)
             return value
@@ -132,26 +132,26 @@ class GradientPenalty(nn.Module):
 
 @MODELS.register_module()
 class AdversarialLoss(nn.Module):
-    r"""A critic against the student, in one value: its gradient trains both, each by its own objective.
+    r"""Trains a critic and the student with one scalar; each gets only the gradient of its own loss.
 
     .. math:: L_{student}(f(s)) + c\,[L_{critic}(f(s), f(t)) + penalty(f)]
 
-    The critic sees detached features, and the student a critic with detached parameters, so that one backward pass
-    gives each side its gradient and nothing else. A step of the optimizer is a step of both.
+    The critic's loss uses detached features, the student's loss a critic with detached parameters. One backward pass
+    thus gives each side its own gradient, and one optimizer step updates both.
 
-    Deviation: the papers give the critic an optimizer of its own and several steps a step of the student. Here it has
-    one, with a learning rate by ``paramwise_cfg=dict(custom_keys={'critics': dict(lr_mult=…)})``; under
-    :class:`~lckd_mm.distillation.OnlineDistiller` it can have an optimizer of its own. The term's weight scales both
-    sides, which Adam takes no notice of, and SGD does.
+    Deviation: the papers give the critic its own optimizer and several steps per student step. Here it takes one step,
+    with a learning rate set by ``paramwise_cfg=dict(custom_keys={'critics': dict(lr_mult=…)})``; under
+    :class:`~lckd_mm.distillation.OnlineDistiller` it can have its own optimizer. The term's weight scales both
+    sides; that makes no difference with Adam, but it does with SGD.
 
     Args:
-        critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one a tap. Without
-            ``in_channels``, a :class:`~lckd_mm.distillation.Term` fills them in.
-        channels: of each of the teacher's taps.
-        loss: config of :class:`LGANLoss` or the like. penalty: config of :class:`GradientPenalty`, or None.
+        critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one is built per tap.
+            A :class:`~lckd_mm.distillation.Term` fills in missing ``in_channels``.
+        channels: channels of each teacher tap.
+        loss: config of :class:`LGANLoss` or similar. penalty: config of :class:`GradientPenalty`, or None.
         critic_weight: c.
     Shapes:
-        student, teacher: features of one shape, (B, C, H, W) or (B, C), or lists of these, averaged.
+        student, teacher: features of the same shape, (B, C, H, W) or (B, C), or lists of these, averaged.
     Raises:
         ValueError: a critic with BatchNorm, shapes that differ, several levels in one tap.
     """

@@ -1,4 +1,4 @@
-"""Critics: small nets that tell the teacher's or a peer's features from the student's, a number a sample."""
+"""Critics: small nets that score each sample's feature, to tell the student's from the teacher's or a peer's."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,17 +13,17 @@ from ..registry import MODELS
 class ConvCritic(nn.Module):
     """Convolutions of stride 2 with leaky ReLUs, then the mean over positions and a linear layer; no BatchNorm.
 
-    Without BatchNorm, which would couple the samples, each sample's value and slope are its own. A chain of layers, so
-    that :func:`~lckd_mm.functional.product_bound` bounds its Lipschitz constant.
+    BatchNorm would couple the samples; without it each sample's output and gradient depend on that sample alone. The
+    net is a chain of layers, so :func:`~lckd_mm.functional.product_bound` bounds its Lipschitz constant.
 
     Args:
-        in_channels: of the feature. widths: of the convolutions. kernel: their size; 1 for vectors, of which a larger
-            one would see the centre alone.
+        in_channels: channels of the feature. widths: channels of the convolutions. kernel: kernel size; use 1 for
+            vectors, which are 1x1 maps.
         leak: slope of the activations below zero.
-    Shapes: maps (B, C, H, W) or vectors (B, C), read as maps of one position, to values (B,).
+    Shapes: maps (B, C, H, W), or vectors (B, C), which are read as 1x1 maps, to values (B,).
     Raises:
         ValueError: a feature of another shape, an even kernel.
-    Source: AFD's discriminator (Chung et al., ICML 2020) is of this kind; its widths are not known here. Deviation: no
+    Source: similar to AFD's discriminator (Chung et al., ICML 2020), whose widths are not known here. Deviation: no
         BatchNorm, and no sigmoid at the end.
     """
 
@@ -45,7 +45,7 @@ class ConvCritic(nn.Module):
         self.chain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 1), nn.Flatten(0))
 
     def as_map(self, x: Tensor) -> Tensor:
-        """What the chain of layers sees of a feature."""
+        """The feature as a map (B, C, H, W), the input of ``chain``."""
         if x.dim() not in (2, 4) or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'ConvCritic: expected (B, {self.in_channels}, H, W) or (B, {self.in_channels}), got {tuple(x.shape)}'

@@ -1,4 +1,4 @@
-"""Distillation of feature maps of detectors."""
+"""Distillation of detectors' feature maps."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from ..registry import MODELS
 
 
 class GlobalContext(nn.Module):
-    r"""A map with the same context added at all positions.
+    r"""Adds the same context vector at every position of a map.
 
     .. math:: R(x) = x + W_2 \, \mathrm{relu}\bigl(\mathrm{LN}(W_1 \textstyle\sum_j \mathrm{softmax}(w_k x)_j x_j)\bigr)
 
     Args:
-        channels: C of the map; W_1 has half as many rows. W_2 begins at 0, and so R(x) = x.
+        channels: C of the map; W_1 has half as many rows. W_2 is initialised to 0, so R(x) = x at the start.
     Shapes: (B, C, H, W) to the same.
-    Source: the block of Cao et al., GCNet, 2019, as FGD takes it. Deviation: the scores have no bias, which softmax
-        takes away.
+    Source: the block of Cao et al., GCNet, 2019, as used in FGD. Deviation: the scores have no bias, because softmax
+        cancels it.
     """
 
     def __init__(self, channels: int):
@@ -42,30 +42,30 @@ class GlobalContext(nn.Module):
 
 @MODELS.register_module()
 class FGDLoss(nn.Module):
-    r"""Focal and global distillation: features on the objects and around them, attentions, and relations of pixels.
+    r"""Focal and global distillation: features on objects and on the background, attentions, and pixel relations.
 
     .. math:: L = \sum_{\mathrm{levels}} \alpha L_{fg} + \beta L_{bg} + \gamma L_{att}
               + \lambda \frac1B \sum_{b, c, h, w} (R_s(s) - R_t(t))^2
 
-    with the first three of :func:`~lckd_mm.functional.focal_distances`, on the objects by the boxes of the ground truth
-    (:func:`~lckd_mm.functional.box_masks`), and R a :class:`GlobalContext` of each net, both trained with the student.
-    For detectors only. The defaults are those of the authors' code; they suit levels of RetinaNet's pyramid.
+    The first three terms are those of :func:`~lckd_mm.functional.focal_distances`; the ground-truth boxes mark the
+    objects (:func:`~lckd_mm.functional.box_masks`). R is a :class:`GlobalContext`, one per net, both trained with the
+    student. For detectors only. The defaults are those of the authors' code, chosen for RetinaNet's pyramid levels.
 
     Args:
-        channels: of each of the teacher's taps; a term fills them in.
-        alpha: of objects. beta: of the background. gamma: of the attentions. lam: of the relations.
-        temperature: of the attentions.
+        channels: channels of each teacher tap; a term fills them in.
+        alpha, beta, gamma, lam: weights of the objects, the background, the attentions and the relations.
+        temperature: temperature of the attentions.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one; a connector maps the student's.
+        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one; a connector maps the student's.
         data_samples: mmdet's, with ``gt_instances.bboxes`` in pixels of the batch's padded images.
     Returns:
         A scalar.
     Raises:
-        ValueError: shapes, channels or counts that differ; weights below 0 or a temperature not above; samples without
-            boxes of the ground truth.
+        ValueError: shapes, channels or counts that differ; a weight below 0; a temperature not above 0; samples
+            without ground-truth boxes.
     Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3; the authors'
-        code for the defaults. Deviation: boxes are scaled from the padded image, to which the map belongs (the code
-        takes the image without its padding); where widths differ the code has a convolution without BatchNorm.
+        code for the defaults. Deviation: boxes are scaled by the padded image's size, since the map covers the padding
+        (the authors' code uses the unpadded size); where widths differ, their code has a convolution without BatchNorm.
     """
 
     def __init__(

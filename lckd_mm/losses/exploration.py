@@ -1,4 +1,4 @@
-"""Inheritance and exploration: another loss turned around, the angle of factors, and what trains an auto-encoder."""
+"""Inheritance and exploration (IE-KD): a reversed loss, the angle between factors, an auto-encoder's reconstruction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,25 +15,25 @@ from .features import weighted_layers
 
 @MODELS.register_module()
 class ExploreLoss(nn.Module):
-    r"""Another loss turned around, so that the student moves away from the teacher.
+    r"""Reverses another loss, so that the student moves away from the teacher.
 
-    * ``negated``: :math:`-L`, the paper's; for losses that cannot grow without end, which say ``bounded``
+    * ``negated``: :math:`-L`, the paper's; only for losses with an upper bound, marked by ``bounded``
       (:class:`FTLoss`, :class:`ATLoss`, :class:`FactorCosineLoss`).
-    * ``saturating``: :math:`-b\,L / (b + L)`, which begins like :math:`-L` and never falls below :math:`-b`.
-    * ``hinge``: :math:`\max(0, b - L)`, which stops at a distance of b.
+    * ``saturating``: :math:`-b\,L / (b + L)`; close to :math:`-L` for small L, never below :math:`-b`.
+    * ``hinge``: :math:`\max(0, b - L)`; stops at a distance of b.
 
     Args:
-        loss: config of a registered loss that is 0 or above.
+        loss: config of a registered loss with values >= 0.
         form: one of the names above. bound: :math:`b`, in units of the loss; for the last two forms.
-    Shapes and what it raises besides: as the loss.
+    Shapes and further errors: those of the wrapped loss.
     Returns:
-        A scalar, in units of the loss; at most 0 but for ``hinge``.
+        A scalar, in units of the loss; at most 0, except for ``hinge``.
     Raises:
-        ValueError: an unknown form; ``negated`` of a loss without an upper bound; a bound missing, not above 0, or too
-            many.
+        ValueError: an unknown form; ``negated`` on a loss without an upper bound; a bound that is missing, not above 0,
+            or given for ``negated``.
     Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
-        2021, eq. of L_exp. Deviation: the bounded forms are ours, for losses such as OFD's, whose negative has no
-        minimum.
+        2021, eq. of L_exp. Deviation: ``saturating`` and ``hinge`` are ours, for losses such as OFD's, whose negative
+        has no minimum.
     """
 
     FORMS = ('negated', 'saturating', 'hinge')
@@ -68,20 +68,20 @@ class ExploreLoss(nn.Module):
 
 @MODELS.register_module()
 class FactorCosineLoss(nn.Module):
-    r"""Angle of factors (:func:`~lckd_mm.functional.factor_cosine`), averaged over samples and layers.
+    r"""Angle between factors (:func:`~lckd_mm.functional.factor_cosine`), averaged over samples and layers.
 
-    * ``inherit``: :math:`1 - \cos`, 0 where they point the same way.
-    * ``explore``: :math:`|\cos|`, 0 where they are orthogonal: not to be turned around by :class:`ExploreLoss`.
+    * ``inherit``: :math:`1 - \cos`, 0 for parallel factors.
+    * ``explore``: :math:`|\cos|`, 0 for orthogonal factors; do not wrap it in :class:`ExploreLoss`.
 
     Args:
         form: one of the names above.
     Shapes:
-        student, teacher: maps of the same shapes, a list or one; as for :class:`FTLoss`.
+        student, teacher: maps of equal shapes, a list or one; as for :class:`FTLoss`.
     Returns:
-        A scalar, without unit: 0 to 2, or 0 to 1.
+        A scalar, without unit: 0 to 2 for ``inherit``, 0 to 1 for ``explore``.
     Raises:
         ValueError: an unknown form, shapes that differ.
-    Source: Huang et al., IE-KD, CVPR 2021, other forms in the authors' code. Deviation: none.
+    Source: Huang et al., IE-KD, CVPR 2021, alternative losses in the authors' code. Deviation: none.
     """
 
     bounded = True
@@ -100,19 +100,19 @@ class FactorCosineLoss(nn.Module):
 
 @MODELS.register_module()
 class ReconstructionLoss(nn.Module):
-    """Error of the teacher's auto-encoders, which it trains along with the student; averaged over layers.
+    """Reconstruction error of the teacher's auto-encoders, averaged over layers; trains them alongside the student.
 
-    Its term has ``teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True)``, whose ``mode`` says which error.
-    The student gets no gradient by it, and neither does the teacher.
+    Its term needs ``teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True)``, whose ``mode`` sets the error.
+    Neither student nor teacher gets a gradient from it.
 
     Shapes:
-        raw_teacher: maps (B, C_i, H_i, W_i), one a tap, or a list of them a tap.
+        raw_teacher: one map (B, C_i, H_i, W_i), or one list of maps, per tap.
     Returns:
-        A scalar, in units of the features, or their squares.
+        A scalar, in units of the features for mode 'l1', squared for 'l2'.
     Raises:
-        ValueError: a term whose teacher's connectors cannot reconstruct.
-    Source: IE-KD (Huang et al., CVPR 2021), where two nets that learn from each other train their auto-encoders along.
-        Deviation: none known; the weights between the terms are the config's.
+        ValueError: a term whose teacher connectors are not online auto-encoders.
+    Source: IE-KD (Huang et al., CVPR 2021), where two mutually learning nets train their auto-encoders at the same
+        time. Deviation: none known; the config sets the terms' relative weights.
     """
 
     def forward(

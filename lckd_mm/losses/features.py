@@ -20,12 +20,12 @@ from ..registry import MODELS
 
 
 def depth_weights(count: int) -> list[float]:
-    """The weights of OFD and LONDON for layers, or pairs of layers: each twice the one before it, the last one 1."""
+    """OFD's and LONDON's weights of layers, or pairs of layers: each is twice the previous one, the last is 1."""
     return [2.0 ** -(count - 1 - i) for i in range(count)]
 
 
 def _per_sample(who: str, distances: Tensor) -> Tensor:
-    """The sum over a sample's entries, mean over the batch."""
+    """Sum over each sample's entries, mean over the batch."""
     check_rank(who, distances, 2, 'features (B, C, ...)')
     return mean(distances.flatten(1).sum(1))
 
@@ -37,7 +37,7 @@ def weighted_layers(
     weights: Sequence[float] | None,
     compare: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Sum over layers of weight times ``compare``; without weights, the mean. A single tensor is one layer."""
+    """Weighted sum of ``compare`` over layers; without weights, the mean. A single tensor is one layer."""
     student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
     if len(student) != len(teacher):
         raise ValueError(f'{who}: {len(student)} student taps, but {len(teacher)} teacher taps')
@@ -52,21 +52,21 @@ def weighted_layers(
 
 @MODELS.register_module()
 class OFDLoss(nn.Module):
-    r"""Partial squared distance of features before a ReLU.
+    r"""Partial squared distance between features before a ReLU.
 
     .. math:: L = \sum_{i=0}^{n-1} w_i \frac1B \sum_{b, c, h, w} d(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
 
-    with d of :func:`~lckd_mm.functional.partial_l2`. The student's features come through
+    where d is :func:`~lckd_mm.functional.partial_l2`. The student's features pass through
     :class:`~lckd_mm.connectors.ConvBN`, the teacher's through :class:`~lckd_mm.connectors.MarginReLU`.
 
     Args:
         layer_weights: :math:`w_i`; the authors' segmentation recipe divides by 8, 4, 2, 1, 1 and 16.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one.
+        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one.
     Returns:
         A scalar, in squared units; the authors' weight is 1e-3 on CIFAR, 1e-4 on ImageNet, 1e-5 on VOC.
     Raises:
-        ValueError: shapes that differ; a count of taps or weights that does not fit.
+        ValueError: shapes that differ; numbers of taps or weights that do not match.
     Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3, and the authors'
         code for the weights. Deviation: none.
     """
@@ -85,17 +85,17 @@ class OFDLoss(nn.Module):
 
 @MODELS.register_module()
 class FitNetsLoss(nn.Module):
-    r"""Mean squared distance of features, the hint of FitNets; averaged over layers.
+    r"""Mean squared distance between features, the hint loss of FitNets; averaged over layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}\,(s_i - t_i)^2
 
     Shapes:
-        student, teacher: tensors of the same shapes, a list or one; a connector maps the student's.
+        student, teacher: tensors of equal shapes, a list or one; a connector maps the student's.
     Returns:
         A scalar, in squared units.
     Raises:
         ValueError: shapes that differ.
-    Source: Romero et al., FitNets, ICLR 2015, eq. 3. Deviation: the mean in place of half the sum; trained together
+    Source: Romero et al., FitNets, ICLR 2015, eq. 3. Deviation: the mean instead of half the sum; trained together
         with the task, not in a stage before it.
     """
 
@@ -114,18 +114,18 @@ def _mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class ATLoss(nn.Module):
-    r"""Squared distance of attention maps (:func:`~lckd_mm.functional.attention_map`), averaged over layers.
+    r"""Squared distance between attention maps (:func:`~lckd_mm.functional.attention_map`), averaged over layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}_{b, hw} (a(s_i) - a(t_i))^2
 
     Shapes:
         student, teacher: maps (B, C, H_i, W_i), a list or one; channels may differ, sizes may not.
     Returns:
-        A scalar, without unit; small, so that a weight of 1000 is usual.
+        A scalar, without unit; small, so a weight of 1000 is usual.
     Raises:
         ValueError: sizes that differ.
-    Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017. Deviation: the squared distance, averaged, is
-        that of the authors' code; their eq. 2 has the norm itself.
+    Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017. Deviation: the mean squared distance follows
+        the authors' code; their eq. 2 has the norm itself.
     """
 
     bounded = True  # attention maps have unit length
@@ -145,20 +145,20 @@ class ATLoss(nn.Module):
 
 @MODELS.register_module()
 class FSPLoss(nn.Module):
-    r"""Mean squared gap of the FSP matrices of consecutive maps, averaged over the pairs.
+    r"""Mean squared difference between the FSP matrices of consecutive maps, averaged over the pairs.
 
     .. math:: L = \frac{1}{n-1} \sum_i \mathrm{mean}\,(G^S_i - G^T_i)^2
 
-    with G the :func:`~lckd_mm.functional.transmitting_matrix` of maps i and i+1.
+    where G_i is the :func:`~lckd_mm.functional.transmitting_matrix` of maps i and i+1.
 
     Shapes:
-        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, of the same channels (or connected).
+        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, with equal channels (use a connector if they differ).
     Returns:
         A scalar, in units of features to the fourth power.
     Raises:
         ValueError: fewer than two taps, counts or channels that differ.
-    Source: Yim et al., A Gift from Knowledge Distillation, CVPR 2017, eq. 1-2. Deviation: maps of two sizes are pooled
-        to the smaller by average (the paper takes pairs of one size); trained together with the task.
+    Source: Yim et al., A Gift from Knowledge Distillation, CVPR 2017, eq. 1-2. Deviation: if the two maps of a pair
+        differ in size, the larger is average-pooled (the paper uses pairs of one size); trained together with the task.
     """
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -180,15 +180,15 @@ class FSPLoss(nn.Module):
 
 @MODELS.register_module()
 class ABLoss(nn.Module):
-    r"""Hinge on the activation boundaries of features before a ReLU.
+    r"""Hinge loss on the activation boundaries of features before a ReLU.
 
     .. math:: L = \sum_i w_i \frac1B \sum_{b, c, h, w} a(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
 
-    with a of :func:`~lckd_mm.functional.activation_boundary`.
+    where a is :func:`~lckd_mm.functional.activation_boundary`.
 
     Args:
-        margin: of the hinge, in the features' units. layer_weights: :math:`w_i`.
-    Shapes, result and what it raises: as :class:`OFDLoss`.
+        margin: margin of the hinge, in the features' units. layer_weights: :math:`w_i`.
+    Shapes, Returns and Raises: as :class:`OFDLoss`.
     Source: Heo et al., Activation Boundaries (AB), AAAI 2019, eq. 5; the layers' weights are OFD's.
         Deviation: trained together with the task, not in a stage before it.
     """
@@ -212,15 +212,15 @@ class ABLoss(nn.Module):
 
 @MODELS.register_module()
 class FTLoss(nn.Module):
-    r"""Distance of factors (:func:`~lckd_mm.functional.factor_distance`), averaged over layers.
+    r"""Distance between factors (:func:`~lckd_mm.functional.factor_distance`), averaged over layers.
 
-    The teacher's factors come through :class:`~lckd_mm.connectors.Paraphraser`, which is trained before the first
-    iteration, the student's through :class:`~lckd_mm.connectors.Translator`.
+    :class:`~lckd_mm.connectors.Paraphraser`, trained before the first iteration, makes the teacher's factors;
+    :class:`~lckd_mm.connectors.Translator` makes the student's.
 
     Shapes:
-        student, teacher: maps of the same shapes, a list or one.
+        student, teacher: maps of equal shapes, a list or one.
     Returns:
-        A scalar, without unit; small, so that weights of some hundreds are usual.
+        A scalar, without unit; small, so weights of a few hundred are usual.
     Raises:
         ValueError: shapes that differ.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3. Deviation: none.
@@ -234,23 +234,23 @@ class FTLoss(nn.Module):
 
 @MODELS.register_module()
 class AFDLoss(nn.Module):
-    r"""Squared distance of features, weighed by an attention over channels that is trained with the student.
+    r"""Squared distance between features, weighted by a channel attention that is trained with the student.
 
     .. math::
         L = \frac1n \sum_i \frac1B \sum_{b, c} \rho_{bc}(t_i) \, \mathrm{mean}_{hw}\,(s_i - t_i)^2_{bc}, \qquad
         \rho(t) = \mathrm{softmax}\bigl(W_2 \, \mathrm{relu}(W_1 \, \mathrm{mean}_{hw} |t|)\bigr)
 
     Args:
-        channels: of each of the teacher's taps; a term fills them in.
-        reduction: :math:`W_1` has so many times fewer rows than there are channels.
+        channels: channels of each teacher tap; a term fills them in.
+        reduction: :math:`W_1` has ``channels // reduction`` rows, at least 1.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of the same shapes, a list or one; a connector maps the student's.
+        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one; a connector maps the student's.
     Returns:
         A scalar, in squared units.
     Raises:
         ValueError: shapes, channels or counts that differ.
     Source: Wang et al., Attentive Feature Distillation (AFD), ICLR 2020. Deviation: the attention has two layers and
-        biases, and begins even over the channels.
+        biases, and starts uniform over the channels.
     """
 
     def __init__(self, channels: Sequence[int], reduction: int = 4):
@@ -281,17 +281,17 @@ class AFDLoss(nn.Module):
 
 @MODELS.register_module()
 class CWDLoss(nn.Module):
-    r"""Divergence of where each channel is active, averaged over channels and samples, and over layers.
+    r"""KL divergence of each channel's softmax over positions, averaged over channels, samples and layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}_{b,c}\, d(s_i, t_i)
 
-    with d of :func:`~lckd_mm.functional.channel_divergence`. On class scores a channel is a class; on features, a
+    where d is :func:`~lckd_mm.functional.channel_divergence`. On class scores a channel is a class; on features, a
     connector maps the student's channels.
 
     Args:
         tau: temperature.
     Shapes:
-        student, teacher: maps (B, C, H, W) of the same shapes, a list or one.
+        student, teacher: maps (B, C, H, W) of equal shapes, a list or one.
     Returns:
         A scalar, in nats times tau squared.
     Raises:

@@ -1,4 +1,4 @@
-"""Distillation of the answer to a change of the input."""
+"""Distillation of the outputs' sensitivity to the input."""
 
 from collections.abc import Callable
 
@@ -17,26 +17,25 @@ Feature = Tensor | list[Tensor]
 
 @MODELS.register_module()
 class JacobianLoss(nn.Module):
-    r"""Matches the nets' Jacobians with respect to the image: both run once more, on a changed batch.
+    r"""Matches the nets' Jacobians with respect to the image, with a second forward pass of both nets.
 
-    * ``difference``: the Jacobians along a random direction (:func:`~lckd_mm.functional.directional_gap`), by one more
-      forward pass of both nets.
-    * ``noise``: :math:`\mathrm{mean}\,(f_S(x + \xi) - f_T(x + \xi))^2`, the outputs under input noise, whose
-      expectation is the gap of the outputs plus :math:`\sigma^2` times that of the Jacobians.
-    * ``gradient``: exactly, the gradients of the score of the class that the teacher ranks first
-      (:func:`~lckd_mm.functional.unit_gap`), by another forward and a backward pass of both nets, through which the
-      student's is differentiated again: about three times the cost of a student's step. The score of a dense
-      prediction is its mean over the positions. Layers must have second derivatives: SyncBN on several ranks has
-      none.
+    * ``difference``: the Jacobians along a random direction (:func:`~lckd_mm.functional.directional_gap`), from one
+      more forward pass of both nets.
+    * ``noise``: :math:`\mathrm{mean}\,(f_S(x + \xi) - f_T(x + \xi))^2`, the outputs under input noise. Its expectation
+      is the squared gap of the outputs plus :math:`\sigma^2` times that of the Jacobians.
+    * ``gradient``: the exact gradients of the score of the teacher's top class
+      (:func:`~lckd_mm.functional.unit_gap`), from another forward and backward pass of both nets. The student's
+      backward pass is differentiated again: about three times the cost of a student step. The score of a dense
+      prediction is its mean over positions. Layers must have second derivatives: SyncBN on several ranks has none.
 
-    In the second pass BatchNorm's running statistics stay as they are, and dropout drops the same units; but not in
-    blocks with activation checkpointing (``with_cp``), which run once more in the backward pass.
+    The second pass leaves BatchNorm's running statistics unchanged and drops the same units in dropout. This does not
+    hold in blocks with activation checkpointing (``with_cp``), which run again in the backward pass.
 
     Args:
         mode: one of the names above.
         sigma: standard deviation of the noise, in units of the normalised images.
     Shapes:
-        student, teacher: outputs (B, ...) of the same shape, or a list of them; ``gradient`` takes class scores
+        student, teacher: outputs (B, ...) of equal shape, or a list of them; ``gradient`` takes class scores
         (B, K, ...).
     Returns:
         A scalar.
@@ -53,7 +52,7 @@ class JacobianLoss(nn.Module):
         arguments.choice('JacobianLoss', 'mode', mode, self.MODES)
         arguments.scale('JacobianLoss', 'sigma', sigma)
         self.mode, self.sigma = mode, sigma
-        # In the checkpoint, so that a resumed run draws new noise.
+        # Saved in the checkpoint, so that a resumed run draws new noise.
         self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -77,7 +76,7 @@ class JacobianLoss(nn.Module):
             raise ValueError(
                 "JacobianLoss: mode='gradient' takes one tap of class scores (B, K, ...), as in on='logits'"
             )
-        # Attention by plain products: the fused kernels have no second derivative.
+        # MATH attention: the fused kernels have no second derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = inputs.detach().requires_grad_()
             s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for y in replay(x))

@@ -20,32 +20,32 @@ class LipschitzLoss(nn.Module):
     .. math:: L = \sum_{i=0}^{n-2} w_i \, \mathrm{mean}_b \, \mathrm{gap}(\sigma_{i,b}^S, \sigma_{i,b}^T),
               \qquad w_i = 2^{-(n-1-i)}
 
-    with :math:`\sigma_i` the largest singular value of the transmitting matrix of taps i and i+1
-    (:func:`~lckd_mm.functional.transmitting_norms`) and the gap squared
+    where :math:`\sigma_i` is the largest singular value of the transmitting matrix of taps i and i+1
+    (:func:`~lckd_mm.functional.transmitting_norms`) and the gap is squared
     (:func:`~lckd_mm.functional.lipschitz_gap`).
 
     Args:
         gap: 'log' (the default), 'relative', or 'absolute' (the authors' code).
-        layer_weights: :math:`w_i`, one a pair of consecutive taps; by default the authors', by which deeper pairs
-            weigh more.
-        raw_back: the authors' code multiplies the *connected* map of layer i with the *raw* map of layer i+1 on the
-            student's side; True does the same, False connects both factors. Without connectors both are the same.
-        normalise: divides each map by its root mean square length over the positions, so that a norm lies between 0
-            and about 1 and does not follow from the size of the activations.
+        layer_weights: :math:`w_i`, one per pair of consecutive taps; the default is the authors', with larger weights
+            for deeper pairs.
+        raw_back: the authors' code multiplies the student's *connected* map of layer i by its *raw* map of layer i+1;
+            True does the same, False uses the connected map for both. Without connectors there is no difference.
+        normalise: divide each map by the root mean square length of its vectors over the positions. A norm then lies
+            between 0 and about 1 and does not depend on the scale of the activations.
     Shapes:
-        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth: taps, or the levels of a pyramid that
-        one tap gives. Channels may differ between the nets, since only singular values are compared. Tokens
-        (B, L_i, C_i) are taken as maps of one row where their numbers agree, and else of the images' aspect (square
-        without images).
-        inputs: the images, of which the aspect is taken.
+        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth: taps, or the pyramid levels of one
+        tap. Channels may differ between the nets, since only singular values are compared. Tokens (B, L_i, C_i) are
+        read as maps with one row if all L_i are equal, else as maps with the images' aspect ratio (square without
+        images).
+        inputs: the images, for their aspect ratio only.
     Returns:
-        A scalar; in squared units of front times back for 'absolute', without unit else.
+        A scalar; in squared units of front times back for 'absolute', otherwise without unit.
     Raises:
-        ValueError: unknown gap; fewer than two taps; a count of taps or weights that does not fit; other dimensions;
-            numbers of tokens that differ and fill no grid of the images' aspect.
+        ValueError: an unknown gap; fewer than two taps; numbers of taps or weights that do not match; other
+            dimensions; numbers of tokens that differ and fill no grid of the images' aspect ratio.
     Source: LONDON (Shang et al., ICCV 2021), section 3.
-    Deviation: the default gap is 'log', not the authors' 'absolute', whose size depends on the scale of the
-        activations; the singular value is accurate and its gradient exact, in place of 5 or 10 unrolled power steps.
+    Deviation: the default gap is 'log', because the authors' 'absolute' depends on the scale of the activations; the
+        singular value is accurate and its gradient exact, instead of 5 or 10 unrolled power steps.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class LipschitzLoss(nn.Module):
         return sum(weight * gap for weight, gap in zip(weights, gaps))
 
     def _norms(self, fronts: list[Tensor], backs: list[Tensor]) -> list[Tensor]:
-        """Of each front map and the next back map; they are the same maps but for ``raw_back``."""
+        """Norm for each front map and the back map after it; both lists are the same unless ``raw_back``."""
         if fronts is backs:
             norms = list(transmitting_norms(fronts))
         else:
@@ -100,15 +100,15 @@ class LipschitzLoss(nn.Module):
 
 @MODELS.register_module()
 class LONDONLoss(LipschitzLoss):
-    r"""The authors' setting of :class:`LipschitzLoss`, by name: absolute gaps, and the student's connected map times
-    the next raw one.
+    r"""The authors' setting of :class:`LipschitzLoss`: absolute gaps, and the student's connected map times the next
+    raw one.
 
     .. math:: L = \sum_{i=0}^{n-2} 2^{-(n-1-i)} \, \mathrm{mean}_b \, (\sigma_{i,b}^S - \sigma_{i,b}^T)^2
 
-    It takes no arguments. Their weight for it is :math:`\alpha / 200` on CIFAR-100.
+    It takes no arguments. The authors' weight is :math:`\alpha / 200` on CIFAR-100.
     Shapes, Returns, Raises: those of :class:`LipschitzLoss`; the value is in squared units of front times back.
     Source: LONDON (Shang et al., ICCV 2021), the authors' later code.
-    Deviation: the singular value is accurate and its gradient exact, in place of 5 or 10 unrolled power steps.
+    Deviation: the singular value is accurate and its gradient exact, instead of 5 or 10 unrolled power steps.
     """
 
     def __init__(self):

@@ -13,28 +13,28 @@ _ACTIVATIONS = ('softmax', 'sigmoid')
 
 @MODELS.register_module()
 class KDLoss(nn.Module):
-    r"""Divergence of softened class scores, averaged over samples and positions.
+    r"""KL divergence between softened class scores, averaged over samples and positions.
 
-    Softmax heads get :func:`~lckd_mm.functional.kd_divergence`, sigmoid heads
-    :func:`~lckd_mm.functional.binary_kd_divergence`. Positions whose label is ``ignore_index`` (segmentation; the
-    label map is resized to the logits by nearest neighbour) are left out.
+    Uses :func:`~lckd_mm.functional.kd_divergence` for softmax heads and
+    :func:`~lckd_mm.functional.binary_kd_divergence` for sigmoid heads. In segmentation, positions with the label
+    ``ignore_index`` are left out; the label map is resized to the logits by nearest neighbour.
 
     Args:
         tau: temperature.
-        activation: 'softmax', 'sigmoid', or None: the tapped head's own.
-        num_classes: scores of one anchor, background included where the head has one; None: the tapped head's own.
-            Needed where the channels hold several anchors.
-        ignore_index: of segmentation labels.
+        activation: 'softmax', 'sigmoid', or None for that of the tapped head.
+        num_classes: number of scores per anchor, including background if the head has one; None for that of the tapped
+            head. Needed if the channels hold several anchors.
+        ignore_index: label of positions to ignore in segmentation.
     Shapes:
-        student, teacher: (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors a position,
-        read as (N, H, W, A, C); or a list of these, one a pyramid level, averaged over all positions together.
+        student, teacher: (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors per position,
+        read as (N, H, W, A, C); or a list of these, one per pyramid level, averaged over all positions together.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
-        ValueError: shapes that differ, channels that are no multiple of ``num_classes``, temperature not above 0.
+        ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0.
     Source: Hinton, Vinyals, Dean 2015. Deviation: the mean over positions and the binary form are extensions. Each rank
-        takes the mean over its own positions, so that where ignored ones are unequally spread over the ranks, a
-        position of one weighs more than one of another.
+        averages over its own positions, so if ranks ignore different numbers of positions, the remaining positions
+        get different weights.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class KDLoss(nn.Module):
             arguments.whole('KDLoss', 'num_classes', num_classes)
         arguments.whole('KDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
-        # Not `num_classes`: mmdet's NumClassCheckHook takes each module with that for a head without a background.
+        # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that attribute for a head.
         self.scores = num_classes
 
     def adapt(self, head: nn.Module | None) -> None:
-        """Take what was left open from the host's head that owns the student's tap."""
+        """Fill in arguments that are None from the host's head that owns the student's tap."""
         if self.activation is None:
             self.activation = 'sigmoid' if has_sigmoids(head) else 'softmax'
         if self.scores is None:
@@ -75,7 +75,7 @@ class KDLoss(nn.Module):
             z_student, z_teacher = self._split_anchors(z_student), self._split_anchors(z_teacher)
             valid = self._valid(z_student, data_samples)
             if valid is not None:
-                # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+                # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
                 z_student, z_teacher = (torch.where(valid[:, None], z, 0) for z in (z_student, z_teacher))
             value = divergence(z_student, z_teacher, self.tau)
             total = total + value.sum()
@@ -83,7 +83,7 @@ class KDLoss(nn.Module):
         return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
 
     def _split_anchors(self, z: Tensor) -> Tensor:
-        """(N, A*C, H, W) -> (N, C, A, H, W), the anchors' outer and the classes' inner, as heads lay them out."""
+        """(N, A*C, H, W) -> (N, C, A, H, W); in the heads' layout the classes vary fastest."""
         classes = self.scores
         if z.dim() != 4 or classes is None or z.shape[1] == classes:
             return z
@@ -98,7 +98,7 @@ class KDLoss(nn.Module):
 
 
 def refuse_without_target(head: nn.Module | None, who: str) -> None:
-    """ValueError for heads whose scores have no softmax over classes of which one is the target."""
+    """Raise ValueError for heads that do not score by a softmax over classes with one target class."""
     name = type(head).__name__
     if has_sigmoids(head) and not hasattr(head, 'cls_out_channels'):
         raise ValueError(f'{who}: {name} has a sigmoid for each class, and no target class; use KDLoss')
@@ -111,24 +111,24 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
 
 @MODELS.register_module()
 class DKDLoss(nn.Module):
-    r"""Decoupled divergence of softened class scores, averaged over samples and positions.
+    r"""Decoupled KL divergence between softened class scores, averaged over samples and positions.
 
     .. math:: L = \alpha\,\mathrm{TCKD} + \beta\,\mathrm{NCKD}
 
-    with the parts of :func:`~lckd_mm.functional.decoupled_kd`; ``alpha = 1`` and ``beta`` equal to the teacher's doubt
-    :math:`1 - p^T_y` would be :class:`KDLoss`. For classification and segmentation: the positions of a detection head
-    have no labels outside the head's own assignment, so that the target class is not known, and it is refused.
+    with the parts of :func:`~lckd_mm.functional.decoupled_kd`; ``alpha = 1`` and ``beta`` equal to the teacher's
+    :math:`1 - p^T_y` would be :class:`KDLoss`. For classification and segmentation. Detection heads are refused: their
+    positions have labels only inside the head's own assignment, so the target class is not known.
 
     Args:
-        tau: temperature. alpha, beta: of the target class against the rest, and among the rest.
-        ignore_index: of segmentation labels.
+        tau: temperature. alpha: weight of the target class against the rest. beta: weight among the other classes.
+        ignore_index: label of positions to ignore in segmentation.
     Shapes:
         student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
-        ValueError: shapes that differ, temperature not above 0, negative weights, a head of sigmoids or of a detector,
-            samples without a label of one class.
+        ValueError: shapes that differ, temperature not above 0, negative weights, a sigmoid or detection head, samples
+            without a single class label.
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 7. Deviation: none for (N, C); the mean
         over positions is an extension. The authors also raise the weight linearly over the first epochs:
         LossWeightHook(schedule='linear').
@@ -151,7 +151,7 @@ class DKDLoss(nn.Module):
             raise ValueError("DKDLoss: takes one tap, as in on='logits', got a list")
         target = class_targets(student, data_samples, 'DKDLoss')
         valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-        # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+        # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
         student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
         of_target, among = decoupled_kd(student, teacher, torch.where(valid, target, 0), self.tau)
         value = (self.alpha * of_target + self.beta * among) * valid

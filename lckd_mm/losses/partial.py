@@ -1,4 +1,4 @@
-"""Distillation of a part of what the teacher's class scores tell."""
+"""Distillation of a part of the information in the teacher's class scores."""
 
 from collections.abc import Sequence
 
@@ -16,39 +16,39 @@ from .logits import refuse_without_target
 
 @MODELS.register_module()
 class PartialKDLoss(nn.Module):
-    r"""Divergence of the student's softened scores from a distribution that keeps a part of the teacher's.
+    r"""KL divergence of the student's softened scores from a target that keeps part of the teacher's information.
 
     .. math:: L = s \, \mathrm{KL}(\rho \,\|\, \tilde q), \qquad \tilde q = \mathrm{softmax}(z^S / \tau)
 
-    averaged over samples and positions, with :math:`\rho` of :func:`~lckd_mm.functional.partial_target`, and
-    :math:`s = \tau^2` as in :class:`KDLoss`, or 1 with ``tau_squared=False``, as the paper writes it. The paper's
-    :math:`(1 - \lambda) H(y, q) + \lambda H(\rho, \tilde q)` is a term of weight :math:`\lambda` on a student whose
-    head has ``loss_weight`` :math:`1 - \lambda`; the gradient by the logits is then
+    averaged over samples and positions. :math:`\rho` is :func:`~lckd_mm.functional.partial_target`;
+    :math:`s = \tau^2` as in :class:`KDLoss`, or 1 with ``tau_squared=False`` as in the paper. For the paper's
+    :math:`(1 - \lambda) H(y, q) + \lambda H(\rho, \tilde q)`, give the term the weight :math:`\lambda` and the
+    student's head the ``loss_weight`` :math:`1 - \lambda`; the gradient with respect to the logits is then
     :math:`(1 - \lambda) (q - y) + \lambda \, (s / \tau) (\tilde q - \rho)`.
 
     Args:
         kind: 'full' (:class:`KDLoss` itself), 'pt', 'topk', 'sim', 'rel' or 'label_smoothing'.
-        tau: temperature of student and teacher; 1 for label smoothing as it is usual.
-        tau_squared: whether the divergence is multiplied by the square of tau.
-        k: of 'topk': a number of classes, or a part of all of them as a float below 1 (the paper's best: a quarter on
+        tau: temperature of student and teacher; 1 for ordinary label smoothing.
+        tau_squared: whether the divergence is multiplied by tau squared.
+        k: for 'topk': a number of classes, or a fraction of them as a float below 1 (the paper's best: a quarter on
             CIFAR-100, half on ImageNet).
-        alpha, beta: of 'sim' (:func:`~lckd_mm.functional.row_similarities`); unverified defaults. The rows are those of
-            the teacher's layer at the tap, a linear layer or a convolution.
-        superclasses: of 'rel': for each class the number of its super-class, as CIFAR-100's coarse labels.
-        betas: of 'rel': the probability of the true class, and of each other class of its super-class; the other
-            classes share what is left. Unverified defaults.
-        epsilon: of 'label_smoothing'.
-        ignore_index: of segmentation labels.
+        alpha, beta: for 'sim' (:func:`~lckd_mm.functional.row_similarities`); unverified defaults. The rows are those
+            of the weight at the teacher's tap, a linear layer or a convolution.
+        superclasses: for 'rel': the index of each class's super-class, such as CIFAR-100's coarse labels.
+        betas: for 'rel': the probability of the true class, and of each other class in its super-class; the remaining
+            classes share the rest. Unverified defaults.
+        epsilon: for 'label_smoothing'.
+        ignore_index: label of positions to ignore in segmentation.
     Shapes:
         student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
     Returns:
-        A scalar, in nats, times tau squared where so asked.
+        A scalar, in nats; times tau squared with ``tau_squared``.
     Raises:
-        ValueError: an unknown kind, values out of range, shapes that differ, a head of sigmoids or of a detector,
-            samples without a label of one class (but 'full' and 'topk' need none on classifiers), a tap of 'sim' that
-            is no layer with a row of weights a class.
-    Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532. Deviation: the divergence
-        in place of the cross-entropy, which differ by a constant, so that 'full' is KD in value, too.
+        ValueError: an unknown kind, values out of range, shapes that differ, a sigmoid or detection head, samples
+            without a single class label ('full' and 'topk' need none on classifiers), a tap for 'sim' that is not a
+            layer with one row of weights per class.
+    Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532. Deviation: the KL
+        divergence instead of the cross-entropy; they differ by a constant, and 'full' equals KD in value, too.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class PartialKDLoss(nn.Module):
         self.kind, self.tau, self.tau_squared, self.k = kind, tau, tau_squared, k
         self.alpha, self.beta, self.betas, self.epsilon = alpha, beta, tuple(betas), epsilon
         self.ignore_index = ignore_index
-        # Both follow from config and teacher, and are in no checkpoint.
+        # Not saved: both are rebuilt from the config and the teacher.
         groups = torch.tensor(superclasses) if superclasses is not None else None
         siblings = groups[:, None] == groups if groups is not None else None
         self.register_buffer('siblings', siblings, persistent=False)
@@ -107,7 +107,7 @@ class PartialKDLoss(nn.Module):
 
     @torch.no_grad()
     def bind(self, layers: list[nn.Module], who: str) -> None:
-        """Take the similarities of classes from the rows of the teacher's layer at the tap."""
+        """Compute the class similarities from the rows of the teacher's layer at the tap."""
         if self.kind != 'sim':
             return
         weight = getattr(layers[0], 'weight', None)
@@ -130,13 +130,13 @@ class PartialKDLoss(nn.Module):
             return mean(self._scaled(student, self.soft_target(teacher, None)))
         target = class_targets(student, data_samples, f'PartialKDLoss of kind {self.kind!r}')
         valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-        # The scores and not the divergence: infinity at an ignored position would give nan in backward.
+        # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
         student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
         value = self._scaled(student, self.soft_target(teacher, torch.where(valid, target, 0)))
         return (value * valid).sum() / valid.sum().clamp(min=1)
 
     def soft_target(self, teacher: Tensor, target: Tensor | None) -> Tensor:
-        """The distribution that the student is to reach, of the teacher's logits and the labels."""
+        """The student's target distribution, from the teacher's logits and the labels."""
         classes = teacher.shape[1]
         for name, rows in (('superclasses', self.siblings), ("teacher's rows", self.similarities)):
             if rows is not None and len(rows) != classes:

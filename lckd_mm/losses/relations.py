@@ -10,23 +10,23 @@ from ..registry import MODELS
 
 @MODELS.register_module()
 class RKDLoss(nn.Module):
-    r"""Huber distance of the relations of the samples of a batch, by distance and by angle.
+    r"""Huber loss between the nets' pairwise distances and angles of the samples in a batch.
 
     .. math:: L = w_d \, \mathrm{mean}\, l_1(d^S, d^T) + w_a \, \mathrm{mean}\, l_1(\psi^S, \psi^T)
 
-    with :func:`~lckd_mm.functional.pairwise_distances`, :func:`~lckd_mm.functional.pairwise_angles`, and l_1 the
-    smooth L1 distance. The nets' features may have any shapes of their own: only relations are compared.
+    with :func:`~lckd_mm.functional.pairwise_distances`, :func:`~lckd_mm.functional.pairwise_angles`, and the smooth L1
+    loss l_1. The nets' features may differ in shape: only relations are compared.
 
     Args:
-        distance_weight: :math:`w_d`. angle_weight: :math:`w_a`; 0 leaves the angles out, whose cost grows with B^3.
+        distance_weight: :math:`w_d`. angle_weight: :math:`w_a`; 0 leaves out the angles, whose cost grows as B^3.
     Shapes:
-        student: (B, ...). teacher: (B, ...), another shape if need be; B at least 2 (3 for angles), else the loss is 0.
+        student, teacher: (B, ...), shapes may differ; with B below 2 (below 3 for angles) the loss is 0.
     Returns:
         A scalar, without unit.
     Raises:
         ValueError: a negative weight, both weights 0, several taps.
-    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: none. Ranks compare
-        their own samples only.
+    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: none. Each rank
+        compares only its own samples.
     """
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0):

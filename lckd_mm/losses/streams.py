@@ -1,4 +1,4 @@
-"""Random numbers of a loss's own."""
+"""Random numbers of a loss, independent of the training's."""
 
 import torch
 from mmengine.dist import get_rank
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def own_generator(draws: Tensor, device: torch.device) -> torch.Generator:
-    """A generator of another stream for each call and each rank, so that the training's random numbers stay theirs.
+    """A generator seeded anew for each call and each rank; it leaves the training's random state untouched.
 
     Args:
-        draws: a counter, moved on in place: a buffer of the loss, so that a resumed run draws new numbers.
+        draws: a counter, incremented in place; a buffer of the loss, so that a resumed run draws new numbers.
     """
     draws += 1
     seed = torch.initial_seed() + int(draws) + 1_000_003 * get_rank()

@@ -1,4 +1,4 @@
-"""The Lipschitz core: transmitting matrices and their norms, gaps, and the estimators to compare them with."""
+"""The Lipschitz core: transmitting matrices and their norms, gaps, and estimators for comparison."""
 
 from .estimators import layer_norms, local_lipschitz, product_bound
 from .gaps import GAPS, lipschitz_gap

@@ -1,7 +1,7 @@
-"""Estimates of a network's Lipschitz constant that the transmitting norm can be held against.
+"""Estimates of a network's Lipschitz constant, to compare the transmitting norm with.
 
-All norms are Euclidean. ``local_lipschitz`` at any inputs is a lower bound of the constant, ``product_bound`` an upper
-one. None of them carries a gradient, but ``product_bound`` where it is asked for.
+All norms are Euclidean. ``local_lipschitz`` is a lower bound of the constant at any input, ``product_bound`` an upper
+bound. None of them has a gradient, except ``product_bound(gradient=True)``.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from .krylov import generic_start, leading_eigenvector
 from .precision import full_precision, inverse_scale, wide_type
 from .spectral import leading_triple
 
-# Largest slope. Of GELU, SiLU and the like it is above 1 and not needed to be known here: they are refused.
+# Lipschitz constants of activations. Those of GELU, SiLU and similar exceed 1; they are not supported.
 _SLOPES = {
     nn.Identity: 1.0,
     nn.Flatten: 1.0,
@@ -47,23 +47,23 @@ def local_lipschitz(
 
     .. math:: \sigma_1(J_f(x)), \qquad J_f(x) = \partial f(x) / \partial x
 
-    The Jacobian is never formed: one forward, then two backward passes a Lanczos step, for :math:`J u` (the gradient of
-    the gradient) and :math:`J^\top v`.
+    The Jacobian is never formed: one forward pass, then two backward passes per Lanczos step, for :math:`J u` (the
+    gradient of the gradient) and :math:`J^\top v`.
 
     Args:
-        function: a module or function that treats each sample for itself, twice differentiable by torch (fused
-            attention is not: run it under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); a module in evaluation
-            mode, or without BatchNorm.
-        inputs: ``(B, ...)``, floating; the iteration itself runs in at least float32.
-        tol: residual over eigenvalue of :math:`J^\top J` at which the iteration stops.
-        max_steps: of the iteration; each keeps one more vector of the inputs' size.
-        residual: give it as well, for one more product: with the direction v that is stretched most,
-            :math:`\lVert J^\top J v - \sigma^2 v \rVert / \sigma^2`. Above ``tol``, ``max_steps`` were too few.
+        function: a module or function that treats samples independently and that torch can differentiate twice (not
+            fused attention: run that under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); a module must be in
+            evaluation mode, or have no BatchNorm.
+        inputs: ``(B, ...)``, floating point; the iteration runs in at least float32.
+        tol: stop at this residual, relative to the eigenvalue of :math:`J^\top J`.
+        max_steps: maximum number of iterations; each stores one more vector of the inputs' size.
+        residual: also return, for one more product, :math:`\lVert J^\top J v - \sigma^2 v \rVert / \sigma^2`, where v
+            is the leading right singular vector. If it is above ``tol``, ``max_steps`` was too small.
     Returns:
         ``(B,)``, in units of output over input, without gradient; 0 where the function is flat. With ``residual``, a
         pair of these and the residuals ``(B,)``.
-    Error: from below, relatively about ``tol`` :math:`^2` where the largest two singular values differ, and at most
-        ``tol`` else, with the reservation of :func:`~lckd_mm.functional.transmitting_norms` on close rivals.
+    Error: from below; relative error about ``tol`` :math:`^2` if the largest two singular values differ, otherwise at
+        most ``tol``; :func:`~lckd_mm.functional.transmitting_norms` describes the failure with close singular values.
     Raises:
         ValueError: a module whose BatchNorm would couple the samples of the batch.
     Source: the definition; the supremum over a region is its Lipschitz constant there (Federer 1969, 3.1.6).
@@ -82,9 +82,9 @@ def local_lipschitz(
 def _steepest(
     function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float, max_steps: int = 64, check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`local_lipschitz`, the unit vector ``(B, ...)`` that is stretched so, and, with ``check``, residuals.
+    """:func:`local_lipschitz`, the right singular vector ``(B, ...)``, and the residuals (zeros without ``check``).
 
-    Zeros where all is flat.
+    All are zeros where the function is flat.
     """
     dtype = wide_type(inputs)
     nothing = inputs.new_zeros(len(inputs), dtype=dtype)
@@ -93,8 +93,8 @@ def _steepest(
         return flat_everywhere
     with torch.inference_mode(False), torch.enable_grad(), full_precision(inputs):
         x = inputs.detach().clone().requires_grad_()
-        y = function(x.clone())  # a copy, which the function may overwrite
-        # Linear in the cotangent, so that its own gradient is the forward derivative.
+        y = function(x.clone())  # a copy, since the function may work in place
+        # `pulled` is linear in the cotangent, so its gradient is the forward derivative.
         cotangent = torch.zeros_like(y).requires_grad_()
         pulled = None
         if y.requires_grad:
@@ -124,19 +124,19 @@ def _steepest(
 
 
 def layer_norms(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> dict[str, Tensor]:
-    r"""Largest singular value of each convolution and linear layer, as an operator on inputs of the size that it sees.
+    r"""Largest singular value of each convolution and linear layer, as an operator on inputs of the actual size.
 
-    Padding, stride, dilation and groups are the layer's own; the bias plays no part.
+    Padding, stride, dilation and groups are taken into account; the bias does not matter.
 
     Args:
-        module: run once on ``inputs``, without gradient and in its own mode: call ``eval()`` first where BatchNorm's
-            running statistics are to stay. inputs: ``(B, ...)``.
+        module: run once on ``inputs``, without gradient and in its current mode: call ``eval()`` first to leave
+            BatchNorm's running statistics unchanged. inputs: ``(B, ...)``.
         tol: as in :func:`local_lipschitz`.
     Returns:
-        Name of the layer to a scalar, in order of execution. A layer that runs on several sizes has the largest; one
-        whose weight is used without its being called (inside attention) is missing.
+        Dict from layer name to scalar, in order of execution. If a layer runs on several sizes, the largest value
+        counts. A layer whose weight is used without calling it (inside attention) is missing.
     Error: as :func:`local_lipschitz`. A convolution's norm grows slowly with the size of its input and is bounded.
-    Source: the definition; Sedghi, Gupta, Long, ICLR 2019, give the case of circular padding in closed form.
+    Source: the definition; Sedghi, Gupta, Long, ICLR 2019, give a closed form for circular padding.
     """
     seen: dict[str, list[tuple[int, ...]]] = {}
 
@@ -164,21 +164,21 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5, gradient
     r"""Upper bound of a chain's Lipschitz constant: the product of its layers' constants.
 
     Layers: convolutions and linear layers (:func:`layer_norms`), BatchNorm in evaluation mode
-    (:math:`\max |\gamma| / \sqrt{v + \epsilon}`), average pooling (as the linear operator that it is), max pooling
-    (the square root of the number of windows that an entry is part of), and activations by their largest slope.
+    (:math:`\max |\gamma| / \sqrt{v + \epsilon}`), average pooling (as a linear operator), max pooling (the square root
+    of the number of windows that contain an entry), and activations (their largest slope).
 
     Args:
-        module: an ``nn.Sequential``, nested or not, or a single layer. inputs: ``(B, ...)``, of which the sizes matter.
+        module: an ``nn.Sequential``, nested or not, or a single layer. inputs: ``(B, ...)``; only the shape matters.
         tol: as in :func:`local_lipschitz`.
-        gradient: by the weights of convolutions and linear layers, :math:`u v^\top` through the layer, exact where a
-            layer's largest singular value is simple; by nothing else.
+        gradient: make the bound differentiable with respect to the weights of convolutions and linear layers, and
+            nothing else, through :math:`u v^\top`; exact where a layer's largest singular value is simple.
     Returns:
         A scalar, in units of output over input.
-    Error: an upper bound, apart from the layers' own norms, which are found from below to within ``tol``; loose, since
-        no input need stretch most in every layer.
+    Error: an upper bound, except that the layers' norms are estimated from below to within ``tol``; loose, since no
+        single input need be stretched most in every layer.
     Raises:
-        ValueError: a module that is no chain of such layers (a residual block, attention), or BatchNorm in training.
-    Source: Szegedy et al., ICLR 2014, section 4.3; Virmaux and Scaman, NeurIPS 2018, show how far off it can be.
+        ValueError: a module that is not a chain of such layers (a residual block, attention), or BatchNorm in training.
+    Source: Szegedy et al., ICLR 2014, section 4.3; Virmaux and Scaman, NeurIPS 2018, show how loose it can be.
     """
     with torch.inference_mode(False), torch.no_grad():
         x = inputs.clone()  # a layer may work in place
@@ -225,7 +225,7 @@ def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | fl
 
 
 def shared_windows(sides: int, size: Sides, stride: Sides, dilation: Sides) -> float:
-    """Constant of max pooling: the root of the most windows that share an entry."""
+    """Lipschitz constant of max pooling: the square root of the maximum number of windows that share an entry."""
     axes = zip(*((v,) * sides if isinstance(v, int) else tuple(v) for v in (size, stride, dilation)), strict=True)
     return math.sqrt(math.prod(math.ceil((d * (k - 1) + 1) / s) for k, s, d in axes))
 
@@ -234,14 +234,14 @@ def _norm_of_layer(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tens
     if type(layer).forward is nn.Linear.forward:
         with full_precision(layer.weight):
             return leading_triple(layer.weight.detach().to(wide_type(layer.weight))[None], tol)[0][0]
-    # Affine, so that the Jacobian is the same everywhere.
+    # The layer is affine, so its Jacobian is the same everywhere.
     return local_lipschitz(layer, layer.weight.new_zeros(1, *shape), tol)[0]
 
 
 def _stretch(layer: nn.Module, shape: tuple[int, ...], tol: float) -> Tensor:
-    """:func:`_norm_of_layer`, differentiable by the weight."""
+    """:func:`_norm_of_layer`, differentiable with respect to the weight."""
     nothing = layer.weight.new_zeros(1, *shape)
     with full_precision(nothing):
         _, direction, _ = _steepest(layer, nothing, tol)
-        # The direction is where the norm is stationary, so that it need not be differentiated.
+        # The norm is stationary in the direction, so there is no need to differentiate through it.
         return torch.linalg.vector_norm((layer(direction) - layer(nothing)).to(wide_type(nothing)))

@@ -9,15 +9,15 @@ def lipschitz_gap(student: Tensor, teacher: Tensor, gap: str = 'log', eps: float
     r"""Squared gap of two Lipschitz constants, elementwise.
 
     ``absolute`` :math:`(s - t)^2` (the authors' code), ``relative`` :math:`((s - t) / (t + \epsilon))^2`, ``log``
-    :math:`(\ln(s + \epsilon) - \ln(t + \epsilon))^2`. The last two do not depend on the unit of the features when
-    both nets' are scaled alike, which the first does with its square.
+    :math:`(\ln(s + \epsilon) - \ln(t + \epsilon))^2`. If both constants are scaled by the same factor, the first is
+    scaled by its square, and the last two do not change.
 
     Args:
-        student: ``(...)`` not negative. teacher: the same shape. eps: in the units of both.
+        student: ``(...)``, >= 0. teacher: the same shape. eps: in the units of both.
     Returns:
         ``(...)``; finite for zeros on either side.
     Raises:
-        ValueError: for an unknown ``gap``.
+        ValueError: an unknown ``gap``.
     """
     if gap == 'absolute':
         return (student - teacher).square()

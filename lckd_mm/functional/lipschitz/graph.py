@@ -1,4 +1,4 @@
-"""An upper bound of a Lipschitz constant along the computation graph, skip connections and all."""
+"""An upper bound of a Lipschitz constant along the computation graph, including skip connections."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,23 +14,23 @@ from .estimators import local_lipschitz, shared_windows
 from .precision import wide_type
 from .spectral import spectral_norm
 
-#: A number, or a function of the tolerance that measures it.
+#: A number, or a function that computes it to a given tolerance.
 Factor = float | Callable[[float], float]
 
-# Largest slopes: that of the sigmoid is below one, those of the last three are above.
+# Largest slopes; those of SiLU, GELU and hardswish exceed 1.
 _SLOPES = {'sigmoid': 0.25, 'hardsigmoid': 1 / 6, 'silu': 1.0998393194, 'gelu': 1.1289041451, 'hardswish': 1.5}
-# Of slope one; or a choice, or another order, of the entries.
+# Constant 1: slopes of at most 1, and operations that select or reorder entries.
 _UNIT = {
     *('relu', 'hardtanh', 'clamp', 'clamp_min', 'clamp_max', 'tanh', 'softplus', 'abs', 'neg', 'alias', 'clone'),
     *('detach', 'view', '_unsafe_view', '_reshape_alias', 'permute', 'transpose', 't', 'slice', 'select', 'squeeze'),
     *('unsqueeze', '_to_copy', 'split', 'split_with_sizes', 'unbind'),
 }
-# Of the argument's shape, and not of its values.
+# These depend on the argument's shape, not on its values.
 _FRESH = {
     *('new_ones', 'new_zeros', 'new_empty', 'new_full', 'ones_like', 'zeros_like', 'empty_like', 'full_like'),
     *('rand_like', 'randn_like', 'new_empty_strided'),
 }
-# Linear in the first argument: measured as the operator that each is.
+# Linear in the first argument: the norm of the operator is measured.
 _LINEAR = {
     *('avg_pool1d', 'avg_pool2d', 'avg_pool3d', '_adaptive_avg_pool2d', '_adaptive_avg_pool3d', 'mean', 'sum'),
     *('upsample_nearest2d', 'upsample_bilinear2d', 'upsample_bicubic2d', 'constant_pad_nd', 'reflection_pad2d'),
@@ -45,26 +45,26 @@ def graph_bound(function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float
 
     .. math:: L(y) = \sum_k \lVert A_k \rVert \, L(x_k) \quad\text{for}\quad y = \sum_k A_k x_k
 
-    from the input on, of which L is 1. A chain gets the product of its layers' constants, as by
-    :func:`~lckd_mm.functional.product_bound`; a residual block :math:`x + f(x)` gets :math:`1 + L(f)`, so that each
-    path from input to output adds its own product; a concatenation gets the root of the sum of squares. Convolutions,
-    linear layers, poolings and interpolations count with their norm as operators on an input of this size (padding,
-    stride and groups are their own), BatchNorm in evaluation mode with :math:`\max |\gamma| / \sqrt{v + \epsilon}`, max
-    pooling with the root of the number of windows that an entry is part of, activations with their largest slope.
+    starting from L = 1 at the input. A chain gets the product of its layers' constants, as in
+    :func:`~lckd_mm.functional.product_bound`; a residual block :math:`x + f(x)` gets :math:`1 + L(f)`, so every path
+    from input to output adds its own product; a concatenation gets the root of the sum of squares. Convolutions,
+    linear layers, average pooling and interpolation count with their norm as operators on an input of this size (with
+    padding, stride and groups), BatchNorm in evaluation mode with :math:`\max |\gamma| / \sqrt{v + \epsilon}`, max
+    pooling with the root of the number of windows that contain an entry, activations with their largest slope.
 
     Args:
-        function: run once, without gradient; a module in evaluation mode.
-        inputs: ``(1, ...)``; its size matters, its values do not.
-        tol: of the layers' norms, as in :func:`~lckd_mm.functional.local_lipschitz`.
+        function: run once, without gradient; a module must be in evaluation mode.
+        inputs: ``(1, ...)``; only the shape matters.
+        tol: for the layers' norms, as in :func:`~lckd_mm.functional.local_lipschitz`.
     Returns:
-        A scalar of at least float32, in units of output over input; 0 where the output does not depend on the input.
-    Error: an upper bound, apart from the layers' own norms, which are found from below to within ``tol``; loose by a
-        factor that grows with the depth, since no input need stretch most in every layer.
+        A scalar of at least float32, in units of output over input; 0 if the output does not depend on the input.
+    Error: an upper bound, except that the layers' norms are estimated from below to within ``tol``; loose by a factor
+        that grows with the depth, since no single input need be stretched most in every layer.
     Raises:
-        ValueError: more than one sample; an operation on the way whose constant is not known here, by name: a product
-            of two activations (attention, squeeze and excitation), softmax, LayerNorm, BatchNorm with statistics of the
-            batch, a value that is read as a number, writing into a part of a tensor.
-    Source: Virmaux and Scaman, NeurIPS 2018, algorithm 1 (AutoLip). Deviation: concatenations, which they do not treat.
+        ValueError: more than one sample; an operation with unknown constant (the message names it): a product of two
+            activations (attention, squeeze and excitation), softmax, LayerNorm, BatchNorm with batch statistics, a
+            value read as a Python number, writing into part of a tensor.
+    Source: Virmaux and Scaman, NeurIPS 2018, algorithm 1 (AutoLip). Deviation: concatenations, which they do not cover.
     """
     if inputs.dim() == 0 or len(inputs) != 1:
         raise ValueError(f'graph_bound: expected one sample (1, ...), got {tuple(inputs.shape)}')
@@ -79,7 +79,7 @@ def graph_bound(function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float
 
 @dataclass(eq=False)
 class _Step:
-    """How a tensor was made: its parents, each with a factor, and how they combine; or what is unknown about it."""
+    """How a tensor was computed: its parents with a factor each, combined by sum or root of squares; or why unknown."""
 
     parents: list[tuple['_Step', Factor]]
     squares: bool = False
@@ -87,7 +87,7 @@ class _Step:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes a step for each tensor that depends on the source. Norms are measured later, outside of the mode."""
+    """Records a step for each tensor that depends on the source. Norms are measured later, outside of the mode."""
 
     def __init__(self, source: Tensor):
         super().__init__()
@@ -110,13 +110,13 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             step = self._written(name, args[0], step)
         for i, result in enumerate(_tensors(out)):
-            # Of several results the first is the value; statistics and places follow.
+            # Of several results the first is the value; the others are statistics or indices.
             follows = i == 0 or plain in _UNIT
             self.steps[result] = step if follows else _Step([], unknown=f'result {i} of {name}')
         return out
 
     def _written(self, name: str, target: Tensor, step: _Step) -> _Step:
-        """Where other tensors look at the memory that was written, none of them is known any more."""
+        """The step of a written tensor; unknown, for all tensors on the same memory, if there are others."""
         others = [x for x in self.steps if x is not target and _same_memory(x, target)]
         if target._base is None and not others:
             return step
@@ -163,7 +163,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _factor(name: str, func, x: Tensor, args: tuple, kwargs: dict, out: Any) -> Factor | None:
-    """The constant of an operation in x, its only argument that depends on the input; None where it is not known."""
+    """Lipschitz constant of an operation in x, the only argument that depends on the input; None if unknown."""
     if name in _UNIT:
         return 1.0
     if name in _SLOPES:
@@ -188,7 +188,7 @@ def _factor(name: str, func, x: Tensor, args: tuple, kwargs: dict, out: Any) -> 
     if name in _LINEAR:
         if name == 'convolution':
             args = (*args[:2], None, *args[3:])
-        # Without the tensor itself, which would be kept alive.
+        # Do not capture x: the closure would keep it alive.
         shape, nothing, rest = x.shape, x.new_zeros(()), args[1:]
         return lambda tol: _norm_of(lambda z: func(z, *rest, **kwargs), nothing, shape, tol)
     if name in ('mm', 'bmm', 'addmm', 'baddbmm'):
@@ -201,7 +201,7 @@ def _factor(name: str, func, x: Tensor, args: tuple, kwargs: dict, out: Any) -> 
 
 
 def _norm_of(function: Callable[[Tensor], Tensor], nothing: Tensor, shape: tuple[int, ...], tol: float) -> float:
-    """Norm of a linear function of tensors of this shape, whatever their first dimension means."""
+    """Norm of a linear function of tensors of this shape; the first dimension need not be the batch."""
     zeros = nothing.expand(1, math.prod(shape))
     return local_lipschitz(lambda z: function(z.view(shape)).reshape(1, -1), zeros, tol)[0].item()
 
@@ -211,7 +211,7 @@ def _shared_windows_of(sides: int, kernel, stride=(), padding=0, dilation=1, cei
 
 
 def _repeats(x: Tensor, out: Tensor) -> float:
-    """Norm of the broadcasting of x to the shape of the result."""
+    """Norm of broadcasting x to the shape of the result."""
     return math.sqrt(out.numel() / max(1, x.numel()))
 
 

@@ -1,4 +1,4 @@
-"""The leading eigenvector of a positive semidefinite operator that is known by its products alone, batch by batch."""
+"""Leading eigenvectors of a batch of positive semidefinite operators, given only their products with vectors."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ _MAX_STEPS = 64
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Residual over eigenvalue at which the iteration stops.
+    """Residual, relative to the eigenvalue, at which the iteration stops.
 
-    The error of a vector is of the order of the residual, that of the value of its square; yet where only the value is
-    wanted a larger one would not do: it takes a rival next to the top for the top more often.
+    The error of the vector is of the order of the residual, that of the value of its square. Even if only the value is
+    wanted, a larger tolerance is not safe: it would accept the second largest eigenvalue more often.
     """
     return 1e-9 if dtype == torch.float64 else 1e-3
 
@@ -28,34 +28,34 @@ def leading_eigenvector(
     The Krylov space grows by one product at a time until, for every matrix of the batch, the Ritz pair
     :math:`(\theta, x)` has a residual :math:`\lVert A x - \theta x \rVert \le` ``tol`` :math:`\theta`. Then an
     eigenvalue lies within ``tol`` :math:`\theta` of :math:`\theta`, and the angle of x to its eigenvector is to first
-    order at most ``tol`` :math:`/ (1 - \lambda_2 / \lambda_1)`. That it is the largest eigenvalue, no finite number of
-    products can prove; it is the largest of which the start has more than a trace, and a generic start has a share of
-    all.
+    order at most ``tol`` :math:`/ (1 - \lambda_2 / \lambda_1)`. No finite number of products can prove that this is the
+    largest eigenvalue. It is the largest one whose eigenvector is not nearly orthogonal to the start; a random start is
+    orthogonal to none.
 
     Args:
-        apply: x ``(B, 1, n)`` to a tuple of A x, of the same shape, and any further tensors ``(B, 1, m)`` linear in x.
+        apply: maps x ``(B, 1, n)`` to a tuple of A x, same shape, and any further tensors ``(B, 1, m)`` linear in x.
         start: ``(B, 1, n)``; a zero start stays zero.
         max_steps: the eigenvector is exact after n steps at the latest; a batch that has not converged after
             ``max_steps`` keeps the best vector found.
     Returns:
-        The eigenvalue ``(B, 1, 1)``, the eigenvector ``(B, 1, n)`` and the further tensors for it: linear, so that they
-        cost no product more. A matrix that holds nan or infinity gives nan.
-    Source: Golub and Van Loan, Matrix Computations, section 10.3; the stopping rule is Parlett's, The Symmetric
-        Eigenvalue Problem, section 11.7. Deviation: the products' side results are combined, too.
+        The eigenvalue ``(B, 1, 1)``, the eigenvector ``(B, 1, n)`` and the further tensors for it, which by linearity
+        need no extra product. A matrix that contains nan or infinity gives nan.
+    Source: Golub and Van Loan, Matrix Computations, section 10.3; the stopping rule is from Parlett, The Symmetric
+        Eigenvalue Problem, section 11.7. Deviation: the further tensors are combined, too.
     """
     batch, _, n = start.shape
     steps = min(n, max_steps)
-    # A test at once would trust an unlucky start; and the slowest of many takes longer.
+    # An immediate test would trust an unlucky start; in a large batch the slowest matrix takes longer anyway.
     first_test = 3 if batch <= 8 else 5
     capacity = min(steps, 8)
-    # All of its room takes part from the first: on a CPU products with a few rows alone are many times slower.
+    # Products use the full capacity from the start: on a CPU, products with only a few rows are many times slower.
     basis, projected = start.new_zeros(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
-    # What each passed the test with: the value, and the weights of the basis in the vector.
+    # Each matrix's result at its last test: the eigenvalue, and the eigenvector's coordinates in the basis.
     values, weights = start.new_zeros(batch, 1, 1), start.new_zeros(batch, 1, capacity)
     images: list[tuple[Tensor, ...]] = []
-    waiting: Tensor | slice = slice(None)  # those that have not passed
+    waiting: Tensor | slice = slice(None)  # matrices that have not converged
     tiny, cut = torch.finfo(start.dtype).tiny, max(0.1 * tol, 16 * torch.finfo(start.dtype).eps)
-    # Up to it a new direction is noise, and the residual has long passed.
+    # A new direction of at most this length is noise; the residual is far below the tolerance by then.
     negligible = start.new_zeros(batch, 1, 1)
     x = basis[:, :1]
     torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny), out=x)
@@ -66,16 +66,16 @@ def leading_eigenvector(
         projected[:, j : j + 1] = row
         if j < 2:
             negligible = torch.maximum(negligible, torch.linalg.vector_norm(image, dim=-1, keepdim=True) * cut)
-        # Twice is enough: one pass leaves what rounding brought back in.
+        # Orthogonalise twice: after one pass rounding errors remain.
         image = torch.baddbmm(image, row, basis, alpha=-1)
         image = torch.baddbmm(image, torch.bmm(image, basis.mT), basis, alpha=-1)
         beta = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
         last = j + 1 == steps
-        # Each test waits for an accelerator to catch up, so there it is made less often.
+        # Test less often on accelerators, since each test synchronises.
         if last or (j + 1 >= first_test and (start.device.type == 'cpu' or j % 2)):
             ritz, vector = _leading_of_small(projected[waiting, : j + 1, : j + 1])
             values[waiting, 0, 0], weights[waiting, 0, : j + 1] = ritz, vector
-            # Nan does not fail.
+            # Nan compares as False, so it counts as converged.
             failed = beta[waiting, 0, 0] * vector[:, -1].abs() > tol * ritz
             if last or not bool(failed.any()):
                 break
@@ -87,10 +87,10 @@ def leading_eigenvector(
             projected = F.pad(projected, (0, more, 0, more))
             capacity += more
         x = basis[:, j + 1 : j + 2]
-        # Where the space is exhausted, the basis goes on with zeros.
+        # Once the space is exhausted, the basis is continued with zeros.
         torch.div(image, beta.masked_fill(beta <= negligible, math.inf), out=x)
     vector = torch.bmm(weights, basis)
-    # The basis is orthonormal up to rounding; the images follow the vector.
+    # The basis is orthonormal only up to rounding; normalise vector and images by the same factor.
     inverse = 1 / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=tiny)
     weights = weights * inverse
     return (
@@ -101,7 +101,7 @@ def leading_eigenvector(
 
 
 def generic_start(n: int, like: Tensor) -> Tensor:
-    """``(1, 1, n)``: a fixed unit vector without structure, so that no random number is drawn and results repeat."""
+    """``(1, 1, n)``: a fixed pseudo-random unit vector; results repeat, and the global random state is untouched."""
     return _generic(n, like.dtype, like.device)
 
 
@@ -113,10 +113,10 @@ def _generic(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _leading_of_small(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue ``(B,)`` and its vector ``(B, k)`` of what stands in the lower triangle.
+    """Largest eigenvalue ``(B,)`` and its eigenvector ``(B, k)``, from the lower triangle.
 
-    On the CPU, where a factorisation of so small matrices costs least.
+    Runs on the CPU, where such small matrices are factorised fastest.
     """
-    # eigh refuses what is not finite: the value carries it on here, and the vectors of the basis themselves.
+    # eigh raises on non-finite entries; nan is propagated through the value, and through the basis vectors.
     values, vectors = torch.linalg.eigh(matrix.cpu().nan_to_num(0.0, 0.0, 0.0))
     return values[:, -1].to(matrix) + 0 * matrix[:, -1, -1], vectors[:, :, -1].to(matrix)

@@ -1,4 +1,4 @@
-"""Feature maps and tokens in the shape that transmitting matrices are made of, and their lengths."""
+"""Conversion of feature maps and tokens to the input of transmitting matrices, and their mean lengths."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def mean_length(x: Tensor) -> Tensor:
-    """Root mean square, over the positions, of the length of what stands at one: ``(B,)``, above 0."""
+    """Root mean square over positions of the length of the channel vectors: ``(B,)``, above 0."""
     square = x.square().sum((1, 2, 3)) / x.shape[2:].numel()
     return square.clamp(min=1e-24).sqrt()
 
 
 def as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
-    """Maps as they are; tokens ``(B, L, C)`` as maps of one row, or of aspect H / W where their numbers differ."""
+    """Maps unchanged; tokens ``(B, L, C)`` as maps with one row, or with aspect ratio H / W if their numbers differ."""
     counts = {x.shape[1] for x in features if x.dim() == 3}
     maps = []
     for x in features:

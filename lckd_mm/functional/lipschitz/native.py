@@ -1,6 +1,6 @@
-"""The iteration of transmitting.py on a CPU, compiled: lanczos.c, if the installation could build it.
+"""The iteration of transmitting.py on a CPU, compiled from lanczos.c if the installation could build it.
 
-Without it everything works, by torch's operations, and takes longer.
+Without it torch's operations do the same, more slowly.
 """
 
 import ctypes
@@ -16,7 +16,8 @@ from torch import Tensor
 from .krylov import generic_start, tolerance
 from .squaring import Size
 
-# Directions that a sample may take, two a block, and bytes for them and for a pooled copy of a map, of one thread.
+# Minimum and maximum number of directions per sample (two per block), and bytes per thread for them and for a pooled
+# copy of a map.
 _STEPS = (12, 32)
 _ROOM = 512 << 10
 _POOLED = 800 << 10
@@ -58,7 +59,7 @@ class _LowRank(Structure):
 
 @lru_cache(maxsize=1)
 def _library() -> tuple[ctypes.CDLL, c_void_p] | None:
-    """The compiled file, and how the threads of torch's own OpenMP library are started."""
+    """The compiled library, and the function that starts threads of torch's own OpenMP library."""
     folder = Path(__file__).parent
     files = [folder / f'_lanczos{suffix}' for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     try:
@@ -72,15 +73,15 @@ def _library() -> tuple[ctypes.CDLL, c_void_p] | None:
 
 
 def available() -> bool:
-    """Whether the compiled file is there, and torch's threads can be used."""
+    """Whether the compiled library exists and can use torch's threads."""
     return _library() is not None
 
 
 def takes(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether this is worked on: on a CPU, in float32, and at least one sample for every two threads.
+    """Whether this input is supported: on a CPU, in float32, with at least one sample per two threads.
 
-    A sample is one thread's. Measured with two threads (docs/benchmarks.md): one sample still takes 0.3 to 1.2 of the
-    time that torch's operations take with both.
+    Each sample runs on one thread. Measured with two threads (docs/benchmarks.md): a single sample still takes 0.3 to
+    1.2 times as long as torch's operations on both.
     """
     return (
         not torch.compiler.is_compiling()
@@ -92,13 +93,14 @@ def takes(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def leading_triples(front: Tensor, back: Tensor, size: Size, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-    """What ``_norms_of_pair`` of transmitting.py returns, and ``(B,)``, whether a sample is in doubt and left out.
+    """As ``_norms_of_pair`` of transmitting.py, plus ``(B,)`` bool: True for samples that did not pass the test.
 
-    Error: as there; the test is made sample by sample. For contiguous float32 maps, where :func:`takes` says so.
+    Error: as there, but each sample is tested by itself. Requires contiguous float32 maps for which :func:`takes` is
+    True.
     """
     library, parallel = _library()
     batch, area = len(front), size[0] * size[1]
-    # The near side, where the iteration starts, is read once more.
+    # The iteration starts on the near side and reads it one more time, so it is the smaller one.
     near, far = (front, back) if _read(front, size) <= _read(back, size) else (back, front)
     sides = [_side(x, size) for x in (near, far)]
     floats = near.shape[1] + far.shape[1] + 2 * area
@@ -122,7 +124,7 @@ def leading_triples(front: Tensor, back: Tensor, size: Size, keep: bool) -> tupl
 
 
 def low_rank(columns: list[Tensor], rows: list[Tensor], out: Tensor) -> None:
-    """Write the sum of the one or two outer products of ``(B, C)`` and ``(B, HW)`` to ``out``, ``(B, C, HW)``."""
+    """Write the sum of one or two outer products of ``(B, C)`` and ``(B, HW)`` to ``out``, ``(B, C, HW)``."""
     library, parallel = _library()
     columns, rows = ([x.contiguous() for x in vectors] for vectors in (columns, rows))
     pointers = [(c_void_p * 2)(*(x.data_ptr() for x in vectors)) for vectors in (columns, rows)]
@@ -139,13 +141,13 @@ def _side(x: Tensor, size: Size) -> _Side:
 
 
 def _read(x: Tensor, size: Size) -> int:
-    """Floats of a sample's map that are read with each step: a small one is pooled once, before them."""
+    """Floats read per step and sample: those of the pooled map if it is small enough to be pooled in advance."""
     pooled = x.shape[1] * size[0] * size[1]
     return pooled if 4 * pooled <= _POOLED else x[0].numel()
 
 
 def _room(side: _Side, area: int) -> int:
-    """Floats that a side takes beside its vectors."""
+    """Floats that a side needs in addition to its vectors."""
     if not side.row_bins:
         return 0
     return side.width + (side.channels if side.pooled else 4) * area
@@ -153,5 +155,5 @@ def _room(side: _Side, area: int) -> int:
 
 @lru_cache(maxsize=256)
 def _bins(n: int, m: int) -> ctypes.Array:
-    """First and past the last of n positions that each of m takes the average of."""
+    """Start and end (exclusive) of the range of n positions that each of m positions averages."""
     return (c_int32 * (2 * m))(*(k for i in range(m) for k in (i * n // m, -((i + 1) * n // -m))))

@@ -1,4 +1,4 @@
-"""What every function of the Lipschitz core holds to: at least float32, whatever the surroundings ask for."""
+"""Precision of the Lipschitz core: at least float32, whatever the caller's settings."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-# Where torch may compute float32 products with fewer digits. Before torch 2.9 there is one switch for all.
+# Backends in which torch may compute float32 products at lower precision. Before torch 2.9 there is one switch for all.
 _BACKENDS = [
     part
     for backend, names in ((torch.backends.cuda, ['matmul']), (torch.backends.cudnn, ['conv']))
@@ -19,7 +19,7 @@ if _BACKENDS:
 
 
 def wide_type(*tensors: Tensor) -> torch.dtype:
-    """The type to compute in: the widest of the tensors', at least float32; ValueError for complex ones."""
+    """The dtype to compute in: the widest of the tensors', at least float32; ValueError for complex tensors."""
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
     if dtype.is_complex:
         raise ValueError(f'Lipschitz core: expected real tensors, got {", ".join(str(x.dtype) for x in tensors)}')
@@ -28,7 +28,7 @@ def wide_type(*tensors: Tensor) -> torch.dtype:
 
 @contextlib.contextmanager
 def full_precision(like: Tensor) -> Iterator[None]:
-    """No autocast, and no TF32 or bfloat16 inside float32 products and convolutions."""
+    """Disable autocast, and TF32 and bfloat16 inside float32 products and convolutions."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(like.device.type, enabled=False))
         for backend in _BACKENDS:
@@ -45,10 +45,10 @@ def full_precision(like: Tensor) -> Iterator[None]:
 
 
 def inverse_scale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
-    """A power of two that brings the largest entry along ``dim`` to the order of one, exactly; 1 for zeros.
+    """A power of two that scales the largest entry along ``dim`` to the order of one without rounding; 1 for zeros.
 
-    Dimensions are kept. Entries next to the ends of the type's range come as near to one as a factor within it brings
-    them.
+    Dimensions are kept. The factor stays within the dtype's range, so entries near the ends of the range may end up
+    away from one.
     """
     exponent = torch.frexp(torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)).exponent
     limit = 126 if x.dtype == torch.float32 else 1022
@@ -56,9 +56,9 @@ def inverse_scale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
 
 
 def needed_scale(x: Tensor) -> Tensor | None:
-    """:func:`inverse_scale`, or None where four products of such entries stay within float32's range without it.
+    """:func:`inverse_scale`, or None if four products of such entries stay within float32's range without it.
 
-    An accelerator is not waited for.
+    Always a scale on accelerators, to avoid a synchronisation.
     """
     if x.device.type == 'cpu' and x.numel():
         low, high = torch.linalg.vector_norm(x, torch.inf, -1).aminmax()
@@ -78,8 +78,8 @@ def unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
 def refuse_second_derivative() -> None:
     """Raise RuntimeError inside a backward pass under ``create_graph=True``.
 
-    Gradients are recorded in a backward pass exactly where that asked for it. The singular vectors are constants
-    there, so that the graph would be wrong in silence.
+    Gradients are enabled in a backward pass only with ``create_graph=True``. The singular vectors are constants there,
+    so the second derivative would be silently wrong.
     """
     if torch.is_grad_enabled():
         raise RuntimeError(

@@ -11,13 +11,12 @@ def spectral_norm(matrix: Tensor) -> Tensor:
     r"""Largest singular value of each matrix, with its exact gradient :math:`u v^\top`.
 
     Args:
-        matrix: ``(..., M, N)``, of any floating type; computed in at least float32.
+        matrix: ``(..., M, N)``, any floating-point dtype; computed in at least float32.
     Returns:
-        ``(...)``, in the units of ``matrix``; 0 with zero gradient for a zero matrix. Not-a-number and infinity
-        come out as not-a-number.
+        ``(...)``, in the units of ``matrix``; 0 with zero gradient for a zero matrix; nan for nan or infinite entries.
     Error: as :func:`~lckd_mm.functional.transmitting_norms`: a Lanczos iteration with the same stopping rule.
     Raises:
-        ValueError: where ``matrix`` has fewer than two dimensions, or no entries, or is complex. RuntimeError: under
+        ValueError: a ``matrix`` with fewer than two dimensions, without entries, or complex. RuntimeError: under
             ``create_graph=True``, since the rank-one formula gives no second derivative.
     """
     if matrix.dim() < 2:
@@ -44,7 +43,7 @@ class _SpectralNorm(torch.autograd.Function):
 
 
 def leading_triple(matrix: Tensor, tol: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest singular value ``(B,)`` and its unit vectors ``(B, M)``, ``(B, N)``; v is 0 for a zero matrix."""
+    """Largest singular value ``(B,)`` and its unit vectors u ``(B, M)``, v ``(B, N)``; v is 0 for a zero matrix."""
     if matrix.shape[1] > matrix.shape[2]:
         sigma, v, u = leading_triple(matrix.mT, tol)
         return sigma, u, v

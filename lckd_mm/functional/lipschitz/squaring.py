@@ -1,7 +1,6 @@
-"""The leading singular triples of all transmitting matrices of a net at once, in few large products.
+"""The leading singular triples of all transmitting matrices of a net at once, in a few large products.
 
-For accelerators: there the time goes into starting kernels, not into what they compute, and a Lanczos iteration starts
-twenty a step.
+For accelerators, where launching kernels takes longer than running them; a Lanczos iteration launches twenty per step.
 """
 
 from collections import defaultdict
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from .krylov import generic_start
 
-# 2^9 power steps, and a new scale after every third squaring, before a power can leave the type's range.
+# 2^9 power steps, rescaled every third squaring, before a power can leave the dtype's range.
 _SQUARINGS = 9
 _SCALE_EVERY = 3
-# Half the square of the largest residual, over the value's square; tenfold what rounding makes of it.
+# Half the square of the largest relative residual accepted; ten times what rounding alone produces.
 _TOLERANCE = 3e-6
-# Added to that, so that squares which lose digits next to the lower end of the type's range fail the check.
+# Added so that the check fails for squares that lose digits near the lower end of the dtype's range.
 _TINY = 1e-30
 
 Size = tuple[int, int]
@@ -25,27 +24,27 @@ Triple = tuple[Tensor, ...]
 
 
 def common_size(a: Tensor, b: Tensor) -> Size:
-    """The size of positions that two maps have in common."""
+    """The common size of two maps: the smaller height and the smaller width."""
     return min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
 
 
 def triples_by_squaring(pairs: list[tuple[Tensor, Tensor]], keep: bool) -> list[Triple | None]:
-    r"""Largest singular value and, where ``keep``, what the gradient is made of, of each pair; None where in doubt.
+    r"""Largest singular value of each pair and, with ``keep``, the vectors for the gradient; None if a check fails.
 
-    Of the three sides C1, C2 and HW the smallest one's matrix is squared nine times: :math:`M M^\top`,
-    :math:`M^\top M`, or the product of :math:`F_1^\top F_1` and :math:`F_2^\top F_2`, whose eigenvalues other than zero
-    are the same. Each row of its 512th power is next to the leading left eigenvector, and matrices of one side of all
-    pairs are squared together. The value is the length of :math:`M^\top u`, of second order in the error of u.
+    The matrix on the smallest of the sides C1, C2 and HW is squared nine times: :math:`M M^\top`, :math:`M^\top M`, or
+    the product of :math:`F_1^\top F_1` and :math:`F_2^\top F_2`; all three have the same nonzero eigenvalues. Each row
+    of its 512th power is close to the leading left eigenvector. Matrices of equal size are squared together, across
+    pairs. The value is the length of :math:`M^\top u`, with an error of second order in the error of u.
 
-    It is then checked: :math:`\lVert M M^\top u \rVert` is :math:`\sigma^2` for a singular vector, and more for any
-    other. A pair of which a sample fails, by too close a spectrum, or by entries that are zero, not finite or next to
-    the ends of the type's range, comes out as None. This is the one time that the accelerator is waited for.
+    The check: :math:`\lVert M M^\top u \rVert` equals :math:`\sigma^2` for a singular vector and is larger for any
+    other. A pair is None if any sample fails (close singular values; zero or non-finite entries, or entries near the
+    ends of the dtype's range). This is the only synchronisation with the accelerator.
 
     Args:
-        pairs: float32 maps ``(B, C1, H1, W1)``, ``(B, C2, H2, W2)``, all of one batch.
+        pairs: float32 maps ``(B, C1, H1, W1)``, ``(B, C2, H2, W2)``, all with the same batch size.
     Returns:
-        a pair: value ``(B,)`` and, where ``keep``, u ``(B, C1)``, v ``(B, C2)`` and, over HW, F1^T u and F2^T v at the
-        common positions.
+        For each pair: value ``(B,)`` and, with ``keep``, u ``(B, C1)``, v ``(B, C2)`` and, divided by HW, F1^T u and
+        F2^T v at the common positions.
     """
     pairs = [[_pooled(x, common_size(*pair)) for x in pair] for pair in pairs]
     groups: dict[int, list[int]] = defaultdict(list)
@@ -78,7 +77,7 @@ def triples_by_squaring(pairs: list[tuple[Tensor, Tensor]], keep: bool) -> list[
 
 
 def cost_of_squaring(front: Tensor, back: Tensor) -> tuple[int, int]:
-    """Multiplications, and bytes beside the maps, that :func:`triples_by_squaring` takes for a sample of a pair."""
+    """Multiplications, and bytes in addition to the maps, of :func:`triples_by_squaring` per sample of a pair."""
     size = common_size(front, back)
     area, channels = size[0] * size[1], (front.shape[1], back.shape[1])
     side = min(*channels, area)
@@ -108,16 +107,16 @@ def _smallest_product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def _ordered(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The near side, of fewer channels, before the far one."""
+    """The two maps, the one with fewer channels (near) first."""
     return (b, a) if b.shape[1] < a.shape[1] else (a, b)
 
 
 def _triple(row: Tensor, a: Tensor, b: Tensor, keep: bool) -> tuple[Triple, Tensor]:
-    """The triple, its value ``(B, 1, 1)`` and times HW, and the length of M M^T u or M^T M v."""
+    """The triple, with its value as ``(B, 1, 1)`` times HW, and the length of M M^T u or M^T M v."""
     area = a.shape[2]
     near, far = _ordered(a, b)
     if area <= near.shape[1]:
-        # The row is F_far^T v at the positions.
+        # Here the row is F_far^T v, over positions.
         row = torch.bmm(row, near.mT)
         row = row.div_(torch.linalg.vector_norm(row, dim=-1, keepdim=True))
     near_positions = torch.bmm(row, near)

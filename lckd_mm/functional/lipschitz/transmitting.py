@@ -18,16 +18,17 @@ from .krylov import generic_start, leading_eigenvector, tolerance
 from .precision import full_precision, needed_scale, refuse_second_derivative, scaled, unscaled, wide_type
 from .squaring import Size, common_size, cost_of_squaring, triples_by_squaring
 
-# Bytes of both maps that are worked on at a time: on a CPU so much stays in its cache from product to product.
+# Bytes of both maps per chunk: on a CPU this much stays in the cache between products.
 _CHUNK = {'cpu': 24 << 20}
 _CHUNK_ELSEWHERE = 256 << 20
-# Small maps are pooled before the iteration, rather than vectors in it, at most so many bytes of a sample.
+# Maps of at most this many bytes per sample after pooling are pooled once before the iteration; for larger ones the
+# vectors are pooled in every step.
 _POOLED_SAMPLE = 512 << 10
-# Bytes of the matrices that are formed at a time, and of what is pooled for them.
+# Bytes of the matrices formed at a time, and of the pooled maps they are formed from.
 _MATRIX = 2 << 20
 _FORMING = 1536 << 10
 
-# Multiplications for all samples of a pair, up to which few large products are sooner than many small ones.
+# Up to this many multiplications for all samples of a pair, a few large products are faster than many small ones.
 _SQUARED = {'cpu': 0}
 _SQUARED_ELSEWHERE = 15 * 10**9
 
@@ -37,8 +38,8 @@ def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:
 
     .. math:: M = F_1 F_2^\top / (H W)
 
-    with the maps flattened to :math:`C \times HW`, the larger map first pooled (adaptive average) to the size of the
-    smaller one. It is the FSP matrix of Yim et al. (2017); LONDON's :math:`TM` is :math:`M^\top M`.
+    with the maps flattened to :math:`C \times HW`; the larger map is first pooled (adaptive average) to the size of the
+    smaller one. M is the FSP matrix of Yim et al. (2017); LONDON's :math:`TM` is :math:`M^\top M`.
 
     Args:
         front: ``(B, C1, H1, W1)``, the earlier map.
@@ -46,7 +47,7 @@ def transmitting_matrix(front: Tensor, back: Tensor) -> Tensor:
     Returns:
         ``(B, C1, C2)``, in units of front times back, at least float32.
     Raises:
-        ValueError: where a map is not 4-D, or the batch sizes differ.
+        ValueError: a map that is not 4-D, or batch sizes that differ.
     Source: LONDON, section 3, and the authors' code. Deviation: none.
     """
     _check_maps([front, back])
@@ -64,10 +65,10 @@ def transmitting_norm(front: Tensor, back: Tensor) -> Tensor:
     r"""Largest singular value of :func:`transmitting_matrix`, per sample, with its exact gradient.
 
     Args:
-        front: ``(B, C1, H1, W1)``. back: ``(B, C2, H2, W2)``, of any floating type and memory format.
+        front: ``(B, C1, H1, W1)``. back: ``(B, C2, H2, W2)``; any floating-point dtype and memory format.
     Returns:
         ``(B,)``, at least float32.
-    How, error, and what it raises: see :func:`transmitting_norms`.
+    Method, Error and Raises: see :func:`transmitting_norms`.
     """
     return transmitting_norms([front, back])[0]
 
@@ -75,36 +76,37 @@ def transmitting_norm(front: Tensor, back: Tensor) -> Tensor:
 def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     r"""Largest singular value of the transmitting matrix of each map and the next, per sample.
 
-    A Lanczos iteration on :math:`M M^\top` stops when its residual says that the singular vectors are found. Of large
-    maps no matrix is formed, and no pooled copy: :math:`M` is only multiplied with vectors,
+    A Lanczos iteration on :math:`M M^\top` stops when its residual shows that the singular vectors have converged. For
+    large maps it forms neither the matrix nor a pooled copy: :math:`M` is only multiplied with vectors,
     :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions, or
-    on some channels at a time. On a CPU it is compiled (native.py), in float32 and for at least one sample for every
-    two threads; it then takes two vectors at a time, from two starts, and stops sample by sample. Otherwise torch's
-    operations do it, batch by batch; where channels or positions are few, M or :math:`F_2^\top F_2` is formed, some
-    samples at a time, and iterated on. On accelerators pairs in float32 that are not too large are left to repeated
-    squaring of the smallest side's matrix, all of them at once, and come back to the iteration where its check fails.
+    on a few channels at a time. On a CPU, in float32 and with at least one sample per two threads, it is compiled
+    (native.py): it then iterates on two vectors at a time, from two starts, and stops each sample separately.
+    Otherwise it uses torch's operations, batch by batch; with few channels or positions, M or :math:`F_2^\top F_2` is
+    formed for some samples at a time, and iterated on. On accelerators, float32 pairs that are not too large are
+    handled together, by repeated squaring of the matrix on the smallest side; pairs that fail the check of that method
+    go through the iteration.
 
-    With unit singular vectors :math:`u, v` the gradient is of rank one,
-    :math:`\partial\sigma/\partial F_1 = u \, (P_1^\top P_2 F_2^\top v)^\top / HW` and alike for :math:`F_2`, and is
-    written straight into the gradient of the unpooled map. Between forward and backward four vectors a sample and pair
-    are kept, and no map.
+    With unit singular vectors :math:`u, v` the gradient has rank one,
+    :math:`\partial\sigma/\partial F_1 = u \, (P_1^\top P_2 F_2^\top v)^\top / HW`, likewise for :math:`F_2`, and is
+    written directly into the gradient of the unpooled map. Only four vectors per sample and pair, and no map, are saved
+    for backward.
 
     Args:
-        maps: n >= 2 maps ``(B, C_i, H_i, W_i)`` of one net in order of depth, of any floating type and memory format.
+        maps: n >= 2 maps ``(B, C_i, H_i, W_i)`` of one net in order of depth; any floating-point dtype and memory
+            format.
     Returns:
-        ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero. Not-a-number and infinity come out
-        as not-a-number.
+        ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero; nan for nan or infinite entries.
     Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (in
         float64 1e-9; by squaring 2.5e-3). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is at
-        most about 1e-3 / (1 - r^2), and the value's about its square; but for rounding, the value is never above the
-        true one. Measured on real features (docs/benchmarks.md), 99th percentile: 9e-4 and 7e-7. Two cases are worse.
-        Where 64 products are not enough, as for a crowd of nearly equal singular values, the gradient is that of a
-        vector from among theirs; the value stays good. And where the start, a fixed generic vector, has next to no
-        share of the first singular vector, a rival is what is found, with an error of 1 - r. Torch's operations met it
-        in 3 of 17,000 samples of small Gaussian maps; the compiled iteration, where it takes two such starts, in 1 of
-        176,000, and from random starts on trained wide residual nets in none of 51,200.
+        most about 1e-3 / (1 - r^2), and the value's about the square of that; except for rounding, the value is never
+        above the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 9e-4 and 7e-7. Two cases
+        are worse. If 64 products are not enough, as for a cluster of nearly equal singular values, the gradient is that
+        of some vector in the cluster; the value stays accurate. If the start, a fixed pseudo-random vector, is nearly
+        orthogonal to the first singular vector, the second is found instead, with an error of 1 - r. This happened with
+        torch's operations in 3 of 17,000 samples of small Gaussian maps; with the compiled iteration, when started from
+        two such vectors, in 1 of 176,000, and from random starts on trained wide residual nets in none of 51,200.
     Raises:
-        ValueError: where there are fewer than two maps, one is not 4-D, empty or complex, or the batch sizes differ.
+        ValueError: fewer than two maps, a map that is not 4-D, is empty or is complex, or batch sizes that differ.
             RuntimeError: under ``create_graph=True``, since the rank-one formula gives no second derivative.
     Source: LONDON, section 3. Deviation: the authors form :math:`M` and :math:`M M^\top` and run 5 or 10 power steps,
         unrolled through autograd; on trained wide residual nets that is off by 16 % and 7 % (99th percentile).
@@ -135,14 +137,14 @@ class _TransmittingNorms(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        saved = ctx.saved_tensors  # once: each access unpacks all of them
+        saved = ctx.saved_tensors  # read once: each access unpacks all of them
         vectors = [saved[i : i + 4] for i in range(0, len(saved), 4)]
         grads: list[Tensor | None] = [None]
         for i, (shape, dtype, memory_format) in enumerate(ctx.kinds):
             if not ctx.needs_input_grad[i + 1]:
                 grads.append(None)
                 continue
-            columns, rows = [], []  # along the channels and the positions: one each a pair that the map is part of
+            columns, rows = [], []  # over channels and over positions: one of each for every pair with this map
             for k, column, row in ((i, 0, 3), (i - 1, 1, 2)):
                 if 0 <= k < len(vectors):
                     columns.append(vectors[k][column] * grad[k][:, None])
@@ -153,7 +155,7 @@ class _TransmittingNorms(torch.autograd.Function):
 
 
 def _at_once(maps: Sequence[Tensor], dtype: torch.dtype, keep: bool) -> list[tuple[Tensor, ...] | None]:
-    """:func:`_norms_of_pair` of all pairs by a few large products, where that is sooner and finds them."""
+    """:func:`_norms_of_pair` for all pairs, by a few large products; None where that is slower or fails its check."""
     found: list[tuple[Tensor, ...] | None] = [None] * (len(maps) - 1)
     batch = len(maps[0])
     limit = 0 if dtype != torch.float32 else _SQUARED.get(maps[0].device.type, _SQUARED_ELSEWHERE)
@@ -173,9 +175,9 @@ def _at_once(maps: Sequence[Tensor], dtype: torch.dtype, keep: bool) -> list[tup
 
 
 def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
-    """``(B,)`` singular values and, where ``keep``, the vectors that the gradient is made of.
+    """``(B,)`` singular values and, with ``keep``, the vectors for the gradient.
 
-    They are u ``(B, C1)``, v ``(B, C2)`` and, over HW, F1^T u and F2^T v at the common positions, ``(B, HW)``.
+    These are u ``(B, C1)``, v ``(B, C2)`` and, divided by HW, F1^T u and F2^T v at the common positions, ``(B, HW)``.
     """
     size = common_size(front, back)
     if not native.takes(front, dtype):
@@ -195,7 +197,7 @@ def _norms_of_pair(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) 
 
 
 def _iterated(front: Tensor, back: Tensor, size: Size, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
-    """:func:`_norms_of_pair` by torch's operations, some samples at a time; where native.py cannot."""
+    """:func:`_norms_of_pair` by torch's operations, some samples at a time, for inputs that native.py cannot handle."""
     plan = _plan((front, back), size, dtype)
     near, far = plan.order
     parts = []
@@ -212,9 +214,9 @@ def _iterated(front: Tensor, back: Tensor, size: Size, dtype: torch.dtype, keep:
 
 
 def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
-    """:func:`_norms_of_pair` of one chunk, the near side's vectors first."""
+    """:func:`_norms_of_pair` for one chunk, with the near side's vectors first."""
     product = _Product(near, far, keep)
-    # A generic vector in the near map's range.
+    # A pseudo-random vector in the near map's range.
     start = product.begin(generic_start(area, near.matrix).expand(near.batch, 1, -1))
     square, u, *rest = leading_eigenvector(product, start, tolerance(start.dtype))
     near_scale, far_scale = product.scales
@@ -232,11 +234,11 @@ def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) 
 def _triple_of_matrix(
     near: Tensor, far: Tensor, size: Size, dtype: torch.dtype, keep: bool
 ) -> tuple[Tensor, ...] | None:
-    """:func:`_leading_triple` by way of the matrix; None where its entries leave the range that needs no scale."""
+    """:func:`_leading_triple` on the formed matrix; None if its entries are outside the range that needs no scaling."""
     area = size[0] * size[1]
     poolings = [_Pooling(tuple(x.shape[2:]), size, near.new_empty(0, dtype=dtype)) for x in (near, far)]
     matrix = near.new_empty(len(near), near.shape[1], far.shape[1], dtype=dtype)
-    # Few samples at a time, so that what is pooled stays in the cache and takes no memory to speak of.
+    # Few samples at a time, so that the pooled maps stay in the cache and take little memory.
     samples = max(1, _FORMING // ((near.shape[1] + far.shape[1]) * area * matrix.element_size()))
     for i in range(0, len(near), samples):
         a, b = (pooling(x[i : i + samples].to(dtype).flatten(2)) for pooling, x in zip(poolings, (near, far)))
@@ -262,7 +264,7 @@ def _triple_of_matrix(
 
 
 def _triple_of_gram(near: '_Operator', far: '_Operator', keep: bool) -> tuple[Tensor, ...] | None:
-    """:func:`_leading_triple` by way of the far side's products of positions; None as in :func:`_triple_of_matrix`."""
+    """:func:`_leading_triple` on the far side's Gram matrix of positions; None as in :func:`_triple_of_matrix`."""
     area = far.matrix.shape[-1]
     gram = far.gram()
     start = near.to_channels(generic_start(area, gram).expand(near.batch, 1, -1))
@@ -273,7 +275,7 @@ def _triple_of_gram(near: '_Operator', far: '_Operator', keep: bool) -> tuple[Te
         return (near.to_channels(torch.bmm(near.to_positions(u), gram)),)
 
     _, u = leading_eigenvector(apply, start, tolerance(gram.dtype))
-    # By the map itself: the value's error is then of second order in what rounding did to the products.
+    # Use the map itself: the value's error is then of second order in the rounding errors of the Gram matrix.
     near_positions = near.to_positions(u)
     image = far.to_channels(near_positions)
     sigma = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
@@ -285,17 +287,17 @@ def _triple_of_gram(near: '_Operator', far: '_Operator', keep: bool) -> tuple[Te
 
 
 def _within_range(matrices: Tensor) -> bool:
-    """Whether four products with them stay within float32's range."""
+    """Whether four products with these matrices stay within float32's range."""
     low, high = torch.linalg.vector_norm(matrices.flatten(1), dim=-1).aminmax()
     return low.item() >= 2.0**-40 and high.item() <= 2.0**40
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a pair is worked on: samples at a time, what is formed and what is pooled before, the near side first.
+    """How to process a pair: samples per chunk, the matrix to form, the maps to pool first, and the near side.
 
-    What is pooled before saves pooling vectors after; the near side, where the iteration starts, is the one that costs
-    less to read or, with the matrix, has fewer channels.
+    Pooling a map first saves pooling vectors in every step. The near side, where the iteration starts, is the one that
+    costs less to read or, with the matrix formed, has fewer channels.
     """
 
     samples: int
@@ -318,7 +320,8 @@ def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> _Plan:
     form = None
     on_cpu = maps[0].device.type == 'cpu'
     if on_cpu and len(maps[0]) and all(pool or x.shape[2:] == size for pool, x in zip(pools, maps)):
-        # Twelve readings of what is iterated on, against forming it: eight operations there take the time of a byte.
+        # Twelve reads of what is iterated on, against the cost of forming it: eight operations cost as much as reading
+        # a byte.
         matrix, gram = maps[0].shape[1] * maps[1].shape[1] * width, area**2 * width
         near, far = (touched[k] for k in order)
         costs = {
@@ -332,16 +335,16 @@ def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> _Plan:
         order = (0, 1) if maps[0].shape[1] <= maps[1].shape[1] else (1, 0)
     elif form == 'gram':
         samples = max(1, min(samples, 2 * _MATRIX // (near + gram)))
-    # Chunks of one size.
+    # Chunks of equal size.
     samples = math.ceil(batch / math.ceil(batch / samples))
     return _Plan(samples, form, tuple(pools), order)
 
 
 class _Product:
-    """:math:`M M^\top` of a chunk, times vectors ``(b, 1, C)`` of the near map's channels, and what is met on the way.
+    """:math:`M M^\top` of a chunk, times vectors ``(b, 1, C)`` of the near map's channels, and intermediate results.
 
-    Both maps are brought to the order of one by powers of two, so that no product overflows or underflows; by which,
-    the first product with each tells.
+    Both maps are scaled to the order of one by powers of two, so that no product overflows or underflows. The scale of
+    each map is read off its first product.
     """
 
     def __init__(self, near: '_Operator', far: '_Operator', keep: bool):
@@ -349,7 +352,7 @@ class _Product:
         self.scales: list[Tensor | None] = []
 
     def begin(self, positions: Tensor) -> Tensor:
-        """A vector of the near map's range, from one of positions."""
+        """The start: the near map times a vector of positions."""
         start = self.near.to_channels(positions)
         self.scales = [needed_scale(start)]
         return scaled(start, self.scales[0])
@@ -375,7 +378,7 @@ class _Operator:
         if pool:
             self.matrix = self.pooling(self.matrix)
             self.pooling = _Pooling(size, size, maps)
-        # A product of one matrix and one vector runs on one core: a lone sample is split by channels, one part a core.
+        # A single matrix-vector product runs on one core: split a single sample by channels, one part per core.
         cores = torch.get_num_threads() if maps.device.type == 'cpu' and len(maps) == 1 else 1
         self.parts = next(p for p in range(cores, 0, -1) if maps.shape[1] % p == 0)
         if self.parts > 1:
@@ -388,14 +391,14 @@ class _Operator:
         return self.pooling(torch.bmm(u.view(self.parts, 1, -1), self.matrix).sum(0, keepdim=True))
 
     def to_channels(self, w: Tensor) -> Tensor:
-        """The map times w, which is first spread to the map's own positions."""
+        """The map times w, after w is spread to the map's own positions (the adjoint of pooling)."""
         w = self.pooling.adjoint(w)
         if self.parts == 1:
             return torch.bmm(w, self.matrix.mT)
         return torch.bmm(w.expand(self.parts, 1, -1), self.matrix.mT).view(1, 1, -1)
 
     def gram(self) -> Tensor:
-        """The map's transpose times the map, ``(b, HW, HW)``; where it is at the common positions."""
+        """The map's transpose times the map, ``(b, HW, HW)``; the map must have the common size."""
         products = torch.bmm(self.matrix.mT, self.matrix)
         return products if self.parts == 1 else products.sum(0, keepdim=True)
 
@@ -403,7 +406,7 @@ class _Operator:
 class _Pooling:
     """Adaptive average pooling of positions, ``(..., HW)`` to ``(..., hw)``, and its adjoint.
 
-    Along each axis it is a product with a matrix; where the heights divide, one product does both.
+    It is a product with a matrix along each axis; if the heights divide, one product does both.
     """
 
     def __init__(self, source: Size, target: Size, like: Tensor):
@@ -431,7 +434,7 @@ class _Pooling:
 
 @lru_cache(maxsize=256)
 def _pooling_matrix(n: int, m: int, together: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(m, together * n)``: adaptive average pooling along one axis, with torch's bins, of several rows at once."""
+    """``(m, together * n)``: adaptive average pooling along one axis, with torch's bins, for several rows at once."""
     one = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64, device='cpu')[None], m)[0].T / together
     return one.tile(1, together).to(device, dtype)
 
@@ -439,7 +442,7 @@ def _pooling_matrix(n: int, m: int, together: int, dtype: torch.dtype, device: t
 def _low_rank(
     columns: list[Tensor], rows: list[Tensor], shape: torch.Size, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> Tensor:
-    """Sum of outer products ``(B, C)`` by ``(B, HW)`` as a map, written once."""
+    """Sum of outer products of ``(B, C)`` and ``(B, HW)`` as a map, written in one pass."""
     out = torch.empty(shape, dtype=dtype, device=columns[0].device, memory_format=memory_format)
     flat = out.flatten(2)
     if dtype == columns[0].dtype and native.takes(out, dtype) and out.is_contiguous():
@@ -451,7 +454,7 @@ def _low_rank(
             flat.addcmul_(column[:, :, None], row[:, None])
         return out
     for i in range(len(flat)):
-        # Half precision: a sample at a time, so that the wide sum is never as large as the map.
+        # Half precision: one sample at a time, so that the float32 sum is never as large as the map.
         flat[i] = sum(column[i, :, None] * row[i] for column, row in zip(columns, rows))
     return out
 
