@@ -515,7 +515,7 @@ def test_two_ranks_stay_one(wrapper, tmp_path):
 
 @pytest.mark.parametrize('extra, error, message', [
     (dict(nets=[classifier(4)]), ValueError, 'two or more'),
-    (dict(peers='ring'), ValueError, "'cyclic' or 'all'"),
+    (dict(peers='ring'), ValueError, "unknown peers 'ring'"),
     (dict(net_taps=[None]), ValueError, '1 net_taps for 2 nets'),
     (dict(terms={}), ValueError, 'terms must be'),
     (dict(steps=dict(features=['loss_x'])), KeyError, "'loss_x' is no term"),
