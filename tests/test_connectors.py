@@ -130,7 +130,7 @@ def test_a_margin_from_data_waits_and_is_settled_in_place():
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'says'), [(dict(margin='bm'), "'bn' or 'data'"), (dict(batches=0), 'at least 1')]
+    ('arguments', 'says'), [(dict(margin='bm'), "unknown margin 'bm'"), (dict(batches=0), 'at least 1')]
 )
 def test_margin_relu_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):

@@ -415,7 +415,7 @@ from mmengine.runner import CheckpointLoader
 def state():
     tables = (registry_utils.backends, registry_utils.prefix_to_backends, CheckpointLoader._schemes, MODULE2PACKAGE,
               FileClient._backends, FileClient._prefix_to_backends)
-    return [dict(table) for table in tables], torch.load, torch.serialization.get_safe_globals()
+    return [dict(table) for table in tables], torch.load, sorted(map(str, torch.serialization.get_safe_globals()))
 
 import mmseg.models
 before = state()

@@ -60,7 +60,7 @@ class GradientRescaleHook(Hook):
             raise KeyError(f'GradientRescaleHook: unknown term {self.term!r}, the terms are {", ".join(model.terms)}')
         term = model.terms[self.term]
         soft = isinstance(term.loss, PartialKDLoss) or getattr(term.loss, 'activation', None) == 'softmax'
-        if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or not term.single:
+        if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or not term.student.single:
             raise TypeError(
                 f'GradientRescaleHook: the term {self.term!r} has {type(term.loss).__name__}; it looks at KDLoss or '
                 "PartialKDLoss on one tap of a softmax's scores"

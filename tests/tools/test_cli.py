@@ -41,7 +41,7 @@ def train(scenes, teacher, tmp_path, capsys):
     def call(config, *options, data=True, debug=False):
         roots = [f'{loader}.dataset.data_root={scenes}' for loader in ('train_dataloader', 'val_dataloader')]
         argv = [config, '--work-dir', str(tmp_path / 'run'), '--cfg-options', *(roots if data else [])]
-        if 'lckd' in config or 'kd_' in config:
+        if 'lckd' in config or 'kd' in config:
             argv += [f'model.teacher.checkpoint={teacher}', f'model.teacher.model={ALONE}']
         argv += [*options, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2']
         status = cli.run_tool(cli.train, argv + (['--debug'] if debug else []))
