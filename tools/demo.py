@@ -257,7 +257,7 @@ def summary(task: Task, folders: list[Path]) -> str:
 
     ± is the sample standard deviation over seeds of the means over machines; *machines* is the one of the same seed on
     different machines, pooled over seeds. Gains are paired by seed and machine, their interval is the bootstrap's over
-    seeds.
+    seeds, from five seeds on.
     """
     from lckd_mm.reporting import bootstrap, spread
 
@@ -283,9 +283,12 @@ def summary(task: Task, folders: list[Path]) -> str:
                 continue
             gains = {s: [of[name][task.column] - of[base][task.column] for of in runs[s]] for s in runs}
             every = [gain for several in gains.values() for gain in several]
-            low, high = bootstrap([statistics.mean(several) for several in gains.values()])
+            interval = ''
+            if len(gains) > 4:
+                low, high = bootstrap([statistics.mean(several) for several in gains.values()])
+                interval = f'{low:+.2f} to {high:+.2f}'
             better = f'{sum(gain > 0 for gain in every)} of {len(every)}'
-            cells += [f'{statistics.mean(every):+.2f} ({better})', f'{low:+.2f} to {high:+.2f}']
+            cells += [f'{statistics.mean(every):+.2f} ({better})', interval]
         gaps = [of[name]['sigma_gap'] for several in runs.values() for of in several if 'sigma_gap' in of[name]]
         lines.append(f'| {" | ".join([*cells, spread(gaps)])} |')
     return '\n'.join(lines)
