@@ -11,7 +11,7 @@ from .shapes import check_map, check_rank, mean
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Partial squared distance, elementwise: 0 where the teacher is not positive and the student not above it.
+    r"""Partial squared distance, elementwise: 0 where s <= t <= 0, since a ReLU makes both 0 there.
 
     .. math:: d = (s - t)^2 \; [s > t \ \text{or}\ t > 0]
 
