@@ -1,4 +1,4 @@
-"""Fit a distillation's auto-encoders and margins, once: python tools/fit_connectors.py CONFIG OUT …."""
+"""Fit a distillation's auto-encoders and margins once, for later runs: python tools/fit_connectors.py CONFIG OUT …."""
 
 import sys
 from pathlib import Path

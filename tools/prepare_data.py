@@ -12,7 +12,7 @@ from scenes.sbd import convert_sbd
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    # SUPPRESS, or the subcommand's default would undo a --debug given before it.
+    # SUPPRESS: otherwise the subcommand's default would override a --debug given before it.
     debug = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     debug.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser = argparse.ArgumentParser(description=__doc__, parents=[debug])

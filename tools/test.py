@@ -1,4 +1,4 @@
-"""Test a checkpoint; of a distillation config, the student alone: python tools/test.py CONFIG CHECKPOINT."""
+"""Test a checkpoint; with a distillation config, the student alone: python tools/test.py CONFIG CHECKPOINT."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train a model, or distil one where the config says so: python tools/train.py CONFIG [--resume] [--amp] …."""
+"""Train a model, or distil one if the config says so: python tools/train.py CONFIG [--resume] [--amp] …."""
 
 import sys
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What a trained net is worth: metrics, dumps of predictions, Lipschitz constants, pictures."""
+"""Evaluation of trained nets: metrics, dumps of predictions, Lipschitz constants, pictures."""

@@ -1,4 +1,4 @@
-"""Labels, boxes and names of classes drawn into images."""
+"""Drawing of labels, boxes and class names into images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..hosts import host_of
 
-#: Height or width, whichever is more, that smaller pictures of detections are enlarged to.
+#: Smaller pictures of detections are enlarged until the longer side has at least this many pixels.
 _LEGIBLE = 192
 
 
 def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
-    """RGB, (H, W, 3), uint8, at the size of the file, in which hosts give their predictions."""
+    """The image as RGB, (H, W, 3), uint8, at the file's size, which the hosts' predictions refer to."""
     image = cv2.imread(sample.img_path) if sample.get('img_path') else None
     if image is None:
         image = inputs.permute(1, 2, 0).numpy().astype(np.uint8)
@@ -22,12 +22,12 @@ def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
 
 
 def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth: bool = False) -> np.ndarray:
-    """The truth, or the predictions, of a data sample in an image: labels in colours, boxes, or the class's name.
+    """Draw a data sample's ground truth or prediction into an image: coloured labels, boxes, or the class name.
 
     Args:
-        model: of which host the sample is.
+        model: a model of the host that made the sample.
         image: RGB, ``(H, W, 3)``, uint8.
-        meta: of the data set: its ``classes`` and ``palette``.
+        meta: the data set's metainfo, with ``classes`` and ``palette``.
     Returns:
         A new image, RGB; small ones are enlarged, except segmented ones.
     """
@@ -41,7 +41,7 @@ def _draw_segmentation(image: np.ndarray, sample: Any, meta: Mapping, truth: boo
 
 
 def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Labels in their colours over an image, half and half; background and ignored pixels show the image dimmed."""
+    """Blend coloured labels with an image; ignored pixels, and those with a black colour, show the image dimmed."""
     if labels.shape != image.shape[:2]:
         labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     colours = np.zeros_like(image)
@@ -54,17 +54,17 @@ def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, 
     found = (sample.gt_instances if truth else sample.pred_instances).cpu()
     if not truth:
         found = found[found.scores >= threshold]
-    # Data sets give their boxes wrapped.
+    # Ground-truth boxes come wrapped (mmdet's HorizontalBoxes).
     boxes = getattr(found.bboxes, 'tensor', found.bboxes)
     classes, palette = meta.get('classes'), meta.get('palette')
-    # In a small image there is no room for names.
+    # Small images have no room for names.
     times = max(1, -(-_LEGIBLE // max(image.shape[:2])))
     drawn = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
     for box, label in zip((boxes * times).round().int().tolist(), found.labels.tolist()):
         if isinstance(palette, (list, tuple)) and label < len(palette):
             colour = [int(c) for c in palette[label]]
         else:
-            # Hues a golden angle apart differ for any number of classes.
+            # Hues spaced by the golden angle differ for any number of classes.
             hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
             colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
         cv2.rectangle(drawn, box[:2], box[2:], colour, 2 if times > 1 else 1)
@@ -73,7 +73,7 @@ def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, 
 
 
 def _tag(image: np.ndarray, text: str, corner: list[int], colour: list[int]) -> None:
-    """A name on a ground of its colour, above a corner, or below it where there is no room."""
+    """A name on a background of the given colour, above a corner, or below it if there is no room."""
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)
     left = min(max(corner[0], 0), max(image.shape[1] - width - 4, 0))
     bottom = max(corner[1], height + 5)
@@ -92,7 +92,7 @@ def _draw_classification(image: np.ndarray, sample: Any, meta: Mapping, truth: b
 
 
 def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray:
-    """Titled panels of one height in a row, RGB; small images are enlarged."""
+    """Titled panels in a row, all enlarged to equal height; RGB."""
     height = max(height, *(p.shape[0] for p in panels.values()))
     columns = []
     for title, panel in panels.items():

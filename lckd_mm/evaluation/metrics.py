@@ -1,4 +1,4 @@
-"""Evaluation metrics: what compression does to single classes; predictions written to a file."""
+"""Evaluation metrics: the effect of compression on single classes; dumps of predictions."""
 
 import logging
 from collections.abc import Sequence
@@ -18,27 +18,27 @@ from .predictions import Predictions, predictions_of, read_predictions
 
 @METRICS.register_module()
 class ClassBiasMetric(BaseMetric):
-    r"""How unequally a net treats the classes, against the predictions of a reference: an unpruned net, or the teacher.
+    r"""Class bias of a net relative to the predictions of a reference: the unpruned net, or the teacher.
 
-    ``cev`` and ``sde`` of :func:`~lckd_mm.functional.class_bias`; beside them, since a net that is worse at every class
-    alike has a CEV of 0, ``accuracy`` and ``reference_accuracy`` in percent; ``left_out``, the number of classes whose
-    relative change is not defined, which the log names; and ``pie``, the pruning-identified exemplars: samples (pixels,
-    for segmentation) of which net and reference, a run each, predict different classes. (Of several runs a PIE is a
-    sample whose modal predictions differ: ``tools/analysis/class_bias.py``.) The log has a table with a row a class.
+    Reports ``cev`` and ``sde`` of :func:`~lckd_mm.functional.class_bias`; ``accuracy`` and ``reference_accuracy`` in
+    percent, because a net that is equally worse at every class has a CEV of 0; ``left_out``, the number of classes
+    without a defined relative change (the log names them); and ``pie``, the number of pruning-identified exemplars:
+    samples (pixels in segmentation) on which the net and the reference disagree. (For several runs, a PIE is a sample
+    whose modal predictions differ: ``tools/analysis/class_bias.py``.) The log has a table with one row per class.
 
-    For classification with one label a sample, and for segmentation, where each pixel counts as a sample and those with
-    ``ignore_index`` are left out. Detection is refused: boxes have no true negatives, and so no FPR.
+    For classification with one label per sample, and for segmentation, where each pixel counts as a sample and pixels
+    with ``ignore_index`` are left out. Detection is refused: boxes have no true negatives, so the FPR is undefined.
 
     Args:
         reference: a file of predictions on the same samples (:func:`~lckd_mm.evaluation.predictions.read_predictions`),
-            or 'teacher': then a Distiller's training needs :class:`~lckd_mm.hooks.TeacherReferenceHook` beside it.
-        convention: '2022' or '2021', of CEV and SDE.
-        smoothing: a pseudo-count added to the true and false positives and negatives of both nets; 0 leaves classes
-            out whose reference rate is 0.
-        ignore_index: of segmentation labels.
+            or 'teacher', for training with a Distiller and :class:`~lckd_mm.hooks.TeacherReferenceHook`.
+        convention: '2022' or '2021', for CEV and SDE.
+        smoothing: a pseudo-count added to the true and false positives and negatives of both nets; with 0, classes
+            with a reference rate of 0 are left out.
+        ignore_index: label of pixels to ignore in segmentation.
     Raises:
-        FileNotFoundError: no such file. ValueError: an unknown convention, a negative smoothing, a file that is not
-            safe, boxes, samples that are not the reference's.
+        FileNotFoundError: no such file. ValueError: an unknown convention, a negative smoothing, an unsafe file, boxes,
+            samples that the reference lacks.
     Source: Blakeney et al., arXiv 2106.07849; PIE: Hooker et al., What Do Compressed Deep Neural Networks Forget?,
         arXiv 1911.05248.
     """
@@ -65,7 +65,7 @@ class ClassBiasMetric(BaseMetric):
         self._reference: Predictions = {} if self.of_teacher else read_predictions(reference, 'ClassBiasMetric')
 
     def add_reference(self, samples: Sequence[Any]) -> None:
-        """Predictions of the reference on some samples; those that it has already stay as they are."""
+        """Add predictions of the reference; samples already present keep theirs."""
         for key, value in predictions_of(samples, 'ClassBiasMetric, reference').items():
             self._reference.setdefault(key, value)
 
@@ -110,7 +110,7 @@ class ClassBiasMetric(BaseMetric):
 
 @METRICS.register_module()
 class DumpPredictions(DumpResults):
-    """mmengine's ``DumpResults``, without the scores of each pixel, which would be a file of many gigabytes."""
+    """mmengine's ``DumpResults`` without the per-pixel scores, which would take many gigabytes."""
 
     def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
         lean = [{k: v for k, v in sample.items() if k not in ('seg_logits', 'i_seg_logits')} for sample in predictions]
@@ -118,10 +118,10 @@ class DumpPredictions(DumpResults):
 
 
 def count_triples(truth: Tensor, predicted: Tensor, reference: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The different (truth, prediction, reference's prediction) of a sample's pixels, and how often each occurs.
+    """The distinct triples (truth, prediction, reference's prediction) of a sample's pixels, with their counts.
 
     Returns:
-        ``(3, K)`` and ``(K,)``, int64. Only maps have an ``ignore_index``.
+        ``(3, K)`` and ``(K,)``, int64. ``ignore_index`` applies to maps only.
     Raises:
         ValueError: shapes that differ.
     """
@@ -138,7 +138,7 @@ def count_triples(truth: Tensor, predicted: Tensor, reference: Tensor, ignore_in
 def bias_table(
     reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], bias: ClassBias, names: Sequence[str]
 ) -> str:
-    """Markdown, a row a class: both rates in percent, of reference and model, and their relative change."""
+    """Markdown table with one row per class: reference's and model's rates in percent, and their relative change."""
     before, after = ([r if r.dim() == 1 else r.mean(0) for r in rates] for rates in (reference, model))
     lines = [
         '| class | FPR, % | of the model | change | FNR, % | of the model | change |',

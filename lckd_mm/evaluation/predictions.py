@@ -1,4 +1,4 @@
-"""Files of predictions, as the hosts' test tools write them: read without running what they contain."""
+"""Reads files of predictions, as written by the hosts' test tools, without running code from them."""
 
 import io
 import pickle
@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: What names a sample, to its truth and its prediction: class indices, one (classification) or a map (H, W).
+#: Sample key to (truth, prediction): class indices, a scalar (classification) or a map (H, W).
 Predictions = dict[str, tuple[Tensor, Tensor]]
 
 
 def _storage(data: bytes) -> Any:
-    # torch's own function of this place unpickles whatever the bytes ask for.
+    # torch's own function with this name unpickles without weights_only.
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def _as_bytes(text: str, encoding: str) -> bytes:
-    # How the older protocols, of which mmengine writes the second, spell bytes.
+    # Pickle protocol 2, which mmengine writes, encodes bytes this way.
     if encoding != 'latin1':
         raise pickle.UnpicklingError(f'it would run _codecs.encode with {encoding!r}')
     return text.encode('latin1')
 
 
-# All that a list of dicts of numbers, tensors and arrays is made of.
+# Everything needed for a list of dicts of numbers, tensors and arrays.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
     ('torch.storage', '_load_from_bytes'): _storage,
@@ -43,7 +43,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Reader(pickle.Unpickler):
-    """Reads numbers, tensors and arrays, and refuses every other class or function that a file names."""
+    """Reads numbers, tensors and arrays; refuses any other class or function named in the file."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = _ALLOWED.get((module, name))
@@ -53,15 +53,15 @@ class _Reader(pickle.Unpickler):
 
 
 def read_predictions(path: str | Path, who: str) -> Predictions:
-    """The truth and prediction of every sample in a file that mmengine's ``DumpResults`` wrote.
+    """The truth and prediction of every sample in a file written by mmengine's ``DumpResults``.
 
-    Such are the files of mmpretrain's ``tools/test.py --out FILE.pkl --out-item pred`` and of this package's
-    ``tools/test.py --dump FILE.pkl``. They are pickles, and are read by an unpickler that knows tensors and
-    arrays only.
+    Such files come from mmpretrain's ``tools/test.py --out FILE.pkl --out-item pred`` and from this package's
+    ``tools/test.py --dump FILE.pkl``. They are pickles, read by an unpickler that accepts only numbers, tensors and
+    arrays.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or holds no predictions of
-            classes with their truth.
+        FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or has no class predictions
+            with ground truth.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -73,7 +73,7 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
             samples = _Reader(file).load()
     except OSError:
         raise
-    except Exception as error:  # which one a damaged pickle raises is not to be foreseen
+    except Exception as error:  # a damaged pickle can raise anything
         reason = str(error) if 'it would run' in str(error) else f'it is damaged, or no pickle ({type(error).__name__})'
         raise ValueError(
             f'{who}: cannot read the predictions {str(path)!r}: {reason}; write them with: python tools/test.py CONFIG '
@@ -91,10 +91,10 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
 
 
 def predictions_of(samples: Iterable[Any], who: str) -> Predictions:
-    """The truth and prediction of each data sample (or its dict), by what names it: ``sample_idx`` or ``img_path``.
+    """The truth and prediction of each data sample (or its dict), keyed by ``sample_idx`` or ``img_path``.
 
     Raises:
-        ValueError: samples of a detector, of many labels, without truth or prediction, or without a name of their own.
+        ValueError: samples from a detector, with several labels, without truth or prediction, or without either key.
     """
     found: Predictions = {}
     for sample in samples:

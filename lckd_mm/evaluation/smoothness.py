@@ -1,4 +1,4 @@
-"""How smooth a net is around images: norms, local constants and bounds of its stages, and what noise does to it."""
+"""Smoothness of a net around images: norms, local Lipschitz constants and bounds per stage, and changes under noise."""
 
 import contextlib
 import copy
@@ -22,13 +22,13 @@ from ..registry import MODELS
 from ..taps import FeatureTaps
 from ..taps.presets import preset_taps
 
-#: Images of the student's preprocessor, and their samples, to images as a net takes them.
+#: Maps images from the student's preprocessor, with their samples, to a net's own input.
 Convert = Callable[[Tensor, list | None], Tensor]
 
 
 @dataclass
 class Net:
-    """A net under study: its traced taps, and how the student's preprocessed images become its own."""
+    """A net under study: model, traced taps, and the conversion of the student's preprocessed images to its input."""
 
     model: nn.Module
     taps: FeatureTaps
@@ -37,7 +37,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Stage:
-    """Two consecutive taps of a chain; ``level`` says which of the maps that one tap gives, None where it gives one."""
+    """Two consecutive taps of a chain; ``levels`` are indices into a tap with several maps, None for taps with one."""
 
     front: str
     back: str
@@ -50,15 +50,14 @@ class Stage:
 
 
 def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
-    """Names of the student's and of the teacher's taps, in order of depth, of each Lipschitz term of a config.
+    """Names of the student's and the teacher's taps, in order of depth, for each Lipschitz term of a config.
 
-    A pair of consecutive taps that several terms have is in one chain alone. Of a config without such a term: those of
-    its taps that are named stage1, stage2, …; failing that, the names that the preset 'backbone' gives the student's
-    stages, for both.
+    A pair of consecutive taps shared by several terms is in only one chain. A config without Lipschitz terms gives its
+    taps named stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
 
     Raises:
-        ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms hold
-            against two of the other.
+        ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms compare
+            with two taps of the other.
     """
     chains: dict[str, tuple[list[str], list[str]]] = {}
     terms = cfg.model.get('terms') or {}
@@ -111,7 +110,7 @@ def _each_link_once(chains: dict[str, tuple[list[str], list[str]]]) -> dict[str,
 
 
 def _is_lipschitz(loss: Any) -> bool:
-    """Whether a loss's config is of a LipschitzLoss (LONDONLoss is one), or of one that is wrapped by another loss."""
+    """Whether a loss config is a LipschitzLoss (or subclass, as LONDONLoss), possibly wrapped by another loss."""
     if not isinstance(loss, Mapping):
         return False
     kind = loss.get('type')
@@ -120,7 +119,7 @@ def _is_lipschitz(loss: Any) -> bool:
 
 
 def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
-    """The pairs of consecutive taps, or of the levels of the one tap that gives several maps."""
+    """The pairs of consecutive taps; for a single tap, the pairs of its consecutive levels."""
     if len(names) == 1:
         count = len(net.taps.traces[names[0]].shapes)
         return [Stage(names[0], names[0], pair) for pair in pairwise(range(count))]
@@ -128,7 +127,7 @@ def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
 
 
 def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
-    """The (tap, level) that stages begin and end at, each once, in their order."""
+    """The (tap, level) at which stages start and end, without duplicates, in order."""
     ends = [
         end
         for stage in stages
@@ -138,14 +137,14 @@ def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
 
 
 def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | None) -> dict:
-    """A net's taps for images of the student's preprocessor; it computes nothing past its last tap."""
+    """A net's tapped features for images from the student's preprocessor; the forward stops after the last tap."""
     with net.taps.record(net.model, names, stop=True) as features:
         net.model(net.convert(inputs, samples), samples, mode='tensor')
     return features
 
 
 def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Callable[[Tensor], Tensor]:
-    """The function from preprocessed images to a tap (to one level of it)."""
+    """The function from preprocessed images to a tap, or to one level of it."""
 
     def function(images: Tensor) -> Tensor:
         feature = features_of(net, [tap], images, samples)[tap]
@@ -155,12 +154,12 @@ def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Ca
 
 
 def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Callable[[Tensor], Tensor] | None:
-    """The function from a stage's front features to its back features, or None where there is no such function.
+    """The function from a stage's front features to its back features, or None if there is none.
 
-    The front tap's tensor is replaced and the forward goes on from it. It is a function where the back tap follows from
-    the front tap alone: where autograd finds a path from the front's replacement to the back and none from the images
-    to the back around it. A skip connection around the tap, or a pyramid whose finer levels come from the coarser ones,
-    has none.
+    The front tap's tensor is replaced and the forward continues from it. The function exists if the back tap depends on
+    the front tap alone: autograd must find a path from the replaced tensor to the back tap, and none from the images
+    to the back tap around it. It does not exist with a skip connection around the tap, or in a pyramid whose finer
+    levels are computed from coarser ones.
     """
     if stage.levels is not None or net.taps.addresses[stage.front].call == '*':
         return None
@@ -188,10 +187,10 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
 
 @torch.no_grad()
 def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | None) -> tuple[Tensor, Tensor]:
-    """``(stages, B)`` twice: the transmitting norm of each stage's two raw maps, and that of both over their lengths.
+    """Two tensors ``(stages, B)``: each stage's transmitting norm of its raw maps, and that divided by their lengths.
 
-    A length is the root mean square, over the positions, of that of the vector there: the second norm, at most about 1,
-    does not follow from the size of the activations.
+    A map's length is the root mean square of its vectors' lengths over positions. The second norm is at most about 1
+    and does not depend on the scale of the activations.
     """
     names = list(dict.fromkeys(name for stage in stages for name in (stage.front, stage.back)))
     features = features_of(net, names, inputs, samples)
@@ -208,7 +207,7 @@ def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | No
 def stage_constants(
     net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3
 ) -> tuple[Tensor, Tensor] | None:
-    """Local Lipschitz constants ``(B,)`` of a stage at each image's features, and residuals; None without a map."""
+    """A stage's local Lipschitz constants ``(B,)`` at the images' features, and residuals; None without a stage map."""
     function = stage_map(net, stage, inputs, samples)
     if function is None:
         return None
@@ -218,10 +217,10 @@ def stage_constants(
 
 
 def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3) -> Tensor | None:
-    """:func:`~lckd_mm.functional.graph_bound` of a stage on one image's size; None without a map.
+    """:func:`~lckd_mm.functional.graph_bound` of a stage at the size of one image; None without a stage map.
 
     Raises:
-        ValueError: an operation on the way whose constant is not known.
+        ValueError: an operation in the stage whose constant is not known.
     """
     inputs, samples = inputs[:1], samples and samples[:1]
     function = stage_map(net, stage, inputs, samples)
@@ -233,11 +232,11 @@ def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, to
 
 
 class GaussianNoise:
-    """Noise on images that a preprocessor has made, the same for every net that sees the same images in the same order.
+    """Noise on preprocessed images; identical for every net that gets the same images in the same order.
 
     Args:
-        level: standard deviation, in units of the preprocessed image (pixels over the preprocessor's std).
-        seed: of a generator of its own, on the CPU.
+        level: standard deviation, in units of the preprocessed image (pixels divided by the preprocessor's std).
+        seed: seed of a separate generator, on the CPU.
     """
 
     def __init__(self, level: float, seed: int):
@@ -245,7 +244,7 @@ class GaussianNoise:
         self.generator = torch.Generator('cpu').manual_seed(seed)
 
     def __call__(self, inputs: Tensor, samples: list | None) -> Tensor:
-        """The images with noise; what is padded stays as it is."""
+        """The images with noise; padding is left unchanged."""
         noise = torch.randn(inputs.shape, generator=self.generator, dtype=torch.float32)
         noisy = inputs + self.level * noise.to(inputs)
         valid = valid_region(inputs, samples)
@@ -254,7 +253,7 @@ class GaussianNoise:
 
 @torch.no_grad()
 def relative_changes(clean: dict, noisy: dict, points: Iterable[tuple[str, int | None]]) -> Tensor:
-    """``(points, B)``: the distance of noisy from clean features over the clean ones' length, per image."""
+    """``(points, B)``: distance between noisy and clean features, divided by the norm of the clean ones, per image."""
     changes = []
     for tap, level in points:
         before, after = (_level(features[tap], level).flatten(1) for features in (clean, noisy))
@@ -266,10 +265,10 @@ def relative_changes(clean: dict, noisy: dict, points: Iterable[tuple[str, int |
 def metrics_under_noise(
     net: Net, preprocessor: nn.Module, loader: Any, evaluator: Any, noise: GaussianNoise | None = None
 ) -> dict[str, float]:
-    """The config's own metrics of a net on a whole loader, with noise on the images behind the preprocessor.
+    """The config's metrics of a net on a whole loader, with noise added after the preprocessor.
 
     Args:
-        preprocessor: the student's; every net's images come from it.
+        preprocessor: the student's; it prepares the images of every net.
         loader: an mmengine test loader. evaluator: config of the evaluator, or of its metrics.
     """
     if not isinstance(evaluator, Mapping) or 'metrics' not in evaluator:
@@ -291,7 +290,7 @@ def metrics_under_noise(
 def first_images(
     loader: Any, preprocessor: nn.Module, count: int, batch: int
 ) -> Iterator[tuple[Tensor, list[Any] | None]]:
-    """The first ``count`` images of a test loader, preprocessed, and their samples, at most ``batch`` at a time."""
+    """The first ``count`` images of a test loader, preprocessed, with their samples, at most ``batch`` at a time."""
     with preserved_rng():
         for data in loader:
             data = preprocessor(data, False)
@@ -316,14 +315,15 @@ def measure(
     """Norms, local constants, bounds and changes under noise of a net on a few images, as plain numbers.
 
     Args:
-        images: preprocessed batches and their samples, as :func:`first_images` gives them.
-        levels, seed: of the :class:`GaussianNoise`. without: of 'constant', 'image' and 'bound'.
-        tol: of the local constants; their relative error is about its square.
+        images: preprocessed batches and their samples, as from :func:`first_images`.
+        levels, seed: of the :class:`GaussianNoise`. without: any of 'constant', 'image' and 'bound', to skip.
+        tol: for the local constants; their relative error is about its square.
     Returns:
-        ``stages``: label to sigma, normalised and constant (a value an image; constant is None where the stage is no
-        function), bound (a value; None also where an operation is not known, which ``bound_refused`` then says);
-        ``taps``: label to image (local constants from the image, a value each) and changes (level to a value an image);
-        ``unconverged``: of how many local constants the residual stayed above twice ``tol``.
+        ``stages``: label to sigma, normalised and constant (one value per image; constant is None if the stage is not a
+        function), and bound (one value; None also for an unknown operation, named in ``bound_refused``);
+        ``taps``: label to image (local constants from the image on, one per image) and changes (noise level to one
+        value per image);
+        ``unconverged``: the number of local constants whose residual stayed above twice ``tol``.
     """
     points = points_of(stages)
     names = list(dict.fromkeys(tap for tap, _ in points))

@@ -1,4 +1,4 @@
-"""Reports that a person looks at: what runs have logged, what their nets cost, and what their predictions look like."""
+"""Reports of runs: logged metrics, costs of the nets, and pictures of predictions."""
 
 from .comparison import Comparer, Comparison
 from .costs import figures, weight_bytes

@@ -1,4 +1,4 @@
-"""The curves of a report, each drawn twice: for light and for dark pages."""
+"""The charts of a report, each drawn in a light and a dark theme."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .runs import Group, Run
 
-# Colours that most colour-blind people can tell apart (Okabe and Ito).
+# Colour-blind safe palette (Okabe and Ito).
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#A65628')
 _DASHES = ('-', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _THEMES = {
@@ -20,7 +20,7 @@ _THEMES = {
 
 @dataclass
 class Chart:
-    """A picture on disk in both themes, and what a person who does not see it is told."""
+    """A picture on disk in both themes, with title and alternative text."""
 
     light: Path
     dark: Path
@@ -29,7 +29,7 @@ class Chart:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, dict]:
-    """A colour and a dash for each group, the same in every chart."""
+    """A colour and line style for each group, the same in every chart."""
     colours = cycle([(colour, dash) for dash in _DASHES for colour in _COLOURS])
     found = {}
     for group in groups:
@@ -44,7 +44,7 @@ def styles(groups: Sequence[Group]) -> dict[str, dict]:
 
 
 def band(series: Sequence[dict[int, float]]) -> tuple[list[int], list[float], list[float]]:
-    """Steps, mean and sample standard deviation over those of the runs that have a value there (0 of a single one)."""
+    """Steps, with mean and sample standard deviation over the runs that have a value there (0 for a single run)."""
     steps = sorted({step for one in series for step in one})
     columns = [[one[step] for one in series if step in one] for step in steps]
     return (
@@ -92,7 +92,7 @@ class Plotter:
         return Chart(*files, alt, title)
 
     def _curve(self, axis, series: Sequence[dict[int, float]], ink: str, **style) -> None:
-        """The mean of some runs, with a band of a standard deviation to each side."""
+        """The mean of some runs, with a band of one standard deviation on each side."""
         steps, means, deviations = band(series)
         style = dict(style, color=ink if style.get('color') == 'ink' else style.get('color'))
         if len(steps) == 1:
@@ -101,12 +101,12 @@ class Plotter:
         if any(deviations):
             low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
             if axis.get_yscale() == 'log':
-                # A band that reaches below 0 would tear the axis open.
+                # A band that reaches below 0 would blow up the log axis.
                 low = [max(value, mean / 10) if mean > 0 else mean for value, mean in zip(low, means)]
             axis.fill_between(steps, low, high, color=style['color'], alpha=0.18, linewidth=0)
 
     def validation(self, metric: str) -> Chart:
-        """One metric of every group that logs it, over its validations."""
+        """Curves of one metric over the validations, for every group that logs it."""
         shown = [g for g in self.groups if any(run.validations(metric) for run in g.runs)]
         if all(len(run.validations(metric)) < 2 for g in shown for run in g.runs):
             return self._dots(metric, shown)
@@ -131,7 +131,7 @@ class Plotter:
         return self._draw(f'validation-{slug(metric)}', title, alt, (7.6, height), plot)
 
     def _dots(self, metric: str, shown: Sequence[Group]) -> Chart:
-        """The one validation that each run has: a dot a run, a bar the mean."""
+        """For runs with a single validation: one dot per run, and a bar for the mean."""
 
         def plot(figure, ink):
             axis = figure.subplots()
@@ -149,7 +149,7 @@ class Plotter:
         return self._draw(f'validation-{slug(metric)}', title, alt, (7.6, 0.8 + 0.27 * len(shown)), plot)
 
     def losses(self, group: Group) -> Chart:
-        """The loss terms of a group over time; beside them, their parts of the whole."""
+        """A group's loss terms over time, and their fractions of the total."""
         terms = group.terms
         totals = group.series('loss')
 
@@ -178,7 +178,7 @@ class Plotter:
         return self._draw(f'losses-{slug(group.title)}', group.title, alt, (6.6, height), plot)
 
     def sigma(self) -> Chart | None:
-        """The Lipschitz constants of each pair of layers, student against teacher; None where nobody logged any."""
+        """Lipschitz constants of student and teacher for each pair of layers; None if no run logged any."""
         groups = [g for g in self.groups if any(k.startswith('sigma_student/') for r in g.runs for k in _keys(r))]
         if not groups:
             return None
@@ -191,7 +191,7 @@ class Plotter:
 
         def plot(figure, ink):
             axes = figure.subplots(rows, columns, squeeze=False).flat
-            for key, axis in zip(keys, axes):  # in this order, lest zip takes an axis too many
+            for key, axis in zip(keys, axes):  # keys first: zip would otherwise consume one axis too many
                 pair = key.partition('/')[2]
                 axis.set_yscale('log')
                 for group in groups:
@@ -220,7 +220,7 @@ class Plotter:
 
 
 def shares(group: Group, terms: Sequence[str]) -> tuple[list[int], list[list[float]]]:
-    """Steps, and each term's part of the sum of the terms' absolute values in percent, mean over the seeds."""
+    """Steps, and each term's percentage of the sum of the terms' absolute values, averaged over seeds."""
     parts: dict[str, list[dict[int, float]]] = {term: [] for term in terms}
     for run in group.runs:
         series = {term: run.series(term) for term in terms}
@@ -239,5 +239,5 @@ def _keys(run: Run) -> dict[str, None]:
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name."""
+    """A text made safe for use in a file name."""
     return ''.join(c if c.isalnum() or c in '-_' else '-' for c in text)

@@ -1,4 +1,4 @@
-"""Nets held against one another image by image: which a distillation has made better, which worse, and pictures."""
+"""Image-by-image comparison of nets: which images distillation improved or worsened, with pictures."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ from ..storage.checkpoint import load_strictly
 from .runs import Group, Run, fingerprint_of
 from .scores import box_f1, image_iou
 
-#: A host's score of an image, as captions explain it.
+#: Name and explanation of each host's score of an image, for captions.
 SCORES = {
     'mmseg': (
         'mIoU of the image',
@@ -50,7 +50,7 @@ TEACHER, ALONE, DISTILLED, NET = 'teacher', 'student alone', 'student distilled'
 
 @dataclass
 class Verdict:
-    """What one net makes of one image."""
+    """One net's prediction for one image, with its score."""
 
     score: float
     sample: Any
@@ -60,7 +60,7 @@ class Verdict:
 
 @dataclass
 class Row:
-    """One image, with what each net makes of it; ``change`` is the last net's score minus that of its reference."""
+    """One image with every net's verdict; ``change`` is the last net's score minus the reference's."""
 
     name: str
     truth: str
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass
 class Comparison:
-    """The last of ``nets`` against ``reference``, None where there is nothing to hold it against."""
+    """The last of ``nets`` compared with ``reference``; None if there is no reference."""
 
     title: str
     host: str
@@ -97,11 +97,11 @@ class Comparison:
 
 
 class Comparer:
-    """Compares groups of runs on the validation images of their configs; what a checkpoint predicted is kept.
+    """Compares groups of runs on their configs' validation images; predictions are cached per checkpoint.
 
     Args:
-        images: how many, evenly spaced over the set; None for 200, or 1000 of a classification.
-        rows: pictures in each of the two lists. device: where the nets run.
+        images: number of images, evenly spaced over the set; None for 200, or 1000 for classification.
+        rows: number of pictures in each of the two lists. device: device of the nets.
     """
 
     def __init__(self, images: int | None = None, rows: int = 4, device: str = 'cpu'):
@@ -110,11 +110,11 @@ class Comparer:
         self._data: dict[str, tuple[Any, list[int]]] = {}
 
     def compare(self, group: Group) -> Comparison:
-        """A group's student against the same without its teacher, else against the teacher, else by itself.
+        """Compare a group's student with the student trained alone; failing that, with the teacher, or with nothing.
 
         Raises:
-            FileNotFoundError: no checkpoint, or no data. ValueError: images without truth, or of a kind that this
-                cannot score. What a host raises for a model that does not fit its checkpoint.
+            FileNotFoundError: no checkpoint, or no data. ValueError: images without ground truth, or of a kind that
+                cannot be scored; a model that does not match its checkpoint.
         """
         run, alone, notes = _choose(group)
         cfg = run.cfg
@@ -166,7 +166,7 @@ class Comparer:
         given = copy.deepcopy(dict(run.cfg.model.teacher))
         named = str(given.get('checkpoint'))
         if '://' not in named and not Path(named).is_file():
-            # The run of the same seed, should the tree have been moved.
+            # If the folders were moved, use the teacher's run with the same seed.
             twin = group.teacher and group.teacher.of_seed(run.seed)
             if not twin or not twin.checkpoint:
                 raise FileNotFoundError(f'no checkpoint at {named!r}, where the config has it')
@@ -196,7 +196,7 @@ class Comparer:
                 samples = predict(data)
             for sample in samples:
                 sample = sample.cpu()
-                # Scores of every class at every pixel are far larger than all else.
+                # Per-pixel class scores take far more memory than everything else.
                 for large in ('seg_logits', 'i_seg_logits'):
                     if large in sample:
                         delattr(sample, large)
@@ -204,7 +204,7 @@ class Comparer:
         return verdicts
 
     def _fill(self, result: Comparison, found: dict, student: nn.Module, dataset: Any, indices: list[int]) -> None:
-        """Choose the rows and draw them."""
+        """Choose and draw the rows."""
         own = found[result.nets[-1]]
         against = found[result.reference] if result.reference else None
         changes = [v.score - (against[i].score if against else 0.0) for i, v in enumerate(own)]
@@ -249,7 +249,7 @@ class Comparer:
 
 
 def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:
-    """The run to show, and its reference: of the first seed that both have, finished ones first."""
+    """The run to show and its reference, with the first seed that both have; finished runs first."""
     notes = []
     runs = [run for run in [*group.finished, *group.runs] if run.checkpoint]
     if not runs:
@@ -298,6 +298,6 @@ def _class_name(label: int, classes: Any) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """An error as the page tells it."""
+    """An error message as a sentence for the page."""
     text = one_sentence(error).removesuffix('(--debug shows where)').strip()
     return text if text.endswith(('.', '…')) else text + '.'

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, activations, the size of its weights."""
+"""Costs of a model: parameters, multiply-adds, activations, size of its weights."""
 
 import warnings
 
@@ -11,13 +11,13 @@ from ..storage.export import PlainForward
 
 
 def figures(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Parameters, and what mmengine counts of one image of ``size`` (height, width) through the plain forward.
+    """Parameters, and mmengine's counts for the plain forward of one image of ``size`` (height, width).
 
-    ``flops`` are fused multiply-adds of convolutions, matrix products, normalisations and the like; neither decoding
-    nor NMS is in them. ``activations`` are the elements of the outputs of convolutions and matrix products.
+    ``flops`` are fused multiply-adds of convolutions, matrix products, normalisations and similar, without decoding and
+    NMS. ``activations`` are the elements of the outputs of convolutions and matrix products.
 
     Raises:
-        RuntimeError: no image of this size goes through the model.
+        RuntimeError: the model cannot process an image of this size.
     """
     with eval_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore')

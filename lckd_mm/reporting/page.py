@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, the same pictures as PNGs beside it, and its figures as JSON."""
+"""The report: one self-contained HTML file, the same pictures as PNG files, and its numbers as JSON."""
 
 import base64
 import json
@@ -22,9 +22,9 @@ from .comparison import Comparer, Comparison, Row, sentence
 from .costs import figures, weight_bytes
 from .runs import Group, find_runs, group_runs, spread
 
-#: Pictures are drawn at most, and at least, so large on their longer side, in pixels.
+#: Maximum and minimum size of the longer side of pictures, in pixels.
 _LARGEST, _SMALLEST = 360, 192
-#: So many methods get pictures if nobody says which.
+#: Number of methods with pictures by default.
 _PICTURED = 3
 
 
@@ -40,15 +40,15 @@ def write_report(
     """Write a report of the runs in some folders.
 
     Args:
-        roots: folders of runs, or of such folders. out: the HTML file; a folder ``<its stem>_files`` beside it gets the
-            pictures and ``figures.json``.
+        roots: folders of runs, or parents of such folders. out: the HTML file; the folder ``<its stem>_files`` next to
+            it gets the pictures and ``figures.json``.
         methods: titles of the groups whose predictions are drawn; None for the three best.
         images, rows, device: see :class:`~lckd_mm.reporting.comparison.Comparer`; ``images=0`` draws none.
-        say: is told how it goes on.
+        say: called with progress messages.
     Returns:
-        What could not be found, as it stands in the page.
+        Sentences on what could not be found, as on the page.
     Raises:
-        FileNotFoundError: a folder that is not there, or without a run. ValueError: an unknown method.
+        FileNotFoundError: a folder that does not exist or has no run. ValueError: an unknown method.
         ModuleNotFoundError: no matplotlib or jinja2.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -88,7 +88,7 @@ def write_report(
         say(f'pictures of {group.title}')
         try:
             comparison = comparer.compare(group)
-        except Exception as error:  # whatever a host says of its model or data, the rest of the page stands
+        except Exception as error:  # a host's error must not cost the rest of the page
             missing.append(f'Pictures of {group.title}: {sentence(error)}')
             continue
         missing += [f'Pictures of {group.title}: {note}' for note in comparison.notes]
@@ -110,13 +110,13 @@ def write_report(
 
 
 def embedded(picture: Path | bytes) -> str:
-    """A PNG as an address that holds the picture itself."""
+    """A PNG as a data URL."""
     data = picture if isinstance(picture, bytes) else picture.read_bytes()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
 
 def _pictured(groups: list[Group], methods: Sequence[str] | None) -> tuple[list[Group], list[Group]]:
-    """The groups to draw predictions of, and those that are left out."""
+    """The groups whose predictions are drawn, and those left out."""
     titles = [group.title for group in groups]
     unknown = [name for name in methods or () if name not in titles]
     if unknown:
@@ -131,12 +131,12 @@ def _pictured(groups: list[Group], methods: Sequence[str] | None) -> tuple[list[
 
 
 def _form(values: Sequence[float]) -> str:
-    """Metrics in percent have two digits; those in parts of 1 four."""
+    """Two digits for metrics in percent, four for fractions."""
     return '{:.2f}' if max((abs(v) for v in values if math.isfinite(v)), default=0) > 1.5 else '{:.4f}'
 
 
 def _table_row(group: Group, size: tuple[int, int] | None, missing: list[str]) -> dict[str, Any]:
-    """What the table says of a group, as numbers and as text."""
+    """A group's row of the table, as numbers and as text."""
     run, metric = group.counted[0], group.metric
     row: dict[str, Any] = dict(title=group.title, role=group.role, config=run.config_name, metric=metric or '')
     row['seeds'] = [run.seed for run in group.counted]
@@ -160,13 +160,13 @@ def _table_row(group: Group, size: tuple[int, int] | None, missing: list[str]) -
     row.update(parameters=None, flops=None, weight_bytes=None, size=None)
     try:
         row.update(_costs(run.cfg, size))
-    except Exception as error:  # the rest of the row does not need the model
+    except Exception as error:  # the rest of the row works without the model
         missing.append(f'{group.title}: parameters and FLOPs cannot be counted: {sentence(error)}')
     return row
 
 
 def _size(group: Group, groups: list[Group]) -> tuple[int, int] | None:
-    """The image size of the distillation that a group is the student or teacher of, so that FLOPs can be compared."""
+    """The image size of the distillation to which a group belongs, so that student's and teacher's FLOPs compare."""
     related = [g for g in groups if group in (g, g.alone, g.teacher) and g.role in ('distilled', 'online')]
     sizes = [g.runs[0].cfg.model.get('dry_run_size') for g in related]
     size = next((size for size in sizes if size), None)
@@ -174,20 +174,20 @@ def _size(group: Group, groups: list[Group]) -> tuple[int, int] | None:
 
 
 def _costs(cfg: Config, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Parameters, FLOPs and size of the net that a run's checkpoint holds."""
+    """Parameters, FLOPs and size of the net in a run's checkpoint."""
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         model = plain_model(cfg)
         size = size or input_size(cfg, model)
         try:
             flops = figures(model, size)['flops']
-        except RuntimeError:  # no image of this size goes through it
+        except RuntimeError:  # the model cannot process this size
             flops = None
     parameters = sum(p.numel() for p in model.parameters())
     return dict(parameters=parameters, flops=flops, size=size, weight_bytes=weight_bytes(model))
 
 
 def _gain(group: Group) -> dict[str, Any]:
-    """How much better than the student alone, on the seeds that both have."""
+    """The gain over the student alone, on the seeds that both have."""
     metric, alone = group.metric, group.alone
     if not alone or not metric or alone.metric != metric:
         return dict(gain=None, gain_text='', wins='')
@@ -205,7 +205,7 @@ def _gain(group: Group) -> dict[str, Any]:
 
 
 def _by_seed(group: Group, metric: str) -> dict[int, float]:
-    """The metric of each seed that is known, and of one run alone."""
+    """Seed to metric, for seeds with exactly one run."""
     seeds = [run.seed for run in group.counted]
     return {
         run.seed: run.last[metric]
@@ -215,7 +215,7 @@ def _by_seed(group: Group, metric: str) -> dict[int, float]:
 
 
 def _against_teacher(table: list[dict]) -> None:
-    """Each row's parameters and FLOPs in parts of the teacher's, where one teacher is in the table."""
+    """Add each row's parameters and FLOPs in percent of the teacher's, if the table has exactly one teacher."""
     teachers = [row for row in table if row['role'] == 'teacher']
     for row in table:
         for key in ('parameters', 'flops'):
@@ -224,7 +224,7 @@ def _against_teacher(table: list[dict]) -> None:
 
 
 def _headline(groups: list[Group]) -> str:
-    """The best distilled student in a sentence."""
+    """A sentence on the best distilled student."""
     rows = []
     for group in groups:
         gain = _gain(group)['gain']
@@ -310,7 +310,7 @@ def _check_runs(groups: list[Group], missing: list[str]) -> None:
 
 
 def _shown(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    """A comparison with its panels as PNGs, each list also as one picture on disk."""
+    """A comparison with its panels as PNGs; also writes each list as one picture to disk."""
     lists = {}
     for name, rows in (('regressions', comparison.regressions), ('improvements', comparison.improvements)):
         lists[name] = [
@@ -332,7 +332,7 @@ def _scan(row: Row) -> np.ndarray:
 
 
 def _sized(image: np.ndarray) -> np.ndarray:
-    """Small pictures enlarged by whole numbers, large ones reduced."""
+    """Enlarge small pictures by an integer factor, and shrink large ones."""
     longest = max(image.shape[:2])
     if longest > _LARGEST:
         return cv2.resize(image, None, fx=_LARGEST / longest, fy=_LARGEST / longest, interpolation=cv2.INTER_AREA)
@@ -345,7 +345,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _plain(page: dict) -> dict:
-    """The figures of a page, without its pictures."""
+    """The numbers of a page, without its pictures."""
     pictures = {}
     for shown in page['comparisons']:
         c: Comparison = shown['comparison']

@@ -1,4 +1,4 @@
-"""Finished and interrupted runs on disk: found, read, and grouped into methods with their seeds."""
+"""Finds, reads and groups runs on disk, finished or interrupted: one group per method, with its seeds."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from ..hosts import load_config, read_model_config
 
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
-# In this order, the first that a run has logged stands for it.
+# A run's main metric is the first of these that it has logged.
 _METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
-# Words in the names of metrics of which less is better.
+# Words in the names of metrics for which lower is better.
 _LOWER = {'loss', 'error', 'mae', 'mse', 'rmse', 'nme', 'rel', 'silog', 'log10', 'cev', 'sde'}
 ROLES = ('teacher', 'alone', 'plain', 'distilled', 'online')
 
 
 @dataclass
 class History:
-    """What the Visualizer's local backend wrote, of all sessions of a run, as one run.
+    """The logs of all sessions of a run (from the Visualizer's local backend), merged.
 
-    ``training`` and ``validation`` hold an entry a step, in order; the steps of validations are iterations, or epochs
-    where the loop counts epochs. ``teacher``: the last metrics of TeacherCheckHook.
+    ``training`` and ``validation`` have one entry per step, in order; validation steps are iterations, or epochs for
+    epoch-based loops. ``teacher``: the last metrics of TeacherCheckHook.
     """
 
     training: list[dict] = field(default_factory=list)
@@ -42,13 +42,13 @@ class History:
 
 
 def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, total: int | None = None) -> History:
-    """One curve out of the ``scalars.json`` of every session of a work_dir.
+    """Merge the ``scalars.json`` of every session of a work_dir.
 
-    What a later session computed again replaces what an earlier one had logged from there on. Validations of
-    iteration-based loops whose step was logged as an epoch (0) are placed by the training entries around them.
+    Where a later session repeats steps, its entries replace those of the earlier one from there on. Iteration-based
+    loops may log a validation with step 0 (an epoch); its step is inferred from the training entries around it.
 
     Args:
-        val_interval, total: of the loop; they say where such validations stand.
+        val_interval, total: of the loop; needed to infer such steps.
     """
     history = History()
     training: dict[int, dict] = {}
@@ -57,7 +57,7 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
         history.sessions += 1
         entries, damaged = _entries(file)
         history.damaged_lines += damaged
-        # A resumed session may begin with a validation; where it goes on, its first training entry tells.
+        # A resumed session may start with a validation; its first training entry shows where it resumed.
         first = next((int(entry.get('step', 0)) for entry in entries if 'loss' in entry), None)
         begun, last = False, _resumed_at(file, max(training, default=0)) if first is None else first - 1
         for entry in entries:
@@ -87,7 +87,7 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
 
 
 def _resumed_at(scalars: Path, default: int) -> int:
-    """The iteration of the checkpoint that a session goes on from, as its config says."""
+    """The iteration of the checkpoint from which a session resumed, from its config."""
     config = scalars.with_name('config.py')
     text = config.read_text(errors='replace') if config.is_file() else ''
     found = re.search(r"^load_from\s*=\s*[(\s]*['\"].*iter_(\d+)\.pth['\"]", text, re.M)
@@ -95,7 +95,7 @@ def _resumed_at(scalars: Path, default: int) -> int:
 
 
 def _entries(file: Path) -> tuple[list[dict], int]:
-    """The lines of a file of scalars; and how many could not be read, such as the last one of a killed run."""
+    """The entries of a scalars file, and the number of unreadable lines, such as the last one of a killed run."""
     entries, damaged = [], 0
     for line in file.read_text(errors='replace').splitlines():
         try:
@@ -110,18 +110,18 @@ def _entries(file: Path) -> tuple[list[dict], int]:
 
 
 class Run:
-    """One work_dir that ``tools/train.py`` wrote.
+    """One work_dir written by ``tools/train.py``.
 
     Args:
-        folder: with the dumped config, ``<timestamp>/vis_data/scalars.json``, checkpoints and ``last_checkpoint``.
+        folder: has the dumped config, ``<timestamp>/vis_data/scalars.json``, checkpoints and ``last_checkpoint``.
     Raises:
-        FileNotFoundError, ValueError: no config, one that cannot be read, or a folder in which nothing was trained.
+        FileNotFoundError, ValueError: no config, an unreadable one, or a folder without any training.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         dumped = sorted(folder.glob('*.py'), key=lambda file: file.stat().st_mtime)
-        # A test in the same folder overwrites the dumped config by that of the student alone; a session's own stays.
+        # A test in the same folder overwrites the dumped config with the student's alone; the session's copy remains.
         kept = [file.with_name('config.py') for file in sorted(folder.glob('*/vis_data/scalars.json'))]
         kept = [file for file in kept if file.is_file()] or sorted(folder.glob('*/vis_data/config.py'))
         if not dumped and not kept:
@@ -149,7 +149,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path | None:
-        """What ``last_checkpoint`` names, or its namesake in this folder, should the folder have been moved."""
+        """The file of this name in the folder (which may have been moved), else the path in ``last_checkpoint``."""
         file = self.folder / 'last_checkpoint'
         if not file.is_file():
             return None
@@ -158,9 +158,9 @@ class Run:
 
     @cached_property
     def done(self) -> int:
-        """Epochs or iterations that are known to be done: by the log, a validation, or the last checkpoint."""
+        """Completed epochs or iterations, according to the log, the validations or the last checkpoint."""
         known = [int(e.get('epoch' if self.by_epoch else 'step', 0)) for e in self.history.training[-1:]]
-        # The epoch that is logged is the one being trained.
+        # The log has the epoch in progress, which may be incomplete.
         known = [k - 1 for k in known] if self.by_epoch else known
         known += [entry['step'] for entry in self.history.validation[-1:]]
         numbered = re.search(r'(iter|epoch)_(\d+)', self.checkpoint.name if self.checkpoint else '')
@@ -186,13 +186,13 @@ class Run:
 
     @property
     def step_seconds(self) -> float | None:
-        """Median over the log's entries of an iteration's time, its data's loading included, in seconds."""
+        """Median time of an iteration over the log entries, including data loading, in seconds."""
         times = [entry['time'] for entry in self.history.training if 'time' in entry]
         return statistics.median(times) if times else None
 
     @property
     def metric(self) -> str | None:
-        """The name of the metric that stands for this run."""
+        """The name of the run's main metric."""
         logged = list(self.last)
         saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
         wanted = saving.get('save_best')
@@ -200,7 +200,7 @@ class Run:
         return next((name for name in (*wanted, *_METRICS, *logged) if name in logged), None)
 
     def higher_is_better(self, metric: str) -> bool:
-        """By the rule of ``save_best`` where that is about this metric, else by the metric's name."""
+        """According to the rule of ``save_best`` if it covers this metric, else from the metric's name."""
         saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
         wanted, rules = (
             [value] if isinstance(value, str) else list(value or [])
@@ -213,7 +213,7 @@ class Run:
         return not _LOWER & set(re.split(r'[^a-z0-9]+', metric.lower()))
 
     def series(self, key: str) -> dict[int, float]:
-        """A training scalar, by step; entries that lack it or are not finite are left out."""
+        """A training scalar by step; missing and non-finite entries are left out."""
         return {e['step']: e[key] for e in self.history.training if math.isfinite(e.get(key, math.nan))}
 
     def validations(self, key: str) -> dict[int, float]:
@@ -221,23 +221,23 @@ class Run:
 
     @property
     def terms(self) -> list[str]:
-        """The members of the loss: every logged name with "loss" in it, but the total where there are others."""
+        """The loss terms: every logged name with "loss" in it, except the total if there are others."""
         names = dict.fromkeys(k for e in self.history.training for k in e if 'loss' in k)
         return [name for name in names if self.series(name) and (name != 'loss' or len(names) == 1)]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``tools/train.py``, or any Runner, has used a folder as its work_dir."""
+    """Whether a folder was the work_dir of ``tools/train.py`` or any Runner."""
     if any(folder.glob('*/vis_data/scalars.json')) or any(folder.glob('*/vis_data/config.py')):
         return True
     return any(folder.glob('*.py')) and any(_TIMESTAMP.fullmatch(p.name) for p in folder.iterdir())
 
 
 def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
-    """Every run in some folders, and sentences about those that cannot be read.
+    """Every run in some folders, and a sentence for each that cannot be read.
 
     Raises:
-        FileNotFoundError: a folder is not there, or holds no run.
+        FileNotFoundError: a folder does not exist or has no run.
     """
     folders: dict[Path, Path] = {}
     for root in map(Path, roots):
@@ -265,12 +265,12 @@ def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]
 
 @dataclass
 class Group:
-    """The runs of one config: they differ in the seed, and in the teacher's checkpoint, alone."""
+    """The runs of one config; they differ only in the seed and the teacher's checkpoint."""
 
     runs: list[Run]
     title: str = ''
     role: str = 'plain'
-    #: Of a distillation: the runs of its student without the teacher, and those of its teacher.
+    #: For a distillation: the runs of its student alone, and those of its teacher.
     alone: 'Group | None' = None
     teacher: 'Group | None' = None
 
@@ -280,7 +280,7 @@ class Group:
 
     @property
     def counted(self) -> list[Run]:
-        """Those that figures are of: the finished ones, or all where none is."""
+        """The runs that count in the numbers: the finished ones, or all if none is finished."""
         return self.finished or self.runs
 
     @property
@@ -289,12 +289,12 @@ class Group:
 
     @property
     def higher(self) -> bool:
-        """Whether more of the metric is better."""
+        """Whether a higher metric is better."""
         return self.metric is None or self.counted[0].higher_is_better(self.metric)
 
     @property
     def quality(self) -> float:
-        """The metric's mean, turned around where less of it is better; minus infinity where it is not known."""
+        """The metric's mean, negated if lower is better; minus infinity if unknown."""
         values = self.values(self.metric) if self.metric else []
         mean = statistics.mean(values) if values and all(map(math.isfinite, values)) else -math.inf
         return mean if self.higher or mean == -math.inf else -mean
@@ -311,12 +311,12 @@ class Group:
         return list(dict.fromkeys(term for run in self.runs for term in run.terms))
 
     def of_seed(self, seed: int | None) -> Run | None:
-        """The run with a seed, the finished first."""
+        """The run with this seed; finished ones first."""
         return next((run for run in [*self.finished, *self.runs] if run.seed == seed), None)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs of one config together, by seed; teachers first, then students alone, then distilled ones."""
+    """Group runs by config, sorted by seed; teachers first, then students alone, then distilled ones."""
     groups: dict[str, Group] = {}
     for run in runs:
         groups.setdefault(fingerprint(run.cfg), Group([])).runs.append(run)
@@ -329,11 +329,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def fingerprint(cfg: Config) -> str:
-    """A config as text, without what only says which of its runs this is."""
+    """A config as text, without the settings that differ between runs of one group."""
     plain = cfg._cfg_dict.to_dict()
     for key in ('work_dir', 'launcher', 'experiment_name'):
         plain.pop(key, None)
-    # A session that goes on has its checkpoint there, and the seed of the one before.
+    # A resumed session has its own checkpoint in load_from.
     if plain.pop('resume', None) or plain.get('load_from') is None:
         plain.pop('load_from', None)
     if isinstance(plain.get('randomness'), dict):
@@ -349,7 +349,7 @@ def fingerprint(cfg: Config) -> str:
 
 
 def _name(groups: list[Group]) -> None:
-    """By the folder's name, where all seeds of a group share it, else by the config's; told apart where need be."""
+    """Name groups after the folder if all runs share its name, else after the config; make the names unique."""
     for group in groups:
         names = {run.folder.resolve().name for run in group.runs}
         group.title = names.pop() if len(names) == 1 else group.runs[0].config_name
@@ -365,7 +365,7 @@ def _name(groups: list[Group]) -> None:
 
 
 def _architecture(model: Any) -> str:
-    """A model's config as text, without what says nothing of its weights' shapes."""
+    """A model's config as text, without settings that do not affect the shapes of its weights."""
 
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
@@ -380,7 +380,7 @@ def student_model(cfg: Config) -> dict:
 
 
 def teacher_model(cfg: Config) -> dict | None:
-    """The config of a distillation's teacher, None where it cannot be read any more."""
+    """The config of a distillation's teacher; None if it can no longer be read."""
     try:
         return read_model_config(cfg.model.teacher.model, 'teacher')[0]
     except (ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
@@ -388,7 +388,7 @@ def teacher_model(cfg: Config) -> dict | None:
 
 
 def _relate(groups: list[Group]) -> None:
-    """Say of each group which part it has, and of each distillation which groups it is to be held against."""
+    """Set each group's role, and for each distillation the groups to compare it with."""
     for group in groups:
         cfg = group.runs[0].cfg
         group.role = 'distilled' if has_teacher(cfg) else 'online' if is_online(cfg) else 'plain'
@@ -402,7 +402,7 @@ def _relate(groups: list[Group]) -> None:
             cfg = group.runs[0].cfg
             wanted = _architecture(student_model(cfg))
             same = [g for g in plain if architecture[id(g)] == wanted and g.role != 'teacher']
-            # On the same data, if there is a choice.
+            # Prefer a group trained on the same data.
             data = fingerprint_of(cfg, 'train_dataloader', 'train_cfg')
             same.sort(key=lambda g: fingerprint_of(g.runs[0].cfg, 'train_dataloader', 'train_cfg') != data)
             if same:
@@ -414,7 +414,7 @@ def _find_teacher(group: Group, plain: list[Group], architecture: dict[int, str]
     folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
     model = teacher_model(group.runs[0].cfg)
     wanted = None if model is None else _architecture(model)
-    # The folder of its checkpoint says it; an architecture may be the student's, too.
+    # Prefer the folder of the teacher's checkpoint: the student may have the same architecture.
     named = [g for g in plain if any(run.folder.resolve() in folders for run in g.runs)]
     for candidate in [*named, *(g for g in plain if architecture[id(g)] == wanted)][:1]:
         group.teacher = candidate
@@ -426,7 +426,7 @@ def fingerprint_of(cfg: Config, *keys: str) -> str:
 
 
 def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
-    """Mean ± sample standard deviation; the mean alone of a single value; nan where one is not finite."""
+    """Mean ± sample standard deviation; only the mean for a single value; 'nan' if any value is not finite."""
     if not values:
         return ''
     if not all(map(math.isfinite, values)):
@@ -436,7 +436,7 @@ def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
 
 
 def bootstrap(differences: list[float]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % interval of the mean of paired differences."""
+    """95 % percentile bootstrap interval of the mean of paired differences."""
     import numpy as np
     from scipy.stats import bootstrap as resample
 

@@ -1,18 +1,18 @@
-"""How good a prediction of one image is, in parts of 1: what the report sorts its pictures by."""
+"""Scores of the prediction for one image, from 0 to 1; the report sorts its pictures by them."""
 
 import torch
 from torch import Tensor
 
 
 def image_iou(predicted: Tensor, truth: Tensor, ignore_index: int = 255) -> float:
-    """Mean over the classes that occur in an image's truth or prediction of their intersection over union.
+    """Mean intersection over union of the classes that occur in an image's truth or prediction.
 
     Args:
-        predicted, truth: ``(H, W)``, class indices. ignore_index: pixels of the truth that do not count.
+        predicted, truth: ``(H, W)``, class indices. ignore_index: label of truth pixels that do not count.
     Returns:
-        0 to 1; nan where every pixel is ignored.
-    Deviation: the hosts' mIoU sums pixels over the whole set before it divides; so the mean of this over images is
-        another number.
+        0 to 1; nan if every pixel is ignored.
+    Deviation: the hosts' mIoU sums pixels over the whole set before dividing, so it differs from the mean of this score
+        over images.
     """
     valid = truth != ignore_index
     predicted, truth = predicted[valid].long(), truth[valid].long()
@@ -37,15 +37,15 @@ def box_f1(
 ) -> float:
     r"""F1 of an image's boxes: ``2 TP / (2 TP + FP + FN)``.
 
-    The boxes that score at least ``score`` are matched in the order of their scores, each with the free true box of
-    its class that it overlaps most, if by ``iou`` or more. Unmatched ones that overlap a box of ``ignored`` so do not
-    count.
+    Boxes with a score of at least ``score`` are matched in the order of their scores, each with the free true box of
+    its class with the largest IoU, if that is at least ``iou``. Unmatched boxes whose IoU with a box in ``ignored`` is
+    at least ``iou`` do not count.
 
     Args:
         boxes, true_boxes, ignored: ``(N, 4)``, left, top, right, bottom, in pixels.
         labels, true_labels, scores: ``(N,)``.
     Returns:
-        0 to 1; 1 for an image where nothing is and nothing is found.
+        0 to 1; 1 for an image without true boxes and without detections.
     """
     kept = scores >= score
     boxes, labels, scores = boxes[kept], labels[kept], scores[kept]

@@ -1,1 +1,1 @@
-"""Files: written whole, read without running code; what is in a checkpoint; export to other formats."""
+"""Files: atomic writes, loading without running code, contents of checkpoints, export to other formats."""

@@ -1,4 +1,4 @@
-"""What is written to and read from disk: the student's keys plain, the rest apart; safe and strict loading."""
+"""Contents of checkpoints: the student's keys without prefix, everything else separate; safe and strict loading."""
 
 import copy
 import re
@@ -19,20 +19,20 @@ _SHOWN = 8
 
 
 def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
-    """The state dict in a checkpoint file: torchvision's names mapped to mmpretrain's, known prefixes taken off.
+    """The state dict in a checkpoint file, with torchvision's names mapped to mmpretrain's and known prefixes removed.
 
-    Of a file that mmengine's EMAHook wrote these are the averaged weights, as for every host's test; of one that
-    holds an ``ema_state_dict`` alone, that.
+    For a file written by mmengine's EMAHook these are the averaged weights, as in every host's test; for a file with
+    only an ``ema_state_dict``, that.
     """
     loaded = read_checkpoint(source, who)
     state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), Mapping)), loaded)
     pairs = state.items() if isinstance(state, Mapping) else ()
     weights = OrderedDict((k, v) for k, v in pairs if isinstance(k, str) and isinstance(v, Tensor))
     if state is loaded.get('ema_state_dict'):
-        weights.pop('steps', None)  # the average's own counter
+        weights.pop('steps', None)  # the EMA's step counter
     if not weights:
         raise ValueError(f'{who}: {source!r} holds no weights (keys: {", ".join(map(str, list(loaded)[:_SHOWN]))})')
-    # Versions, by module, on which the hosts' own key migrations depend.
+    # Version per module; the hosts' key migrations depend on it.
     versions = getattr(state, '_metadata', OrderedDict())
     if source.startswith('torchvision://'):
         return OrderedDict(
@@ -41,7 +41,7 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     stripped = True
     while stripped:
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None)
-        # mmrazor writes the teacher beside the student; the student is the part named architecture. Others name it so.
+        # mmrazor saves teacher and student; there the student is 'architecture.', elsewhere 'student.'.
         part = next((p for p in _STUDENTS if any(key.startswith(p) for key in weights)), None)
         if prefix is None and part is not None:
             weights = OrderedDict((k, v) for k, v in weights.items() if k.startswith(part))
@@ -55,15 +55,15 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
 
 
 def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] = ()) -> None:
-    """Load a checkpoint file into a model, or raise with the list of keys that do not fit.
+    """Load a checkpoint file into a model; raise with the list of keys that do not match.
 
-    Strict is judged after the host's own key migrations (its load hooks), after known prefixes are taken off, and
-    without ``num_batches_tracked``.
+    Keys are compared after the host's key migrations (its load hooks), after removing known prefixes, and without
+    ``num_batches_tracked``.
 
     Args:
-        allow: regular expressions; a key that one of them matches may be missing or too many.
+        allow: regular expressions; a key that matches one of them may be missing or unexpected.
     Raises:
-        ValueError: missing, unexpected or mis-shaped keys, or values that are not finite.
+        ValueError: missing or unexpected keys, wrong shapes, or non-finite values.
     """
     allow = [allow] if isinstance(allow, str) else list(allow)
     weights = model_weights(source, who)
@@ -91,24 +91,24 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str, who: str) -> None:
-    """ValueError where weights hold nan or infinity."""
+    """Raise ValueError for weights with nan or infinity."""
     broken = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f'{who}: the checkpoint {source!r} holds nan or infinity in {_some(broken)}')
 
 
 def check_loading(model: nn.Module, loaded: dict[str, Any], source: str, who: str, strict: bool = False) -> str | None:
-    """How a file fits a model that mmengine will load it into without asking; changes neither.
+    """Check how a checkpoint matches a model into which mmengine will load it without a check; changes neither.
 
-    mmengine's ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` take what fits and leave the rest
-    random. Judged after the host's own key migrations (its load hooks).
+    mmengine's ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` load the keys that match and leave the
+    rest random. Keys are compared after the host's key migrations (its load hooks).
 
     Args:
-        strict: every key must fit, apart from ``num_batches_tracked``.
+        strict: every key must match, except ``num_batches_tracked``.
     Returns:
-        a sentence with the keys that do not fit; None where all do.
+        A sentence with the keys that do not match; None if all do.
     Raises:
-        ValueError: nothing fits, or not all of it with ``strict``; values that are not finite; no weights at all.
+        ValueError: no key matches, or not all with ``strict``; non-finite values; no weights at all.
     """
     state = loaded.get('state_dict', loaded)
     weights = OrderedDict((k.removeprefix('module.'), v) for k, v in state.items() if isinstance(v, Tensor))
@@ -129,7 +129,7 @@ def check_loading(model: nn.Module, loaded: dict[str, Any], source: str, who: st
         missing = [key for key in probe.state_dict() if key not in weights]
         unexpected = [key for key in weights if key not in probe.state_dict()]
     missing, unexpected = ([k for k in keys if 'num_batches_tracked' not in k] for keys in (missing, unexpected))
-    # A Distiller's own parts, and connectors, are not in the file and not meant to be.
+    # A Distiller reports keys with the prefix 'student.', which its state_dict omits.
     missing, shapes = ([k.removeprefix('student.') for k in keys] for keys in (missing, shapes))
     fitting = len(set(own) - set(missing) - set(shapes))
     name = type(getattr(model, 'student', model)).__name__
@@ -158,9 +158,9 @@ def _some(keys: list[str]) -> str:
 
 
 def export_keys(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    """A state_dict hook of the Distiller: the student's keys without their prefix, and no others.
+    """A state_dict hook of the Distiller: keeps only the student's keys, without their prefix.
 
-    Rewrites ``state`` in place. Works at any depth (``prefix``), so that EMA's copy of the Distiller is plain too.
+    Changes ``state`` in place. Works at any depth (``prefix``), so EMA's copy of the Distiller is saved the same way.
     """
     own = [key for key in state if key.startswith(prefix)]
     inner = prefix + 'student.'
@@ -177,10 +177,10 @@ def export_keys(module: nn.Module, state: dict, prefix: str, metadata: dict) -> 
 
 
 def import_keys(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
-    """A load_state_dict pre-hook of the Distiller: plain keys are the student's; the rest stays as it is.
+    """A load_state_dict pre-hook of the Distiller: adds the student's prefix to plain keys.
 
-    Connectors come from elsewhere (:data:`STATE_KEY`): here they are given their own values, so that a strict load
-    of a plain checkpoint misses nothing.
+    Connectors are loaded separately (:data:`STATE_KEY`). Their current values are filled in here, so that a strict load
+    of a plain checkpoint has no missing keys.
     """
     for key in [k for k in state if k.startswith(prefix)]:
         value = state.pop(key)

@@ -1,4 +1,4 @@
-"""Export of a model's plain forward to ONNX or torch.export, with the outputs compared before the file stands."""
+"""Export of a model's plain forward to ONNX or torch.export; the file is kept only if its outputs match."""
 
 import os
 import tempfile
@@ -16,8 +16,8 @@ FORMATS = ('onnx', 'pt2')
 
 
 class PlainForward(nn.Module):
-    """Normalised images to the tensors of ``mode='tensor'``, in the host's order: class scores of a classifier or of a
-    segmentor (at the head's own stride), the raw maps of a detector's head. Decoding, NMS and resizing are not in it.
+    """Maps normalised images to the tensors of ``mode='tensor'``, in the host's order: class scores of a classifier or
+    segmentor (at the head's stride), raw maps of a detector's head. Without decoding, NMS and resizing.
 
     Args:
         model: a host's model.
@@ -48,19 +48,19 @@ def export(
     tolerance: float = 1e-4,
     seed: int = 0,
 ) -> tuple[list[tuple[int, ...]], float]:
-    """Write ``path`` and compare what it computes with the model, on random images.
+    """Write ``path`` and compare its outputs with the model's on random images.
 
     Args:
         model: a host's model, on the CPU.
-        path: ends in .onnx (run by onnxruntime to compare), or in .pt2 (``torch.export``).
+        path: ends in .onnx (run with onnxruntime for the comparison) or .pt2 (``torch.export``).
         size: height and width of the images.
-        dynamic_batch: let the batch be of any size; compared with batches of 1 and of 3.
-        tolerance: largest difference allowed, in parts of the largest output.
+        dynamic_batch: allow any batch size; also compared with batches of 1 and 3.
+        tolerance: largest allowed difference, relative to the largest output.
     Returns:
-        The outputs' shapes, and the largest difference found, in parts of the largest output.
+        The outputs' shapes, and the largest difference found, relative to the largest output.
     Raises:
-        ValueError: another ending, a forward that cannot be exported, or outputs that differ by more; no file is left
-            then, and one that was there stays as it was. ModuleNotFoundError: the format's packages are missing.
+        ValueError: another suffix, a forward that cannot be exported, or outputs that differ by more; no new file is
+            left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are missing.
     """
     path = Path(path)
     kind = path.suffix.removeprefix('.')
@@ -68,7 +68,7 @@ def export(
         raise ValueError(f'export: {str(path)!r} ends in {path.suffix!r}, expected .onnx or .pt2')
     generator = torch.Generator().manual_seed(seed)
     plain = PlainForward(model)
-    # Two images where the batch is free: exporters take a 1 for a constant.
+    # Two images for a dynamic batch: exporters treat a 1 as constant.
     example = torch.randn(2 if dynamic_batch else 1, 3, *size, generator=generator)
     write, run = {'onnx': (_write_onnx, _run_onnx), 'pt2': (_write_pt2, _run_pt2)}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def export(
                 write(plain, example, draft, dynamic_batch)
         except ModuleNotFoundError:
             raise
-        except Exception as error:  # exporters raise whatever their compilers do
+        except Exception as error:  # exporters can raise anything
             reason = ' '.join(str(error).split())[:300]
             raise ValueError(
                 f'export: the forward of {type(model).__name__} cannot be exported to {kind} '
@@ -120,7 +120,7 @@ def _write_onnx(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bo
             raise ModuleNotFoundError(
                 f'export: {package} is not installed; pip install onnx onnxscript onnxruntime', name=package
             ) from None
-    # One file: weights beside it are easily lost.
+    # A single file: separate weights are easily lost.
     torch.onnx.export(
         plain, (example,), path, input_names=['inputs'], dynamic_shapes=_dynamic(dynamic_batch), dynamo=True,
         external_data=False, verbose=False,

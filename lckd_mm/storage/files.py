@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, read without running code, and the newest good one found."""
+"""Files on disk: atomic writes, loading without running code, and the search for the newest good checkpoint."""
 
 import contextlib
 import errno
@@ -32,19 +32,19 @@ from ..errors import WriteError
 _PARTIAL = '.partial'
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DAY = 24 * 3600
-#: What a checkpoint must hold to be gone on from, as mmengine's Runner reads it.
+#: Keys that mmengine's Runner needs to resume from a checkpoint.
 _RESUMABLE = ('meta', 'state_dict', 'message_hub')
 _trusted: set[str] = set()
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a file so that at any moment, and after a crash, its name holds the old content or the new, never a part.
+    """Write a file atomically: at any moment, even after a crash, it has either the old or the new content.
 
-    The data goes to a temporary file beside it (``.<name>.<host>.<process>.partial``), to the disk, and then takes
-    the name. A device or a pipe is written to directly.
+    The data is written and synced to a temporary file in the same folder (``.<name>.<host>.<process>.partial``), which
+    is then renamed. A device or a pipe is written directly.
 
     Raises:
-        WriteError: the disk is full, a limit or a permission stands in the way; the temporary file is removed.
+        WriteError: the disk is full, or a limit or permission prevents writing; the temporary file is removed.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
@@ -72,14 +72,14 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
 
 def save_whole(content: Any, path: str | Path) -> None:
-    """``torch.save``, by :func:`write_whole`."""
+    """``torch.save`` through :func:`write_whole`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_whole(path, buffer.getvalue())
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the new name itself reach the disk, where the file system can do that."""
+    """Sync a rename to the disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -89,9 +89,9 @@ def _sync_folder(folder: str) -> None:
 
 
 def remove_partials(folder: str | Path) -> list[str]:
-    """Remove the temporary files that killed processes left in a folder, and return their names.
+    """Remove temporary files that killed processes left in a folder, and return their names.
 
-    One of a process that still runs on this machine stays, and one of another machine until it is a day old.
+    Keeps files of processes still running on this machine, and files of other machines that are less than a day old.
     """
     removed = []
     for path in Path(folder).glob(f'.*{_PARTIAL}'):
@@ -129,7 +129,7 @@ class _Whole:
 
 
 class WholeFileBackend(_Whole, LocalBackend):
-    """mmengine's local files, written by :func:`write_whole`; takes LocalBackend's place for paths without a scheme."""
+    """mmengine's LocalBackend with :func:`write_whole`; replaces it for paths without a scheme."""
 
 
 class WholeFileDiskBackend(_Whole, HardDiskBackend):
@@ -149,10 +149,10 @@ def _own_method(owner: Any, name: str) -> Any:
 
 
 def register_safe_globals() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read mmengine's checkpoints.
 
-    mmengine pickles its log buffers and numpy scalars into each checkpoint; without this no checkpoint that it
-    trained can be loaded or resumed. Only these few classes are added: nothing that could run code.
+    mmengine pickles log buffers and numpy scalars into every checkpoint; without this none of them can be loaded or
+    resumed. Only these few classes are added, none of which can run code.
     """
     from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType, UInt8DType
 
@@ -170,18 +170,18 @@ def register_safe_globals() -> None:
             UInt8DType,
             scalar,
             reconstruct,
-            # Files written under numpy 1 name the same two by its old path.
+            # Files written with numpy 1 name the same two by their old path.
             (scalar, 'numpy.core.multiarray.scalar'),
             (reconstruct, 'numpy.core.multiarray._reconstruct'),
             OneCycleParamScheduler,
-            # Log buffers and this scheduler refer to their own methods through getattr; only that is let through.
+            # Log buffers and this scheduler pickle their own methods as getattr; only those are allowed.
             (_own_method, 'builtins.getattr'),
         ]
     )
 
 
 def trust(source: str | Path) -> None:
-    """Let this one file be read with pickle's full powers: it can then run any code. The only way to allow that."""
+    """Allow this file to be read by plain pickle, which can run any code. There is no other way to allow that."""
     _trusted.add(str(source))
 
 
@@ -190,7 +190,7 @@ def _weights_only() -> Iterator[None]:
     load = torch.load
 
     def load_weights(*args: Any, **kwargs: Any) -> Any:
-        # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not take it back; torch.hub says the opposite.
+        # Explicit, because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD changes the default, and torch.hub passes False.
         return load(*args, **{**kwargs, 'weights_only': True})
 
     torch.load = load_weights
@@ -211,7 +211,7 @@ def _full_powers() -> Iterator[None]:
 
 
 def _safely(load: Callable) -> Callable:
-    """One of mmengine's loaders made safe: weights only, checked for damage, one sentence where it refuses."""
+    """Make one of mmengine's loaders safe: weights only, a check for damage, and a one-sentence error."""
 
     @functools.wraps(load)
     def load_safely(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
@@ -227,14 +227,14 @@ def _safely(load: Callable) -> Callable:
                 loaded = load(filename, map_location, **kwargs)
         except OSError as error:
             if error.errno != errno.EINVAL:
-                raise  # the disk or the network says it best
-            # torch seeks to before the beginning of a file that is cut short.
+                raise  # errors of the disk or network are clear as they are
+            # In a truncated file torch seeks to a negative position.
             raise ValueError(f'cannot read the checkpoint {str(filename)!r}: it is cut short') from error
-        except Exception as error:  # which one a damaged file raises in torch's unpickler is not to be foreseen
+        except Exception as error:  # torch's unpickler can raise anything on a damaged file
             raise ValueError(f'cannot read the checkpoint {str(filename)!r}: {_reason(error)}') from error
         meta = loaded.get('meta') if isinstance(loaded, dict) else None
         if isinstance(meta, dict):
-            # Runner.resume would run this text as Python. mmengine itself writes `cfg`, which nothing runs.
+            # Runner.resume would run this text as Python. mmengine itself writes `cfg`, which is never run.
             meta.pop('config', None)
         return loaded
 
@@ -242,7 +242,7 @@ def _safely(load: Callable) -> Callable:
 
 
 def _reason(error: Exception) -> str:
-    # torch's own first line advises weights_only=False, which is the one thing not to do.
+    # torch's own message advises weights_only=False, which would run the file's code.
     forbidden = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
     detail = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
     if forbidden:
@@ -258,9 +258,9 @@ def _reason(error: Exception) -> str:
 
 
 def _damage(path: str) -> str | None:
-    """Why a local file is no whole checkpoint, as far as that shows from outside the pickle; None where it may be.
+    """Why a local file is not an intact checkpoint, as far as visible without unpickling; None if it may be one.
 
-    torch itself does not compare the checksums that it writes.
+    torch itself does not verify the checksums that it writes.
     """
     if os.path.isdir(path):
         return 'it is a folder'
@@ -283,19 +283,19 @@ def _damage(path: str) -> str | None:
                 return 'it claims to unpack to more bytes than it has, which no checkpoint of torch does'
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        # RuntimeError: encrypted, or compressed in a way that zipfile does not know.
+        # RuntimeError: encrypted, or compressed by a method that zipfile does not support.
         return f'it is cut short or damaged ({error})'
     return f'it is damaged: the checksum of {broken!r} is wrong' if broken else None
 
 
 def read_checkpoint(source: str, who: str) -> dict[str, Any]:
-    """A checkpoint file as it stands, on the CPU, read with ``weights_only`` whatever the environment says.
+    """The content of a checkpoint file, on the CPU, always read with ``weights_only``.
 
     Args:
-        source: a path, or an address that mmengine can fetch (``https://``, ``torchvision://``, ``open-mmlab://``).
+        source: a path, or a URL that mmengine can fetch (``https://``, ``torchvision://``, ``open-mmlab://``).
     Raises:
-        FileNotFoundError: no such file. ValueError: no checkpoint, a damaged one, or one that would run code on
-            loading.
+        FileNotFoundError: no such file. ValueError: not a checkpoint, a damaged one, or one that would run code when
+            loaded.
     """
     if '://' not in source and not os.path.exists(os.path.expanduser(source)):
         raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
@@ -312,7 +312,7 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
 
 
 def read_resumable(source: str) -> dict[str, Any]:
-    """A checkpoint that a run can go on from; raises as :func:`read_checkpoint` does, and where parts are missing."""
+    """A checkpoint to resume from; raises as :func:`read_checkpoint`, and ValueError if keys are missing."""
     loaded = read_checkpoint(source, 'resume')
     missing = [key for key in _RESUMABLE if not isinstance(loaded.get(key), dict)]
     missing += [f'meta.{key}' for key in ('epoch', 'iter') if key not in (loaded.get('meta') or {})]
@@ -327,23 +327,24 @@ def read_resumable(source: str) -> dict[str, Any]:
 def newest_good(
     work_dir: str | Path, folders: Iterable[str | Path] = (), names: Iterable[str] = ()
 ) -> tuple[str, dict[str, Any], list[str]] | None:
-    """The checkpoint from which a run in ``work_dir`` goes on; None where it has saved none yet.
+    """The checkpoint from which a run in ``work_dir`` resumes; None if it has saved none yet.
 
-    First what ``last_checkpoint`` names, then ``iter_*.pth`` and ``epoch_*.pth`` from the newest; each is read whole,
-    and one that is damaged is passed over and left where it is.
+    Tries the file named in ``last_checkpoint``, then ``iter_*.pth`` and ``epoch_*.pth``, newest first. Each is read
+    completely; a damaged one is skipped and left in place.
 
     Args:
-        folders: where else checkpoints are kept. names: further templates of their names, with ``{}`` for the number.
+        folders: further folders with checkpoints. names: further templates of file names, with ``{}`` for the number.
     Returns:
-        its path, its content, and a sentence for each one that was passed over.
+        Its path, its content, and a sentence for each skipped checkpoint.
     Raises:
-        ValueError: there are checkpoints, and none is good. FileNotFoundError: ``last_checkpoint`` is there, and none.
+        ValueError: there are checkpoints, but none is good. FileNotFoundError: ``last_checkpoint`` exists, but no
+            checkpoint.
     """
     pointer = Path(work_dir, 'last_checkpoint')
     named = pointer.read_bytes().decode(errors='replace').strip('\0 \n\r\t') if pointer.is_file() else ''
     candidates = []
     if named:
-        # A relative path is from where training was started, which need not be here.
+        # A relative path refers to the folder where training was started, which may be another one.
         candidates = [path for path in (Path(named), Path(work_dir, Path(named).name)) if path.exists()][:1]
     others = saved_checkpoints([work_dir, *folders], names)
     candidates += [path for path in others if not any(path.samefile(known) for known in candidates)]
@@ -369,7 +370,7 @@ def newest_good(
 
 
 def saved_checkpoints(folders: Iterable[str | Path], names: Iterable[str] = ()) -> list[Path]:
-    """The runs' checkpoints in some folders, the newest first: by the time of writing, then by their number."""
+    """The runs' checkpoints in some folders, newest first: by modification time, then by number."""
     patterns = [re.escape(name).replace(r'\{\}', r'(\d+)') for name in ('iter_{}.pth', 'epoch_{}.pth', *names)]
     found = {}
     for folder in dict.fromkeys(map(str, folders)):
@@ -381,7 +382,7 @@ def saved_checkpoints(folders: Iterable[str | Path], names: Iterable[str] = ()) 
 
 
 def good_sibling(path: str | Path) -> str | None:
-    """The newest good checkpoint beside a broken one, for the message about it."""
+    """The newest good checkpoint in the folder of a broken one, for its error message."""
     for other in saved_checkpoints([Path(path).parent]):
         if other.name != Path(path).name:
             with contextlib.suppress(ValueError, OSError):
@@ -391,32 +392,32 @@ def good_sibling(path: str | Path) -> str | None:
 
 
 def _fork_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-    """Torch's own reading, in place of the maintained fork's.
+    """Plain ``torch.load``, in place of the function in the maintained fork of mmengine.
 
-    The fork lets any getattr through, forgets the classes allowed here after each file, and opens what it cannot read
-    so with pickle's full powers.
+    The fork allows any getattr, drops the classes allowed here after each file, and falls back to plain pickle for
+    files that it cannot read.
     """
     return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 
-# Under a module's own name mmengine finds the package that is installed, upstream's or a fork's; under the one in its
-# own table it would pip-install upstream's. The metadata of an editable install name a folder that does not exist; a
-# module inside leads to the right one.
+# With the module's own name mmengine finds the installed package, upstream or fork; with the name in its own table it
+# would pip-install upstream's. For an editable install the metadata name a folder that does not exist; a submodule
+# gives the right one.
 _PACKAGES = {'mmpretrain': 'mmpretrain', 'mmseg': 'mmseg', 'mmdet': 'mmdet', 'lckd_mm': 'lckd_mm.registry'}
 _undo: list[Callable[[], None]] = []
 
 
 def install() -> None:
-    """Change mmengine and torch, in this process, where they read and write files:
+    """Patch how mmengine and torch read and write files in this process:
 
-    * ``torch.load(weights_only=True)`` may read the few classes that mmengine writes (:func:`register_safe_globals`);
-    * mmengine's loaders of checkpoints read weights only, and name a damaged file;
-    * its local files are written whole or not at all (:class:`WholeFileBackend`);
-    * ``mmseg::…`` and the like find the installed family of host libraries, and install nothing.
+    * ``torch.load(weights_only=True)`` accepts the few classes that mmengine writes (:func:`register_safe_globals`);
+    * mmengine's checkpoint loaders read weights only, and report damaged files;
+    * mmengine writes local files atomically (:class:`WholeFileBackend`);
+    * ``mmseg::…`` and similar names find the installed host libraries, and install nothing.
 
-    The tools call it, and so do this package's hooks before a run: without it mmengine cannot resume from its own files
-    with torch 2.6 and later. Importing lckd_mm or building a Distiller does not. A second call changes nothing;
-    :func:`uninstall` takes it back.
+    The tools and, before a run, this package's hooks call it: without it mmengine cannot resume from its own files with
+    torch 2.6 and later. Importing lckd_mm or building a Distiller does not call it. A second call does nothing;
+    :func:`uninstall` reverts it.
     """
     if _undo:
         return
@@ -442,14 +443,14 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Take :func:`install` back."""
+    """Revert :func:`install`."""
     while _undo:
         _undo.pop()()
 
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """:func:`install` for the length of a ``with``."""
+    """:func:`install` for the duration of a ``with`` block."""
     before = bool(_undo)
     install()
     try:

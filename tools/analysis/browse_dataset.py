@@ -1,4 +1,4 @@
-"""Pictures of what a config trains on, after its augmentations, with the truth: … CONFIG --out DIR [--number 16]."""
+"""Save a config's training images after augmentation, with ground truth: … CONFIG --out DIR [--number 16]."""
 
 import argparse
 import sys
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     count = min(args.number, len(dataset))
     for index in range(count):
         item = dataset[index]
-        # Hosts load BGR, and their preprocessors turn it around later.
+        # Hosts load BGR; their preprocessors convert it to RGB later.
         image = item['inputs'].permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()[..., ::-1].copy()
         truth = draw(host, image, item['data_samples'], dataset.metainfo, truth=True)
         picture = side_by_side({'input': image, 'truth': truth})

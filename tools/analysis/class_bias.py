@@ -1,11 +1,11 @@
 """Does a compressed net treat classes unequally: python tools/analysis/class_bias.py REF.pkl MODEL.pkl [MODEL.pkl …].
 
 Compares predictions on the same samples (classes of images, or of pixels), written by
-``python tools/test.py CONFIG CHECKPOINT --dump FILE.pkl`` or by mmpretrain's own test tool: CEV and SDE (Blakeney et
-al., arXiv 2106.07849) in both conventions, each class's error rates, the accuracies, and the number of
-pruning-identified exemplars (PIE), the samples whose modal predictions differ. Of several runs, of the model or of the
-reference, the rates are averaged first. A class whose reference rate is 0 has no relative change: it is left out of CEV
-and SDE, and named.
+``python tools/test.py CONFIG CHECKPOINT --dump FILE.pkl`` or by mmpretrain's own test tool. Prints CEV and SDE
+(Blakeney et al., arXiv 2106.07849) in both conventions, each class's error rates, the accuracies, and the number of
+pruning-identified exemplars (PIE): samples whose modal predictions differ. Rates of several runs, of the model or of
+the reference, are averaged first. A class with a reference rate of 0 has no relative change: it is left out of CEV and
+SDE, and named.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def compare(
     ignore_index: int = 255,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Runs of a model against runs of a reference; both conventions, the table, accuracies in percent, PIEs."""
+    """Compare runs of a model with runs of a reference: both conventions, the table, accuracies in percent, PIEs."""
     first = references[0]
     for run in (*references[1:], *models):
         if run.keys() != first.keys():
@@ -114,7 +114,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def draw(bias: Any, names: Sequence[str], path: str) -> None:
-    """Each class's relative change of FPR and FNR."""
+    """Plot each class's relative change of FPR and FNR."""
     import matplotlib
 
     matplotlib.use('Agg')

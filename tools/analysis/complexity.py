@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of a batch's forward, both nets in turn."""
+    """Median milliseconds of a forward pass of one batch; the nets run alternately."""
     import time
 
     import torch
@@ -92,7 +92,7 @@ def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict
                 forward(images)
                 if device.type == 'cuda':
                     torch.cuda.synchronize(device)
-                if round_ >= 2:  # the first two warm caches and choose kernels
+                if round_ >= 2:  # the first two rounds warm up caches and select kernels
                     times[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 

@@ -1,22 +1,22 @@
 """Does Lipschitz matching do what it claims: python tools/analysis/lipschitz_report.py CONFIG CHECKPOINT [--teacher …].
 
-For each pair of consecutive taps of the config's Lipschitz terms (or of the backbone's stages), both nets side by side:
+For each pair of consecutive taps of the config's Lipschitz terms (or of the backbone's stages), for both nets:
 
-sigma     the transmitting norm of the two maps, which Lipschitz matching matches; of the raw taps. Normalised: of both
-          maps over their lengths, so that it does not follow from the size of the activations
-constant  the local Lipschitz constant: the largest singular value of the Jacobian at each image, of the stage as a
-          function of its front features. Where the back tap does not follow from the front tap alone (a skip
-          connection around the tap, the levels of a pyramid), there is no such function, and '–' stands there
-bound     an upper bound of the stage's constant over all inputs: the product of its layers' norms as operators, with a
-          sum where paths meet (a residual block has 1 + the product of its branch)
+sigma     the transmitting norm of the two raw maps, the quantity that Lipschitz matching matches. Normalised: divided
+          by the maps' lengths, so that it does not depend on the scale of the activations
+constant  the local Lipschitz constant: the largest singular value, at each image, of the Jacobian of the stage as a
+          function of its front features; '–' if the back tap does not depend on the front tap alone (a skip connection
+          around the tap, the levels of a pyramid)
+bound     an upper bound of the stage's constant over all inputs: the product of its layers' operator norms, and a sum
+          where paths meet (a residual block has 1 + the product of its branch)
 image     the local Lipschitz constant from the preprocessed image to each tap
-gap       |ln student - ln teacher|, image by image
-noise     with Gaussian noise on the preprocessed image: the config's own metric on the whole test set, and how far each
-          tap moves, against its length
+gap       |ln student - ln teacher|, per image
+noise     with Gaussian noise on the preprocessed image: the config's own metric on the whole test set, and the change
+          of each tap relative to its length
 
-Both nets are in evaluation mode, on the first images of the test set. --before takes further student checkpoints, a
-column each, such as the same student trained alone. With --seeds, {seed} in the checkpoints' paths stands for each seed
-in turn, and the figures are means and standard deviations over seeds; without, over images.
+Both nets are in evaluation mode, on the first images of the test set. --before takes further student checkpoints, such
+as the same student trained alone; each gets a column. With --seeds, each seed in turn replaces {seed} in the
+checkpoints' paths, and the table has means and standard deviations over seeds; without, over images.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         raise KeyError(f'config {args.config!r} has no test_dataloader and test_evaluator, nor those of validation')
     check_data(plain, (f'{part}_dataloader',))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    MMLogger.get_instance('lipschitz_report', log_level='ERROR')  # metrics would print a table each
+    MMLogger.get_instance('lipschitz_report', log_level='ERROR')  # every metric would print a table
     with contextlib.redirect_stdout(io.StringIO()):
         loader = Runner.build_dataloader(dict(dataloader, num_workers=0, persistent_workers=False))
         runs = [measure_all(cfg, paths, loader, evaluator, args) for paths in sources]
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
 
 
 def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[str, str]:
-    """Column to checkpoint: the teacher, those of --before, the student; of one seed."""
+    """Column to checkpoint for one seed: the teacher, those of --before, the student."""
     from lckd_mm.config import has_teacher
 
     if args.teacher and not has_teacher(cfg):
@@ -155,7 +155,7 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
 
 
 def compared(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of columns (this, against that) whose differences are told seed by seed."""
+    """Pairs of columns (this, against that) whose differences are reported, paired by seed."""
     if args.against is None:
         first, *others = [name for name in names if name != TEACHER]
         return [(name, first) for name in others]
@@ -167,7 +167,7 @@ def compared(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, 
 
 
 def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, args: argparse.Namespace) -> dict:
-    """Everything about every net of one seed, column to figures."""
+    """All measurements of every net of one seed, by column."""
     import torch
 
     from lckd_mm.config import input_size, plain_model
@@ -224,7 +224,7 @@ def main_metric(runs: Sequence[dict], wanted: str | None) -> str:
     return wanted or next((name for name in _METRICS if name in names), names[0])
 
 
-# ---- figures from measurements: each gives, of one seed's nets and a column, a value, values of images, or None
+# ---- figures: functions of one seed's measurements and a column; they return a value, one value per image, or None
 
 Figure = Callable[[dict, str], Any]
 
@@ -249,7 +249,7 @@ def metric_figure(metric: str, level: float) -> Figure:
 
 
 def gap(figure: Figure) -> Figure:
-    """|ln student - ln teacher|, image by image."""
+    """|ln student - ln teacher|, per image."""
 
     def distance(run: dict, name: str) -> list[float] | None:
         if name == TEACHER or TEACHER not in run:
@@ -263,7 +263,7 @@ def gap(figure: Figure) -> Figure:
 
 
 def correlation(stage: int) -> Figure:
-    """Of ln sigma with ln constant over the images."""
+    """Correlation of ln sigma with ln constant over the images."""
 
     def figure(run: dict, name: str) -> float | None:
         pair = [stage_figure(stage, key)(run, name) for key in ('sigma', 'constant')]
@@ -273,7 +273,7 @@ def correlation(stage: int) -> Figure:
 
 
 def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Pearson's, of the logarithms; None where there are fewer than three, or one of them does not vary."""
+    """Pearson correlation of the logarithms; None for fewer than three values, or if one side is constant."""
     logarithms = [[math.log(max(value, 1e-30)) for value in values] for values in (xs, ys)]
     with contextlib.suppress(statistics.StatisticsError):
         return statistics.correlation(*logarithms) if len(xs) > 2 else None
@@ -281,7 +281,7 @@ def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
 
 
 def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, float | None] | None:
-    """Mean and standard deviation: over the seeds' means where there are several, else over the images."""
+    """Mean and standard deviation, over the seeds' means if there are several seeds, else over the images."""
     values = [figure(run, name) for run in runs]
     if any(value is None for value in values):
         return None
@@ -294,7 +294,7 @@ def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, floa
 
 
 def quantities(result: dict) -> dict[str, list[tuple[str, Figure]]]:
-    """Of each table: title to rows of (name, figure)."""
+    """Table title to rows of (name, figure)."""
     first = next(iter(result['runs'][0].values()))
     stages, taps = list(first['stages']), list(first['taps'])
     rows = []
@@ -351,7 +351,7 @@ def report(result: dict) -> str:
 
 
 def paired(result: dict) -> list[str]:
-    """Differences between columns, seed by seed, and in how many seeds they are above 0."""
+    """Differences between columns, paired by seed, and the number of seeds in which they are above 0."""
     runs, pairs = result['runs'], result['pairs']
     cells: dict[str, list[str]] = {}
     for row, figure in (row for rows in quantities(result).values() for row in rows):
@@ -376,7 +376,7 @@ def paired(result: dict) -> list[str]:
 
 
 def across(result: dict) -> list[str]:
-    """Whether students with larger transmitting norms have larger local constants: correlations over all of them."""
+    """Correlations over all students between transmitting norms and local constants."""
     runs, names = result['runs'], [name for name in result['runs'][0] if name != TEACHER]
     cells = {}
     for i, stage in enumerate(next(iter(runs[0].values()))['stages']):
@@ -416,7 +416,7 @@ def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
 
 
 def draw(result: dict, path: Path) -> None:
-    """Norms and local constants of every stage, the features' and the metric's response to noise."""
+    """Plot norms and local constants of every stage, and the response of features and metric to noise."""
     import matplotlib
 
     matplotlib.use('Agg')

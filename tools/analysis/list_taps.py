@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if args.backbone:
         print_preset(model, size, not args.teacher)
     else:
-        # Whether the teacher's tensors carry gradient is of no interest.
+        # Gradients do not matter for the teacher's tensors.
         print_table(model, size, not args.teacher, args.filter)
 
 
@@ -82,7 +82,7 @@ def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None
         rows = list_taps(model, run('tensor'), run('loss'), gradient)
     except Exception as error:
         try:
-            # Some losses want other ground truth than can be made up.
+            # Some losses need ground truth that cannot be fabricated.
             rows = list_taps(model, run('tensor'), None, gradient)
         except Exception:
             raise ValueError(

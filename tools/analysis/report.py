@@ -2,8 +2,8 @@
 
     python tools/analysis/report.py WORK_DIR [WORK_DIR …] [--out report.html]
 
-A WORK_DIR is what tools/train.py wrote, or a folder of such. Runs whose configs differ in nothing but the seed (and the
-teacher's checkpoint) are taken together. The page opens offline; its pictures lie beside it as PNGs, too.
+A WORK_DIR is a folder written by tools/train.py, or a parent of such folders. Runs whose configs differ only in the
+seed (and the teacher's checkpoint) are grouped. The page works offline; its pictures are also saved as PNGs next to it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of the hosts' imports and without the log of what is loaded; both are as before after it."""
+    """Suppress warnings from the hosts' imports and log messages of loading; both are restored afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -1,4 +1,4 @@
-"""Feature maps for the benchmarks: real networks of the three hosts on digit scenes, fresh and after some training."""
+"""Feature maps for the benchmarks: nets of the three hosts on digit scenes, at initialisation and after training."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ NORMALISATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]
 
 @dataclass(frozen=True)
 class ShapeSet:
-    """One row of the benchmark: two nets of the same widths, where their features are read, and on which images."""
+    """One row of the benchmark: two nets of equal widths, their taps and the images."""
 
     title: str
     host: str
@@ -100,7 +100,7 @@ SETS = {
 
 
 def model_config(which: ShapeSet, role: str) -> dict:
-    """The model dict of a net, its published weights left out (none can be assumed to be at hand)."""
+    """The model dict of a net without published weights, which may not be available."""
     cfg, _ = read_model_config(getattr(which, role), role)
     for key, value in which.overrides.items():
         node = cfg
@@ -116,7 +116,7 @@ def model_config(which: ShapeSet, role: str) -> dict:
 
 
 def batches(which: ShapeSet, batch: int, size: tuple[int, int], split: str = 'train', start: int = 0) -> Iterator[dict]:
-    """Endless batches as a host's loader hands them over: images uint8 (3, H, W), and data samples."""
+    """Endless batches in the format of a host's loader: images uint8 (3, H, W), and data samples."""
     index = start
     while True:
         samples = [_sample(which.host, split, index + i, size) for i in range(batch)]
@@ -129,7 +129,7 @@ def _sample(host: str, split: str, index: int, size: tuple[int, int]) -> tuple[T
     if host == 'mmpretrain':
         from mmpretrain.structures import DataSample
 
-        # One digit of a scene, with some of what is around it.
+        # One digit of a scene with some surroundings.
         scene = compose_scene(split, index, size=max(96, 2 * height))
         left, top, right, bottom = scene.boxes[0]
         side = int(1.3 * max(right - left, bottom - top)) + 2
@@ -173,7 +173,7 @@ def build(which: ShapeSet, role: str, seed: int = 0) -> nn.Module:
 
 
 def trained(name: str, role: str, steps: int, folder: Path, seed: int = 0) -> nn.Module:
-    """The net after ``steps`` of training on its host's own loss, kept in ``folder`` for the next time."""
+    """The net after ``steps`` of training with its host's own loss; cached in ``folder``."""
     which = SETS[name]
     model = build(which, role, seed)
     if steps == 0:
@@ -212,7 +212,7 @@ def trained(name: str, role: str, steps: int, folder: Path, seed: int = 0) -> nn
 
 
 def feature_maps(name: str, steps: int, folder: Path, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
-    """Student's and teacher's maps of one batch of validation scenes, BatchNorm on the batch's own statistics."""
+    """Student's and teacher's maps for one batch of validation scenes; BatchNorm uses batch statistics."""
     which = SETS[name]
     batch = next(batches(which, which.batch, which.size, 'val'))
     return tuple(_tapped(trained(name, role, steps, folder, seed), which.taps, role, batch) for role in ROLES)

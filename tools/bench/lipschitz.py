@@ -1,10 +1,10 @@
-"""Time, memory and error of Lipschitz matching, against the authors' formulation and what else computes the same.
+"""Time, memory and error of Lipschitz matching, compared with the authors' formulation and other equivalents.
 
     python tools/bench/lipschitz.py [--sets cifar imagenet fcn retinanet] [--steps 200] [--rounds 7] [--json FILE]
 
-Every side computes the gap of all layers of a student and a teacher, forward and backward to the student's maps; the
-maps are those of real networks on digit scenes before a ReLU, fresh and after some training (kept in the work_dir for
-the next time). The sides run in turn in one process, and medians are reported.
+Every side computes the gap over all layers of a student and a teacher, forward and backward to the student's maps. The
+maps are those of real networks on digit scenes, before a ReLU, at initialisation and after some training (cached in the
+work_dir). The sides run alternately in one process, and medians are reported.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler complains where there is no GPU
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler prints warnings without a GPU
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -90,7 +90,7 @@ SIDES: dict[str, Callable[[list[Tensor], list[Tensor]], Tensor]] = {
 def exact_spectrum(front: Tensor, back: Tensor) -> Tensor:
     """Singular values of one sample's transmitting matrix, by svdvals in float64.
 
-    Where there are fewer positions than channels, of the product of the triangular factors: the same ones, sooner.
+    With fewer positions than channels, those of the product of the triangular QR factors: the same values, faster.
     """
     size = tuple(map(min, front.shape[2:], back.shape[2:]))
     a, b = (F.adaptive_avg_pool2d(x.double(), size).flatten(2)[0] for x in (front, back))
@@ -101,7 +101,7 @@ def exact_spectrum(front: Tensor, back: Tensor) -> Tensor:
 
 
 def errors(student: list[Tensor], teacher: list[Tensor]) -> dict[str, float]:
-    """Relative errors over samples, layers and both nets of the values, and over the student's of the gradients."""
+    """Relative errors of the values, over samples, layers and both nets; of the gradients, for the student only."""
     norms = {'ours': transmitting_norm, 'authors10': authors_norm(10), 'authors5': authors_norm(5)}
     found: dict[str, list[Tensor]] = {name: [] for name in norms}
     gradients, ratios, values = [], [], []
@@ -144,7 +144,7 @@ def _quantile(values: list[float], q: float) -> float:
 
 
 def measure(student: list[Tensor], teacher: list[Tensor], names: list[str], rounds: int) -> dict[str, dict]:
-    """Median milliseconds, and peak extra memory in MiB, of each side."""
+    """Median milliseconds and peak extra memory in MiB of each side."""
     from measure import MIB, alternate, median_ms, peak_memory
 
     device = student[0].device
@@ -164,7 +164,7 @@ def measure(student: list[Tensor], teacher: list[Tensor], names: list[str], roun
     for name in names:
         for x in student:
             x.grad = None
-        # In the forward pass all that is allocated is extra; in the backward pass, what is beyond the gradients.
+        # All memory of the forward pass is extra; in the backward pass, all except the gradients.
         loss, forward, held = peak_memory(lambda: SIDES[name](student, teacher), device)  # noqa: B023
         _, backward, _ = peak_memory(loss.backward, device)
         del loss
@@ -176,7 +176,7 @@ def measure(student: list[Tensor], teacher: list[Tensor], names: list[str], roun
 def main(argv: list[str]) -> None:
     import warnings
 
-    warnings.simplefilter('ignore')  # of the hosts' imports
+    warnings.simplefilter('ignore')  # from the hosts' imports
     from features import SETS, feature_maps
     from measure import keep_freed_memory, machine
 
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> None:
 
 
 def markdown(result: dict) -> str:
-    """The tables of the docs."""
+    """The tables for the docs."""
     names = list(result['rows'][0]['sides'])
     lines = [f'Measured on: {result["machine"]}. Medians of {result["rounds"]} rounds.', '']
     for quantity, unit, digits in (('ms', 'time, ms', 1), ('mib', 'peak extra memory, MiB', 2)):

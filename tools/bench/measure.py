@@ -1,4 +1,4 @@
-"""What the benchmarks share: models and batches, alternating timings, peak memory, a description of the machine."""
+"""Shared code of the benchmarks: models and batches, alternating timings, peak memory, description of the machine."""
 
 import copy
 import ctypes
@@ -16,10 +16,10 @@ MIB = 2**20
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, as torch's own allocator does on GPUs.
+    """Let the C library keep freed memory, as torch's own allocator does on GPUs.
 
-    Otherwise every tensor above 32 MiB is unmapped and mapped again, and the kernel's clearing of fresh pages is
-    most of the time of whatever is measured. On systems without glibc nothing is changed.
+    Otherwise every tensor above 32 MiB is unmapped and mapped again, and most of the measured time goes into the
+    kernel's clearing of fresh pages. Does nothing on systems without glibc.
     """
     trim_threshold, mmap_threshold = -1, -3
     try:
@@ -33,9 +33,9 @@ def keep_freed_memory() -> None:
 def alternate(
     sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, slow: float = 10.0
 ) -> dict[str, list[float]]:
-    """Seconds of each side, all of them in turn, ``rounds`` times after one round that does not count.
+    """Seconds of each side over ``rounds`` alternating rounds, after one warm-up round.
 
-    A side whose first run takes longer than ``slow`` seconds is not run again: that run is its time.
+    A side whose first run takes longer than ``slow`` seconds is not run again; that run counts.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     waived = set()
@@ -61,9 +61,9 @@ def median_ms(times: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def build_for_training(cfg, device: torch.device):
-    """A config's model as a Runner of one process trains it; its teacher, if any, with the weights it was made with.
+    """A config's model as a single-process Runner trains it; a teacher keeps its initial weights.
 
-    The times do not depend on the weights, and the teacher's may not be on disk.
+    Times do not depend on the weights, and the teacher's may not be on disk.
     """
     from mmengine.registry import init_default_scope
 
@@ -75,7 +75,7 @@ def build_for_training(cfg, device: torch.device):
     torch.manual_seed(0)
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    # Without processes SyncBN is BatchNorm, as mmengine's Runner makes it.
+    # In a single process mmengine's Runner replaces SyncBN by BatchNorm.
     replace_sync_bn(cfg.model)
     model = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
     if has_teacher(cfg):
@@ -84,7 +84,7 @@ def build_for_training(cfg, device: torch.device):
 
 
 def training_batch(cfg, student) -> tuple[dict, str]:
-    """One batch of the training data as a loader gives it, made up where the data is not on disk; and what it is."""
+    """One batch from the training loader, or a fabricated one if the data is not on disk, and a description of it."""
     from mmengine.runner import Runner
 
     from lckd_mm.config import check_data
@@ -110,7 +110,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[object, int, int]:
-    """What ``run`` returns, and the bytes allocated beyond those at its start: the most at any time, and at its end."""
+    """What ``run`` returns, and the bytes allocated since its start: at the peak, and at its end."""
     if device.type == 'cuda':
         synchronise(device)
         before = torch.cuda.memory_allocated(device)
@@ -122,7 +122,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[object
         )
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = run()
-    # The allocator's own events, in order of time.
+    # The allocator's events, sorted by time.
     events = [(e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == '[memory]']
     held = peak = 0
     for _, size in sorted(events, key=lambda event: event[0]):
@@ -132,7 +132,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[object
 
 
 def machine(device: torch.device) -> str:
-    """One line that says where a table was measured."""
+    """One line that describes the machine of a measurement."""
     if device.type == 'cuda':
         where = torch.cuda.get_device_name(device)
     else:

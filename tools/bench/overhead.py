@@ -1,12 +1,12 @@
-"""What each method of a study costs: the time and the peak memory of a training step, against the student alone.
+"""Cost of each method of a study: time and peak memory of a training step, compared with the student alone.
 
     python tools/bench/overhead.py [STUDY.py] [--runs NAME …] [--rounds 9] [--json FILE]
 
-Every run of a study (by default tools/bench/studies/methods.py) becomes its real model with its real optimizer in this
-one process. On one and the same batch of its training data all of them take a whole training step in turn (forward of
-both nets, losses, backward, update), round after round, after one that does not count. Given are medians, the ratio to
-the student alone (the median of the ratios within a round, and their quartiles), and the most memory that a step holds
-beyond what is there before it.
+Every run of a study (by default tools/bench/studies/methods.py) is built in this process with its real model and
+optimizer. In alternating rounds, after one warm-up round, each takes a whole training step (forward of both nets,
+losses, backward, update), always on the same batch of its training data. Reported are medians, the ratio to the student
+alone (median and quartiles of the ratios within a round), and the peak memory of a step in addition to what was
+allocated before it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     if args.rounds < 1:
         raise ValueError('--rounds must be 1 or more')
-    warnings.simplefilter('ignore')  # of the hosts' imports
+    warnings.simplefilter('ignore')  # from the hosts' imports
     study, device = Study(args.study), torch.device(args.device)
     for name in [args.base, *(args.runs or [])]:
         if name not in study.runs:
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def step_of(study, cell, device):
-    """A training step of one run, on a batch of its own training data, as Runner would take it."""
+    """A training step of one run, on a batch of its own training data, as in Runner."""
     from measure import build_for_training, training_batch
     from mmengine.config import Config
     from mmengine.optim import OptimWrapperDict, build_optim_wrapper
@@ -79,14 +79,14 @@ def step_of(study, cell, device):
     model = build_for_training(cfg, device)
     batch, _ = training_batch(cfg, getattr(model, 'student', model))
     if has_teacher(cfg):
-        # In a run they are shown more.
+        # A real run uses more batches.
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if waiting:
             show_batch(model, waiting, batch)
         for _, connector in waiting:
             connector.settle()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    # A net that no trained teacher teaches must not run away: all steps are of the same weights.
+    # Keep the weights constant: without a trained teacher the net could diverge.
     for one in optimizer.values() if isinstance(optimizer, OptimWrapperDict) else [optimizer]:
         for group in one.param_groups:
             group['lr'] = 0.0

@@ -1,11 +1,11 @@
-"""Pruning on the digits, with and without distillation from what the net was: accuracy, CEV and SDE.
+"""Pruning on the digits, with and without distillation from the unpruned net: accuracy, CEV and SDE.
 
     python tools/bench/pruning.py [--seeds 5] [--work-dir work_dirs/digits]
 
 Runs the study tools/bench/studies/pruning.py: for each seed WRN10-1 is trained alone, then pruned, and pruned with KD
-from its own unpruned weights. The end is a Markdown table, on the 899 scans of the second half: accuracy (mean and
-deviation), CEV and SDE in the convention of 2021, from rates that are averaged over the seeds first, and the samples
-whose modal predictions differ (PIE).
+from its own unpruned weights. Prints a Markdown table for the 899 scans of the second half: accuracy (mean and
+deviation), CEV and SDE in the convention of 2021, from rates averaged over the seeds, and the number of samples whose
+modal predictions differ (PIE).
 """
 
 import argparse
@@ -37,10 +37,10 @@ def main(argv: list[str]) -> None:
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='handed to every training')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
-    warnings.simplefilter('ignore')  # of the hosts' imports
+    warnings.simplefilter('ignore')  # from the hosts' imports
     os.chdir(ROOT)
     study = Study(study.path, args.work_dir, args.cfg_options)
-    # Without those that they are compared with: here everything is compared with the unpruned net.
+    # Leave out the runs' own baselines in the study: here everything is compared with the unpruned net.
     cells = [c for c in study.cells if c.run in ('alone', *args.variants)]
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
     failed = run_all(study, cells, seeds, args.jobs)

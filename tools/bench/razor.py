@@ -1,21 +1,21 @@
 """The same distillation with lckd_mm and with mmrazor 1.0.0: lines of config, time, memory, files, equality.
 
-An environment of its own on top of the project's, so that mmrazor never lies beside it; not on the forks, whose
-mmengine does not find mmseg:: configs without lckd_mm:
+mmrazor gets a separate environment on top of the project's. This does not work with the forks, whose mmengine does not
+find mmseg:: configs without lckd_mm:
 
     python -m venv .venv-razor
     .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \\
         > .venv-razor/lib/python3.11/site-packages/project.pth
     .venv-razor/bin/pip install --no-deps mmrazor==1.0.0 ordered-set==4.1.0
 
-Then data and teacher, and the comparison:
+Then make the data and the teacher, and run the comparison:
 
     python tools/demo.py --only teacher
     .venv-razor/bin/python tools/bench/razor.py [--rounds 7] [--json FILE]
 
-The configs are in tools/bench/razor. mmrazor is imported with a stand-in for its quantization (razor_side.py says why).
-Each side trains in a process of its own, side after side, round after round; the ratios are those of neighbours, so
-that they hold where a shared machine's times do not. ``--sides lckd_mm alone`` needs no mmrazor.
+The configs are in tools/bench/razor. mmrazor is imported with a stub for its quantization (razor_side.py says why).
+Each side trains in its own process, in alternating rounds. Ratios are taken between neighbouring runs, so they are
+reliable even if times on a shared machine vary. ``--sides lckd_mm alone`` does not need mmrazor.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def write(result: dict, path: Path | None) -> None:
 
 
 def weights_alone(checkpoint: str, out: Path) -> Path:
-    """The teacher's weights in a file that torch reads without being told of mmengine's classes."""
+    """The teacher's weights in a file that torch can read without allowing mmengine's classes."""
     import torch
 
     from lckd_mm.storage.checkpoint import read_checkpoint
@@ -102,7 +102,7 @@ def weights_alone(checkpoint: str, out: Path) -> Path:
 
 
 def child(script: str, *arguments: object, work_dir: Path) -> dict:
-    """The JSON that a script of this folder writes."""
+    """Run a script of this folder and return the JSON that it writes."""
     out = work_dir / 'figures.json'
     out.unlink(missing_ok=True)
     command = [sys.executable, '-W', 'ignore', str(Path(__file__).parent / script), *map(str, arguments)]
@@ -116,14 +116,14 @@ def child(script: str, *arguments: object, work_dir: Path) -> dict:
 
 
 def unmodified() -> str:
-    """What Python says to `import mmrazor.models` as it is."""
+    """The outcome of a plain `import mmrazor.models`: the error, or 'imported'."""
     command = [sys.executable, '-W', 'ignore', '-c', 'import mmrazor.models']
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else 'imported'
 
 
 def size_of(path: str) -> dict[str, int]:
-    """Lines of a config that are neither blank nor comment, and its tokens, which do not depend on how lines break."""
+    """Number of non-blank, non-comment lines of a config, and of tokens, which do not depend on line breaks."""
     lines = [line.strip() for line in Path(path).read_text().splitlines()]
     kinds = (tokenize.NAME, tokenize.STRING, tokenize.NUMBER, tokenize.OP)
     with open(path, 'rb') as file:
@@ -148,7 +148,7 @@ def markdown(result: dict) -> str:
         return f'| {title} | {" | ".join([str(cell(side)) for side in sides] + [""] * both)} |'
 
     def of_config(what: str) -> str:
-        # The student's own has no distillation to count.
+        # The student's config has no distillation to count.
         return once(f'{what} of config', lambda side: '' if side == 'alone' else result['config'][side][what])
 
     count = len(rounds[sides[0]])
@@ -199,7 +199,7 @@ def compared(result: dict) -> list[str]:
 
 
 def short(text: str) -> str:
-    """An outcome whole, and of an error its first part."""
+    """An outcome as it is; an error shortened to its first part."""
     kind, _, message = text.partition(': ')
     if not kind.endswith('Error'):
         return text

@@ -1,4 +1,4 @@
-"""What tools/bench/razor.py checks with both libraries in one process: the same losses, and what each says to mistakes.
+"""Checks of tools/bench/razor.py with both libraries in one process: equal losses, and reactions to mistakes.
 
 python tools/bench/razor_compare.py WORK_DIR TEACHER CHECKPOINT --out FILE
 """
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--options', type=json.loads, default={})
     args = p.parse_args(argv)
     import_mmrazor()
-    # First: to import lckd_mm is what lets torch read mmengine's files.
+    # Before anything of lckd_mm, which changes how torch reads mmengine's files.
     own_file = reading(args.checkpoint)
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     sides = {s: read(s, args.work_dir, args.teacher, args.options) for s in ('lckd_mm', 'mmrazor')}
     result = equality(sides, args.steps)
     result['mistakes'] = [own_file, *mistakes(sides, args.work_dir, result.pop('batch'))]
-    # Without where this was run, which an error may name.
+    # Remove the work_dir, which errors may mention.
     args.out.write_text(json.dumps(result).replace(f'{args.work_dir}/', ''))
 
 
@@ -48,17 +48,18 @@ def build(cfg: Any) -> Any:
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.init_weights()
-    model.train()  # SingleTeacherDistill's returns nothing
+    model.train()  # not chained: SingleTeacherDistill.train returns None
     return model
 
 
 def equality(sides: dict, steps: int) -> dict[str, Any]:
-    """Both from the same student weights on the same batches: losses and gradients of the first, weights after all.
+    """Train both from the same student weights on the same batches; compare the first step's losses and gradients, and
+    the final weights.
 
-    The differences are relative: of a loss to its value, of gradients and weights, all taken together, to their norm.
-    KDLoss is told here to ignore no label, since KLDivergence has no labels. In float64: AdamW's first steps have the
-    size of the learning rate whatever the gradient's, and make of a rounding error of float32 another update. Two
-    images a batch, since that is slow.
+    Differences are relative: a loss to its value, all gradients or weights together to their norm. KDLoss ignores no
+    label here, because KLDivergence does not use labels. Runs in float64: AdamW's first steps have the size of the
+    learning rate whatever the gradient, so a float32 rounding error could become a different update. Uses two images
+    per batch, since that is slow.
     """
     import torch
     from mmengine.optim import build_optim_wrapper
@@ -87,7 +88,7 @@ def equality(sides: dict, steps: int) -> dict[str, Any]:
             losses = model(data['inputs'].double(), data['data_samples'], mode='loss')
             total, logged = model.parse_losses(losses)
             if step == 0:
-                # Theirs are named student.decode.loss_ce and distill.loss_kd.
+                # mmrazor's names are student.decode.loss_ce and distill.loss_kd.
                 names = {k.removeprefix('student.').removeprefix('distill.'): float(v) for k, v in logged.items()}
                 result[side] = {k: v for k, v in names.items() if 'loss' in k}
                 result[f'{side}_gradient'] = torch.autograd.grad(
@@ -107,9 +108,9 @@ def equality(sides: dict, steps: int) -> dict[str, Any]:
 
 
 def conventions(models: dict, batch: dict) -> dict[str, float]:
-    """On the same class scores: mmrazor's KLDivergence against KDLoss, by its default reduction and by this config's.
+    """mmrazor's KLDivergence and KDLoss on the same class scores, with its default reduction and with this config's.
 
-    The first over all positions, the second over those that KDLoss takes, which leaves out the ignored ones.
+    The first is a ratio over all positions, the second a relative difference; there KDLoss skips ignored positions.
     """
     import torch
     from mmengine.registry import MODELS
@@ -140,9 +141,9 @@ def relative(a: float, b: float) -> float:
 
 
 def attempt(run: Callable[[], str]) -> str:
-    """What ``run`` returns, or what it raises."""
+    """What ``run`` returns, or its error as text."""
     try:
-        # mmengine prints where it loads from.
+        # mmengine prints the file that it loads.
         with contextlib.redirect_stdout(io.StringIO()):
             return run()
     except Exception as error:
@@ -151,7 +152,7 @@ def attempt(run: Callable[[], str]) -> str:
 
 
 def reading(checkpoint: Path) -> dict[str, str]:
-    """mmengine's own checkpoint as a teacher's file, before anything of lckd_mm is imported."""
+    """Read mmengine's own checkpoint as the teacher's file, first before anything of lckd_mm is imported."""
     from mmengine.runner.checkpoint import load_from_local
 
     theirs = attempt(lambda: f'read, {len(load_from_local(str(checkpoint), "cpu"))} entries')
@@ -162,18 +163,18 @@ def reading(checkpoint: Path) -> dict[str, str]:
 
 
 def mistakes(sides: dict, work_dir: Path, batch: dict) -> list[dict[str, str]]:
-    """Four mistakes, each made with both: what came of it."""
+    """Four mistakes, each made with both libraries, and their outcomes."""
     import torch
 
     def trained(side: str, change: dict) -> Any:
-        """The model with some of its config changed, after one loss and its gradients."""
+        """The model of a changed config, after one forward and backward pass."""
         cfg = copy.deepcopy(sides[side])
         cfg.merge_from_dict(change)
         model = build(cfg)
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         model.truth = {}
         if side == 'mmrazor':
-            # Read at once, before anything can overwrite it.
+            # Copy the output immediately, before a later module can overwrite it in place.
             model.architecture.backbone.layer2[1].bn2.register_forward_hook(
                 lambda _, __, output: model.truth.update(bn2=output.detach().clone())
             )

@@ -1,8 +1,8 @@
-"""One side of tools/bench/razor.py in a process of its own: a training through mmengine's Runner, timed and weighed.
+"""One side of tools/bench/razor.py in its own process: time, memory and file size of a training by mmengine's Runner.
 
     python tools/bench/razor_side.py {lckd_mm,mmrazor,alone} WORK_DIR TEACHER [--steps 60] [--warmup 20]
 
-Only the side that is measured is imported: mmrazor runs without this package, and the student alone without either.
+Only the measured side is imported: mmrazor runs without this package, and the student alone without either.
 """
 
 import argparse
@@ -30,10 +30,10 @@ TEACHER_KEYS = {'lckd_mm': 'model.teacher.checkpoint', 'mmrazor': 'model.teacher
 
 
 def import_mmrazor() -> None:
-    """Import mmrazor 1.0.0 without its quantization, which no torch since 2.0 has the parts for.
+    """Import mmrazor 1.0.0 without its quantization, which needs parts of torch that were removed in 2.0.
 
-    Distillation uses nothing of it, but `mmrazor.structures` imports it, and everything imports that. The stand-in has
-    the two names that other modules of mmrazor ask for, and nothing behind them: quantization does not work here.
+    Distillation does not use it, but `mmrazor.structures` imports it, and everything imports that. The stub has only
+    the two names that other modules of mmrazor import; quantization does not work here.
     """
     quantization = types.ModuleType('mmrazor.structures.quantization')
     quantization.__all__ = []
@@ -45,7 +45,7 @@ def import_mmrazor() -> None:
 
 
 def read(side: str, work_dir: Path, teacher: Path | None, options: dict[str, Any]) -> Any:
-    """The side's config as its own tools read it."""
+    """The side's config, read as by its own tools."""
     if side == 'lckd_mm':
         from lckd_mm.cli import read_config
 
@@ -63,7 +63,7 @@ def read(side: str, work_dir: Path, teacher: Path | None, options: dict[str, Any
 
 
 def build_runner(side: str, cfg: Any) -> Any:
-    """As tools/train.py makes it, with all its hooks; for the others, as mmengine does."""
+    """For lckd_mm a Runner as in tools/train.py, with all hooks; for the others a plain mmengine Runner."""
     if side != 'lckd_mm':
         from mmengine.runner import Runner
 
@@ -79,8 +79,7 @@ def build_runner(side: str, cfg: Any) -> Any:
 
 
 def measure(side: str, cfg: Any, steps: int, warmup: int) -> dict[str, Any]:
-    """Train, and return medians of the step, its processor time and the iteration in ms, peaks in bytes, and what the
-    written file holds."""
+    """Train; return medians in ms of the step, its CPU time and the iteration, peaks in bytes, and :func:`written`."""
     import torch
     from measure import machine, peak_memory
     from mmengine.hooks import Hook
@@ -91,7 +90,7 @@ def measure(side: str, cfg: Any, steps: int, warmup: int) -> dict[str, Any]:
         'default_hooks.checkpoint.interval': warmup + steps,
         'log_level': 'ERROR',
     })  # fmt: skip
-    # So that what grows is not the libraries, which one side imports while it builds and another before.
+    # Import the libraries now, so that they do not count as growth on the side that would import them later.
     for library in ('mmseg.models', 'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmpretrain.models'):
         importlib.import_module(library)
     before = resident()
@@ -108,7 +107,7 @@ def measure(side: str, cfg: Any, steps: int, warmup: int) -> dict[str, Any]:
             busy[-1] += time.process_time()
             ended.append(time.perf_counter())
 
-    # Last before the step and first after it: between the two there is train_step alone.
+    # Last hook before the step and first after it, so that only train_step is timed.
     runner.register_hook(Begin(), priority='LOWEST')
     runner.register_hook(End(), priority='HIGHEST')
     runner.train()
@@ -127,18 +126,18 @@ def measure(side: str, cfg: Any, steps: int, warmup: int) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now."""
+    """Current resident memory of this process in bytes."""
     return os.sysconf('SC_PAGE_SIZE') * int(Path('/proc/self/statm').read_text().split()[1])
 
 
 def written(path: Path) -> dict[str, Any]:
-    """What a training left: the size of its file and of the weights in it, and what plain mmseg says to them."""
+    """A training's checkpoint: size of the file and of the weights, and whether plain mmseg can load them."""
     import torch
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
 
-    # Written by this very process, with mmengine's log buffers in it, which torch reads only when told to.
+    # Safe, since this process wrote it; it has mmengine's log buffers, which weights_only would refuse.
     state = torch.load(path, map_location='cpu', weights_only=False)['state_dict']
     with DefaultScope.overwrite_default_scope('mmseg'):
         student = MODELS.build(Config.fromfile(CONFIGS['alone']).model)

@@ -1,10 +1,10 @@
-"""The training step of a distillation config against its parts.
+"""Time of a distillation config's training step, compared with its parts.
 
     python tools/bench/step.py CONFIG [--rounds 7] [--cfg-options KEY=VALUE …] [--json FILE]
 
-One batch of the config's own training data (made-up images where the data is not on disk) is prepared once; then the
-student's step alone, the teacher's forward pass, the whole distillation step, and that step without each of its terms
-are run in turn. A step is forward, backward and the optimizer's update.
+Prepares one batch of the config's training data (fabricated images if the data is not on disk), then alternately runs
+the student's step alone, the teacher's forward pass, the whole distillation step, and that step without each of its
+terms. A step is forward, backward and the optimizer's update.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
 
 
 def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
-    """What is timed, by name."""
+    """The functions to time, by name."""
     import torch
     from mmengine.optim import build_optim_wrapper
 
@@ -93,7 +93,7 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
         'teacher_whole': teacher_whole,
         **{f'teacher for {name}': teacher_for(term.teacher.names) for name, term in terms.items()},
         'distillation': lambda: step(distiller),
-        # A term whose connectors another one shares cannot go alone; without the only one it is the student alone.
+        # A term that lends its connectors cannot be removed by itself; without the only term it is the student alone.
         **{
             f'without {n}': without({n})
             for n in terms
@@ -105,7 +105,7 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
 
 
 def _connectors(distiller, term, data: dict) -> Callable[[], None]:
-    """The connectors of one term, forward and backward, on the features of one batch."""
+    """Forward and backward of one term's connectors on the features of one batch."""
     import torch
 
     def levels(x) -> list:

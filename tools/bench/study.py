@@ -1,30 +1,30 @@
-"""Run a study: a grid of configs and seeds, and the tables and pictures that it ends in.
+"""Run a study: a grid of configs and seeds, with tables and pictures of the results.
 
     python tools/bench/study.py STUDY.py [--seeds 5] [--runs NAME …] [--jobs 2]
     python tools/bench/study.py STUDY.py --launcher slurm --partition PARTITION [--sbatch-args=--gres=gpu:1 …]
     python tools/bench/study.py STUDY.py --report
 
-A study is a Python file of these names (tools/bench/studies has some):
+A study is a Python file with these names (see tools/bench/studies):
 
-    title, metric       metric=dict(key='mIoU', title='mIoU', scale=1, higher=True): of the logged validations, the last
-    work_dir            where runs go, seedN/NAME each, unless --work-dir says otherwise
-    runs                name -> dict(config=…, title=…), and, where wanted,
+    title, metric       metric=dict(key='mIoU', title='mIoU', scale=1, higher=True): key of the last logged validation
+    work_dir            default --work-dir; each run is in its folder seedN/NAME
+    runs                name -> dict(config=…, title=…), optionally with
       options             dict of further --cfg-options
-      needs               dict of an option to the run of the same seed whose last checkpoint it is to be
-      axes                the axes that this run is repeated over
-      against             the run that it is compared with, at the same levels of their common axes
-      seed                train it once, with this seed, for all seeds (a teacher that they share)
+      needs               dict: option -> run of the same seed; the option is set to that run's last checkpoint
+      axes                axes over which this run is repeated
+      against             run to compare with, at the same levels of their common axes
+      seed                train it once, with this seed, for all seeds (such as a shared teacher)
     axes                axis -> level -> dict of --cfg-options
     skip                list of dict(run=…, AXIS=level …): combinations to leave out
-    prepare             list of commands (lists of words after python) that are run first
-    picture             'dots' (the default), or dict(x=AXIS): a curve a run over the levels of an axis
+    prepare             list of commands (lists of words after python) to run first
+    picture             'dots' (the default), or dict(x=AXIS): one curve per run over the levels of an axis
 
-What is finished is kept and not run again, what was interrupted is resumed, and a run whose config, options or needed
-runs have changed is begun anew. Every run is tools/train.py in a process of its own, with one thread.
+Finished runs are not repeated, and interrupted ones are resumed. A run whose config, options or needed runs have
+changed starts again from scratch. Every run is tools/train.py in its own process, with one thread.
 
-Differences are paired by seed. Their interval is the percentile bootstrap's over seeds, 95 %, from 9,999 resamples of
-fixed seed. With few seeds it is too narrow: of five that agree it never has 0 in it, and by chance all five agree one
-time in 16. So the number of seeds that agree stands beside it.
+Differences are paired by seed. Their 95 % interval is the percentile bootstrap over seeds, with 9,999 resamples and a
+fixed random seed. With few seeds it is too narrow: if all of five seeds agree in sign, it never contains 0, and by
+chance that happens one time in 16. Therefore the number of seeds that agree is reported as well.
 """
 
 import argparse
@@ -54,23 +54,23 @@ STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid: a run of the study at certain levels."""
+    """One cell of the grid: a run of the study at certain levels of its axes."""
 
     run: str
     levels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
-        # Commas would make a list of a path among --cfg-options.
+        # --cfg-options would read a path with commas as a list.
         return '-'.join([self.run, *(re.sub(r'[^\w.%]+', '-', level) for level in self.levels.values())])
 
     def at(self, run: str, axes: Iterable[str]) -> 'Cell':
-        """Another run at the levels of the axes that both have."""
+        """Another run, at this cell's levels of the given axes."""
         return Cell(run, {a: self.levels[a] for a in axes if a in self.levels})
 
 
 class Study:
-    """A study file, checked, and its cells in an order in which each comes after what it needs."""
+    """A validated study file, with its cells ordered so that each comes after those it needs."""
 
     def __init__(self, path: str | Path, work_dir: Path | None = None, cfg_options: Iterable[str] = ()):
         from mmengine.config import Config
@@ -153,7 +153,7 @@ class Study:
         return cell.at(run, self.runs[run].get('axes', [])) if run else None
 
     def chosen(self, names: Iterable[str] | None) -> list[Cell]:
-        """The cells of these runs, and what they need and are compared with."""
+        """The cells of these runs, and those they need or are compared with."""
         if names is None:
             return self.cells
         for name in names:
@@ -170,34 +170,34 @@ class Study:
         return self.work_dir / f'seed{self.seed_of(cell, seed)}' / cell.name
 
     def out(self, suffix: str) -> Path:
-        """Where tables and picture go; several studies may share a work_dir, and the runs in it."""
+        """Path of a table or picture; named after the study, since studies may share a work_dir and its runs."""
         return self.work_dir / f'{self.path.stem}.{suffix}'
 
     def seed_of(self, cell: Cell, seed: int) -> int:
         return self.runs[cell.run].get('seed', seed)
 
     def grid(self, cells: Iterable[Cell], seeds: Iterable[int]) -> list[tuple[Cell, int]]:
-        """Every cell with every seed, whole seeds first, each after what it needs; what has a seed of its own once."""
+        """Every (cell, seed), seed by seed, each after those it needs; cells with a fixed seed only once."""
         return list(dict.fromkeys((c, self.seed_of(c, s)) for s in seeds for c in cells))
 
     def title_of(self, cell: Cell) -> str:
         return ', '.join([self.runs[cell.run]['title'], *cell.levels.values()])
 
     def own_options(self, cell: Cell) -> dict:
-        """What the study itself changes in the cell's config."""
+        """The options that the study sets for the cell."""
         own = dict(self.runs[cell.run].get('options', {}))
         for axis, level in cell.levels.items():
             own |= self.axes[axis][level]
         return own
 
     def options(self, cell: Cell) -> list[str]:
-        """``--cfg-options`` but for the seed and the checkpoints: the study's own first, then those of the call."""
+        """``--cfg-options`` without the seed and the checkpoints: the study's first, then those of the command line."""
         plain = not self.needs(cell)
         handed = [o for o in self.cfg_options if not (plain and o.startswith(('model.', 'default_hooks.')))]
         return [f'{key}={value}' for key, value in self.own_options(cell).items()] + handed
 
     def recipe(self, cell: Cell, seed: int) -> str:
-        """A checksum of all that a run follows from: its config with what it inherits, options, and what it needs."""
+        """A hash of everything that determines a run: its config with its bases, options, and the runs it needs."""
         seed = self.seed_of(cell, seed)
         if (cell.name, seed) not in self._recipes:
             text = read(self.runs[cell.run]['config'])[0] + json.dumps(self.options(cell))
@@ -209,7 +209,7 @@ class Study:
         return _read(self.folder(cell, seed) / 'recipe') == self.recipe(cell, seed)
 
     def train(self, cell: Cell, seed: int) -> None:
-        """One run, from where it was interrupted; RuntimeError names its log where it fails."""
+        """Train or resume one run; if it fails, RuntimeError names its log."""
         from lckd_mm.cli import option_path
 
         folder, recipe = self.folder(cell, seed), self.recipe(cell, seed)
@@ -220,7 +220,7 @@ class Study:
             options.append(f'{option}={option_path(last_checkpoint(self.folder(need, seed)), "--work-dir")}')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'recipe').unlink(missing_ok=True)
-        # Resumed only where the interrupted run had the same recipe.
+        # Resume only if the interrupted run had the same recipe.
         resume = _read(folder / 'begun') == recipe and (folder / 'last_checkpoint').exists()
         if not resume:
             for old in [folder / 'last_checkpoint', *folder.glob('*/vis_data/scalars.json')]:
@@ -229,18 +229,18 @@ class Study:
         command = ['tools/train.py', self.runs[cell.run]['config'], '--work-dir', str(folder)]
         command += ['--resume'] * resume + ['--cfg-options', *options]
         call(command, folder / 'train.log', f'{cell.name}, seed {seed}', append=resume)
-        self.result(cell, seed)  # without a validation it is not finished
+        self.result(cell, seed)  # raises without a validation: then the run is not finished
         (folder / 'recipe').write_text(recipe)
 
     def result(self, cell: Cell, seed: int) -> dict[str, float]:
-        """``score``, the last validation's; ``also NET`` where several nets are validated; ``share TERM``, the mean
-        part of each term in the loss."""
+        """``score`` of the last validation; ``also NET`` if several nets are validated; ``share TERM``, the mean
+        fraction of each term in the loss."""
         from lckd_mm.reporting import read_history
 
         key, scale = self.metric['key'], self.metric['scale']
         history = read_history(self.folder(cell, seed))
         training = [e for e in history.training if e['loss'] > 0]
-        # Of nets that learn together, net0.loss_kd and net1.loss_kd are one part.
+        # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
         keys = {k: k.rpartition('.')[2] for e in training for k in e}
         shares = {
             t: statistics.mean(sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training)
@@ -258,14 +258,14 @@ class Study:
         )
 
     def terms(self, cell: Cell) -> set[str]:
-        """The names of the terms that it trains with: of its config, and of its options."""
+        """The names of the cell's terms, from its config and its options."""
         named = (o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))
         return {*read(self.runs[cell.run]['config'])[1], *named}
 
 
 @cache
 def read(config: str) -> tuple[str, tuple[str, ...]]:
-    """A config of this project as text, with what it inherits, and the names of its terms."""
+    """A config of this project as text, with its bases merged, and the names of its terms."""
     from mmengine.config import Config
 
     cfg = Config.fromfile(ROOT / config)
@@ -273,7 +273,7 @@ def read(config: str) -> tuple[str, tuple[str, ...]]:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a run, wherever its folder has been moved since."""
+    """The last checkpoint of a run, even if its folder has been moved."""
     return folder / Path((folder / 'last_checkpoint').read_text().strip()).name
 
 
@@ -312,14 +312,14 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError('--seeds and --jobs must be 1 or more')
-    warnings.simplefilter('ignore')  # of the hosts' imports
-    # The runs start from the repository's root; paths are the caller's.
+    warnings.simplefilter('ignore')  # from the hosts' imports
+    # Runs start in the repository's root; paths on the command line are relative to the caller's folder.
     args.study, args.work_dir = Path(args.study).absolute(), args.work_dir and args.work_dir.absolute()
     os.chdir(ROOT)
     study = Study(args.study, args.work_dir, args.cfg_options)
     cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
     if any(study.needs(cell) for cell in cells):
-        option_path(study.work_dir, '--work-dir')  # before hours of training, not after
+        option_path(study.work_dir, '--work-dir')  # check before hours of training, not after
     if args.only:
         run_one(study, args.only)
     elif args.launcher == 'slurm' and not args.report:
@@ -348,8 +348,8 @@ def run_one(study: Study, name: str) -> None:
 
 
 def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> list[str]:
-    """Every run that is not finished; returns what became of those that failed."""
-    # Each config is read here, before there are threads: the libraries that read configs are not made for them.
+    """Run everything that is not finished; returns the errors of failed runs."""
+    # This reads every config before threads start: the config libraries are not thread-safe.
     todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
     if not todo:
         return []
@@ -369,21 +369,21 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
     pool = ThreadPoolExecutor(jobs)
     try:
         for cell, seed in todo:
-            # Handed in before, so that no worker waits for what no worker will do.
+            # Needed runs were submitted earlier, so no worker waits for a run that cannot start.
             needs = [(need.name, study.seed_of(need, seed)) for need in study.needs(cell).values()]
             futures[cell.name, seed] = pool.submit(work, cell, seed, [futures[k] for k in needs if k in futures])
         wait(futures.values())
     finally:
-        # What was interrupted must not go on with what is left.
+        # After an interrupt, do not start the remaining runs.
         pool.shutdown(cancel_futures=True)
     return [str(f.exception()) for f in futures.values() if f.exception()]
 
 
 def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Namespace) -> None:
-    """An array of Slurm for each layer of needs, each after the one before, and a last job that reports."""
+    """Submit one Slurm array per layer of needs, each after the previous one, and a final job for the report."""
     folder = study.work_dir / 'slurm'
     folder.mkdir(parents=True, exist_ok=True)
-    # Two jobs with one run would write into one folder.
+    # Two jobs of the same run would write into the same folder.
     submitted = folder / 'jobs'
     queued = _slurm('squeue', '--me', '--noheader', '--format=%F').split()
     waiting = [job for job in (submitted.read_text().split() if submitted.exists() else []) if job in queued]
@@ -414,7 +414,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
         script = folder / f'layer{layer}.sh'
         script.write_text('\n'.join(lines))
         array = [f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log']
-        # Whatever became of the others: a run whose own needs are not finished says so.
+        # afterany, even if others failed: a run whose own needs are not finished raises an error itself.
         after = [f'--dependency=afterany:{job}'] if job else []
         job = _submitted([*common, *array, *after, str(script)], submitted)
         print(f'layer {layer}: {len(names)} runs, array {job}')
@@ -431,7 +431,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
 
 
 def _submitted(arguments: list[str], record: Path) -> str:
-    """The number of the job that sbatch makes of these; it is noted in a file."""
+    """Submit a job with sbatch; returns its number and appends it to a file."""
     job = _slurm('sbatch', '--parsable', *arguments).strip().partition(';')[0]
     with record.open('a') as file:
         file.write(f'{job}\n')
@@ -449,8 +449,8 @@ def _slurm(*command: str) -> str:
 
 
 def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
-    """STUDY.json, STUDY.md and STUDY.png in the work_dir, of what is finished."""
-    # In the order of the file.
+    """Write STUDY.json, STUDY.md and STUDY.png to the work_dir, from the finished runs."""
+    # In the order of the study file.
     cells = sorted(cells, key=lambda cell: list(study.runs).index(cell.run))
     found: dict[Cell, dict[int, dict]] = {c: {} for c in cells}
     for cell, seed in study.grid(cells, seeds):
@@ -476,7 +476,7 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
 
 @dataclass
 class Row:
-    """What stands in a line of the table."""
+    """One row of the table."""
 
     title: str
     scores: dict[int, float]
@@ -492,7 +492,7 @@ class Row:
 
 
 def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
-    """A row a cell; of nets that learn together one each, and one of their ensemble."""
+    """One row per cell; for online distillation one per net and one for the ensemble."""
     rows = []
     for cell, runs in found.items():
         first = next(iter(runs.values()))
@@ -509,7 +509,7 @@ def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
                 for k in (k for k in first if k.startswith('share ')):
                     shares[k.removeprefix('share ')] = statistics.mean(r[k] for r in runs.values())
                 if any(not 0 <= share <= 1 for share in shares.values()):
-                    shares = {}  # exploring terms are negative: there are no parts
+                    shares = {}  # exploring terms are negative, so fractions are meaningless
             gains = [scores[s] - theirs[s] for s in scores if s in theirs]
             rows.append(Row(title, scores, shares, study.title_of(base) if gains else '', gains))
     return rows
@@ -553,7 +553,7 @@ def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    # Without a run that is repeated over the axis there is no curve.
+    # Curves need at least one run that is repeated over the axis.
     curves = study.picture != 'dots' and any(study.picture['x'] in cell.levels for cell in found)
     figure = _curves(study, found, plt) if curves else _dots(study, rows, plt)
     figure.savefig(path, dpi=120)
@@ -562,10 +562,10 @@ def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path
 
 
 def _dots(study: Study, rows: list[Row], plt):
-    """Every run as a dot, means as bars; a dotted line at each mean that others are compared with."""
+    """One dot per run, bars for means, and a dotted line at each mean that others are compared with."""
     compared = {row.against for row in rows}
     bases = [row for row in rows if row.title in compared]
-    # Teachers would stretch the axis.
+    # Leave out teachers, which would stretch the axis.
     shown = [row for row in rows if row.gains or row in bases] or rows
     figure, axis = plt.subplots(figsize=(7.5, 0.3 * len(shown) + 0.9), layout='constrained')
     for height, row in enumerate(shown):
@@ -582,7 +582,7 @@ def _dots(study: Study, rows: list[Row], plt):
 
 
 def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
-    """A panel for each setting of the other axes: score and gain over the levels of one axis, mean ± deviation."""
+    """Score and gain (mean ± deviation) over the levels of one axis; one panel per combination of the other axes."""
     x = study.picture['x']
     panels: dict[tuple, dict[str, dict[str, Cell]]] = {}
     for cell in found:
@@ -622,7 +622,7 @@ def _scores(runs: dict[int, dict]) -> dict[int, float]:
 
 
 def _band(axis, values: dict[int, dict[int, float]], **style) -> None:
-    """Mean and deviation over the seeds of what each level has by seed."""
+    """Plot mean and deviation over seeds; ``values`` is level to seed to value."""
     from lckd_mm.reporting.charts import band
 
     seeds = {seed for of in values.values() for seed in of}

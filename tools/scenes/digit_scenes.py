@@ -92,7 +92,7 @@ def tracked(items: Iterable, title: str, progress: bool) -> Iterator:
 def sigterm_raises() -> Iterator[None]:
     """Inside, SIGTERM raises SystemExit(143), so that ``finally`` clauses clean up as they do for Ctrl-C.
 
-    Does nothing outside the main thread, or where the program has a SIGTERM handler of its own.
+    Does nothing outside the main thread, or if the program has its own SIGTERM handler.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -110,7 +110,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove what killed runs left beside ``target``; runs that are alive, or on another host, keep theirs."""
+    """Remove temporary folders that killed runs left next to ``target``; those of live runs and other hosts stay."""
     prefix = f'.{target.name}.tmp-{socket.gethostname()}-'
     for folder in target.parent.iterdir():
         pid = folder.name.removeprefix(prefix).partition('-')[0]
@@ -120,12 +120,12 @@ def _remove_stale(target: Path) -> None:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:  # alive, and someone else's
+        except PermissionError:  # alive, owned by another user
             continue
 
 
 def _written_mark(target: Path) -> dict | None:
-    """What :func:`write_digit_scenes` noted in a folder, or None where it did not write the folder."""
+    """The parameters that :func:`write_digit_scenes` recorded in a folder; None if it did not write the folder."""
     try:
         mark = json.loads((target / _MARK).read_text())
     except (OSError, ValueError):
@@ -142,7 +142,7 @@ def _missing_files(target: Path, parameters: dict[str, int]) -> int:
 
 
 def _check_existing(target: Path, parameters: dict[str, int], force: bool) -> bool:
-    """Whether ``target`` already is what was asked for; raises where it is something else that must not be touched."""
+    """Whether ``target`` already has the requested scenes; raises if it has other content that must not be touched."""
     if not os.path.lexists(target):
         return False
     mark = _written_mark(target)
@@ -184,22 +184,22 @@ def write_digit_scenes(
     """Write the digit scenes into ``root`` in the layout of PASCAL VOC, all of them or nothing.
 
     Real handwriting in colour over real photographs, with masks for segmentation and boxes for detection. Training
-    and validation share no scan and no pixel of a photograph. Scene ``i`` of a split depends on ``size`` and ``seed``
-    alone, not on how many scenes are asked for, and two runs write the same bytes.
+    and validation share no scan and no pixel of a photograph. Scene ``i`` of a split depends only on ``size`` and
+    ``seed``, not on the number of scenes, and two runs write the same bytes.
 
     Args:
-        root: folder to make; where it already holds these very scenes, nothing is written.
+        root: folder to create; nothing is written if it already has exactly these scenes.
         train: number of training scenes.
         val: number of validation scenes.
         size: side of the square pictures in pixels, at least 32.
         seed: at least 0.
-        progress: show a progress bar, and say when there was nothing to do.
-        force: replace a folder that an earlier call wrote, and no other.
+        progress: show a progress bar, and print a message if there was nothing to do.
+        force: replace a folder, but only one that an earlier call wrote.
     Returns:
         ``root`` as a path.
     Raises:
-        ValueError: a parameter out of range, or no scene asked for.
-        FileExistsError: ``root`` exists and holds something else.
+        ValueError: a parameter out of range, or no scenes requested.
+        FileExistsError: ``root`` exists with other content.
     Source: ``load_digits`` and ``load_sample_images`` of scikit-learn.
     """
     check_counts(size=size, seed=seed, train=train, val=val)
@@ -215,14 +215,14 @@ def write_digit_scenes(
 
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target)
-    # A sibling, so that the rename at the end stays on one file system; the name tells who is at work on it.
+    # A sibling, so that the final rename stays on one file system; the name identifies the writing process.
     draft = target.with_name(f'.{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}')
     old = draft.with_name(f'{draft.name}-old')
     with sigterm_raises():
         try:
             draft.mkdir()
             _write_scenes(draft, parameters, progress)
-            # Asked again, because minutes may have passed and the folder may have appeared.
+            # Check again: the folder may have appeared in the meantime.
             if _check_existing(target, parameters, force):
                 return root
             if target.exists():

@@ -1,4 +1,4 @@
-"""SBD's masks (Hariharan et al. 2011) as PNG files beside PASCAL VOC's, the way mmsegmentation reads them."""
+"""Converts SBD's masks (Hariharan et al. 2011) to PNG files next to PASCAL VOC's, as mmsegmentation reads them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SBDConversion:
     found: SBD masks in the source; 11,355 in a complete SBD.
     added: ids written to ``aug.txt``; 9,118 in a complete SBD, 10,582 with VOC's own 1,464 training pictures.
     from_voc: VOC's own masks in ``SegmentationClassAug``.
-    without_mask: ids that SBD lists but holds no mask for; left out of ``aug.txt``.
+    without_mask: ids that SBD lists but has no mask for; left out of ``aug.txt``.
     without_picture: ids with a mask but no picture in ``JPEGImages``; left out of ``aug.txt``.
     """
 
@@ -77,7 +77,7 @@ def read_sbd_mask(path: str | os.PathLike) -> np.ndarray:
     Returns:
         ``(H, W)`` uint8, 0 background, 1 to 20 VOC's classes, 255 ignored.
     Raises:
-        ValueError: the file is no ``GTcls`` struct with a two-dimensional ``Segmentation``, or holds other labels.
+        ValueError: the file has no ``GTcls`` struct with a two-dimensional ``Segmentation``, or has other labels.
     """
     from scipy.io import loadmat
 
@@ -107,7 +107,7 @@ def read_sbd_mask(path: str | os.PathLike) -> np.ndarray:
 
 
 def _replace_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary sibling, then put it in the target's place."""
+    """Let ``write`` fill a temporary file in the same folder, then rename it to the target."""
     draft = target.with_name(f'.{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}')
     try:
         write(draft)
@@ -123,8 +123,8 @@ def _write_mask(mask: np.ndarray, target: Path) -> None:
 
 
 def _take_over(source: Path, target: Path) -> None:
-    """Put one of VOC's own masks at ``target``, as a hard link where the file system allows one."""
-    # Renaming one link of a file over another does nothing and would leave the temporary name behind.
+    """Put one of VOC's own masks at ``target``, as a hard link if the file system supports it."""
+    # Renaming one hard link over another of the same file does nothing, and would leave the temporary name behind.
     if target.exists() and os.path.samefile(source, target):
         return
     with Image.open(source) as picture:
@@ -138,7 +138,7 @@ def _take_over(source: Path, target: Path) -> None:
         try:
             os.link(source.resolve(), draft)
         except OSError:
-            # The bytes, not a decoded and encoded picture: the palette and every index stay as they are.
+            # Copy the bytes instead of re-encoding the picture, to keep the palette and every index.
             draft.write_bytes(source.read_bytes())
 
     _replace_atomically(target, write)
@@ -149,11 +149,11 @@ def _read_ids(path: Path) -> set[str]:
 
 
 def convert_sbd(sbd_root: str | os.PathLike, voc_root: str | os.PathLike, progress: bool = True) -> SBDConversion:
-    """Write what there is of SBD into a VOC 2012 folder, for mmsegmentation's ``pascal_voc12_aug.py``.
+    """Write the available part of SBD into a VOC 2012 folder, for mmsegmentation's ``pascal_voc12_aug.py``.
 
     Writes ``SegmentationClassAug/ID.png`` for every mask of SBD and every mask of VOC, VOC's finer one where both
     exist, and ``ImageSets/Segmentation/aug.txt`` with the ids that SBD adds to VOC's train and val. That file is
-    written last, each file is whole or absent, and a second run changes nothing.
+    written last. Each file is written atomically, and a second run changes nothing.
 
     Args:
         sbd_root: folder that SBD was unpacked into, holding ``benchmark_RELEASE/dataset/cls``, ``dataset/cls`` or
@@ -161,13 +161,13 @@ def convert_sbd(sbd_root: str | os.PathLike, voc_root: str | os.PathLike, progre
         voc_root: the folder ``VOC2012``, with ``SegmentationClass`` and ``ImageSets/Segmentation``.
         progress: show a progress bar.
     Returns:
-        What was found and written; also logged, as a warning where SBD is incomplete.
+        What was found and written; also logged, as a warning if SBD is incomplete.
     Raises:
-        FileNotFoundError: a folder, the masks or VOC's lists are not there.
-        ValueError: a mask cannot be read or holds labels that are not VOC's.
+        FileNotFoundError: a folder, the masks or VOC's lists do not exist.
+        ValueError: a mask cannot be read or has labels that are not VOC's.
     Source: B. Hariharan et al., Semantic contours from inverse detectors, ICCV 2011.
-    Deviation: mmsegmentation's converter stops unless SBD is complete, lets SBD's mask stand where VOC has a finer
-    one, and lists pictures that have no mask.
+    Deviation: mmsegmentation's converter stops unless SBD is complete, keeps SBD's mask where VOC has a finer one, and
+    lists pictures without a mask.
     """
     sbd_root, voc_root = Path(sbd_root), Path(voc_root)
     cls = _find_cls(sbd_root)
@@ -193,7 +193,7 @@ def convert_sbd(sbd_root: str | os.PathLike, voc_root: str | os.PathLike, progre
         extra = (listed or set(mats)) - _read_ids(lists / 'train.txt') - _read_ids(lists / 'val.txt')
         with_mask = extra & set(mats)
         added = with_mask
-        # Without JPEGImages the pictures are elsewhere, and that is for the config to know.
+        # Without JPEGImages the pictures are elsewhere, where the config says; they cannot be checked here.
         if (voc_root / 'JPEGImages').is_dir():
             added = with_mask & {path.stem for path in (voc_root / 'JPEGImages').glob('*.jpg')}
         text = ''.join(f'{name}\n' for name in sorted(added))

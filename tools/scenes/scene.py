@@ -1,4 +1,4 @@
-"""One digit scene: handwriting over a photograph, composed from what scikit-learn ships."""
+"""One digit scene: handwriting over a photograph, composed from data that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def voc_palette(colours: int = 256) -> tuple[tuple[int, int, int], ...]:
-    """The colour map of PASCAL VOC: the bits of a label, dealt out to red, green and blue from the top bit down."""
+    """The colour map of PASCAL VOC: a label's bits go in turn to red, green and blue, starting at their top bits."""
     return tuple(
         tuple(sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))
         for label in range(colours)
@@ -29,15 +29,15 @@ _PHOTO_COLUMNS = {'train': (slice(0, 380), slice(0, 300)), 'val': (slice(380, No
 _CROP_SIDES = (60, 190)  # pixels of the photograph, whatever the size of the scene
 _HEIGHTS = (14 / 96, 44 / 96)  # of the scene's side
 _MAX_ANGLE = 25.0
-_MIN_VISIBLE = 0.8  # of a digit's ink, so that no digit is hidden so far that it would have to be dropped
+_MIN_VISIBLE = 0.8  # of a digit's ink, so that no digit is so hidden that it would have to be dropped
 _MAX_BOX_OVERLAP = 0.25  # of the smaller box; ink alone would let a digit sit in the hole of another
-_INK = 0.5  # darkness of a scan from which on it counts as ink
+_INK = 0.5  # minimum darkness in a scan that counts as ink
 _RING = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and everything that is known about it.
+    """One picture with its annotations.
 
     image: ``(S, S, 3)`` uint8, RGB.
     mask: ``(S, S)`` uint8: 0 background, 1 to 10 the digits 0 to 9, 255 the ring around each digit.
@@ -85,13 +85,13 @@ def _random_colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _contrasting_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The first of up to 24 random colours that a person tells from ``background`` at a glance, else the best."""
+    """The first of up to 24 random colours that clearly contrasts with ``background``, else the best of them."""
     target = _lab(background)
     best, best_gap = None, -1.0
     for _ in range(24):
         colour = _random_colour(rng)
         gap = _lab(colour) - target
-        # Thin strokes are read by lightness far more than by hue, so hue counts for a third.
+        # Thin strokes are seen by lightness far more than by hue, so hue counts for a third.
         distance = float(np.hypot(gap[0], np.hypot(gap[1], gap[2]) / 3))
         if distance > best_gap:
             best, best_gap = colour, distance
@@ -114,18 +114,18 @@ def _background(split: str, size: int, rng: np.random.Generator) -> np.ndarray:
     crop = crop.astype(np.float32)
     if rng.random() < 0.5:
         crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.5, 2.0) * size / 96)
-    # Channels trade places and are tinted, or two photographs would give two colour schemes.
+    # Permute and tint the channels: otherwise two photographs would give only two colour schemes.
     crop = crop[..., rng.permutation(3)] * rng.uniform(0.75, 1.25, 3)
     grey = crop.mean(axis=-1, keepdims=True)
     crop = grey + rng.uniform(0.3, 0.9) * (crop - grey)
-    # No brighter than its highlights allow: burnt-out petals look like flat paper.
+    # Limit the gain by the highlights: overexposed petals look like flat paper.
     gain = np.clip(rng.uniform(60, 180) / max(crop.mean(), 1), 0.5, min(2.5, 250 / max(np.percentile(crop, 99), 1)))
     mean = gain * crop.mean(axis=(0, 1))
     return np.clip((gain * crop - mean) * rng.uniform(0.4, 0.9) + mean, 0, 255).astype(np.float32)
 
 
 def _draw_distractors(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Strokes, arcs and patches in the digits' kind of colours; none of them closes like a 0 or stands like a 1."""
+    """Draw strokes, arcs and patches in similar colours to the digits'; none is closed like a 0 or upright like a 1."""
     size = len(image)
     for _ in range(int(rng.integers(0, 4))):
         layer = np.zeros((size, size), np.uint8)
@@ -164,13 +164,13 @@ def _draw_distractors(image: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _warped_ink(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Opacity of a scan drawn at a random place, height and slant, and how much of its ink lies in the frame.
+    """Opacity of a scan drawn at a random place, height and slant, and the fraction of its ink inside the frame.
 
     Args:
         scan: ``(8, 8)`` in [0, 1].
         size: side of the scene.
     Returns:
-        ``(size, size)`` float32 in [0, 1], and the visible share in [0, 1].
+        ``(size, size)`` float32 in [0, 1], and the visible fraction in [0, 1].
     """
     zoom = 8
     ink = cv2.resize(np.pad(scan, 2), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
@@ -198,19 +198,19 @@ def _warped_ink(scan: np.ndarray, size: int, rng: np.random.Generator) -> tuple[
 
 
 def _tight_box(region: np.ndarray) -> tuple[int, int, int, int]:
-    """The tight box of a region that is not empty, counted from 1 and inclusive."""
+    """The tight box of a non-empty region, counted from 1 and inclusive."""
     ys, xs = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     return int(xs[0]) + 1, int(ys[0]) + 1, int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 def _box_overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """The shared area of two boxes over the area of the smaller."""
+    """The intersection area of two boxes divided by the area of the smaller."""
     shared = max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
     return shared / min((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
 
 
 def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw one digit in a colour that stands out from what lies under it, some with a shadow."""
+    """Draw one digit in a colour that contrasts with the background; some get a shadow."""
     size = len(image)
     around = cv2.dilate((alpha >= 0.5).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     colour = _contrasting_colour(image[around].mean(axis=0), rng)
@@ -218,7 +218,7 @@ def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> No
         shadow = cv2.GaussianBlur(alpha, (0, 0), 0.012 * size + 0.3)
         shift = rng.uniform(-0.02, 0.02, 2) * size
         shadow = cv2.warpAffine(shadow, np.float32([[1, 0, shift[0]], [0, 1, shift[1]]]), (size, size))
-        # A dark shadow helps a light digit and drowns a dark one, which gets a glow.
+        # A dark shadow sets off a light digit but hides a dark one, which gets a glow instead.
         tone = 0.0 if colour.mean() > 110 else 255.0
         image += (0.45 * shadow)[..., None] * (tone - image)
     slope = rng.uniform(-25, 25, 2)
@@ -228,7 +228,7 @@ def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> No
 
 
 def check_counts(size: int, **counts: int) -> None:
-    """ValueError for a size or a count that no scenes have."""
+    """Raise ValueError for an invalid size or count."""
     for name, value in dict(counts, size=size).items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(f'digit scenes: {name} must be a whole number of at least 0, got {value!r}')
@@ -239,9 +239,9 @@ def check_counts(size: int, **counts: int) -> None:
 def compose_scene(split: str, index: int, size: int = 96, seed: int = 0) -> Scene:
     """Scene ``index`` of a split; a pure function of its four arguments.
 
-    1 to 5 digits, heights about 14 to 44 pixels at size 96 and in proportion otherwise, turned by up to 25 degrees,
-    slightly sheared. Later digits lie over earlier ones; a place that would leave any digit with less than 80 % of
-    its ink in sight, or two boxes sharing more than 25 % of the smaller, is not taken.
+    1 to 5 digits, about 14 to 44 pixels high at size 96 (other sizes in proportion), rotated by up to 25 degrees and
+    slightly sheared. Later digits lie over earlier ones. A place is rejected if it would leave less than 80 % of any
+    digit's ink visible, or make two boxes share more than 25 % of the smaller.
 
     Raises:
         ValueError: unknown split, negative index or seed, or ``size`` below 32.
@@ -259,7 +259,7 @@ def compose_scene(split: str, index: int, size: int = 96, seed: int = 0) -> Scen
     rings = np.zeros((size, size), bool)
     drawn, inks, scan_ids, truncated = [], [], [], []
     for _ in range(int(rng.integers(1, MAX_DIGITS + 1))):
-        # The class first, then a scan of it: classes stay balanced however the scans are spread.
+        # Draw the class first, then one of its scans: classes stay balanced whatever the numbers of scans.
         scan_id = int(rng.choice(ids[targets[ids] == rng.integers(10)]))
         for _ in range(12):
             alpha, in_frame = _warped_ink(scans[scan_id], size, rng)

@@ -1,4 +1,4 @@
-# KD and CWD of the class scores with lckd_mm: the student's own baseline, and what distillation adds to it.
+# KD and CWD on class scores with lckd_mm: the student's baseline config plus distillation.
 _base_ = '../../../configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 
 model = dict(

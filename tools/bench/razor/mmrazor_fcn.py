@@ -5,10 +5,10 @@ model = dict(
     _delete_=True,
     _scope_='mmrazor',
     type='SingleTeacherDistill',
-    # Else it takes the one that mmseg's base file leaves at the top level, which pads to 512 x 512.
+    # By default mmrazor takes the top-level one from mmseg's base file, which pads to 512 x 512.
     data_preprocessor=dict(_base_.model.data_preprocessor, _scope_='mmseg'),
     architecture=dict(_base_.model, _scope_='mmseg'),
-    # Written out: mmrazor's cfg_path takes configs of installed packages ('mmseg::…') and no files.
+    # Written out because mmrazor's cfg_path accepts only configs of installed packages ('mmseg::…'), not files.
     teacher=dict(
         _base_.model,
         _scope_='mmseg',
@@ -22,7 +22,7 @@ model = dict(
         student_recorders=dict(logits=dict(type='ModuleOutputs', source='decode_head.conv_seg')),
         teacher_recorders=dict(logits=dict(type='ModuleOutputs', source='decode_head.conv_seg')),
         distill_losses=dict(
-            # 'mean' divides by the 11 classes, too: KLDivergence has no mean over positions alone.
+            # 'mean' also divides by the 11 classes: KLDivergence cannot average over positions alone.
             loss_kd=dict(type='KLDivergence', tau=2.0, reduction='mean', loss_weight=11.0),
             loss_cwd=dict(type='ChannelWiseDivergence', tau=4.0, loss_weight=3.0),
         ),
