@@ -52,7 +52,7 @@ class KDLoss(nn.Module):
             arguments.whole('KDLoss', 'num_classes', num_classes)
         arguments.whole('KDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
-        # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that attribute for a head.
+        # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that for a head without a background class.
         self.scores = num_classes
 
     def adapt(self, head: nn.Module | None) -> None:
