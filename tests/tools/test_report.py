@@ -471,7 +471,7 @@ def test_from_a_clone_to_the_report_of_ones_own_run(browser, tmp_path):
     assert 'report: work_dirs/demo/report.html' in done.stdout
     page = clone / 'work_dirs/demo/report.html'
     charts, unseen = unseen_charts(page, seen(browser, page, tmp_path))
-    assert len(charts) == 6 and unseen == []
+    assert len(charts) == 7 and unseen == []
     first = Page(page)
     assert all(word in first.text for word in ('kd against the student alone', 'lckd against the student alone'))
     again = [sys.executable, '-W', 'ignore', 'tools/analysis/report.py', 'work_dirs/demo', '--out', 'mine.html']
