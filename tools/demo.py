@@ -219,7 +219,8 @@ def evaluate(task: Task, finished: dict[str, Path]) -> dict[str, dict]:
         }
         sigmas = sigma_history(task, checkpoint.parent)
         if sigmas:
-            gaps = [abs(math.log(connected / teacher)) for _, connected, teacher in sigmas[-5:]]
+            late = sigmas[-1][0] - 100
+            gaps = [abs(math.log(connected / teacher)) for step, connected, teacher in sigmas if step > late]
             rows[name]['sigma_gap'] = statistics.mean(gaps)
     return rows
 

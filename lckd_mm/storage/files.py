@@ -152,7 +152,7 @@ def register_safe_globals() -> None:
     """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read mmengine's checkpoints.
 
     mmengine pickles log buffers and numpy scalars into every checkpoint; without this none of them can be loaded or
-    resumed. Only these few classes are added, none of which can run code.
+    resumed. Only these few classes are added; none can run code.
     """
     from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType, UInt8DType
 

@@ -1,6 +1,5 @@
-# What the detection demo's LONDON is made of: the weight of OFD, and the gap and weight of Lipschitz matching of the
-# connected maps. RetinaNet on the digit scenes. The demo's own weights were chosen by it: --first-seed 100 --seeds 3,
-# none of which is reported elsewhere.
+# Chooses the detection demo's weights: of OFD, and of Lipschitz matching of the connected maps (RetinaNet).
+# Run with --first-seed 100 --seeds 3: no other table reports these seeds.
 title = 'OFD and LONDON: RetinaNet on digit scenes'
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/london-detection'
