@@ -1,6 +1,6 @@
-# Chooses the detection demo's weights: of OFD, and of Lipschitz matching of the connected maps (RetinaNet).
+# Chooses the weight of OFD in the detection demo (RetinaNet); its Lipschitz term is not studied yet.
 # Run with --first-seed 100 --seeds 3: no other table reports these seeds.
-title = 'OFD and LONDON: RetinaNet on digit scenes'
+title = 'OFD: RetinaNet on digit scenes'
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/london-detection'
 prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
