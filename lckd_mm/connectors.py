@@ -1,11 +1,4 @@
-"""Connectors: modules between a tapped feature and the loss that make student and teacher comparable.
-
-A connector is a module with ``forward(x, like)``: ``x`` is its own net's feature, ``like`` the other net's, for its
-shape only. A :class:`~lckd_mm.distillation.Term` fills in ``in_channels`` and ``out_channels`` from the dry run if the
-constructor has them. A teacher connector that needs training images sets ``waits_for_data``:
-:class:`~lckd_mm.hooks.DistillationHook` then passes it ``batches`` features by ``observe`` before the first iteration,
-and calls ``settle``. One with ``online`` is trained by its term's loss.
-"""
+"""Connectors: modules between a tapped feature and the loss that make student and teacher comparable."""
 
 import inspect
 from itertools import pairwise
@@ -21,8 +14,36 @@ from .functional.shapes import mean
 from .registry import MODELS, build_registered, registered_class
 
 
+class Connector(nn.Module):
+    """Base class of connectors, modules with ``forward(x, like)``.
+
+    ``x`` is a feature of the connector's own net, ``like`` the other net's, for its shape only. There is one instance
+    per tap. A term fills in ``in_channels`` and ``out_channels`` from the dry run if the constructor has them.
+
+    A connector of the teacher's feature (``of_teacher``) may read the BatchNorm before the tap (:meth:`bind`), or need
+    training images: while ``waits_for_data``, :class:`~lckd_mm.hooks.DistillationHook` passes it the features of
+    ``batches`` batches (:meth:`observe`) before the first iteration, then calls :meth:`settle`. With ``online`` it is
+    trained by the loss of its term.
+    """
+
+    of_teacher = False
+    waits_for_data = False
+    online = False
+    batches = 0
+
+    def bind(self, norm: nn.Module | None, who: str) -> None:
+        """Read the norm that produces the tapped feature; called after building, and after the teacher is loaded."""
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch's feature."""
+
+    def settle(self) -> str:
+        """Finish with what was observed; returns a message for the log."""
+        return ''
+
+
 @MODELS.register_module()
-class ConvBN(nn.Sequential):
+class ConvBN(Connector, nn.Sequential):
     """1x1 convolution without bias, then BatchNorm: maps a student's feature to the teacher's width.
 
     Args:
@@ -31,7 +52,6 @@ class ConvBN(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int):
-        _check_channels('ConvBN', in_channels, out_channels)
         super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
         nn.init.kaiming_normal_(self[0].weight, mode='fan_out', nonlinearity='relu')
 
@@ -40,7 +60,7 @@ class ConvBN(nn.Sequential):
 
 
 @MODELS.register_module()
-class MatchSize(nn.Module):
+class MatchSize(Connector):
     """Bilinearly resizes a map (B, C, H, W) to the other net's height and width; no parameters.
 
     Args:
@@ -49,7 +69,7 @@ class MatchSize(nn.Module):
 
     def __init__(self, align_corners: bool = False):
         super().__init__()
-        self.align_corners = arguments.switch('MatchSize', 'align_corners', align_corners)
+        self.align_corners = arguments.boolean('MatchSize', 'align_corners', align_corners)
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         if x.shape[2:] == like.shape[2:]:
@@ -58,7 +78,7 @@ class MatchSize(nn.Module):
 
 
 @MODELS.register_module()
-class MarginReLU(nn.Module):
+class MarginReLU(Connector):
     """``max(x, m)`` with a negative margin m per channel: OFD's transform of the teacher's feature.
 
     Use it as ``teacher_connector`` of a term whose taps lie before a ReLU.
@@ -76,11 +96,12 @@ class MarginReLU(nn.Module):
         block is used, as the authors do, although the identity is added after it.
     """
 
+    of_teacher = True
+
     def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
         super().__init__()
         arguments.choice('MarginReLU', 'margin', margin, ('bn', 'data'))
-        arguments.whole('MarginReLU', 'batches', batches)
-        arguments.channels('MarginReLU', 'in_channels', in_channels)
+        arguments.integer('MarginReLU', 'batches', batches)
         self.source, self.batches = margin, batches
         self._sums: Tensor | None = None
         self.register_buffer('margin', torch.zeros(in_channels))
@@ -130,13 +151,8 @@ class MarginReLU(nn.Module):
         return margin_relu(x, self.margin)
 
 
-def _check_channels(who: str, in_channels: int, out_channels: int) -> None:
-    arguments.channels(who, 'in_channels', in_channels)
-    arguments.channels(who, 'out_channels', out_channels)
-
-
 def _paraphrased(channels: int, rate: float, who: str) -> int:
-    arguments.number(who, 'rate', rate, above=0, at_most=16)
+    arguments.number(who, 'rate', rate, above=0)
     return max(1, round(channels * rate))
 
 
@@ -149,7 +165,7 @@ def _conv_layers(*widths: int) -> list[nn.Module]:
 
 
 @MODELS.register_module()
-class Translator(nn.Sequential):
+class Translator(Connector, nn.Sequential):
     """Three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
@@ -159,7 +175,6 @@ class Translator(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
-        _check_channels('Translator', in_channels, out_channels)
         factor = _paraphrased(out_channels, rate, 'Translator')
         super().__init__(*_conv_layers(in_channels, in_channels, factor, factor))
 
@@ -168,7 +183,7 @@ class Translator(nn.Sequential):
 
 
 @MODELS.register_module()
-class FactorEncoder(nn.Sequential):
+class FactorEncoder(Connector, nn.Sequential):
     """Leaky ReLU, then three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
@@ -179,7 +194,6 @@ class FactorEncoder(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
-        _check_channels('FactorEncoder', in_channels, out_channels)
         factor = _paraphrased(out_channels, rate, 'FactorEncoder')
         super().__init__(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
 
@@ -188,7 +202,7 @@ class FactorEncoder(nn.Sequential):
 
 
 @MODELS.register_module()
-class AutoEncoder(nn.Module):
+class AutoEncoder(Connector):
     """Turns the teacher's feature into a factor: the encoder of an auto-encoder trained to reconstruct the feature.
 
     Use it as ``teacher_connector``. Before the first iteration :class:`~lckd_mm.hooks.DistillationHook` trains it on
@@ -213,6 +227,7 @@ class AutoEncoder(nn.Module):
     """
 
     MODES = ('l1', 'l2')
+    of_teacher = True
 
     def __init__(
         self,
@@ -226,10 +241,8 @@ class AutoEncoder(nn.Module):
         super().__init__()
         who = type(self).__name__
         arguments.choice(who, 'mode', mode, self.MODES)
-        arguments.channels(who, 'in_channels', in_channels)
-        arguments.whole(who, 'batches', batches)
+        arguments.integer(who, 'batches', batches)
         arguments.number(who, 'lr', lr, above=0)
-        arguments.switch(who, 'online', online)
         factor = _paraphrased(in_channels, rate, who)
         self.mode, self.batches, self.lr, self.online = mode, batches, lr, online
         self.encoder = self._encoder(in_channels, factor)
@@ -340,25 +353,20 @@ class Paraphraser(AutoEncoder):
 
 
 @MODELS.register_module()
-class ChannelPart(nn.Module):
+class ChannelPart(Connector):
     """One of two halves of a feature's channels, optionally followed by another connector.
 
-    Two terms with the two parts and the same split and seed divide a student's feature between them.
+    Two terms with the two parts divide a student's feature between them.
 
     Args:
         in_channels: channels of the feature. out_channels: channels of the other net's feature.
         part: 'inherit', the first half, or 'explore', the rest.
-        split: 'natural', in channel order, or 'random', after a permutation that is drawn once and stored in the
-            checkpoint.
-        seed: seed of the permutation; the training's random state is left untouched.
         connector: config of the following connector, such as :class:`FactorEncoder`; its channels are filled in.
-        frozen: keep the connector's initial weights, and use its running statistics. A trained encoder can satisfy an
-            explore term alone, without any change of the student; a frozen one cannot.
     Raises:
-        ValueError: an unknown part or split, a feature with one channel, a connector that needs the teacher's layers
+        ValueError: an unknown part, a feature with one channel, a connector that needs the teacher's layers
             or training images.
     Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder trained with the student.
-        Deviation: ``frozen`` is ours.
+        Deviation: none.
     """
 
     def __init__(
@@ -366,49 +374,27 @@ class ChannelPart(nn.Module):
         in_channels: int,
         out_channels: int,
         part: str = 'inherit',
-        split: str = 'natural',
-        seed: int = 0,
         connector: dict | None = None,
-        frozen: bool = False,
     ):
         super().__init__()
-        if part not in ('inherit', 'explore') or split not in ('natural', 'random'):
-            raise ValueError(
-                f"ChannelPart: part must be 'inherit' or 'explore', split 'natural' or 'random', got {part!r} and "
-                f'{split!r}'
-            )
-        _check_channels('ChannelPart', in_channels, out_channels)
-        arguments.whole('ChannelPart', 'seed', seed, at_least=0, at_most=2**32 - 1)
-        arguments.switch('ChannelPart', 'frozen', frozen)
+        arguments.choice('ChannelPart', 'part', part, ('inherit', 'explore'))
         if in_channels < 2:
             raise ValueError(f'ChannelPart: a feature of {in_channels} channel has no two parts; tap another layer')
-        order = torch.arange(in_channels)
-        if split == 'random':
-            order = torch.randperm(in_channels, generator=torch.Generator().manual_seed(seed))
         half = in_channels // 2
         self.in_channels = in_channels
-        self.register_buffer('channels', order[:half] if part == 'inherit' else order[half:])
-        self.connector, self.frozen = None, frozen
+        self.part = slice(0, half) if part == 'inherit' else slice(half, in_channels)
+        self.connector = None
         if connector is not None:
-            widths = dict(in_channels=len(self.channels), out_channels=out_channels)
+            widths = dict(in_channels=self.part.stop - self.part.start, out_channels=out_channels)
             known = inspect.signature(registered_class(connector, 'ChannelPart: connector').__init__).parameters
             widths = {key: value for key, value in widths.items() if key in known and key not in connector}
             self.connector = build_registered({**connector, **widths}, 'ChannelPart: connector')
-            if any(hasattr(self.connector, key) for key in ('bind', 'waits_for_data')):
+            if self.connector.of_teacher:
                 kind = type(self.connector).__name__
                 raise ValueError(f"ChannelPart: a {kind} looks at the teacher's layers; write it as teacher_connector")
-            if frozen:
-                self.connector.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> 'ChannelPart':
-        super().train(mode)
-        if self.frozen and self.connector is not None:
-            self.connector.train(False)
-        return self
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         if x.shape[1] != self.in_channels:
             raise ValueError(f'ChannelPart: expected {self.in_channels} channels, got {tuple(x.shape)}')
-        part = x.index_select(1, self.channels)
+        part = x[:, self.part]
         return part if self.connector is None else self.connector(part, like)

@@ -30,16 +30,16 @@ def part(name, connector=None, **more):
     return dict(type='lckd_mm.ChannelPart', part=name, connector=connector, **more)
 
 
-def ie(on='stage3', split='random', **auto_encoder):
+def ie(on='stage3', **auto_encoder):
     """The two terms of the paper."""
     return dict(
         loss_inherit=dict(
-            loss=dict(type='lckd_mm.FTLoss'), on=on, connector=part('inherit', ENCODER, split=split), weight=50.0,
+            loss=dict(type='lckd_mm.FTLoss'), on=on, connector=part('inherit', ENCODER), weight=50.0,
             teacher_connector=dict(dict(type='lckd_mm.AutoEncoder', batches=4), **auto_encoder),
         ),
         loss_explore=dict(
             loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss')), on=on, weight=50.0,
-            connector=part('explore', ENCODER, split=split), teacher_connector='loss_inherit',
+            connector=part('explore', ENCODER), teacher_connector='loss_inherit',
         ),
     )  # fmt: skip
 
@@ -63,11 +63,6 @@ OVER_OFD = dict(
         weight=1e-3,
     ),
 )  # fmt: skip
-COSINES = dict(
-    ie(),
-    loss_inherit=dict(ie()['loss_inherit'], loss=dict(type='lckd_mm.FactorCosineLoss')),
-    loss_explore=dict(ie()['loss_explore'], loss=dict(type='lckd_mm.FactorCosineLoss', form='explore')),
-)
 ALONG = dict(
     loss_autoencoder=dict(
         loss=dict(type='lckd_mm.ReconstructionLoss'), on='stage3',
@@ -95,7 +90,7 @@ class Recorder(Hook):
         runner.model.observers.append(lambda *parts: self.seen.append(parts))
 
 
-CASES = dict(ie=ie(), over_at=OVER_AT, over_ofd=OVER_OFD, cosines=COSINES, along=ALONG)
+CASES = dict(ie=ie(), over_at=OVER_AT, over_ofd=OVER_OFD, along=ALONG)
 RUNS = [(host, name) for host in ('mmpretrain', 'mmdet') for name in CASES] + [('mmseg', 'ie')]
 
 
@@ -135,7 +130,7 @@ def test_it_trains(host, name, scenes, teacher_file, tmp_path):
 
 
 def test_the_terms_are_the_papers(scenes, teacher_file, tmp_path):
-    model = distillation('mmpretrain', teacher_file, ie(split='natural'))
+    model = distillation('mmpretrain', teacher_file, ie())
     cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=2)
     cfg.default_hooks.distillation = HOOK
     recorder = Recorder()
@@ -151,7 +146,7 @@ def test_the_terms_are_the_papers(scenes, teacher_file, tmp_path):
 
 def test_each_parts_gradient_reaches_its_half_of_the_student_alone(teacher_file, scope):
     scope('mmpretrain')
-    model = build_model(distillation('mmpretrain', teacher_file, ie(split='natural')), 'mmpretrain').train()
+    model = build_model(distillation('mmpretrain', teacher_file, ie()), 'mmpretrain').train()
     s, t = torch.randn(4, 16, 6, 6, requires_grad=True), torch.randn(4, 32, 6, 6, requires_grad=True)
     done = {}
     for name, half, rest in (('loss_inherit', slice(8), slice(8, 16)), ('loss_explore', slice(8, 16), slice(8))):

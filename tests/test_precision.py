@@ -47,9 +47,7 @@ STAGES = [f'stage{i}' for i in range(1, 5)]
 MAPS = {
     'lipschitz': [dict(type='LipschitzLoss', gap=gap) for gap in ('log', 'relative', 'absolute')]
     + [dict(type='LipschitzLoss', normalise=True), dict(type='LONDONLoss')],
-    'features': [
-        dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FactorCosine', 'FitNets', 'OFD')
-    ]
+    'features': [dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FitNets', 'OFD')]
     + [dict(type='ExploreLoss', loss=dict(type='lckd_mm.ATLoss'))],
     'relations': [dict(type='RKDLoss')],
     'critics': [

@@ -8,7 +8,7 @@ from lckd_mm.connectors import ConvBN
 from lckd_mm.distillation.objective import lenders_first
 from lckd_mm.distillation.term import Batch, build_term
 from lckd_mm.functional import kd_divergence
-from lckd_mm.losses import KDLoss, LipschitzLoss
+from lckd_mm.losses import KDLoss, LipschitzLoss, Loss
 from lckd_mm.registry import MODELS, build_registered, registered_class
 from lckd_mm.taps import FeatureTaps, Trace
 
@@ -19,24 +19,31 @@ SAME = dict(type='lckd_mm.ConvBN', in_channels=[5, 7], out_channels=[2, 4])
 
 
 class Gap(nn.Module):
-    """The sum of the gaps, so that what reaches a loss is seen in its value."""
+    """The sum of the gaps, so that what reaches a loss is seen in its value; a plain module, of pairs."""
 
     def forward(self, student, teacher):
-        pairs = [(student, teacher)] if isinstance(student, torch.Tensor) else zip(student, teacher, strict=True)
-        return sum((s - t).sum() for s, t in pairs)
+        return (student - teacher).sum()
 
 
-class Greedy(nn.Module):
+class Greedy(Loss):
     """Keeps everything that a loss may ask for."""
+
+    joint = True
 
     def forward(self, student, teacher, raw_student, data_samples):
         self.seen = dict(student=student, teacher=teacher, raw_student=raw_student, data_samples=data_samples)
         return torch.zeros(())
 
 
-class Untraceable(nn.Module):
-    def forward(self, student):
-        return student.sum()
+class Pairs(Loss):
+    """Keeps the pairs that it is called with, and what comes beside them."""
+
+    def tensor_weights(self, count):
+        return [10.0**i for i in range(count)]
+
+    def forward(self, student, teacher, raw_teacher, inputs):
+        self.seen = [*getattr(self, 'seen', []), (student, teacher, raw_teacher, inputs)]
+        return student.mean()
 
 
 class Head(nn.Module):
@@ -97,17 +104,16 @@ def features():
         (dict(loss='lckd_mm.KDLoss', on='logits'), ValueError, "expected a dict with a type, .* got 'lckd_mm.KDLoss'"),
         (dict(loss=dict(KD, temperature=4.0), on='logits'), ValueError, r"KDLoss .*'temperature'; it takes \(tau:"),
         (dict(loss=dict(KD, tau=-4.0), on='logits'), ValueError, 'tau must be above 0, got -4.0'),
-        (dict(loss=KD), KeyError, "no taps for the student, expected on='logits' or"),
-        (dict(loss=KD, student='logits'), KeyError, 'no taps for the teacher'),
-        (dict(loss=KD, teacher='logits'), KeyError, 'no taps for the student'),
+        (dict(loss=KD), ValueError, "taps of the student are None, expected on='logits' or"),
+        (dict(loss=KD, student='logits'), ValueError, 'taps of the teacher are None'),
         (dict(loss=KD, on='logit'), KeyError, "unknown student tap 'logit', the taps are 'a', 'b', 'logits', 'aux', "),
         (dict(loss=KD, student='a', teacher='c'), KeyError, "unknown teacher tap 'c', the taps are 'a', 'b'"),
         (dict(loss=LIPSCHITZ, student=['a', 'b'], teacher=['a']), ValueError, '2 student taps, but 1 teacher taps'),
-        (dict(loss=KD, student='a', teacher=['a']), ValueError, "one side's taps are a name, the other's a list"),
         (dict(loss=KD, on=[]), ValueError, r"the taps of the student are \[\], expected on='logits' or"),
         (dict(loss=KD, on=3), ValueError, "the taps of the student are 3, expected on='logits' or"),
         ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
-        (dict(loss=dict(type=Untraceable), on='a'), ValueError, r'Untraceable does not take \(student, teacher\)'),
+        (dict(loss=KD, on='a', connector=dict(type='lckd_mm.MarginReLU')), ValueError, 'write it as teacher_connector'),
+        (dict(loss=KD, on='a', connector=dict(type=nn.Identity)), TypeError, 'Identity does not derive from lckd_mm'),
     ],
 )  # fmt: skip
 def test_mistakes(make, config, error, says):
@@ -117,7 +123,7 @@ def test_mistakes(make, config, error, says):
 
 @pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '1', None, [1.0]])
 def test_a_bad_weight_raises(make, weight):
-    with pytest.raises(ValueError, match=r"term 'loss_x': weight must be (a finite number|0 or above), got"):
+    with pytest.raises(ValueError, match=r"term 'loss_x': weight must be (a finite number|at least 0), got"):
         make(dict(loss=KD, on='logits', weight=weight))
 
 
@@ -161,18 +167,39 @@ def test_every_registered_type_is_listed():
 # ---- selecting and weighing
 
 
-def test_on_one_tap_gives_tensors_and_on_several_lists(make, features):
+def test_a_joint_loss_gets_the_tensors_of_all_taps_in_one_list(make, features):
     s, t = features
     one = make(dict(loss=dict(type=Greedy), on='logits'))
     one(Batch(s, t, data_samples=['sample']), {})
-    assert one.loss.seen['student'] is s['logits']
-    assert one.loss.seen['teacher'] is t['logits']
-    assert one.loss.seen['raw_student'] == [s['logits']]
+    assert one.loss.seen['student'][0] is s['logits']
     assert one.loss.seen['data_samples'] == ['sample']
-    several = make(dict(loss=dict(type=Greedy), student=['a', 'b'], teacher=['b', 'logits']))
+    several = make(dict(loss=dict(type=Greedy), student=['a', 'levels'], teacher=['b', 'levels']))
     several(Batch(s, t), {})
-    assert [x is y for x, y in zip(several.loss.seen['student'], (s['a'], s['b']), strict=True)] == [True, True]
-    assert [x is y for x, y in zip(several.loss.seen['teacher'], (t['b'], t['logits']), strict=True)] == [True, True]
+    for key, expected in (
+        ('student', [s['a'], *s['levels']]),
+        ('teacher', [t['b'], *t['levels']]),
+        ('raw_student', [s['a'], *s['levels']]),
+    ):
+        assert [x is y for x, y in zip(several.loss.seen[key], expected, strict=True)] == [True] * 3
+
+
+def test_a_loss_of_pairs_is_called_for_each_tensor_and_summed_with_its_weights(make, features):
+    s, t = features
+    term = make(dict(loss=dict(type=Pairs), on=['a', 'levels'], connector=CONV)).eval()
+    value = term(Batch(s, t, inputs='images'), {})
+    assert [seen[0].shape[1:] for seen in term.loss.seen] == [(5, 8, 8), (7, 4, 4), (7, 2, 2)]
+    assert [seen[2] is x for seen, x in zip(term.loss.seen, [t['a'], *t['levels']], strict=True)] == [True] * 3
+    assert [seen[3] for seen in term.loss.seen] == ['images'] * 3
+    expected = sum(w * seen[0].mean() for w, seen in zip((1, 10, 100), term.loss.seen))
+    torch.testing.assert_close(value, expected)
+    plain = make(dict(loss=dict(type=Gap), student=['a', 'a'], teacher=['a', 'a'], connector=CONV)).eval()
+    gaps = [(c(s['a']) - t['a']).sum() for c in plain.connectors]
+    torch.testing.assert_close(plain(Batch(s, t), {}), sum(gaps) / 2)  # by default the mean
+
+
+def test_nets_that_give_different_numbers_of_tensors_raise(make, features):
+    with pytest.raises(ValueError, match='2 student tensors, but 1'):
+        make(dict(loss=dict(type=Gap), student='levels', teacher='b'))(Batch(*features), {})
 
 
 def test_student_and_teacher_override_on(make):
@@ -216,8 +243,7 @@ def test_features_are_at_least_float32(make, dtype, expected):
     a, levels = torch.randn(1, 2, 8, 8).to(dtype), [torch.randn(1, 4, 4, 4).to(dtype)]
     term(Batch(*[dict(a=a, levels=levels)] * 2), {})
     for side in ('student', 'teacher', 'raw_student'):
-        pyramid, single = term.loss.seen[side]
-        assert (pyramid[0].dtype, single.dtype) == (expected, expected)
+        assert [x.dtype for x in term.loss.seen[side]] == [expected] * 2
 
 
 def test_autocast_is_off_inside(make, features):
@@ -266,7 +292,7 @@ def test_teacher_connector_goes_from_the_teacher_to_the_student(make, features):
 def test_connectors_see_the_other_side(make, features):
     term = make(dict(loss=dict(type=Greedy), student='a', teacher='b', connector=dict(type='lckd_mm.MatchSize')))
     term(Batch(*features), {})
-    assert term.loss.seen['student'].shape == (3, 2, 4, 4)
+    assert term.loss.seen['student'][0].shape == (3, 2, 4, 4)
     assert term.loss.seen['raw_student'][0] is features[0]['a']
 
 
@@ -333,14 +359,14 @@ def test_sharing_from_a_term_that_shares_goes_to_the_source(make):
 
 def test_sharing_what_is_not_there_raises(make):
     first = make(dict(loss=dict(type=Gap), on=['a'], connector=CONV), 'loss_first')
-    with pytest.raises(KeyError, match=r"connector='loss_late' names no term before this one .*'loss_first'"):
+    with pytest.raises(KeyError, match=r"connector: no term 'loss_late' before this one .*'loss_first'"):
         make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_late'), others={'loss_first': first})
-    with pytest.raises(ValueError, match="'loss_first', which has none from student tap 'b' to teacher tap 'b'"):
+    with pytest.raises(ValueError, match="'loss_first' has no connector from student tap 'b' to teacher tap 'b'"):
         make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), others={'loss_first': first})
     bare = make(dict(loss=dict(type=Gap), on=['a']), 'loss_bare')
-    with pytest.raises(ValueError, match='names a term that has no connectors itself'):
+    with pytest.raises(ValueError, match="'loss_bare' has no connector"):
         make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_bare'), others={'loss_bare': bare})
-    with pytest.raises(ValueError, match='names a term that has no teacher_connectors itself'):
+    with pytest.raises(ValueError, match="'loss_first' has no teacher_connector"):
         make(dict(loss=dict(type=Gap), on=['a'], teacher_connector='loss_first'), others={'loss_first': first})
 
 
@@ -380,7 +406,7 @@ def test_a_loss_around_another_gets_what_that_one_asks_for(make, features):
     )
     assert term.loss.wrapped.attentions[0][0].in_features == 7  # the teacher's channels
     kd = make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=KD, form='saturating', bound=9.0), on='logits'))
-    assert (kd.loss.wrapped.activation, kd._wanted) == ('sigmoid', ['data_samples'])
+    assert (kd.loss.wrapped.activation, kd._extras) == ('sigmoid', ['data_samples'])
     noise = dict(type='lckd_mm.JacobianLoss', mode='noise')
     assert make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=noise, form='hinge', bound=1.0), on='logits')).replays
 

@@ -15,7 +15,7 @@ from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, own_losses, training_size
 from ..registry import MODELS
-from .dry_run import Taps, as_size, merge_taps, trace_taps
+from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
 from .objective import Objective, inherited
 from .student import StudentModel
 from .teacher import FrozenTeacher
@@ -97,10 +97,10 @@ class Distiller(StudentModel):
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = merge_taps('student', net, taps, student_taps)
             self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
-            self._dry_run(dry_run_size)
+            only_with_loss = self._dry_run(dry_run_size)
             self.terms = Objective.build(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
-            self.terms.rehearse(net, dry_run_size, self._only_with_loss)
+            rehearse(self.terms, net, dry_run_size, only_with_loss)
         self.inherit = inherit
         for path in self.inherit:
             self._inheritance(path)
@@ -247,9 +247,9 @@ class Distiller(StudentModel):
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
         return self.terms.used()
 
-    def _dry_run(self, size: tuple[int, int] | None) -> None:
-        """Run both nets once on a dummy image, to resolve the taps and learn channels and calls."""
+    def _dry_run(self, size: tuple[int, int] | None) -> set[str]:
+        """Run both nets once on a dummy image; returns the student's taps that fire only with the loss."""
         size = size or training_size(self.student)
         with DefaultScope.overwrite_default_scope(self.teacher.scope):
             trace_taps(self.teacher_taps, self.teacher.model, size)
-        self._only_with_loss = trace_taps(self.student_taps, self.student, size, with_loss=True)
+        return trace_taps(self.student_taps, self.student, size, with_loss=True)

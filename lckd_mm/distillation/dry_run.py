@@ -17,9 +17,6 @@ from .term import Batch, Term
 #: Tap name to address, a preset's name, or a list of these.
 Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
 
-# Largest side of the dry run's image; a larger one is a typo and would run out of memory.
-_LARGEST_SIDE = 8192
-
 
 def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
     """The taps of one net: those given for both, overridden by its own, with presets expanded."""
@@ -41,10 +38,10 @@ def as_size(who: str, size: Any) -> tuple[int, int] | None:
     """Height and width, from a size given as one number or two."""
     if size is None:
         return None
-    sides = [size, size] if isinstance(size, int) else arguments.listed(who, 'dry_run_size', size, 'two sides')
+    sides = [size, size] if isinstance(size, int) else arguments.sequence(who, 'dry_run_size', size, 'two sides')
     if len(sides) != 2:
         raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
-    height, width = (arguments.whole(who, 'dry_run_size', side, at_most=_LARGEST_SIDE) for side in sides)
+    height, width = (arguments.integer(who, 'dry_run_size', side) for side in sides)
     return height, width
 
 
@@ -109,7 +106,7 @@ def rehearse(
         unseen = sorted(only_with_loss.intersection(term.student.names))
         if term.replays and unseen:
             raise ValueError(
-                f'term {name!r}: {type(term.loss).__name__} runs the nets again without their losses, and student '
+                f'term {name!r}: {term.loss_name} runs the nets again without their losses, and student '
                 f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
             )
         mode = [(m, m.training) for m in term.modules()]
@@ -126,31 +123,23 @@ def rehearse(
             if not isinstance(error, (RuntimeError, ValueError)):
                 reason = f'{type(error).__name__}: {reason}'
             raise ValueError(
-                f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
-                f'{reason}'
+                f'term {name!r}: {term.loss_name} does not take these features ({"; ".join(shapes)}): {reason}'
             ) from error
         finally:
             for module, training in mode:
                 module.training = training
-        if not isinstance(value, Tensor):
-            raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives a {type(value).__name__}, no tensor')
-        if value.dim() != 0:
-            raise ValueError(f'term {name!r}: {type(term.loss).__name__} gives {tuple(value.shape)}, not a scalar')
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            given = tuple(value.shape) if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')
 
 
 def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
     try:
         run_once(model, size, mode)
-    except (KeyError, ValueError) as error:
+    except Exception as error:  # a host may raise anything on an image that does not fit
         if 'tap ' in str(error):
             raise
-        raise _dry_run_error(who, size, mode, error) from error
-    except Exception as error:  # a host may raise anything on an image that does not fit
-        raise _dry_run_error(who, size, mode, error) from error
-
-
-def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
-    return ValueError(
-        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
-        f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
-    )
+        raise ValueError(
+            f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
+            f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
+        ) from error

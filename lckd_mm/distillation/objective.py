@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..taps import FeatureTaps
-from .dry_run import rehearse
 from .finite import check_values, origin
 from .side import Connected
 from .term import Batch, Term, build_term
@@ -33,10 +32,6 @@ class Objective(nn.ModuleDict):
         for name, config in lenders_first(configs).items():
             terms[name] = build_term(name, config, taps, net, terms)
         return cls(terms, label)
-
-    def rehearse(self, net: nn.Module, size: tuple[int, int] | None, only_with_loss: set[str]) -> None:
-        """Run every term once on zeros; see :func:`~lckd_mm.distillation.dry_run.rehearse`."""
-        rehearse(self, net, size, only_with_loss)
 
     def forward(self, batch: Batch, training: bool) -> tuple[dict[str, Tensor], Connected]:
         """The weighted terms by name, and both nets' connected features by term.

@@ -16,7 +16,7 @@ from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, normalisation, own_losses, training_size
 from ..registry import MODELS
-from .dry_run import Taps, as_size, merge_taps, trace_taps
+from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
 from .objective import Objective, inherited
 from .side import detached
 from .student import StudentModel
@@ -133,7 +133,7 @@ class OnlineDistiller(StudentModel):
                 for term in objective.values():
                     self._refuse_bound(term)
                 self.terms[_pair(k, j)] = objective
-                objective.rehearse(self.nets[k], size or training_size(first), only_with_loss[k])
+                rehearse(objective, self.nets[k], size or training_size(first), only_with_loss[k])
         self._passes = 0
         # Gradients by optimizer name, kept while an optimizer accumulates over several batches.
         self._held: dict[str, list[Tensor | None]] = {}
@@ -169,7 +169,7 @@ class OnlineDistiller(StudentModel):
     @staticmethod
     def _refuse_bound(term: Term) -> None:
         for connector in term.teacher_connectors:
-            if hasattr(connector, 'bind') or getattr(connector, 'waits_for_data', False):
+            if connector.of_teacher and not connector.online:
                 raise ValueError(
                     f'term {term.name!r}: {type(connector).__name__} is made from the layers or features of a trained '
                     'teacher, and a peer is not trained yet; take it away'

@@ -1,12 +1,13 @@
 """Side: one net's half of a term; takes its features from the taps through the connectors to the loss."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..connectors import Connector
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 
@@ -31,16 +32,13 @@ class Side:
     def __init__(self, term: str, key: str, names: Any, taps: FeatureTaps):
         self.key, self.role = key, 'student' if key == 'connector' else 'teacher'
         self.term, self.taps = term, taps
-        example = "on='logits' or on=['stage1', …]"
-        if names is None:
-            raise KeyError(f'term {term!r}: no taps for the {self.role}, expected {example}')
         if not names or not isinstance(names, (str, list, tuple)):
-            raise ValueError(f'term {term!r}: the taps of the {self.role} are {names!r}, expected {example}')
-        #: Whether one tap's name was given rather than a list.
-        self.single = isinstance(names, str)
-        self.names = [names] if self.single else list(names)
+            raise ValueError(
+                f"term {term!r}: the taps of the {self.role} are {names!r}, expected on='logits' or on=['stage1', …]"
+            )
+        self.names = [names] if isinstance(names, str) else list(names)
         for tap in self.names:
-            if not isinstance(tap, str) or tap not in taps.addresses:
+            if tap not in taps.addresses:
                 known = ', '.join(map(repr, taps.addresses)) or 'none'
                 raise KeyError(f'term {term!r}: unknown {self.role} tap {tap!r}, the taps are {known}')
         self.connectors = nn.ModuleList()
@@ -60,7 +58,14 @@ class Side:
         if isinstance(config, str):
             self.lender = self._lender(config, other, before)
         elif config is not None:
-            fields = inspect.signature(registered_class(config, self._who)).parameters
+            kind = registered_class(config, self._who)
+            if not issubclass(kind, Connector):
+                raise TypeError(f'{self._who}: {kind.__name__} does not derive from lckd_mm.connectors.Connector')
+            if kind.of_teacher and self.role == 'student':
+                raise ValueError(
+                    f"{self._who}: {kind.__name__} looks at the teacher's layers; write it as teacher_connector"
+                )
+            fields = inspect.signature(kind).parameters
             for i, (mine, theirs) in enumerate(zip(self.names, other.names)):
                 own = dict(config)
                 for field, side, tap in (('in_channels', self, mine), ('out_channels', other, theirs)):
@@ -80,13 +85,9 @@ class Side:
             return [self._followed(name, done[self.lender][0][name]) for name in self.names]
         return [detached(done[self.lender][1][name]) for name in self.names]
 
-    def shaped(self, features: list[Feature]) -> Feature | list[Feature]:
-        """The features as the loss takes them: a single one if the term names a single tap."""
-        return features[0] if self.single else features
-
-    def widths(self, who: str, advice: str) -> list[int]:
-        """The channels of the taps; ValueError, with ``advice``, if a tap was not traced."""
-        return [self._width(who, tap, advice) for tap in self.names]
+    def widths(self, advice: str) -> list[int]:
+        """The channels of the taps' tensors; ValueError, with ``advice``, if a tap was not traced."""
+        return [width for tap in self.names for width in self._widths(tap, advice)]
 
     @property
     def _who(self) -> str:
@@ -95,56 +96,59 @@ class Side:
     def _followed(self, name: str, feature: Feature) -> Feature:
         return feature if self.follow is None else self.follow(name, feature)
 
-    def _width(self, who: str, tap: str, advice: str) -> int:
-        if tap not in self.taps.traces:
+    def _widths(self, tap: str, advice: str) -> list[int]:
+        trace = self.taps.traces.get(tap)
+        if trace is None or any(len(shape) < 2 for shape in trace.shapes):
+            gives = f'gives {tuple(trace.shapes[0])}' if trace else 'does not fire in a plain forward'
             raise ValueError(
-                f'term {self.term!r}: {self.taps.role} tap {tap!r} does not fire in a plain forward, so its channels '
-                f'are unknown; type them, as in {advice}'
+                f'term {self.term!r}: {self.taps.role} tap {tap!r} {gives}, so its channels are unknown; type them, '
+                f'as in {advice}'
             )
-        shape = self.taps.traces[tap].shapes[0]
-        if len(shape) < 2:
-            raise ValueError(
-                f'{who}: {self.taps.role} tap {tap!r} gives {tuple(shape)}, which has no channels; tap a feature'
-            )
-        return shape[1]
+        return [shape[1] for shape in trace.shapes]
 
     def _channels(self, given: Any, field: str, i: int, side: 'Side', tap: str) -> Any:
         if isinstance(given, (list, tuple)):
             if len(given) != len(self.names):
                 raise ValueError(f'{self._who} has {len(given)} {field}, but there are {len(self.names)} taps')
             return given[i]
-        return side._width(self._who, tap, f'{self.key}=dict(type=…, {field}=[…])') if given is None else given
+        return side._widths(tap, f'{self.key}=dict(type=…, {field}=[…])')[0] if given is None else given
 
     def _lender(self, name: str, other: 'Side', before: Mapping[str, tuple['Side', 'Side']]) -> str:
         if name not in before:
-            example = 'ConvBN' if self.role == 'student' else 'MarginReLU'
-            raise KeyError(
-                f'{self._who}={name!r} names no term before this one (they are: '
-                f"{', '.join(map(repr, before)) or 'none'}); give a dict(type='lckd_mm.{example}') for connectors of "
-                'its own'
-            )
+            known = ', '.join(map(repr, before)) or 'none'
+            raise KeyError(f'{self._who}: no term {name!r} before this one to borrow from, the terms are {known}')
         lender, opposite = before[name]
         if not lender.connectors and lender.lender is None:
-            raise ValueError(f'{self._who}={name!r} names a term that has no {self.key}s itself')
+            raise ValueError(f'{self._who}: the term {name!r} has no {self.key} itself')
         theirs = dict(zip(lender.names, opposite.names))
-        for tap, facing in zip(self.names, other.names):
-            if theirs.get(tap) != facing:
+        for pair in zip(self.names, other.names):
+            if pair not in theirs.items():
                 raise ValueError(
-                    f'term {self.term!r}: it shares the {self.key}s of {name!r}, which has none from {self.role} tap '
-                    f'{tap!r} to {other.role} tap {facing!r}'
+                    f'{self._who}: the term {name!r} has no {self.key} from {self.role} tap {pair[0]!r} to '
+                    f'{other.role} tap {pair[1]!r}'
                 )
         return lender.lender or name
+
+
+def levels(feature: Feature) -> list[Tensor]:
+    """The tensors of a feature."""
+    return [feature] if isinstance(feature, Tensor) else feature
+
+
+def flat(features: Iterable[Feature]) -> list[Tensor]:
+    """The tensors of several features, in one list."""
+    return [level for feature in features for level in levels(feature)]
+
+
+def detached(feature: Feature) -> Feature:
+    """The feature, detached."""
+    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
 
 
 def _connect(connector: nn.Module, feature: Feature, like: Feature) -> Feature:
     if isinstance(feature, Tensor):
         return connector(feature, like)
     return [connector(level, other) for level, other in zip(feature, like, strict=True)]
-
-
-def detached(feature: Feature) -> Feature:
-    """The feature, detached."""
-    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
 
 
 def _widened(feature: Feature) -> Feature:

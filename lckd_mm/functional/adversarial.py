@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .shapes import same_shape
+
 PHIS = ('x', 'exp', 'softplus', 'sqrt', 'hinge', 'lsgan')
 SLOPES = ('max', 'max-target', 'gp', 'lp', 'zero')
 # Above this, exp continues as its tangent: squares of its gradient, e^80, still fit into float32.
@@ -80,8 +82,7 @@ def interpolates(fake: Tensor, real: Tensor, share: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that differ.
     """
-    if fake.shape != real.shape:
-        raise ValueError(f'interpolates: fake {tuple(fake.shape)} and real {tuple(real.shape)} differ in shape')
+    same_shape('interpolates', fake, real)
     share = share.view(-1, *[1] * (fake.dim() - 1))
     return share * real + (1 - share) * fake
 

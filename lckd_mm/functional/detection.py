@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shapes import check_map, mean
+from .shapes import check_map, mean, same_shape
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -75,11 +75,7 @@ def focal_distances(
         ValueError: shapes that differ.
     Source: FGD, section 3.1. Deviation: none.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'focal distances: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a '
-            "connector maps the student's channels (connector=dict(type='lckd_mm.ConvBN'))"
-        )
+    same_shape('focal distances', student, teacher)
     ours, theirs = absolute_attention(student, temperature), absolute_attention(teacher, temperature)
     spatial, channel = theirs
     distance = ((student - teacher).square() * channel[:, :, None, None]).sum(1) * spatial

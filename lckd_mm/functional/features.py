@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .logits import kd_divergence
-from .shapes import check_map, check_rank, mean
+from .shapes import check_map, check_rank, mean, same_shape
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: where the shapes differ.
     Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3. Deviation: none.
     """
-    _same_shape('partial L2', student, teacher)
+    same_shape('partial L2', student, teacher)
     return (student - teacher).square() * ((student > teacher) | (teacher > 0))
 
 
@@ -89,7 +89,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     Source: Heo et al., Knowledge Transfer via Distillation of Activation Boundaries (AB), AAAI 2019, eq. 5.
     Deviation: none.
     """
-    _same_shape('activation boundary', student, teacher)
+    same_shape('activation boundary', student, teacher)
     return F.relu(margin - torch.where(teacher > 0, student, -student)).square()
 
 
@@ -107,25 +107,9 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer (FT), NeurIPS 2018,
         eq. 3, p = 1. Deviation: the mean instead of the sum.
     """
-    _same_shape('factor distance', student, teacher)
+    same_shape('factor distance', student, teacher)
     check_rank('factor distance', student, 2, '(B, ...)')
     return mean((F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))).abs())
-
-
-def factor_cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Cosine of the angle between two factors, each flattened.
-
-    Args:
-        student: ``(B, ...)``. teacher: the same shape.
-    Returns:
-        ``(B,)``, -1 to 1; 0 where a factor is zero.
-    Raises:
-        ValueError: where the shapes differ.
-    Source: Huang et al., IE-KD, CVPR 2021, the authors' code. Deviation: none.
-    """
-    _same_shape('factor cosine', student, teacher)
-    check_rank('factor cosine', student, 2, '(B, ...)')
-    return (F.normalize(student.flatten(1)) * F.normalize(teacher.flatten(1))).sum(1)
 
 
 def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
@@ -142,7 +126,7 @@ def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Te
     Source: Wang et al., Pay Attention to Features, Transfer Learn Faster CNNs (AFD), ICLR 2020. Deviation: the mean
         over positions, so that a map's size does not matter.
     """
-    _same_shape('attended distance', student, teacher)
+    same_shape('attended distance', student, teacher)
     check_rank('attended distance', student, 3, '(B, C, ...)')
     return mean((attention * (student - teacher).square().flatten(2).mean(2)).sum(1))
 
@@ -161,14 +145,6 @@ def channel_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Te
     Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (CWD), ICCV 2021, eq. 3-5.
     Deviation: none.
     """
-    _same_shape('channel divergence', student, teacher)
+    same_shape('channel divergence', student, teacher)
     check_rank('channel divergence', student, 3, '(B, C, ...)')
     return kd_divergence(student.flatten(2), teacher.flatten(2), tau, dim=2)
-
-
-def _same_shape(who: str, student: Tensor, teacher: Tensor) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'{who}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a connector '
-            "maps the student's channels (connector=dict(type='lckd_mm.ConvBN')) and resizes (lckd_mm.MatchSize)"
-        )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .shapes import check_rank, mean
+from .shapes import check_rank, mean, same_shape
 
 
 def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], sigma: float) -> Tensor:
@@ -25,10 +25,7 @@ def directional_gap(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tenso
         zeroth-order term. Deviation: the difference of outputs, so that only Jacobians are compared.
     """
     for ours, theirs in zip(student, teacher):
-        if ours.shape != theirs.shape:
-            raise ValueError(
-                f'Jacobian gap: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} differ in shape'
-            )
+        same_shape('Jacobian gap', ours, theirs)
     return mean(((student[1] - student[0]) - (teacher[1] - teacher[0])).square()) / sigma**2
 
 
@@ -45,8 +42,7 @@ def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: shapes that differ between the nets, or have only the batch dimension.
     Source: Srinivas and Fleuret 2018, eq. 6. Deviation: none.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f'unit gap: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape')
+    same_shape('unit gap', student, teacher)
     check_rank('unit gap', student, 2, '(B, ...)')
     a, b = _unit(student.flatten(1)), _unit(teacher.flatten(1))
     return mean((a - b).square().sum(1))

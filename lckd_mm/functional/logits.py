@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shapes import check_rank
+from .shapes import check_rank, same_shape
 
 
 def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
@@ -237,9 +237,6 @@ def gradient_rescaling(
 
 
 def _check(student: Tensor, teacher: Tensor, dim: int) -> None:
-    check_rank('knowledge distillation on logits', student, dim + 1, f'classes along dimension {dim}')
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'knowledge distillation on logits: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} '
-            'differ in shape; both nets must score the same classes at the same positions'
-        )
+    who = 'knowledge distillation on logits'
+    check_rank(who, student, dim + 1, f'classes along dimension {dim}')
+    same_shape(who, student, teacher, 'both nets must score the same classes at the same positions')

@@ -60,7 +60,7 @@ class GradientRescaleHook(Hook):
             raise KeyError(f'GradientRescaleHook: unknown term {self.term!r}, the terms are {", ".join(model.terms)}')
         term = model.terms[self.term]
         soft = isinstance(term.loss, PartialKDLoss) or getattr(term.loss, 'activation', None) == 'softmax'
-        if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or not term.student.single:
+        if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or len(term.student.names) != 1:
             raise TypeError(
                 f'GradientRescaleHook: the term {self.term!r} has {type(term.loss).__name__}; it looks at KDLoss or '
                 "PartialKDLoss on one tap of a softmax's scores"
@@ -86,7 +86,7 @@ class GradientRescaleHook(Hook):
 
     @torch.no_grad()
     def _look(self, loss: nn.Module, args: tuple, kwargs: dict, value: Tensor) -> None:
-        student, teacher = args
+        student, teacher = (x[0] if isinstance(x, list) else x for x in args)
         target = class_targets(student, kwargs.get('data_samples'), 'GradientRescaleHook')
         valid = target != loss.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
         target = torch.where(valid, target, 0)

@@ -1,8 +1,9 @@
 """Registered losses: each holds hyper-parameters and calls :mod:`lckd_mm.functional`. The term holds the weight."""
 
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
+from .base import Loss
 from .detection import FGDLoss
-from .exploration import ExploreLoss, FactorCosineLoss, ReconstructionLoss
+from .exploration import ExploreLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
@@ -21,7 +22,6 @@ __all__ = [
     'FGDLoss',
     'FSPLoss',
     'FTLoss',
-    'FactorCosineLoss',
     'FitNetsLoss',
     'GradientPenalty',
     'JacobianLoss',
@@ -30,6 +30,7 @@ __all__ = [
     'LONDONLoss',
     'LSGANLoss',
     'LipschitzLoss',
+    'Loss',
     'OFDLoss',
     'PartialKDLoss',
     'RKDLoss',

@@ -19,10 +19,10 @@ from ..functional import (
     slope_penalty,
 )
 from ..functional.adversarial import PHIS, SLOPES
+from ..functional.shapes import same_shape
 from ..registry import MODELS, build_registered, registered_class
+from .base import Loss, check_channels
 from .streams import own_generator
-
-Feature = Tensor | list[Tensor]
 
 
 @MODELS.register_module()
@@ -131,10 +131,10 @@ class GradientPenalty(nn.Module):
 
 
 @MODELS.register_module()
-class AdversarialLoss(nn.Module):
+class AdversarialLoss(Loss):
     r"""Trains a critic and the student with one scalar; each gets only the gradient of its own loss.
 
-    .. math:: L_{student}(f(s)) + c\,[L_{critic}(f(s), f(t)) + penalty(f)]
+    .. math:: L_{student}(f(s)) + L_{critic}(f(s), f(t)) + penalty(f)
 
     The critic's loss uses detached features, the student's loss a critic with detached parameters. One backward pass
     thus gives each side its own gradient, and one optimizer step updates both.
@@ -147,31 +147,27 @@ class AdversarialLoss(nn.Module):
     Args:
         critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one is built per tap.
             A :class:`~lckd_mm.distillation.Term` fills in missing ``in_channels``.
-        channels: channels of each teacher tap.
+        channels: channels of each teacher feature; a term fills them in.
         loss: config of :class:`LGANLoss` or similar. penalty: config of :class:`GradientPenalty`, or None.
-        critic_weight: c.
     Shapes:
-        student, teacher: features of the same shape, (B, C, H, W) or (B, C), or lists of these, averaged.
+        student, teacher: lists of features of equal shapes, (B, C, H, W) or (B, C); averaged.
     Raises:
-        ValueError: a critic with BatchNorm, shapes that differ, several levels in one tap.
+        ValueError: a critic with BatchNorm, shapes that differ.
     """
+
+    joint = True
 
     def __init__(
         self,
         critic: Mapping,
-        channels: Sequence[int] | int | None = None,
+        channels: Sequence[int],
         loss: Mapping = dict(type='lckd_mm.LGANLoss'),
         penalty: Mapping | None = None,
-        critic_weight: float = 1.0,
     ):
         super().__init__()
-        arguments.number('AdversarialLoss', 'critic_weight', critic_weight, above=0)
-        given = [channels] if channels is None or isinstance(channels, int) else channels
-        widths = arguments.listed('AdversarialLoss', 'channels', given, 'whole numbers')
+        self.channels = arguments.integers('AdversarialLoss', 'channels', channels)
         who = 'AdversarialLoss: critic'
-        self.critics = nn.ModuleList(
-            build_registered(critic if width is None else _with_width(critic, width, who), who) for width in widths
-        )
+        self.critics = nn.ModuleList(build_registered(_with_width(critic, c, who), who) for c in self.channels)
         for name, module in self.critics.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise ValueError(
@@ -180,30 +176,19 @@ class AdversarialLoss(nn.Module):
                 )
         self.loss = build_registered(loss, 'AdversarialLoss: loss')
         self.penalty = None if penalty is None else build_registered(penalty, 'AdversarialLoss: penalty')
-        self.critic_weight = critic_weight
 
-    def forward(self, student: Feature, teacher: Feature) -> Tensor:
-        students, teachers = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
-        if len(students) != len(self.critics) or len(teachers) != len(self.critics):
-            raise ValueError(
-                f'AdversarialLoss: {len(students)} and {len(teachers)} features for {len(self.critics)} critics'
-            )
+    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        check_channels('AdversarialLoss', self.channels, teacher)
         values = []
-        for critic, ours, theirs in zip(self.critics, students, teachers):
-            if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-                raise ValueError('AdversarialLoss: a tap gives several levels (#*); name them apart, one a tap')
-            if ours.shape != theirs.shape:
-                raise ValueError(
-                    f'AdversarialLoss: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} differ in shape; '
-                    "give the term connector=dict(type='lckd_mm.ConvBN')"
-                )
+        for critic, ours, theirs in zip(self.critics, student, teacher):
+            same_shape('AdversarialLoss', ours, theirs)
             fake, real = ours.detach(), theirs.detach()
             of_critic = self.loss.critic(critic(fake), critic(real))
             if self.penalty is not None:
                 of_critic = of_critic + self.penalty(critic, fake, real)
             frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
             of_student = self.loss.student(functional_call(critic, frozen, (ours,)))
-            values.append(of_student + self.critic_weight * of_critic)
+            values.append(of_student + of_critic)
         return torch.stack(values).mean()
 
 

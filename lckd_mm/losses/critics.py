@@ -29,12 +29,9 @@ class ConvCritic(nn.Module):
 
     def __init__(self, in_channels: int, widths: Sequence[int] = (64, 64), kernel: int = 3, leak: float = 0.2):
         super().__init__()
-        arguments.channels('ConvCritic', 'in_channels', in_channels)
-        widths = [
-            arguments.channels('ConvCritic', 'widths', width)
-            for width in arguments.listed('ConvCritic', 'widths', widths, 'whole numbers')
-        ]
-        if arguments.whole('ConvCritic', 'kernel', kernel) % 2 == 0:
+        arguments.integer('ConvCritic', 'in_channels', in_channels)
+        widths = arguments.integers('ConvCritic', 'widths', widths)
+        if arguments.integer('ConvCritic', 'kernel', kernel) % 2 == 0:
             raise ValueError(f'ConvCritic: kernel must be odd, got {kernel}')
         arguments.number('ConvCritic', 'leak', leak, at_least=0, at_most=1)
         layers: list[nn.Module] = []

@@ -10,6 +10,7 @@ from ..functional import attended_context, box_masks, focal_distances
 from ..functional.shapes import mean
 from ..hosts import relative_boxes
 from ..registry import MODELS
+from .base import Loss, check_channels
 
 
 class GlobalContext(nn.Module):
@@ -41,7 +42,7 @@ class GlobalContext(nn.Module):
 
 
 @MODELS.register_module()
-class FGDLoss(nn.Module):
+class FGDLoss(Loss):
     r"""Focal and global distillation: features on objects and on the background, attentions, and pixel relations.
 
     .. math:: L = \sum_{\mathrm{levels}} \alpha L_{fg} + \beta L_{bg} + \gamma L_{att}
@@ -52,11 +53,11 @@ class FGDLoss(nn.Module):
     student. For detectors only. The defaults are those of the authors' code, chosen for RetinaNet's pyramid levels.
 
     Args:
-        channels: channels of each teacher tap; a term fills them in.
+        channels: channels of each teacher feature; a term fills them in.
         alpha, beta, gamma, lam: weights of the objects, the background, the attentions and the relations.
         temperature: temperature of the attentions.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one; a connector maps the student's.
+        student, teacher: lists of maps (B, C_i, H_i, W_i) of equal shapes; a connector maps the student's.
         data_samples: mmdet's, with ``gt_instances.bboxes`` in pixels of the batch's padded images.
     Returns:
         A scalar.
@@ -67,6 +68,8 @@ class FGDLoss(nn.Module):
         code for the defaults. Deviation: boxes are scaled by the padded image's size, since the map covers the padding
         (the authors' code uses the unpadded size); where widths differ, their code has a convolution without BatchNorm.
     """
+
+    joint = True
 
     def __init__(
         self,
@@ -80,27 +83,17 @@ class FGDLoss(nn.Module):
         super().__init__()
         for name, weight in dict(alpha=alpha, beta=beta, gamma=gamma, lam=lam).items():
             arguments.number('FGDLoss', name, weight, at_least=0)
-        arguments.scale('FGDLoss', 'temperature', temperature)
-        for count in arguments.listed('FGDLoss', 'channels', channels, 'whole numbers'):
-            arguments.channels('FGDLoss', 'channels', count)
+        arguments.number('FGDLoss', 'temperature', temperature, above=0)
+        arguments.integers('FGDLoss', 'channels', channels)
         self.alpha, self.beta, self.gamma, self.lam, self.temperature = alpha, beta, gamma, lam, temperature
         self.student_contexts = nn.ModuleList(map(GlobalContext, channels))
         self.teacher_contexts = nn.ModuleList(map(GlobalContext, channels))
 
-    def forward(
-        self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor, data_samples: list | None = None
-    ) -> Tensor:
-        student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
-        counts = len(student), len(teacher), len(self.student_contexts)
-        if len(set(counts)) > 1:
-            raise ValueError(
-                f'FGDLoss: {counts[0]} student taps, but {counts[1]} teacher taps and {counts[2]} channels'
-            )
+    def forward(self, student: list[Tensor], teacher: list[Tensor], data_samples: list | None = None) -> Tensor:
+        check_channels('FGDLoss', [context.score.in_channels for context in self.teacher_contexts], teacher)
         boxes = relative_boxes(data_samples, student[0])
         total = 0.0
         for s, t, ours, theirs in zip(student, teacher, self.student_contexts, self.teacher_contexts):
-            if t.dim() != 4 or t.shape[1] != theirs.score.in_channels:
-                raise ValueError(f'FGDLoss: expected maps of {theirs.score.in_channels} channels, got {tuple(t.shape)}')
             height, width = t.shape[2:]
             scale = t.new_tensor([width, height, width, height])
             foreground, background = zip(*(box_masks(b * scale, (height, width)) for b in boxes))

@@ -1,24 +1,20 @@
-"""Inheritance and exploration (IE-KD): a reversed loss, the angle between factors, an auto-encoder's reconstruction."""
+"""Inheritance and exploration (IE-KD): a reversed loss, and an auto-encoder's reconstruction."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional import factor_cosine
-from ..functional.shapes import mean
 from ..registry import MODELS, build_registered
-from .features import weighted_layers
+from .base import Loss, PlainLoss
 
 
 @MODELS.register_module()
-class ExploreLoss(nn.Module):
+class ExploreLoss(Loss):
     r"""Reverses another loss, so that the student moves away from the teacher.
 
     * ``negated``: :math:`-L`, the paper's; only for losses with an upper bound, marked by ``bounded``
-      (:class:`FTLoss`, :class:`ATLoss`, :class:`FactorCosineLoss`).
+      (:class:`FTLoss`, :class:`ATLoss`).
     * ``saturating``: :math:`-b\,L / (b + L)`; close to :math:`-L` for small L, never below :math:`-b`.
     * ``hinge``: :math:`\max(0, b - L)`; stops at a distance of b.
 
@@ -37,16 +33,19 @@ class ExploreLoss(nn.Module):
     """
 
     FORMS = ('negated', 'saturating', 'hinge')
+    joint = True
 
     def __init__(self, loss: dict, form: str = 'negated', bound: float | None = None):
         super().__init__()
         arguments.choice('ExploreLoss', 'form', form, self.FORMS)
         self.wrapped = build_registered(loss, 'ExploreLoss: loss')
         name = type(self.wrapped).__name__
+        if not isinstance(self.wrapped, Loss):
+            self.wrapped = PlainLoss(self.wrapped)
         if form == 'negated':
             if bound is not None:
                 raise ValueError("ExploreLoss: form='negated' has no bound; take form='saturating' or 'hinge'")
-            if not getattr(self.wrapped, 'bounded', False):
+            if not self.wrapped.bounded:
                 raise ValueError(
                     f'ExploreLoss: {name} can grow without end, so its negative has no minimum; give '
                     "form='saturating' or 'hinge' with a bound, in units of the loss"
@@ -57,7 +56,16 @@ class ExploreLoss(nn.Module):
             arguments.number('ExploreLoss', 'bound', bound, above=0)
         self.form, self.bound = form, bound
 
-    def forward(self, student: Any, teacher: Any, **extras: Any) -> Tensor:
+    def extras(self) -> list[str]:
+        return self.wrapped.extras()
+
+    def adapt(self, head: nn.Module | None) -> None:
+        self.wrapped.adapt(head)
+
+    def bind(self, layers: list[nn.Module], who: str) -> None:
+        self.wrapped.bind(layers, who)
+
+    def forward(self, student: list[Tensor], teacher: list[Tensor], **extras: Any) -> Tensor:
         value = self.wrapped(student, teacher, **extras)
         if self.form == 'negated':
             return -value
@@ -67,46 +75,14 @@ class ExploreLoss(nn.Module):
 
 
 @MODELS.register_module()
-class FactorCosineLoss(nn.Module):
-    r"""Angle between factors (:func:`~lckd_mm.functional.factor_cosine`), averaged over samples and layers.
-
-    * ``inherit``: :math:`1 - \cos`, 0 for parallel factors.
-    * ``explore``: :math:`|\cos|`, 0 for orthogonal factors; do not wrap it in :class:`ExploreLoss`.
-
-    Args:
-        form: one of the names above.
-    Shapes:
-        student, teacher: maps of equal shapes, a list or one; as for :class:`FTLoss`.
-    Returns:
-        A scalar, without unit: 0 to 2 for ``inherit``, 0 to 1 for ``explore``.
-    Raises:
-        ValueError: an unknown form, shapes that differ.
-    Source: Huang et al., IE-KD, CVPR 2021, alternative losses in the authors' code. Deviation: none.
-    """
-
-    bounded = True
-
-    def __init__(self, form: str = 'inherit'):
-        super().__init__()
-        self.form = arguments.choice('FactorCosineLoss', 'form', form, ('inherit', 'explore'))
-
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        return weighted_layers('FactorCosineLoss', student, teacher, None, self._angle)
-
-    def _angle(self, student: Tensor, teacher: Tensor) -> Tensor:
-        cosine = factor_cosine(student, teacher)
-        return mean(1 - cosine if self.form == 'inherit' else cosine.abs())
-
-
-@MODELS.register_module()
-class ReconstructionLoss(nn.Module):
+class ReconstructionLoss(Loss):
     """Reconstruction error of the teacher's auto-encoders, averaged over layers; trains them alongside the student.
 
     Its term needs ``teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True)``, whose ``mode`` sets the error.
     Neither student nor teacher gets a gradient from it.
 
     Shapes:
-        raw_teacher: one map (B, C_i, H_i, W_i), or one list of maps, per tap.
+        raw_teacher: a map (B, C_i, H_i, W_i).
     Returns:
         A scalar, in units of the features for mode 'l1', squared for 'l2'.
     Raises:
@@ -115,20 +91,11 @@ class ReconstructionLoss(nn.Module):
         time. Deviation: none known; the config sets the terms' relative weights.
     """
 
-    def forward(
-        self,
-        student: Any,
-        teacher: Any,
-        raw_teacher: Sequence[Tensor | list[Tensor]],
-        teacher_connectors: Sequence[nn.Module],
-    ) -> Tensor:
-        if not teacher_connectors or not all(getattr(c, 'online', False) for c in teacher_connectors):
+    def forward(self, student: Any, teacher: Any, raw_teacher: Tensor, teacher_connector: nn.Module | None) -> Tensor:
+        if not getattr(teacher_connector, 'online', False):
             raise ValueError(
                 "ReconstructionLoss: trains auto-encoders of the teacher's feature; give its term "
                 "teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True)"
             )
-        errors = []
-        for feature, connector in zip(raw_teacher, teacher_connectors, strict=True):
-            for x in [feature] if isinstance(feature, Tensor) else feature:
-                errors.append(connector.error(connector.reconstruct(x.detach()), x.detach()))
-        return torch.stack(errors).mean()
+        x = raw_teacher.detach()
+        return teacher_connector.error(teacher_connector.reconstruct(x), x)

@@ -1,6 +1,6 @@
 """Distillation of feature maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from ..functional import (
     partial_l2,
     transmitting_matrix,
 )
-from ..functional.shapes import check_rank, mean, mean_square
+from ..functional.shapes import check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
+from .base import Loss, check_channels
 
 
 def depth_weights(count: int) -> list[float]:
@@ -30,28 +31,22 @@ def _per_sample(who: str, distances: Tensor) -> Tensor:
     return mean(distances.flatten(1).sum(1))
 
 
-def weighted_layers(
-    who: str,
-    student: Sequence[Tensor] | Tensor,
-    teacher: Sequence[Tensor] | Tensor,
-    weights: Sequence[float] | None,
-    compare: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Weighted sum of ``compare`` over layers; without weights, the mean. A single tensor is one layer."""
-    student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
-    if len(student) != len(teacher):
-        raise ValueError(f'{who}: {len(student)} student taps, but {len(teacher)} teacher taps')
-    if not student:
-        raise ValueError(f'{who}: needs at least one tap of each net, got none')
-    if weights is None:
-        weights = [1 / len(student)] * len(student)
-    if len(weights) != len(student):
-        raise ValueError(f'{who}: {len(weights)} layer_weights for {len(student)} layers')
-    return sum(w * compare(s, t) for w, s, t in zip(weights, student, teacher))
+class _DepthWeighted(Loss):
+    """A loss of pairs whose values are added up with ``layer_weights``; by default :func:`depth_weights`."""
+
+    def __init__(self, layer_weights: Sequence[float] | None = None):
+        super().__init__()
+        self.layer_weights = arguments.layer_weights(type(self).__name__, layer_weights)
+
+    def tensor_weights(self, count: int) -> list[float]:
+        weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
+        if len(weights) != count:
+            raise ValueError(f'{type(self).__name__}: {len(weights)} layer_weights for {count} layers')
+        return weights
 
 
 @MODELS.register_module()
-class OFDLoss(nn.Module):
+class OFDLoss(_DepthWeighted):
     r"""Partial squared distance between features before a ReLU.
 
     .. math:: L = \sum_{i=0}^{n-1} w_i \frac1B \sum_{b, c, h, w} d(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
@@ -62,35 +57,27 @@ class OFDLoss(nn.Module):
     Args:
         layer_weights: :math:`w_i`; the authors' segmentation recipe divides by 8, 4, 2, 1, 1 and 16.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one.
+        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes.
     Returns:
         A scalar, in squared units; the authors' weight is 1e-3 on CIFAR, 1e-4 on ImageNet, 1e-5 on VOC.
     Raises:
-        ValueError: shapes that differ; numbers of taps or weights that do not match.
+        ValueError: shapes that differ; a number of weights other than that of the pairs.
     Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3, and the authors'
         code for the weights. Deviation: none.
     """
 
-    def __init__(self, layer_weights: Sequence[float] | None = None):
-        super().__init__()
-        self.layer_weights = arguments.layer_weights('OFDLoss', layer_weights)
-
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        count = 1 if isinstance(student, Tensor) else len(student)
-        weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
-        return weighted_layers(
-            'OFDLoss', student, teacher, weights, lambda s, t: _per_sample('OFDLoss', partial_l2(s, t))
-        )
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return _per_sample('OFDLoss', partial_l2(student, teacher))
 
 
 @MODELS.register_module()
-class FitNetsLoss(nn.Module):
+class FitNetsLoss(Loss):
     r"""Mean squared distance between features, the hint loss of FitNets; averaged over layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}\,(s_i - t_i)^2
 
     Shapes:
-        student, teacher: tensors of equal shapes, a list or one; a connector maps the student's.
+        student, teacher: tensors of equal shapes; a connector maps the student's.
     Returns:
         A scalar, in squared units.
     Raises:
@@ -99,27 +86,18 @@ class FitNetsLoss(nn.Module):
         with the task, not in a stage before it.
     """
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        return weighted_layers('FitNetsLoss', student, teacher, None, _mean_squared_distance)
-
-
-def _mean_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'FitNetsLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; a '
-            "connector maps the student's channels (connector=dict(type='lckd_mm.ConvBN'))"
-        )
-    return mean_square(student, teacher)
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return mean_square('FitNetsLoss', student, teacher)
 
 
 @MODELS.register_module()
-class ATLoss(nn.Module):
+class ATLoss(Loss):
     r"""Squared distance between attention maps (:func:`~lckd_mm.functional.attention_map`), averaged over layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}_{b, hw} (a(s_i) - a(t_i))^2
 
     Shapes:
-        student, teacher: maps (B, C, H_i, W_i), a list or one; channels may differ, sizes may not.
+        student, teacher: maps (B, C, H_i, W_i); channels may differ, sizes may not.
     Returns:
         A scalar, without unit; small, so a weight of 1000 is usual.
     Raises:
@@ -130,21 +108,13 @@ class ATLoss(nn.Module):
 
     bounded = True  # attention maps have unit length
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        return weighted_layers('ATLoss', student, teacher, None, self._distance)
-
-    @staticmethod
-    def _distance(student: Tensor, teacher: Tensor) -> Tensor:
-        if student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(
-                f'ATLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in size; resize one '
-                "of them (connector=dict(type='lckd_mm.MatchSize'))"
-            )
-        return mean_square(attention_map(student), attention_map(teacher))
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        same_shape('ATLoss', student[:, :1], teacher[:, :1])
+        return mean_square('ATLoss', attention_map(student), attention_map(teacher))
 
 
 @MODELS.register_module()
-class FSPLoss(nn.Module):
+class FSPLoss(Loss):
     r"""Mean squared difference between the FSP matrices of consecutive maps, averaged over the pairs.
 
     .. math:: L = \frac{1}{n-1} \sum_i \mathrm{mean}\,(G^S_i - G^T_i)^2
@@ -156,30 +126,26 @@ class FSPLoss(nn.Module):
     Returns:
         A scalar, in units of features to the fourth power.
     Raises:
-        ValueError: fewer than two taps, counts or channels that differ.
+        ValueError: fewer than two taps, channels that differ.
     Source: Yim et al., A Gift from Knowledge Distillation, CVPR 2017, eq. 1-2. Deviation: if the two maps of a pair
         differ in size, the larger is average-pooled (the paper uses pairs of one size); trained together with the task.
     """
 
+    joint = True
+
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        if isinstance(student, Tensor) or len(student) < 2:
+        if len(student) < 2:
             raise ValueError('FSPLoss: needs at least two taps of each net, in order of depth')
-        if len(student) != len(teacher):
-            raise ValueError(f'FSPLoss: {len(student)} student taps, but {len(teacher)} teacher taps')
         total = 0.0
         for s, t in zip(pairwise(student), pairwise(teacher)):
             ours, theirs = transmitting_matrix(*s), transmitting_matrix(*t)
-            if ours.shape != theirs.shape:
-                raise ValueError(
-                    f'FSPLoss: the FSP matrices have {tuple(ours.shape[1:])} and {tuple(theirs.shape[1:])} channels; a '
-                    "connector maps the student's (connector=dict(type='lckd_mm.ConvBN'))"
-                )
-            total = total + mean_square(ours, theirs)
+            advice = "connector=dict(type='lckd_mm.ConvBN') maps the channels"
+            total = total + mean_square('FSPLoss: FSP matrices of', ours, theirs, advice)
         return total / (len(student) - 1)
 
 
 @MODELS.register_module()
-class ABLoss(nn.Module):
+class ABLoss(_DepthWeighted):
     r"""Hinge loss on the activation boundaries of features before a ReLU.
 
     .. math:: L = \sum_i w_i \frac1B \sum_{b, c, h, w} a(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
@@ -194,31 +160,22 @@ class ABLoss(nn.Module):
     """
 
     def __init__(self, margin: float = 1.0, layer_weights: Sequence[float] | None = None):
-        super().__init__()
-        self.margin = arguments.scale('ABLoss', 'margin', margin)
-        self.layer_weights = arguments.layer_weights('ABLoss', layer_weights)
+        super().__init__(layer_weights)
+        self.margin = arguments.number('ABLoss', 'margin', margin, above=0)
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        count = 1 if isinstance(student, Tensor) else len(student)
-        weights = depth_weights(count) if self.layer_weights is None else self.layer_weights
-        return weighted_layers(
-            'ABLoss',
-            student,
-            teacher,
-            weights,
-            lambda s, t: _per_sample('ABLoss', activation_boundary(s, t, self.margin)),
-        )
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return _per_sample('ABLoss', activation_boundary(student, teacher, self.margin))
 
 
 @MODELS.register_module()
-class FTLoss(nn.Module):
+class FTLoss(Loss):
     r"""Distance between factors (:func:`~lckd_mm.functional.factor_distance`), averaged over layers.
 
     :class:`~lckd_mm.connectors.Paraphraser`, trained before the first iteration, makes the teacher's factors;
     :class:`~lckd_mm.connectors.Translator` makes the student's.
 
     Shapes:
-        student, teacher: maps of equal shapes, a list or one.
+        student, teacher: maps of equal shapes.
     Returns:
         A scalar, without unit; small, so weights of a few hundred are usual.
     Raises:
@@ -228,12 +185,12 @@ class FTLoss(nn.Module):
 
     bounded = True  # factors have unit length
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        return weighted_layers('FTLoss', student, teacher, None, factor_distance)
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return factor_distance(student, teacher)
 
 
 @MODELS.register_module()
-class AFDLoss(nn.Module):
+class AFDLoss(Loss):
     r"""Squared distance between features, weighted by a channel attention that is trained with the student.
 
     .. math::
@@ -241,10 +198,10 @@ class AFDLoss(nn.Module):
         \rho(t) = \mathrm{softmax}\bigl(W_2 \, \mathrm{relu}(W_1 \, \mathrm{mean}_{hw} |t|)\bigr)
 
     Args:
-        channels: channels of each teacher tap; a term fills them in.
+        channels: channels of each teacher feature; a term fills them in.
         reduction: :math:`W_1` has ``channels // reduction`` rows, at least 1.
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, a list or one; a connector maps the student's.
+        student, teacher: lists of maps (B, C_i, H_i, W_i) of equal shapes; a connector maps the student's.
     Returns:
         A scalar, in squared units.
     Raises:
@@ -253,34 +210,28 @@ class AFDLoss(nn.Module):
         biases, and starts uniform over the channels.
     """
 
+    joint = True
+
     def __init__(self, channels: Sequence[int], reduction: int = 4):
         super().__init__()
-        arguments.whole('AFDLoss', 'reduction', reduction)
+        arguments.integer('AFDLoss', 'reduction', reduction)
         self.attentions = nn.ModuleList()
-        for count in arguments.listed('AFDLoss', 'channels', channels, 'whole numbers'):
-            arguments.channels('AFDLoss', 'channels', count)
+        for count in arguments.integers('AFDLoss', 'channels', channels):
             inner = max(1, count // reduction)
             self.attentions.append(nn.Sequential(nn.Linear(count, inner), nn.ReLU(), nn.Linear(inner, count)))
             nn.init.zeros_(self.attentions[-1][-1].weight)
             nn.init.zeros_(self.attentions[-1][-1].bias)
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        attentions = iter(self.attentions)
-
-        def distance(s: Tensor, t: Tensor) -> Tensor:
-            net = next(attentions, None)
-            if net is None or t.dim() < 3 or t.shape[1] != net[0].in_features:
-                raise ValueError(
-                    f'AFDLoss: expected maps of {[a[0].in_features for a in self.attentions]} channels, got '
-                    f'{tuple(t.shape)}'
-                )
-            return attended_distance(s, t, net(t.abs().flatten(2).mean(2)).softmax(1))
-
-        return weighted_layers('AFDLoss', student, teacher, None, distance)
+    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        check_channels('AFDLoss', [net[0].in_features for net in self.attentions], teacher)
+        total = 0.0
+        for net, s, t in zip(self.attentions, student, teacher):
+            total = total + attended_distance(s, t, net(t.abs().flatten(2).mean(2)).softmax(1))
+        return total / len(teacher)
 
 
 @MODELS.register_module()
-class CWDLoss(nn.Module):
+class CWDLoss(Loss):
     r"""KL divergence of each channel's softmax over positions, averaged over channels, samples and layers.
 
     .. math:: L = \frac1n \sum_i \mathrm{mean}_{b,c}\, d(s_i, t_i)
@@ -291,7 +242,7 @@ class CWDLoss(nn.Module):
     Args:
         tau: temperature.
     Shapes:
-        student, teacher: maps (B, C, H, W) of equal shapes, a list or one.
+        student, teacher: maps (B, C, H, W) of equal shapes.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
@@ -301,12 +252,9 @@ class CWDLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0):
         super().__init__()
-        self.tau = arguments.scale('CWDLoss', 'temperature tau', tau)
+        self.tau = arguments.number('CWDLoss', 'tau', tau, above=0)
 
-    def forward(self, student: list[Tensor] | Tensor, teacher: list[Tensor] | Tensor) -> Tensor:
-        return weighted_layers('CWDLoss', student, teacher, None, self._divergence)
-
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         if student.dim() < 3 or student.shape[2:].numel() < 2:
             raise ValueError(
                 f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'

@@ -3,20 +3,19 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import arguments
 from ..functional import directional_gap, unit_gap
-from ..functional.shapes import mean_square
+from ..functional.shapes import mean_square, same_shape
 from ..registry import MODELS
+from .base import Loss
 from .streams import own_generator
-
-Feature = Tensor | list[Tensor]
 
 
 @MODELS.register_module()
-class JacobianLoss(nn.Module):
+class JacobianLoss(Loss):
     r"""Matches the nets' Jacobians with respect to the image, with a second forward pass of both nets.
 
     * ``difference``: the Jacobians along a random direction (:func:`~lckd_mm.functional.directional_gap`), from one
@@ -35,7 +34,7 @@ class JacobianLoss(nn.Module):
         mode: one of the names above.
         sigma: standard deviation of the noise, in units of the normalised images.
     Shapes:
-        student, teacher: outputs (B, ...) of equal shape, or a list of them; ``gradient`` takes class scores
+        student, teacher: lists of outputs (B, ...) of equal shapes; ``gradient`` takes one tap of class scores
         (B, K, ...).
     Returns:
         A scalar.
@@ -46,42 +45,43 @@ class JacobianLoss(nn.Module):
     """
 
     MODES = ('difference', 'noise', 'gradient')
+    joint = True
 
     def __init__(self, mode: str = 'difference', sigma: float = 0.1):
         super().__init__()
         arguments.choice('JacobianLoss', 'mode', mode, self.MODES)
-        arguments.scale('JacobianLoss', 'sigma', sigma)
+        arguments.number('JacobianLoss', 'sigma', sigma, above=0)
         self.mode, self.sigma = mode, sigma
         # Saved in the checkpoint, so that a resumed run draws new noise.
         self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
 
     def forward(
-        self, student: Feature, teacher: Feature, inputs: Tensor, replay: Callable[[Tensor], tuple[Feature, Feature]]
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        inputs: Tensor,
+        replay: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
     ) -> Tensor:
         if self.mode == 'gradient':
             return self._gradient_gap(student, inputs, replay)
         noisy = replay(inputs + self.sigma * self._noise(inputs))
-        clean = [_as_list(x) for x in (student, teacher)]
-        moved = [_as_list(x) for x in noisy]
-        gaps = []
-        for s, t, s2, t2 in zip(*clean, *moved, strict=True):
-            if s2.shape != t2.shape:
-                raise ValueError(f'JacobianLoss: student {tuple(s2.shape)} and teacher {tuple(t2.shape)} differ')
-            difference = self.mode == 'difference'
-            gaps.append(directional_gap((s, s2), (t, t2), self.sigma) if difference else mean_square(s2, t2))
+        if self.mode == 'difference':
+            quads = zip(student, teacher, *noisy, strict=True)
+            gaps = [directional_gap((s, s2), (t, t2), self.sigma) for s, t, s2, t2 in quads]
+        else:
+            gaps = [mean_square('JacobianLoss', s, t) for s, t in zip(*noisy, strict=True)]
         return torch.stack(gaps).mean()
 
-    def _gradient_gap(self, student: Feature, inputs: Tensor, replay: Callable) -> Tensor:
-        if not isinstance(student, Tensor) or student.dim() < 2:
+    def _gradient_gap(self, student: list[Tensor], inputs: Tensor, replay: Callable) -> Tensor:
+        if len(student) != 1 or student[0].dim() < 2:
             raise ValueError(
                 "JacobianLoss: mode='gradient' takes one tap of class scores (B, K, ...), as in on='logits'"
             )
         # MATH attention: the fused kernels have no second derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = inputs.detach().requires_grad_()
-            s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for y in replay(x))
-            if s.shape != t.shape:
-                raise ValueError(f'JacobianLoss: student {tuple(s.shape)} and teacher {tuple(t.shape)} differ')
+            s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for (y,) in replay(x))
+            same_shape('JacobianLoss', s, t)
             first = t.detach().argmax(1, keepdim=True)
             (ours,) = torch.autograd.grad(s.gather(1, first).sum(), x, create_graph=True)
             (theirs,) = torch.autograd.grad(t.gather(1, first).sum(), x)
@@ -90,7 +90,3 @@ class JacobianLoss(nn.Module):
     def _noise(self, like: Tensor) -> Tensor:
         generator = own_generator(self.draws, like.device)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _as_list(x: Feature) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else list(x)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import arguments
 from ..functional import lipschitz_gap, transmitting_norm, transmitting_norms
@@ -11,10 +11,11 @@ from ..functional.lipschitz import GAPS
 from ..functional.lipschitz.maps import as_maps, mean_length
 from ..functional.shapes import mean
 from ..registry import MODELS
+from .base import Loss
 
 
 @MODELS.register_module()
-class LipschitzLoss(nn.Module):
+class LipschitzLoss(Loss):
     r"""Gap between the Lipschitz constants of student and teacher, layer by layer.
 
     .. math:: L = \sum_{i=0}^{n-2} w_i \, \mathrm{mean}_b \, \mathrm{gap}(\sigma_{i,b}^S, \sigma_{i,b}^T),
@@ -33,7 +34,7 @@ class LipschitzLoss(nn.Module):
         normalise: divide each map by the root mean square length of its vectors over the positions. A norm then lies
             between 0 and about 1 and does not depend on the scale of the activations.
     Shapes:
-        student, teacher: n >= 2 maps (B, C_i, H_i, W_i) each, in order of depth: taps, or the pyramid levels of one
+        student, teacher: lists of n >= 2 maps (B, C_i, H_i, W_i), in order of depth: taps, or the pyramid levels of one
         tap. Channels may differ between the nets, since only singular values are compared. Tokens (B, L_i, C_i) are
         read as maps with one row if all L_i are equal, else as maps with the images' aspect ratio (square without
         images).
@@ -41,12 +42,14 @@ class LipschitzLoss(nn.Module):
     Returns:
         A scalar; in squared units of front times back for 'absolute', otherwise without unit.
     Raises:
-        ValueError: an unknown gap; fewer than two taps; numbers of taps or weights that do not match; other
-            dimensions; numbers of tokens that differ and fill no grid of the images' aspect ratio.
+        ValueError: an unknown gap; fewer than two taps; a number of weights other than that
+            of the pairs; other dimensions; numbers of tokens that differ and fill no grid of the images' aspect ratio.
     Source: LONDON (Shang et al., ICCV 2021), section 3.
     Deviation: the default gap is 'log', because the authors' 'absolute' depends on the scale of the activations; the
         singular value is accurate and its gradient exact, instead of 5 or 10 unrolled power steps.
     """
+
+    joint = True
 
     def __init__(
         self,
@@ -59,8 +62,8 @@ class LipschitzLoss(nn.Module):
         arguments.choice('LipschitzLoss', 'gap', gap, GAPS)
         self.gap = gap
         self.layer_weights = arguments.layer_weights('LipschitzLoss', layer_weights)
-        self.raw_back = arguments.switch('LipschitzLoss', 'raw_back', raw_back)
-        self.normalise = arguments.switch('LipschitzLoss', 'normalise', normalise)
+        self.raw_back = arguments.boolean('LipschitzLoss', 'raw_back', raw_back)
+        self.normalise = arguments.boolean('LipschitzLoss', 'normalise', normalise)
 
     def forward(
         self,
@@ -69,10 +72,8 @@ class LipschitzLoss(nn.Module):
         raw_student: list[Tensor] | None = None,
         inputs: Tensor | None = None,
     ) -> Tensor:
-        if not isinstance(student, (list, tuple)) or len(student) < 2:
+        if len(student) < 2:
             raise ValueError('LipschitzLoss: needs at least two taps of each net, in order of depth')
-        if len(student) != len(teacher):
-            raise ValueError(f'LipschitzLoss: {len(student)} student taps, but {len(teacher)} teacher taps')
         pairs = len(student) - 1
         weights = [2.0 ** -(pairs - i) for i in range(pairs)] if self.layer_weights is None else self.layer_weights
         if len(weights) != pairs:

@@ -7,12 +7,13 @@ from .. import arguments
 from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
 from ..hosts import class_targets, has_sigmoids, resized_labels
 from ..registry import MODELS
+from .base import Loss
 
 _ACTIVATIONS = ('softmax', 'sigmoid')
 
 
 @MODELS.register_module()
-class KDLoss(nn.Module):
+class KDLoss(Loss):
     r"""KL divergence between softened class scores, averaged over samples and positions.
 
     Uses :func:`~lckd_mm.functional.kd_divergence` for softmax heads and
@@ -26,8 +27,8 @@ class KDLoss(nn.Module):
             head. Needed if the channels hold several anchors.
         ignore_index: label of positions to ignore in segmentation.
     Shapes:
-        student, teacher: (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors per position,
-        read as (N, H, W, A, C); or a list of these, one per pyramid level, averaged over all positions together.
+        student, teacher: lists of (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors per
+        position, read as (N, H, W, A, C); pyramid levels are averaged over all positions together.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
@@ -37,6 +38,8 @@ class KDLoss(nn.Module):
         get different weights.
     """
 
+    joint = True
+
     def __init__(
         self,
         tau: float = 4.0,
@@ -45,12 +48,12 @@ class KDLoss(nn.Module):
         ignore_index: int = 255,
     ):
         super().__init__()
-        arguments.scale('KDLoss', 'temperature tau', tau)
+        arguments.number('KDLoss', 'tau', tau, above=0)
         if activation is not None:
             arguments.choice('KDLoss', 'activation', activation, _ACTIVATIONS)
         if num_classes is not None:
-            arguments.whole('KDLoss', 'num_classes', num_classes)
-        arguments.whole('KDLoss', 'ignore_index', ignore_index, at_least=None)
+            arguments.integer('KDLoss', 'num_classes', num_classes)
+        arguments.integer('KDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
         # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that for a head without a background class.
         self.scores = num_classes
@@ -62,16 +65,10 @@ class KDLoss(nn.Module):
         if self.scores is None:
             self.scores = getattr(head, 'cls_out_channels', None)
 
-    def forward(
-        self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], data_samples: list | None = None
-    ) -> Tensor:
-        students = [student] if isinstance(student, Tensor) else list(student)
-        teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
-        if len(students) != len(teachers):
-            raise ValueError(f'KDLoss: {len(students)} student logits, but {len(teachers)} teacher logits')
+    def forward(self, student: list[Tensor], teacher: list[Tensor], data_samples: list | None = None) -> Tensor:
         divergence = binary_kd_divergence if self.activation == 'sigmoid' else kd_divergence
         total, count = 0.0, 0
-        for z_student, z_teacher in zip(students, teachers, strict=True):
+        for z_student, z_teacher in zip(student, teacher, strict=True):
             z_student, z_teacher = self._split_anchors(z_student), self._split_anchors(z_teacher)
             valid = self._valid(z_student, data_samples)
             if valid is not None:
@@ -88,7 +85,7 @@ class KDLoss(nn.Module):
         if z.dim() != 4 or classes is None or z.shape[1] == classes:
             return z
         if z.shape[1] % classes:
-            raise ValueError(f'KDLoss: {z.shape[1]} channels are no multiple of num_classes={classes}')
+            raise ValueError(f'KDLoss: {z.shape[1]} channels are not a multiple of num_classes={classes}')
         return z.unflatten(1, (-1, classes)).transpose(1, 2)
 
     def _valid(self, z: Tensor, data_samples: list | None) -> Tensor | None:
@@ -110,7 +107,7 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
 
 
 @MODELS.register_module()
-class DKDLoss(nn.Module):
+class DKDLoss(Loss):
     r"""Decoupled KL divergence between softened class scores, averaged over samples and positions.
 
     .. math:: L = \alpha\,\mathrm{TCKD} + \beta\,\mathrm{NCKD}
@@ -136,10 +133,10 @@ class DKDLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):
         super().__init__()
-        arguments.scale('DKDLoss', 'temperature tau', tau)
+        arguments.number('DKDLoss', 'tau', tau, above=0)
         arguments.number('DKDLoss', 'alpha', alpha, at_least=0)
         arguments.number('DKDLoss', 'beta', beta, at_least=0)
-        arguments.whole('DKDLoss', 'ignore_index', ignore_index, at_least=None)
+        arguments.integer('DKDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.alpha, self.beta, self.ignore_index = tau, alpha, beta, ignore_index
 
     def adapt(self, head: nn.Module | None) -> None:
@@ -147,8 +144,6 @@ class DKDLoss(nn.Module):
         refuse_without_target(head, 'DKDLoss')
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
-        if not isinstance(student, Tensor):
-            raise ValueError("DKDLoss: takes one tap, as in on='logits', got a list")
         target = class_targets(student, data_samples, 'DKDLoss')
         valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
         # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.

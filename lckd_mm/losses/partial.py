@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from .. import arguments
 from ..functional import partial_target, row_similarities, target_divergence
 from ..functional.logits import PARTIAL_KINDS
-from ..functional.shapes import mean
+from ..functional.shapes import mean, same_shape
 from ..hosts import class_targets
 from ..registry import MODELS
+from .base import Loss
 from .logits import refuse_without_target
 
 
 @MODELS.register_module()
-class PartialKDLoss(nn.Module):
+class PartialKDLoss(Loss):
     r"""KL divergence of the student's softened scores from a target that keeps part of the teacher's information.
 
     .. math:: L = s \, \mathrm{KL}(\rho \,\|\, \tilde q), \qquad \tilde q = \mathrm{softmax}(z^S / \tau)
@@ -68,29 +69,17 @@ class PartialKDLoss(nn.Module):
         arguments.choice('PartialKDLoss', 'kind', kind, PARTIAL_KINDS)
         who = 'PartialKDLoss'
         for name, value in dict(tau=tau, alpha=alpha, beta=beta).items():
-            arguments.scale(who, name, value)
-        arguments.switch(who, 'tau_squared', tau_squared)
-        if isinstance(k, float):
-            if not 0 < k < 1:
-                raise ValueError(f'{who}: k is a number of classes, or a part of them between 0 and 1, got {k!r}')
-        else:
-            arguments.whole(who, 'k', k)
+            arguments.number(who, name, value, above=0)
+        arguments.boolean(who, 'tau_squared', tau_squared)
+        if not (0 < k < 1 if isinstance(k, float) else arguments.integer(who, 'k', k)):
+            raise ValueError(f'{who}: k is a number of classes, or a fraction of them between 0 and 1, got {k!r}')
         arguments.number(who, 'epsilon', epsilon, at_least=0, at_most=1)
-        betas = [
-            arguments.number(who, 'betas', b, at_least=0, at_most=1)
-            for b in arguments.listed(who, 'betas', betas, 'two probabilities')
-        ]
-        if len(betas) != 2:
-            raise ValueError(f'{who}: betas must be two probabilities, got {betas}')
-        arguments.whole(who, 'ignore_index', ignore_index, at_least=None)
+        arguments.integer(who, 'ignore_index', ignore_index, at_least=None)
         if superclasses is not None:
-            superclasses = arguments.listed(who, 'superclasses', superclasses, 'whole numbers, one a class')
-            for group in superclasses:
-                arguments.whole(who, 'superclasses', group, at_least=None)
+            arguments.integers(who, 'superclasses', superclasses, at_least=None)
         if (kind == 'rel') != (superclasses is not None):
             raise ValueError(
-                "PartialKDLoss: superclasses, the number of each class's super-class, belong to kind='rel' and to no "
-                f'other, and the kind is {kind!r}'
+                f"PartialKDLoss: superclasses are needed for kind='rel' and for no other, got kind={kind!r}"
             )
         self.kind, self.tau, self.tau_squared, self.k = kind, tau, tau_squared, k
         self.alpha, self.beta, self.betas, self.epsilon = alpha, beta, tuple(betas), epsilon
@@ -119,13 +108,9 @@ class PartialKDLoss(nn.Module):
         self.similarities = row_similarities(weight.detach().float(), self.alpha, self.beta)
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
-        if not isinstance(student, Tensor) or student.dim() not in (2, 4):
-            raise ValueError("PartialKDLoss: takes one tap of class scores (N, C) or (N, C, H, W), as in on='logits'")
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f'PartialKDLoss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; '
-                'both nets must score the same classes at the same positions'
-            )
+        if student.dim() not in (2, 4):
+            raise ValueError(f'PartialKDLoss: expected class scores (N, C) or (N, C, H, W), got {tuple(student.shape)}')
+        same_shape('PartialKDLoss', student, teacher, 'both nets must score the same classes at the same positions')
         if self.kind in ('full', 'topk') and student.dim() == 2:
             return mean(self._scaled(student, self.soft_target(teacher, None)))
         target = class_targets(student, data_samples, f'PartialKDLoss of kind {self.kind!r}')

@@ -1,15 +1,17 @@
 """Distillation of the relations between samples."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import arguments
 from ..functional import pairwise_angles, pairwise_distances
+from ..functional.shapes import same_shape
 from ..registry import MODELS
+from .base import Loss
 
 
 @MODELS.register_module()
-class RKDLoss(nn.Module):
+class RKDLoss(Loss):
     r"""Huber loss between the nets' pairwise distances and angles of the samples in a batch.
 
     .. math:: L = w_d \, \mathrm{mean}\, l_1(d^S, d^T) + w_a \, \mathrm{mean}\, l_1(\psi^S, \psi^T)
@@ -24,7 +26,7 @@ class RKDLoss(nn.Module):
     Returns:
         A scalar, without unit.
     Raises:
-        ValueError: a negative weight, both weights 0, several taps.
+        ValueError: a negative weight, both weights 0.
     Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: none. Each rank
         compares only its own samples.
     """
@@ -38,8 +40,6 @@ class RKDLoss(nn.Module):
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if not isinstance(student, Tensor):
-            raise ValueError("RKDLoss: takes one tap, as in on='embedding', got a list")
         loss = student.new_zeros(())
         if self.distance_weight:
             gap = _huber(pairwise_distances(student), pairwise_distances(teacher))
@@ -50,6 +50,5 @@ class RKDLoss(nn.Module):
 
 
 def _huber(student: Tensor, teacher: Tensor) -> Tensor:
-    if student.shape != teacher.shape:
-        raise ValueError(f'RKDLoss: the nets have {len(student)} and {len(teacher)} samples; both must see one batch')
+    same_shape('RKDLoss: relations of', student, teacher, 'both nets must see the same batch')
     return F.smooth_l1_loss(student, teacher.to(student.dtype)) if len(student) else (student - teacher).sum()

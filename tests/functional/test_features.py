@@ -9,7 +9,6 @@ from lckd_mm.functional import (
     attention_map,
     bn_margin,
     channel_divergence,
-    factor_cosine,
     factor_distance,
     margin_relu,
     partial_l2,
@@ -160,21 +159,6 @@ def test_factor_distance_has_no_scale():
 def test_factor_distance_gradcheck():
     student, teacher = torch.randn(2, 3, 2, 2, dtype=DOUBLE, requires_grad=True), torch.randn(2, 3, 2, 2, dtype=DOUBLE)
     assert torch.autograd.gradcheck(factor_distance, (student, teacher))
-
-
-def test_factor_cosine_by_hand():
-    student, teacher = (
-        torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]]),
-        torch.tensor([[1.0, 0.0], [0.0, 5.0], [1, 1]]),
-    )
-    torch.testing.assert_close(factor_cosine(student, teacher), torch.tensor([0.6, -1.0, 0.0]))
-    with pytest.raises(ValueError, match='factor cosine: student'):
-        factor_cosine(student, teacher[:, :1])
-
-
-def test_factor_cosine_gradcheck():
-    student, teacher = torch.randn(2, 3, 2, 2, dtype=DOUBLE, requires_grad=True), torch.randn(2, 3, 2, 2, dtype=DOUBLE)
-    assert torch.autograd.gradcheck(factor_cosine, (student, teacher))
 
 
 def test_attended_distance_by_hand():

@@ -169,13 +169,9 @@ TERMS = dict(
         loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss'), form='saturating', bound=1.0),
         on='high',
         connector=dict(
-            type='lckd_mm.ChannelPart', in_channels=4, out_channels=8, part='explore', split='random', seed=3,
-            frozen=False, connector=dict(type='lckd_mm.FactorEncoder', rate=1.0),
+            type='lckd_mm.ChannelPart', in_channels=4, out_channels=8, part='explore',
+            connector=dict(type='lckd_mm.FactorEncoder', rate=1.0),
         ),
-    ),
-    cosine=dict(
-        loss=dict(type='lckd_mm.FactorCosineLoss', form='inherit'), on='high',
-        connector=dict(type='lckd_mm.Translator', in_channels=4, out_channels=8, rate=1.0),
     ),
     autoencoder=dict(
         loss=dict(type='lckd_mm.ReconstructionLoss'), on='high',

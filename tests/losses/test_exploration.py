@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lckd_mm.losses import ATLoss, ExploreLoss, FactorCosineLoss, FitNetsLoss, FTLoss, OFDLoss
+from lckd_mm.losses import ATLoss, ExploreLoss, FitNetsLoss, FTLoss, OFDLoss
 
 FT, OFD, FITNETS = (dict(type=f'lckd_mm.{name}') for name in ('FTLoss', 'OFDLoss', 'FitNetsLoss'))
 
@@ -23,7 +23,7 @@ def test_the_papers_exploration_by_hand():
     assert ExploreLoss(FT)(student, teacher).item() == pytest.approx(-0.6)
 
 
-@pytest.mark.parametrize('loss', [FTLoss, ATLoss, FactorCosineLoss])
+@pytest.mark.parametrize('loss', [FTLoss, ATLoss])
 def test_negated_is_the_loss_with_a_minus(loss):
     student, teacher = maps(3, 4, 2, 2)
     explore = ExploreLoss(dict(type=f'lckd_mm.{loss.__name__}'))
@@ -38,8 +38,6 @@ def test_the_bounded_losses_are():
         # Unit vectors of n entries: an absolute sum of 2 sqrt(n) at most, a squared one of 4.
         assert FTLoss()(student, teacher) <= 2 / math.sqrt(12)
         assert ATLoss()(student, teacher) <= 2 / 4  # entries of 0 or above
-        assert 0 <= FactorCosineLoss()(student, teacher) <= 2
-        assert 0 <= FactorCosineLoss('explore')(student, teacher) <= 1
 
 
 def test_bounded_forms_by_hand():
@@ -86,12 +84,3 @@ def test_what_has_no_minimum_is_refused():
 def test_mistakes(arguments, says):
     with pytest.raises(ValueError, match=says):
         ExploreLoss(**arguments)
-
-
-def test_cosine_forms_by_hand():
-    student, teacher = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
-    assert FactorCosineLoss()(student, teacher).item() == pytest.approx((0.4 + 2) / 2)
-    assert FactorCosineLoss('explore')(student, teacher).item() == pytest.approx((0.6 + 1) / 2)
-    assert FactorCosineLoss()([student, teacher], [teacher, teacher]).item() == pytest.approx(0.6)
-    with pytest.raises(ValueError, match="unknown form 'cos'"):
-        FactorCosineLoss('cos')

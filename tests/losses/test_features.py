@@ -90,15 +90,15 @@ def test_a_step_against_the_gradient_lowers_the_loss(loss):
 @pytest.mark.parametrize(
     ('loss', 'student', 'teacher', 'says'),
     [
-        (OFDLoss(), maps(3), maps(2), 'OFDLoss: 3 student taps, but 2 teacher taps'),
+        (OFDLoss(), maps(3), maps(2), 'OFDLoss: 3 student tensors, but 2'),
         (OFDLoss([1.0]), maps(2), maps(2), 'OFDLoss: 1 layer_weights for 2 layers'),
-        (OFDLoss(), maps(1), maps(1, widths=(9,)), 'partial L2: student .* differ in shape; a connector'),
+        (OFDLoss(), maps(1), maps(1, widths=(9,)), r'partial L2: student .* differ in shape; .*ConvBN'),
         (ABLoss(), maps(1), maps(1, widths=(9,)), 'activation boundary: student .* differ in shape'),
         (FitNetsLoss(), maps(1), maps(1, widths=(9,)), 'FitNetsLoss: student .* differ in shape'),
-        (ATLoss(), maps(1), [x[..., :2] for x in maps(1)], 'ATLoss: student .* differ in size; resize'),
+        (ATLoss(), maps(1), [x[..., :2] for x in maps(1)], r'ATLoss: student .* differ in shape; .*MatchSize'),
         (FSPLoss(), maps(1), maps(1), 'FSPLoss: needs at least two taps'),
-        (FSPLoss(), maps(2), maps(3), 'FSPLoss: 2 student taps, but 3 teacher taps'),
-        (FSPLoss(), maps(2), maps(2, widths=(3, 9)), r'FSP matrices have \(3, 4\) and \(3, 9\) channels'),
+        (FSPLoss(), maps(2), maps(3), 'FSPLoss: 2 student tensors, but 3'),
+        (FSPLoss(), maps(2), maps(2, widths=(3, 9)), r'FSPLoss: .*3, 4.*3, 9'),
     ],
 )
 def test_what_does_not_fit_raises(loss, student, teacher, says):
@@ -140,7 +140,7 @@ def test_afd_weighs_channels_by_the_teacher_alone():
 
 
 def test_afd_of_other_channels_raises():
-    with pytest.raises(ValueError, match=r'AFDLoss: expected maps of \[3, 4, 6\] channels, got \(2, 5, 2, 2\)'):
+    with pytest.raises(ValueError, match=r'AFDLoss: .*\[3, 4, 6\] channels, got \[3, 4, 5\]'):
         AFDLoss(channels=[3, 4, 6]).double()(maps(), maps())
     with pytest.raises(ValueError, match='reduction must be at least 1'):
         AFDLoss(channels=[3], reduction=0)

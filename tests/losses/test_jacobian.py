@@ -23,7 +23,7 @@ class Pair:
 
     def replay(self, images):
         self.seen.append(images.detach())
-        return self.student(images), self.teacher(images)
+        return [self.student(images)], [self.teacher(images)]
 
     def loss(self, **kwargs):
         return JacobianLoss(**kwargs)(*self.replay(self.x), inputs=self.x, replay=self.replay)
@@ -83,7 +83,7 @@ def test_lists_are_averaged():
     single = JacobianLoss()(*pair.replay(pair.x), inputs=pair.x, replay=pair.replay)
 
     def twice(images):
-        return tuple([y, y] for y in pair.replay(images))
+        return tuple([y, y] for (y,) in pair.replay(images))
 
     torch.testing.assert_close(JacobianLoss()(*twice(pair.x), inputs=pair.x, replay=twice), single)
 
@@ -98,6 +98,6 @@ def test_arguments_are_checked(arguments, says):
 
 
 def test_gradient_of_a_list_raises():
-    x = [torch.zeros(2, 3)]
+    x = [torch.zeros(2, 3)] * 2
     with pytest.raises(ValueError, match="mode='gradient' takes one tap of class scores"):
         JacobianLoss(mode='gradient')(x, x, inputs=torch.zeros(2, 3, 4, 4), replay=lambda images: (x, x))

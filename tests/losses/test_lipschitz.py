@@ -150,7 +150,7 @@ def test_a_step_against_the_gradient_lowers_the_loss():
     ('student', 'teacher', 'says'),
     [
         (1, 1, 'at least two taps'),
-        (3, 2, '3 student taps, but 2 teacher taps'),
+        (3, 2, '3 student tensors, but 2'),
         (4, 4, '2 layer_weights for 3 pairs'),
     ],
 )

@@ -81,13 +81,12 @@ def test_ignored_positions_are_left_out_even_with_infinite_scores(kind):
         (dict(kind='half'), "unknown kind 'half'"),
         (dict(tau=0.0), 'tau must be above 0, got 0.0'),
         (dict(kind='sim', alpha='x'), "alpha must be a finite number, got 'x'"),
-        (dict(kind='topk', k=1.5), 'k is a number of classes, or a part'),
+        (dict(kind='topk', k=1.5), 'k is a number of classes'),
         (dict(kind='topk', k=0), 'k must be at least 1, got 0'),
-        (dict(kind='rel'), "superclasses, .* belong to kind='rel'"),
-        (dict(kind='pt', superclasses=[0, 0]), "superclasses, .* belong to kind='rel'"),
+        (dict(kind='rel'), r"superclasses .* kind='rel'"),
+        (dict(kind='pt', superclasses=[0, 0]), r"superclasses .* kind='rel'"),
         (dict(kind='label_smoothing', epsilon=2.0), 'epsilon must be at most 1'),
-        (dict(kind='rel', superclasses=['a']), 'superclasses must be a whole number'),
-        (dict(kind='rel', superclasses=[0], betas=(0.5, 0.1, 0.1)), 'betas must be two probabilities'),
+        (dict(kind='rel', superclasses=['a']), 'superclasses must be an integer'),
     ],
 )
 def test_bad_arguments(arguments, message):

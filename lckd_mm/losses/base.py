@@ -1,0 +1,85 @@
+"""Loss: the base class of losses."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+_ONE_PER_TENSOR = ('raw_student', 'raw_teacher', 'teacher_connector')
+_EXTRAS = ('data_samples', 'inputs', 'replay', *_ONE_PER_TENSOR)
+
+
+class Loss(nn.Module):
+    """Base class of losses, modules with ``forward(student, teacher)`` that return a scalar.
+
+    A loss *of pairs* (the default) compares one tensor of each net. A *joint* loss, with ``joint = True``, compares
+    lists of tensors. Both can be called with a tensor or with a list for each net: for a loss of pairs, ``forward``
+    then runs for each pair, and the values are added up with :meth:`tensor_weights`. A term passes a list with the
+    tensors of all its taps; a tap with several levels adds one for each.
+
+    ``forward`` may name more arguments, which a term passes:
+
+    * ``data_samples``: the samples of the batch, with the ground truth.
+    * ``inputs``: the images (B, C, H, W), as the student sees them.
+    * ``raw_student``, ``raw_teacher``: the features before the connectors.
+    * ``teacher_connector``: the module that connects the teacher's feature, or None.
+    * ``replay``, for joint losses: a function that runs both nets on other images and returns their connected features.
+
+    If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor.
+    """
+
+    #: Whether forward takes lists of tensors.
+    joint = False
+    #: Whether its value has an upper bound.
+    bounded = False
+
+    def __call__(self, student: Any, teacher: Any, *args: Any, **extras: Any) -> Tensor:
+        single = isinstance(student, Tensor)
+        student, teacher = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"{type(self).__name__}: {len(student)} student tensors, but {len(teacher)} of the teacher's"
+            )
+        if self.joint:
+            return super().__call__(student, teacher, *args, **extras)
+        total: Any = 0
+        for i, weight in enumerate(self.tensor_weights(len(student))):
+            own = {key: x if single or key not in _ONE_PER_TENSOR else x[i] for key, x in extras.items()}
+            total = total + weight * super().__call__(student[i], teacher[i], *args, **own)
+        return total
+
+    def tensor_weights(self, count: int) -> list[float]:
+        """Weights of ``count`` pairs of tensors, in order of depth; by default those of the mean."""
+        return [1 / count] * count
+
+    def extras(self) -> list[str]:
+        """The arguments that forward takes beyond the two features, of those in the list above."""
+        return [name for name in inspect.signature(self.forward).parameters if name in _EXTRAS]
+
+    def adapt(self, head: nn.Module | None) -> None:
+        """Read settings from the host's head that owns the student's first tap, if there is one."""
+
+    def bind(self, layers: list[nn.Module], who: str) -> None:
+        """Read the teacher's tapped modules; called after building, and again after the teacher is loaded."""
+
+
+class PlainLoss(Loss):
+    """Any module with ``forward(student, teacher)``, such as a host's L1Loss, as a loss of pairs."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def extras(self) -> list[str]:
+        return [name for name in inspect.signature(self.module.forward).parameters if name in _EXTRAS]
+
+    def forward(self, student: Tensor, teacher: Tensor, **extras: Any) -> Tensor:
+        return self.module(student, teacher, **extras)
+
+
+def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor]) -> None:
+    """Raise ValueError unless there is one feature (B, C, ...) for each number of channels, with that many."""
+    found = [x.shape[1] for x in features]
+    if found != list(channels):
+        raise ValueError(f'{who}: built for features of {list(channels)} channels, got {found}')
