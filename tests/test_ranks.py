@@ -190,6 +190,7 @@ LOSSES = {
     'FTLoss': (MAPS, True),
     'AFDLoss': (MAPS, True),
     'CWDLoss': (MAPS, True),
+    'PKDLoss': (MAPS, False),
     'FGDLoss': (MAPS, True),
     'LipschitzLoss': (MAPS, True),
     'RKDLoss': ((8, 12), False),

@@ -12,6 +12,7 @@ from .features import (
     factor_distance,
     margin_relu,
     partial_l2,
+    standardised,
 )
 from .jacobian import directional_gap, unit_gap
 from .lipschitz import (
@@ -75,6 +76,7 @@ __all__ = [
     'row_similarities',
     'slope_penalty',
     'spectral_norm',
+    'standardised',
     'target_divergence',
     'transmitting_matrix',
     'transmitting_norm',

@@ -112,6 +112,27 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return mean((F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))).abs())
 
 
+def standardised(x: Tensor) -> Tensor:
+    r"""Each channel with mean 0 and standard deviation 1 over batch and positions.
+
+    .. math:: \hat x = \frac{x - \mu_c}{s_c + 10^{-6}}, \qquad s_c \ \text{the unbiased standard deviation}
+
+    Args:
+        x: ``(B, C, ...)``.
+    Returns:
+        The same shape, without unit; zeros for a channel that is constant.
+    Source: Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient,
+        NeurIPS 2022. Deviation: none; under several ranks each takes the statistics of its own samples.
+    """
+    check_rank('standardised', x, 3, '(B, C, ...)')
+    rows = x.transpose(0, 1).flatten(1)
+    rows = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
+    variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
+    # Avoid the square root at 0, where it has no derivative.
+    deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    return (rows / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)
+
+
 def attended_distance(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
     r"""Squared distance between maps, each channel weighted by its attention.
 

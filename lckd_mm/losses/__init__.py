@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, ReconstructionLoss
-from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
+from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss
@@ -32,6 +32,7 @@ __all__ = [
     'LipschitzLoss',
     'Loss',
     'OFDLoss',
+    'PKDLoss',
     'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',

@@ -13,6 +13,7 @@ from ..functional import (
     channel_divergence,
     factor_distance,
     partial_l2,
+    standardised,
     transmitting_matrix,
 )
 from ..functional.shapes import check_rank, mean, mean_square, same_shape
@@ -260,3 +261,31 @@ class CWDLoss(Loss):
                 f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'
             )
         return mean(channel_divergence(student, teacher, self.tau))
+
+
+@MODELS.register_module()
+class PKDLoss(Loss):
+    r"""Half the mean squared distance between standardised features, summed over the levels.
+
+    .. math:: L = \sum_i \tfrac12\,\mathrm{mean}\,(\hat s_i - \hat t_i)^2
+
+    where :math:`\hat x` is :func:`~lckd_mm.functional.standardised`; a level adds about 1 - r, r being the mean Pearson
+    correlation of the channels. It ignores the scale of the features, so teacher and student may differ in kind.
+
+    Shapes:
+        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, such as the levels of a pyramid.
+    Returns:
+        A scalar, without unit, 0 to about 2 per level; the paper's weight is 6 for two-stage detectors and 10 for
+        RetinaNet, on the first four levels.
+    Raises:
+        ValueError: shapes that differ.
+    Source: Cao et al., PKD, NeurIPS 2022. Deviation: none; lckd_mm.MatchSize resizes where sizes differ.
+    """
+
+    bounded = True
+
+    def tensor_weights(self, count: int) -> list[float]:
+        return [1.0] * count
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return mean_square('PKDLoss', standardised(student), standardised(teacher)) / 2

@@ -9,7 +9,7 @@ from lckd_mm.functional import (
     partial_l2,
     transmitting_matrix,
 )
-from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss
+from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +157,27 @@ def test_cwd_without_positions_raises():
         CWDLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match='tau must be above 0'):
         CWDLoss(tau=0)
+
+
+def test_pkd_is_one_minus_the_correlation_of_the_channels():
+    student, teacher = maps(), maps()
+    expected = 0.0
+    for s, t in zip(student, teacher):
+        rows = [(x.transpose(0, 1).flatten(1)) for x in (s, t)]
+        r = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*rows)])
+        count = rows[0].shape[1]
+        expected = expected + (1 - r.mean()) * (count - 1) / count
+    # The small number beside the deviation is not in the correlation.
+    torch.testing.assert_close(PKDLoss()(student, teacher), expected, rtol=1e-5, atol=0)
+
+
+def test_pkd_ignores_scale_and_offset_and_takes_constant_channels():
+    student, teacher = maps(1), maps(1)
+    moved = [3 * x + torch.randn(1, 3, 1, 1) for x in student]
+    torch.testing.assert_close(PKDLoss()(moved, teacher), PKDLoss()(student, teacher), rtol=1e-5, atol=0)
+    flat = torch.ones(2, 3, 4, 4, requires_grad=True)
+    value = PKDLoss()(flat, teacher[0][..., :4, :4])
+    value.backward()
+    assert value.item() == pytest.approx(0.5 * 31 / 32, rel=1e-4) and flat.grad.isfinite().all()
+    with pytest.raises(ValueError, match=r'PKDLoss: student .*ConvBN'):
+        PKDLoss()(maps(1), maps(1, widths=(9,)))
