@@ -1,13 +1,9 @@
-/* Leading singular triples of transmitting matrices on a CPU: transmitting.py's iteration, one sample at a time.
+/* Leading singular triples of transmitting matrices on a CPU, one sample at a time, for native.py.
 
-   Block Lanczos, two vectors at a time: what one start has no share of, the other has, and a step that reads a map
-   once serves both. With Z = P_1 P_2' F_2' F_2 P at the positions that both maps have in common, the next block is
-   A = F_1 Z, and the next P is F_1' A: both from one pass over F_1, some channels at a time, while they are in a
-   core's cache. F_1' and F_1' F_1 are linear, so P is orthogonalised by the coefficients that A is. What rounding
-   makes of that grows by the eigenvalue over a vector's length with each step; where it would show, p is computed anew.
-
-   native.py calls this; a sample whose numbers leave the range that needs no scale, or that does not converge in the
-   room given, is marked as in doubt and left to the caller. */
+   Block Lanczos with two start vectors: a pass over a map serves both. With Z = P_1 P_2' F_2' F_2 P at the positions
+   that both maps have in common, the next block is A = F_1 Z and the next P is F_1' A, from one pass over F_1. P is
+   orthogonalised by the coefficients of A; where rounding would show, it is computed anew. A sample that leaves the
+   range without scaling, or does not converge, is marked as in doubt and left to the caller. */
 
 #include <math.h>
 #include <stdint.h>
@@ -17,20 +13,15 @@ typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
-/* Norms of a map's first product within which no scale is needed, and squared ones of the later products. */
-#define LOW 0x1p-24f
+#define LOW 0x1p-24f       /* norms of a map's first product within which no scale is needed */
 #define HIGH 0x1p30f
-#define HIGHEST 0x1p120f
+#define HIGHEST 0x1p120f   /* and squared ones of the later products */
 #define MAX_VECTORS 64
-/* Vectors before the first test: one at once would trust an unlucky start. */
-#define FIRST_TEST 6
-/* Positions in a row, up to which two rows lie close together. */
-#define NARROW 64
-/* Floats that a map is asked for before they are read. */
-#define AHEAD 8192
-/* Rounding of a product, and what an error of p may come to in the result, both relative. */
-#define ROUNDING 0x1p-24
-#define EFFECT 4e-6
+#define FIRST_TEST 6       /* vectors before the first test: a single one would trust an unlucky start */
+#define NARROW 64          /* positions in a row, up to which two rows lie close together */
+#define AHEAD 8192         /* floats that a map is asked for before they are read */
+#define ROUNDING 0x1p-24   /* relative rounding of a product */
+#define EFFECT 4e-6        /* relative error of p that may remain in the result */
 #define TOO_MUCH 1e-4
 
 typedef struct {
@@ -235,11 +226,9 @@ typedef struct {
 } Band;
 
 /* Largest eigenvalue of the leading matrix of order n and its unit eigenvector s, from those of order n - 1.
-
-   With x - H = L D L', the last pivot is a concave and rising function of x to the right of the smaller matrix's
-   largest eigenvalue, and the largest of order n is its root; its slope is the squared length of the y with
-   L' y = (0, ..., 0, 1), and y at the root the eigenvector. Newton's method comes to the root from below, once it
-   starts between the two, as the Ritz value of s and the last coordinate does. */
+   With x - H = L D L', the last pivot is concave and rises in x above the smaller matrix's largest eigenvalue; its root
+   is the one of order n, its slope |y|^2 with L' y = (0, ..., 0, 1), and y at the root the eigenvector. Newton's method
+   reaches the root from below; it starts at the Ritz value of s and the last coordinate. */
 INLINE double extended(const Band *h, int n, double before, double *s) {
     const int i = n - 1;
     if (n == 1) {
@@ -312,10 +301,8 @@ INLINE void subtract(float *y, int64_t apart, const float *x, float c0, float c1
     for (; i < n; i++) y[i] -= c0 * x[i], y[apart + i] -= c1 * x[i];
 }
 
-/* Two vectors a made orthogonal to `count` others and to each other, and p by the same coefficients.
-
-   `coefficients` are those by the others; the upper triangle r is of what is left, whose vectors keep their lengths.
-   One of at most `cut` is noise and becomes zero. */
+/* Two vectors a made orthogonal to `count` others and to each other, and p by the same coefficients. The upper triangle
+   r is of what is left, whose vectors keep their lengths. One of at most `cut` is noise and becomes zero. */
 INLINE void orthogonalise(
     float *a, float *p, const float *q, const float *before, int count, int64_t n, int64_t area, double cut,
     float coefficients[][2], double r[3]
