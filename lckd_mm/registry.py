@@ -97,5 +97,5 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
     except Exception as error:
         raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
     if not isinstance(module, nn.Module):
-        raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, which is no torch module')
+        raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, not a torch module')
     return module

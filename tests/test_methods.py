@@ -102,7 +102,7 @@ def test_gradient_matching_on_a_detector_is_refused_before_training(teacher_file
 @pytest.mark.parametrize('host', ['mmseg', 'mmpretrain'])
 def test_fgd_without_boxes_is_refused_before_training(host, teacher_file, scope):
     scope(host)
-    with pytest.raises(ValueError, match=r"term 'loss_fgd': .* FGDLoss: needs the boxes of the ground truth"):
+    with pytest.raises(ValueError, match=r"term 'loss_fgd': .* FGDLoss: needs ground-truth boxes"):
         build_model(distillation(host, teacher_file, loss_fgd=METHODS['loss_fgd']), host)
 
 

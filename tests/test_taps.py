@@ -589,7 +589,7 @@ def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(address):
 
 def test_nothing_is_put_where_there_is_no_single_place():
     model, taps, images = traced({'all': 'layer2.0.relu#*'})
-    with pytest.raises(ValueError, match='reads all calls, so it is no single place'), taps.substitute(model, 'all', 0):
+    with pytest.raises(ValueError, match='reads all calls, no single tensor'), taps.substitute(model, 'all', 0):
         pass
     with pytest.raises(ValueError, match=r"tap 'a': it must be traced"):
         FeatureTaps({'a': 'layer1'}).substitute(model, 'a', images).__enter__()

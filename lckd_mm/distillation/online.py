@@ -146,7 +146,7 @@ class OnlineDistiller(StudentModel):
         net = build_named_model(config, None, f'net {k}')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(
-                f'OnlineDistiller: net {k} ({type(net).__name__}) is no model of mmpretrain, mmseg or mmdet'
+                f'OnlineDistiller: net {k} ({type(net).__name__}) is not a model of mmpretrain, mmseg or mmdet'
             )
         return net
 
@@ -162,7 +162,7 @@ class OnlineDistiller(StudentModel):
                 raise ValueError(f'OnlineDistiller: the step {name!r} has the name of an optimizer with another task')
             for term in of:
                 if term not in terms or term in taken:
-                    what = 'is in two steps' if term in taken else f'is no term; they are {", ".join(terms)}'
+                    what = 'is in two steps' if term in taken else f'is not a term; the terms are {", ".join(terms)}'
                     raise KeyError(f'OnlineDistiller: step {name!r}: {term!r} {what}')
                 taken.add(term)
 

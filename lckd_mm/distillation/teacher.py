@@ -49,14 +49,14 @@ class FrozenTeacher:
             try:
                 re.compile(arguments.text('teacher', 'allow', pattern))
             except re.error as error:
-                raise ValueError(f'teacher: allow: {pattern!r} is no regular expression: {error}') from None
+                raise ValueError(f'teacher: allow: {pattern!r} is not a regular expression: {error}') from None
         arguments.choice('teacher', 'bn', bn, _BN_MODES)
         cfg, scope = read_model_config(model, 'teacher')
         self.scope = scope
         with preserved_rng():
             self.model = build_named_model(cfg, scope, 'teacher')
         if not isinstance(self.model, BaseModel) or host_of(self.model) is None:
-            raise TypeError(f'teacher: {type(self.model).__name__} is no model of mmpretrain, mmseg or mmdet')
+            raise TypeError(f'teacher: {type(self.model).__name__} is not a model of mmpretrain, mmseg or mmdet')
         self.has_preprocessor = cfg.get('data_preprocessor') is not None
         self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False

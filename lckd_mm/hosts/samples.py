@@ -55,8 +55,8 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
             sample = DataSample(metainfo=meta).set_gt_label(0)
         else:
             raise TypeError(
-                f'{type(model).__name__} is no model of {", ".join(HOSTS)}: a Distiller takes an mmpretrain '
-                'classifier, an mmseg segmentor or an mmdet detector'
+                f'{type(model).__name__} is not a model of {", ".join(HOSTS)}: a Distiller takes an '
+                'mmpretrain classifier, an mmseg segmentor or an mmdet detector'
             )
         samples.append(sample)
     return samples
@@ -109,8 +109,8 @@ def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
         if labels.shape == (len(z), 1) and not mixed:
             return labels.flatten()
     raise ValueError(
-        f'{who}: needs one label a sample (gt_label) or position (gt_sem_seg), and the batch has none such; mixed '
-        'or many labels a sample have no target class'
+        f'{who}: needs one label per sample (gt_label) or position (gt_sem_seg), which this batch does not have; with '
+        'mixed or several labels there is no target class'
     )
 
 
@@ -118,8 +118,8 @@ def relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
     """Each sample's ground-truth boxes, ``(K, 4)``, as fractions of its padded image's width and height."""
     if not data_samples or not all('gt_instances' in s and 'bboxes' in s.gt_instances for s in data_samples):
         raise ValueError(
-            "FGDLoss: needs the boxes of the ground truth (gt_instances.bboxes), which samples of mmdet's detectors "
-            'have alone; on other hosts compare features by FitNetsLoss or ATLoss'
+            "FGDLoss: needs ground-truth boxes (gt_instances.bboxes), which only mmdet's samples have; on other hosts "
+            'compare features by FitNetsLoss or ATLoss'
         )
     boxes = []
     for sample in data_samples:

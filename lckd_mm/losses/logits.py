@@ -98,7 +98,7 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
     """Raise ValueError for heads that do not score by a softmax over classes with one target class."""
     name = type(head).__name__
     if has_sigmoids(head) and not hasattr(head, 'cls_out_channels'):
-        raise ValueError(f'{who}: {name} has a sigmoid for each class, and no target class; use KDLoss')
+        raise ValueError(f'{who}: {name} has a sigmoid per class, so there is no target class; use KDLoss')
     if hasattr(head, 'use_sigmoid_cls') or hasattr(head, 'cls_out_channels'):
         raise ValueError(
             f'{who}: the positions of the detection head {name} have labels only inside its own assignment, so '

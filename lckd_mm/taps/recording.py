@@ -40,7 +40,7 @@ class FeatureTaps:
         self.role = role
         for name in addresses:
             if not isinstance(name, str) or not name:
-                raise ValueError(f'{role} tap {name!r}: a tap is named by a text, such as stage1')
+                raise ValueError(f'{role} tap {name!r}: its name must be a non-empty string, such as stage1')
         self.addresses = {name: self._parsed(name, text) for name, text in addresses.items()}
         # @preact is resolved by trace() to the input of one activation.
         self.resolved = {name: a for name, a in self.addresses.items() if a.port != 'preact'}
@@ -162,7 +162,9 @@ class FeatureTaps:
             raise ValueError(f'{self.role} tap {name!r}: it must be traced before something is put in its place')
         address = self.resolved[name]
         if address.call == '*':
-            raise ValueError(f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so it is no single place')
+            raise ValueError(
+                f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so there is no single tensor to replace'
+            )
         # A tap without #k belongs to a module that runs once.
         wanted, calls = (address.call or 0) % self.traces[name].calls, 0
         module = model.get_submodule(address.path)

@@ -83,7 +83,7 @@ def test_a_context_is_the_same_at_all_positions():
 
 @pytest.mark.parametrize('samples', [None, [], [DetDataSample()]])
 def test_samples_without_boxes_raise(samples):
-    with pytest.raises(ValueError, match='FGDLoss: needs the boxes of the ground truth'):
+    with pytest.raises(ValueError, match='FGDLoss: needs ground-truth boxes'):
         FGDLoss(channels=[6, 6]).double()(maps(), maps(), samples)
 
 

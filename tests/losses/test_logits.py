@@ -259,7 +259,7 @@ def test_dkd_without_one_label_a_sample_raises(samples):
         kind, samples = samples, [DataSample().set_gt_score(torch.tensor([0.6, 0.4])) for _ in range(2)]
         if kind == 'mixed':  # what Mixup leaves of a sample
             samples = [sample.set_gt_label(0) for sample in samples]
-    with pytest.raises(ValueError, match='needs one label a sample'):
+    with pytest.raises(ValueError, match='needs one label per sample'):
         DKDLoss()(torch.zeros(2, 2), torch.zeros(2, 2), samples)
 
 
@@ -270,9 +270,9 @@ class Sigmoids(nn.Module):
 @pytest.mark.parametrize(
     ('attributes', 'says'),
     [
-        (dict(loss_decode=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid for each class'),
-        (dict(loss_module=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid for each class'),
-        (dict(loss_decode=nn.ModuleList([nn.Identity(), Sigmoids()])), 'has a sigmoid for each class'),
+        (dict(loss_decode=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid per class'),
+        (dict(loss_module=types.SimpleNamespace(use_sigmoid=True)), 'has a sigmoid per class'),
+        (dict(loss_decode=nn.ModuleList([nn.Identity(), Sigmoids()])), 'has a sigmoid per class'),
         (dict(use_sigmoid_cls=False, cls_out_channels=4), 'the positions of the detection head'),
     ],
 )

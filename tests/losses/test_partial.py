@@ -98,7 +98,7 @@ def test_bad_input():
     student = torch.randn(2, 5)
     with pytest.raises(ValueError, match=r'student \(2, 5\) and teacher \(2, 4\) differ in shape'):
         PartialKDLoss('full')(student, torch.randn(2, 4))
-    with pytest.raises(ValueError, match="PartialKDLoss of kind 'pt': needs one label a sample"):
+    with pytest.raises(ValueError, match="PartialKDLoss of kind 'pt': needs one label per sample"):
         PartialKDLoss('pt')(student, student, None)
     with pytest.raises(ValueError, match='3 superclasses, but 5 classes'):
         PartialKDLoss('rel', superclasses=[0, 0, 1])(student, student, labelled(0, 1))
@@ -108,7 +108,7 @@ def test_bad_input():
 
 def test_heads_of_sigmoids_and_of_detectors_are_refused():
     sigmoid = types.SimpleNamespace(loss_decode=types.SimpleNamespace(use_sigmoid=True), num_classes=5)
-    with pytest.raises(ValueError, match="kind 'pt': SimpleNamespace has a sigmoid for each class"):
+    with pytest.raises(ValueError, match="kind 'pt': SimpleNamespace has a sigmoid per class"):
         PartialKDLoss('pt').adapt(sigmoid)
     with pytest.raises(ValueError, match="kind 'full': the positions of the detection head"):
         PartialKDLoss('full').adapt(types.SimpleNamespace(cls_out_channels=5))

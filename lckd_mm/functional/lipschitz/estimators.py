@@ -219,7 +219,7 @@ def _constant(layer: nn.Module, name: str, x: Tensor, tol: float) -> Tensor | fl
         raise ValueError(
             f'product_bound: {name!r} ({type(layer).__name__}) has no constant that is known here; it takes chains '
             '(nn.Sequential) of convolutions, linear layers, BatchNorm and Dropout in evaluation mode, pooling and '
-            'activations; a residual net is no chain: take its branches one by one, or local_lipschitz'
+            'activations; a residual net is not a chain: take its branches one by one, or use local_lipschitz'
         )
     return slope
 
