@@ -94,7 +94,7 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
         raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
     try:
         module = kind(**arguments)
-    except Exception as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
     if not isinstance(module, nn.Module):
         raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, not a torch module')

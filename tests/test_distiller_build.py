@@ -146,7 +146,7 @@ def inplace_switches(model):
             r"'loss_kd': KDLoss does not take these features \(student stage1 \(1, 8, .*; teacher logits \(1, 5, 4",
         ),
         (dict(dry_run_size=0), ValueError, 'Distiller: dry_run_size must be at least 1, got 0'),
-        (dict(dry_run_size=(32, 'wide')), ValueError, "dry_run_size must be a whole number, got 'wide'"),
+        (dict(dry_run_size=(32, 'wide')), ValueError, "dry_run_size must be an integer, got 'wide'"),
     ],
 )  # fmt: skip
 def test_mistakes(config, overrides, error, says):
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_scalar(config):
         def forward(self, student, teacher):
             return (student - teacher).flatten(1).mean(1)
 
-    with pytest.raises(ValueError, match=r"term 'loss_kd': PerSample gives \(1,\), not a scalar"):
+    with pytest.raises(ValueError, match=r"term 'loss_kd': PerSample must return a scalar tensor, not \(1,\)"):
         Distiller(**config(terms=dict(loss_kd=dict(loss=dict(type=PerSample), on='logits'))))
 
 

@@ -47,7 +47,7 @@ STAGES = [f'stage{i}' for i in range(1, 5)]
 MAPS = {
     'lipschitz': [dict(type='LipschitzLoss', gap=gap) for gap in ('log', 'relative', 'absolute')]
     + [dict(type='LipschitzLoss', normalise=True), dict(type='LONDONLoss')],
-    'features': [dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FitNets', 'OFD')]
+    'features': [dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FitNets', 'OFD', 'PKD')]
     + [dict(type='ExploreLoss', loss=dict(type='lckd_mm.ATLoss'))],
     'relations': [dict(type='RKDLoss')],
     'critics': [
@@ -104,7 +104,7 @@ def test_every_loss_takes_maps_of_1e4_in_bfloat16(built):
 
     covered = {loss['type'] for losses in MAPS.values() for loss in losses}
     # A detector's, and an auto-encoder's own, are looked at apart; the others are parts of AdversarialLoss.
-    apart = {'FGDLoss', 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
+    apart = {'Loss', 'FGDLoss', 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
     assert covered | apart == set(lckd_mm.losses.__all__)
     check_huge(*built('mmseg', width=8, terms=all_terms(MAPS), bn='batch'), torch.bfloat16)
 

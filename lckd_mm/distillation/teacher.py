@@ -32,16 +32,15 @@ class FrozenTeacher:
         allow: regular expressions; keys that match one may be missing or unexpected in the checkpoint.
     Raises:
         ValueError: no checkpoint, a bad ``bn`` or ``allow``, or a model that cannot be built.
-        TypeError: a model of no host.
+        TypeError: a model of none of the hosts.
     """
 
     def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
         if not checkpoint:
             raise ValueError(
-                'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_ADDRESS), '
+                'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_URL), '
                 'since a teacher with random weights would teach noise'
             )
-        arguments.text('teacher', 'checkpoint', checkpoint)
         allow = (
             [allow] if isinstance(allow, str) else arguments.listed('teacher', 'allow', allow, 'regular expressions')
         )
