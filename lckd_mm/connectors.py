@@ -22,7 +22,7 @@ class Connector(nn.Module):
 
     A connector of the teacher's feature (``of_teacher``) may read the BatchNorm before the tap (:meth:`bind`), or need
     training images: while ``waits_for_data``, :class:`~lckd_mm.hooks.DistillationHook` passes it the features of
-    ``batches`` batches (:meth:`observe`) before the first iteration, then calls :meth:`settle`. With ``online`` it is
+    ``batches`` batches (:meth:`observe`) before the first iteration, then calls :meth:`finish_fitting`. With ``online`` it is
     trained by the loss of its term.
     """
 
@@ -37,7 +37,7 @@ class Connector(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Take in one batch's feature."""
 
-    def settle(self) -> str:
+    def finish_fitting(self) -> str:
         """Finish with what was observed; returns a message for the log."""
         return ''
 
@@ -139,7 +139,7 @@ class MarginReLU(Connector):
         self._sums = sums if self._sums is None else self._sums + sums
 
     @torch.no_grad()
-    def settle(self) -> str:
+    def finish_fitting(self) -> str:
         """Compute the margin from the observations of all ranks; returns a message for the log."""
         all_reduce(self._sums)
         self.margin.copy_(self._sums[0] / self._sums[1].clamp(min=1))
@@ -306,7 +306,7 @@ class AutoEncoder(Connector):
             relative = F.l1_loss(reconstruction, x) / x.abs().mean().clamp(min=1e-12)
         self._errors.append((lost.item(), relative.item()))
 
-    def settle(self) -> str:
+    def finish_fitting(self) -> str:
         """Freeze; returns a message with the lost fraction of variance and the relative absolute error."""
         if self._optimizer is None:
             raise ValueError(

@@ -120,7 +120,7 @@ def test_a_margin_from_data_waits_and_is_settled_in_place():
     connector.observe(torch.tensor([[[-2.0, 5.0]], [[1.0, 0.0]]]).transpose(0, 1))
     connector.observe(torch.tensor([[[-1.0, -1.5, 0.0]], [[2.0, 2.0, 2.0]]]).transpose(0, 1))
     assert connector.waits_for_data
-    connector.settle()
+    connector.finish_fitting()
     assert not connector.waits_for_data
     assert connector.margin is buffer
     assert buffer.tolist() == [-1.5, 0.0]
@@ -160,7 +160,7 @@ def test_a_paraphraser_learns_to_give_the_feature_back():
         for _ in range(80):
             connector.observe(features())
         assert connector.waits_for_data
-        said = connector.settle()
+        said = connector.finish_fitting()
     assert not connector.waits_for_data
     lost = float(said.split('loses ')[1].split('%')[0])
     assert lost < 15
@@ -178,13 +178,13 @@ def test_a_paraphraser_is_frozen():
         connector(features())
         assert all(torch.equal(state[key], value) for key, value in connector.state_dict().items()), step
         connector.observe(features())
-        connector.settle()
+        connector.finish_fitting()
 
 
 def test_a_paraphraser_comes_back_from_a_checkpoint():
     connector, other = Paraphraser(8), Paraphraser(8)
     connector.observe(features())
-    connector.settle()
+    connector.finish_fitting()
     other.load_state_dict(connector.state_dict())
     assert not other.waits_for_data
     x = features()
@@ -216,7 +216,7 @@ def test_an_auto_encoder_learns_to_give_the_feature_back(mode):
     with torch.no_grad():
         for _ in range(80):
             connector.observe(features())
-        said = connector.settle()
+        said = connector.finish_fitting()
     x = features()
     back = connector.decoder(connector.encoder(x))
     assert F.mse_loss(back, x) < 0.25 * x.var()
@@ -318,7 +318,7 @@ connector = Paraphraser(4)
 generator = torch.Generator().manual_seed(rank)
 for size in (4 if rank == 0 else 1, 4, 4):
     connector.observe(torch.randn(1, 4, size, size, generator=generator))
-connector.settle()
+connector.finish_fitting()
 torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
 # gloo's threads abort a process that ends in the midst of them.
 torch.distributed.barrier()

@@ -93,7 +93,7 @@ class Term(nn.Module):
         self.teacher.connect(teacher_connector, self.student, {n: (t.teacher, t.student) for n, t in before.items()})
         self.connectors, self.teacher_connectors = self.student.connectors, self.teacher.connectors
         self._check()
-        self.loss.adapt(owner_head(net, taps[0].addresses[self.student.names[0]].path))
+        self.loss.read_head(owner_head(net, taps[0].addresses[self.student.names[0]].path))
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
         """The weighted term, a scalar in float32 or wider whatever the autocast state.

@@ -147,7 +147,7 @@ class DistillationHook(Hook):
                 left = [(tap, connector) for tap, connector in waiting if i < connector.batches]
                 show_batch(model, left, batch)
         for tap, connector in waiting:
-            runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.settle()}')
+            runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.finish_fitting()}')
 
 
 @torch.no_grad()

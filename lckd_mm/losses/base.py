@@ -57,7 +57,7 @@ class Loss(nn.Module):
         """The arguments that forward takes beyond the two features, of those in the list above."""
         return [name for name in inspect.signature(self.forward).parameters if name in _EXTRAS]
 
-    def adapt(self, head: nn.Module | None) -> None:
+    def read_head(self, head: nn.Module | None) -> None:
         """Read settings from the host's head that owns the student's first tap, if there is one."""
 
     def bind(self, layers: list[nn.Module], who: str) -> None:

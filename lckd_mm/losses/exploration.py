@@ -59,8 +59,8 @@ class ExploreLoss(Loss):
     def extras(self) -> list[str]:
         return self.wrapped.extras()
 
-    def adapt(self, head: nn.Module | None) -> None:
-        self.wrapped.adapt(head)
+    def read_head(self, head: nn.Module | None) -> None:
+        self.wrapped.read_head(head)
 
     def bind(self, layers: list[nn.Module], who: str) -> None:
         self.wrapped.bind(layers, who)

@@ -58,7 +58,7 @@ class KDLoss(Loss):
         # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that for a head without a background class.
         self.scores = num_classes
 
-    def adapt(self, head: nn.Module | None) -> None:
+    def read_head(self, head: nn.Module | None) -> None:
         """Fill in arguments that are None from the host's head that owns the student's tap."""
         if self.activation is None:
             self.activation = 'sigmoid' if has_sigmoids(head) else 'softmax'
@@ -139,7 +139,7 @@ class DKDLoss(Loss):
         arguments.integer('DKDLoss', 'ignore_index', ignore_index, at_least=None)
         self.tau, self.alpha, self.beta, self.ignore_index = tau, alpha, beta, ignore_index
 
-    def adapt(self, head: nn.Module | None) -> None:
+    def read_head(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
         refuse_without_target(head, 'DKDLoss')
 

@@ -90,7 +90,7 @@ class PartialKDLoss(Loss):
         self.register_buffer('siblings', siblings, persistent=False)
         self.register_buffer('similarities', None, persistent=False)
 
-    def adapt(self, head: nn.Module | None) -> None:
+    def read_head(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
         refuse_without_target(head, f'PartialKDLoss of kind {self.kind!r}')
 

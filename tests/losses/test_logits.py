@@ -142,7 +142,7 @@ def test_adapt_reads_a_detection_head(scope, tiny_detector):
     head = owner_head(model, 'bbox_head.retina_cls')
     assert head is model.bbox_head
     loss = KDLoss()
-    loss.adapt(head)
+    loss.read_head(head)
     assert (loss.activation, loss.scores) == ('sigmoid', 3)
     student, teacher = logits(1, 6, 2, 2)
     expected = binary_kd_divergence(student.unflatten(1, (2, 3)), teacher.unflatten(1, (2, 3)), 4.0, dim=2).mean()
@@ -154,7 +154,7 @@ def test_adapt_counts_the_background_of_a_softmax_detection_head(scope, tiny_det
     cfg = copy.deepcopy(tiny_detector(classes=3))
     cfg['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
     loss = KDLoss()
-    loss.adapt(build_model(cfg).bbox_head)
+    loss.read_head(build_model(cfg).bbox_head)
     assert (loss.activation, loss.scores) == ('softmax', 4)
 
 
@@ -165,7 +165,7 @@ def test_adapt_reads_a_segmentation_head_with_sigmoid_classes(scope, tiny_fcn):
     model = build_model(cfg)
     for path, activation in (('decode_head.conv_seg', 'sigmoid'), ('auxiliary_head.conv_seg', 'softmax')):
         loss = KDLoss()
-        loss.adapt(owner_head(model, path))
+        loss.read_head(owner_head(model, path))
         assert loss.activation == activation
 
 
@@ -174,8 +174,8 @@ def test_adapt_leaves_what_was_given_and_falls_back_to_softmax():
         use_sigmoid_cls, cls_out_channels = True, 3
 
     given, open_ = KDLoss(activation='softmax', num_classes=7), KDLoss()
-    given.adapt(Head())
-    open_.adapt(None)
+    given.read_head(Head())
+    open_.read_head(None)
     assert (given.activation, given.scores) == ('softmax', 7)
     assert (open_.activation, open_.scores) == ('softmax', None)
 
@@ -278,7 +278,7 @@ class Sigmoids(nn.Module):
 )
 def test_dkd_refuses_heads_without_a_target_class(attributes, says):
     with pytest.raises(ValueError, match=says):
-        DKDLoss().adapt(types.SimpleNamespace(**attributes))
+        DKDLoss().read_head(types.SimpleNamespace(**attributes))
 
 
 @pytest.mark.parametrize(

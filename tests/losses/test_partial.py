@@ -109,9 +109,9 @@ def test_bad_input():
 def test_heads_of_sigmoids_and_of_detectors_are_refused():
     sigmoid = types.SimpleNamespace(loss_decode=types.SimpleNamespace(use_sigmoid=True), num_classes=5)
     with pytest.raises(ValueError, match="kind 'pt': SimpleNamespace has a sigmoid per class"):
-        PartialKDLoss('pt').adapt(sigmoid)
+        PartialKDLoss('pt').read_head(sigmoid)
     with pytest.raises(ValueError, match="kind 'full': the positions of the detection head"):
-        PartialKDLoss('full').adapt(types.SimpleNamespace(cls_out_channels=5))
+        PartialKDLoss('full').read_head(types.SimpleNamespace(cls_out_channels=5))
 
 
 # ---- in runs

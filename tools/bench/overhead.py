@@ -84,7 +84,7 @@ def step_of(study, cell, device):
         if waiting:
             show_batch(model, waiting, batch)
         for _, connector in waiting:
-            connector.settle()
+            connector.finish_fitting()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     # Keep the weights constant: without a trained teacher the net could diverge.
     for one in optimizer.values() if isinstance(optimizer, OptimWrapperDict) else [optimizer]:
