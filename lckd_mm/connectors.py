@@ -22,7 +22,7 @@ class Connector(nn.Module):
 
     A connector of the teacher's feature (``of_teacher``) may read the BatchNorm before the tap (:meth:`bind`), or need
     training images: while ``waits_for_data``, :class:`~lckd_mm.hooks.DistillationHook` passes it the features of
-    ``batches`` batches (:meth:`observe`) before the first iteration, then calls :meth:`finish_fitting`. With ``online`` it is
+    ``batches`` batches before the first iteration (:meth:`observe`, then :meth:`finish_fitting`). With ``online`` it is
     trained by the loss of its term.
     """
 
