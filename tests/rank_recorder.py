@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from lckd_mm.connectors import Connector
 from lckd_mm.registry import MODELS
 
 OPENED: Counter[str] = Counter()
@@ -75,7 +76,7 @@ class RankRecorder(Hook):
 
 
 @MODELS.register_module()
-class PlainConnector(nn.Conv2d):
+class PlainConnector(Connector, nn.Conv2d):
     """A 1x1 convolution: a connector without BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int):

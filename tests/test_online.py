@@ -212,7 +212,7 @@ class Attached(torch.nn.Module):
     """Keeps the graph of both nets' second pass."""
 
     def forward(self, student, teacher, inputs, replay):
-        ours, theirs = replay(inputs.detach().requires_grad_())
+        (ours,), (theirs,) = replay(inputs.detach().requires_grad_())
         return (ours - theirs).square().mean()
 
 
@@ -518,7 +518,7 @@ def test_two_ranks_stay_one(wrapper, tmp_path):
     (dict(peers='ring'), ValueError, "unknown peers 'ring'"),
     (dict(net_taps=[None]), ValueError, '1 net_taps for 2 nets'),
     (dict(terms={}), ValueError, 'terms must be'),
-    (dict(steps=dict(features=['loss_x'])), KeyError, "'loss_x' is no term"),
+    (dict(steps=dict(features=['loss_x'])), KeyError, "'loss_x' is not a term"),
     (dict(steps=dict(a=['loss_kd'], b=['loss_kd'])), KeyError, 'is in two steps'),
     (dict(steps=dict(critics=['loss_kd'])), ValueError, 'another task'),
     (dict(terms=dict(loss_ofd=dict(loss=dict(type='lckd_mm.OFDLoss'), on='stage4',

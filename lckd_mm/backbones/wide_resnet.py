@@ -51,7 +51,7 @@ class WideResNet(BaseModule):
     def __init__(self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
         arguments.whole('WideResNet', 'depth', depth, at_most=DEEPEST)
-        arguments.whole('WideResNet', 'widen_factor', widen_factor, at_most=arguments.MOST_CHANNELS // 64)
+        arguments.whole('WideResNet', 'widen_factor', widen_factor)
         arguments.number('WideResNet', 'drop_rate', drop_rate, at_least=0, at_most=1)
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
