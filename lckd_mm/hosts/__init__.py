@@ -1,4 +1,4 @@
-"""Everything that differs between the host libraries; supporting another host is a change here."""
+"""What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
 from .heads import has_sigmoids, owner_head
 from .inputs import normalisation
