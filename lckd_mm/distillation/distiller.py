@@ -32,27 +32,28 @@ class Distiller(StudentModel):
     1. ``loss``: runs the frozen teacher and the student with its own loss on the same batch, and adds each term.
     2. ``predict``, ``tensor``, validation, test and export: the distiller behaves as the student.
     3. ``state_dict`` holds the student's own keys, without prefix, and nothing else. Connectors are stored beside it
-       by :class:`~lckd_mm.hooks.DistillationHook`. The teacher is in no file.
-    4. The hosts' hooks and optimizer constructors find what they look for (``model.bbox_head``, ``backbone.`` in a
-       parameter's name): unknown attributes are looked up on the student.
+       by :class:`~lckd_mm.hooks.DistillationHook`. The teacher is never stored.
+    4. Unknown attributes are looked up on the student, so that the hosts' hooks and optimizer constructors find what
+       they look for (``model.bbox_head``, ``backbone.`` in a parameter's name).
     5. With every weight 0, training is bit-identical to the student's own config.
 
     Args:
         student: the student's model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
-        taps: tap name to address (:mod:`lckd_mm.taps`) for both nets; or 'backbone', the preset that names the stages
-            of each net's backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both kinds, such as
-            ``['backbone', dict(logits='head.fc')]``.
+        taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or the preset 'backbone', which names
+            the stages of each net's backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both, such
+            as ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
-        dry_run_size: height and width of the image on which both nets run once while being built, to learn channels
-            and calls; by default the size the student's preprocessor pads to, else 224 x 224.
+        dry_run_size: size of the dummy image on which both nets run once while being built, to learn channels and
+            calls: an integer, or height and width; by default the size the student's preprocessor pads to, else
+            224 x 224.
         inherit: modules of the student, such as ``['neck', 'bbox_head']``, that start from the teacher's weights where
             names and shapes agree. The weights are copied after the student's own initialisation and after
             ``load_from``; a resumed run keeps its own.
-        data_preprocessor: mmpretrain's top-level one; used for a student that has none of its own.
+        data_preprocessor: mmpretrain's top-level one; used if the student has none.
     Raises:
-        ValueError, KeyError, FileNotFoundError, TypeError: one sentence each, before any training.
+        ValueError, KeyError, FileNotFoundError, TypeError: for a wrong argument, in one sentence, before any training.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Distiller(StudentModel):
         for path in self.inherit:
             self._inheritance(path)
         self.teacher.match_inputs(net.data_preprocessor)
-        #: Each is called after the loss, with all taps recorded, as observer(student features, teacher features,
-        #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
+        #: Called after the loss, with all taps recorded, as observer(student features, teacher features, the student's
+        #: connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready = False
         #: True while a hook stores the connectors in checkpoints.
@@ -150,7 +151,7 @@ class Distiller(StudentModel):
         if not self._ready:
             self._check_ready()
         student_names, teacher_names = self._recorded()
-        # Only taps of terms need gradient: an observer may read a frozen stage.
+        # Only the terms' taps need a gradient: an observer may read a frozen stage.
         trained = self.terms.used()[0] if torch.is_grad_enabled() else []
         moment = Moment(inputs.device) if self.terms.replays else None
         # The teacher first: its temporary memory is then free before the student's activations are kept.

@@ -1,4 +1,4 @@
-"""Runs on dummy images while a model is built: they find what taps give and whether every term accepts it."""
+"""Dry runs on dummy images while a model is built, to learn what taps give and check that every term accepts it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
 
 
 def as_size(who: str, size: Any) -> tuple[int, int] | None:
-    """Height and width, from a size given as one number or two."""
+    """Height and width, from one integer or two."""
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else arguments.sequence(who, 'dry_run_size', size, 'two sides')
@@ -49,7 +49,7 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_
     """Run a net once on a dummy image, to resolve its taps and learn channels and calls.
 
     Args:
-        with_loss: rerun with the loss for taps that did not fire; auxiliary heads, for example, run only then.
+        with_loss: run again with the loss for taps that did not fire, such as those in auxiliary heads.
     Returns:
         The names of the taps that fire only with the loss.
     Raises:
@@ -76,7 +76,7 @@ def rehearse(
 
     Args:
         student: the net for which dummy samples are made.
-        size: of the dummy image; by default the student's training size.
+        size: size of the dummy image; by default the student's training size.
         only_with_loss: the student's taps that fire only with the loss.
     """
 

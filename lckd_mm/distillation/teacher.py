@@ -22,7 +22,7 @@ _BN_MODES = ('eval', 'batch')
 
 
 class FrozenTeacher:
-    """Builds, loads strictly, freezes and runs a teacher. Not a module, so that no host traverses it.
+    """Builds, loads strictly, freezes and runs a teacher. It is not a module, so that no host traverses it.
 
     Args:
         model: a model dict, a config file's path, or ``'mmseg::fcn/….py'``.
@@ -32,7 +32,7 @@ class FrozenTeacher:
         allow: regular expressions; keys that match one may be missing or unexpected in the checkpoint.
     Raises:
         ValueError: no checkpoint, a bad ``bn`` or ``allow``, or a model that cannot be built.
-        TypeError: a model of none of the hosts.
+        TypeError: the model is not one of mmpretrain, mmseg or mmdet.
     """
 
     def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
@@ -117,7 +117,7 @@ class FrozenTeacher:
         return self.model.data_preprocessor if self.has_preprocessor else default
 
     def convert(self, inputs: Tensor, data_samples: list | None) -> Tensor:
-        """The student's input batch as the teacher's own preprocessor would have made it; padding is unchanged."""
+        """Convert the student's input batch to the teacher's normalisation and channel order; padding is unchanged."""
         if self._convert is None:
             return inputs
         scale, shift, flip = (v.to(inputs) if isinstance(v, Tensor) else v for v in self._convert)
@@ -135,11 +135,12 @@ class FrozenTeacher:
     ) -> dict[str, Any]:
         """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
 
-        With ``input_gradient`` they can be differentiated with respect to the inputs; the parameters never get a
-        gradient. Random numbers that the teacher draws (some heads do, even in eval mode) do not affect the student's.
+        With ``input_gradient`` the features can be differentiated with respect to the inputs; the parameters never get
+        a gradient. Random numbers that the teacher draws (some heads draw, even in eval mode) do not affect the
+        student's.
 
         Raises:
-            RuntimeError: its forward pass overwrites the images, which the student sees next.
+            RuntimeError: its forward pass overwrites the images, which the student reads next.
         """
         version = None if inputs.is_inference() else inputs._version
         apart = preserved_rng(device=inputs.device)
@@ -163,7 +164,7 @@ class FrozenTeacher:
 
 @contextlib.contextmanager
 def _eval(model: nn.Module):
-    """Use the running statistics inside, with ``bn='batch'`` too: a teacher is validated as it was published."""
+    """Use the running statistics inside, even with ``bn='batch'``: a teacher is validated as it was published."""
     batch = [m for m in model.modules() if m.training]
     for module in batch:
         module.eval()

@@ -27,7 +27,7 @@ from .streams import own_generator
 
 @MODELS.register_module()
 class LGANLoss(nn.Module):
-    r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`; to be used with a penalty on f.
+    r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`; use it with a penalty on f.
 
     Args:
         phi: 'x', 'exp', 'softplus', 'sqrt', or for comparison 'hinge', 'lsgan';
@@ -86,10 +86,10 @@ class GradientPenalty(nn.Module):
 
     Args:
         kind: one of the names above. weight: lambda. target: c.
-        rate: step size of the multiplier. multiplier: its initial value; it is a buffer, kept in the checkpoint.
+        rate: step size of the multiplier. multiplier: its initial value; a buffer, stored in the checkpoint.
     Raises:
-        ValueError: an unknown kind, a weight or rate below 0; features that differ in shape; ``spectral`` with a critic
-            that is not a chain of layers.
+        ValueError: an unknown kind; a weight, rate or target below 0; features that differ in shape; ``spectral`` with
+            a critic that is not a chain of layers.
     Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3. Deviation: each rank takes the
         largest gradient norm of its own samples, and the multiplier follows the mean over ranks.
     """
@@ -136,13 +136,13 @@ class AdversarialLoss(Loss):
 
     .. math:: L_{student}(f(s)) + L_{critic}(f(s), f(t)) + penalty(f)
 
-    The critic's loss uses detached features, the student's loss a critic with detached parameters. One backward pass
-    thus gives each side its own gradient, and one optimizer step updates both.
+    The critic's loss uses detached features, and the student's loss uses detached critic parameters. So one backward
+    pass gives each side its own gradient, and one optimizer step updates both.
 
     Deviation: the papers give the critic its own optimizer and several steps per student step. Here it takes one step,
     with a learning rate set by ``paramwise_cfg=dict(custom_keys={'critics': dict(lr_mult=…)})``; under
     :class:`~lckd_mm.distillation.OnlineDistiller` it can have its own optimizer. The term's weight scales both
-    sides; that makes no difference with Adam, but it does with SGD.
+    sides; this matters with SGD, but not with Adam.
 
     Args:
         critic: config of a module from features to values (B,), such as ``lckd_mm.ConvCritic``; one is built per tap.

@@ -1,4 +1,4 @@
-"""Distillation of a part of the information in the teacher's class scores."""
+"""Distillation from a part of the information in the teacher's class scores."""
 
 from collections.abc import Sequence
 
@@ -31,23 +31,23 @@ class PartialKDLoss(Loss):
         kind: 'full' (:class:`KDLoss` itself), 'pt', 'topk', 'sim', 'rel' or 'label_smoothing'.
         tau: temperature of student and teacher; 1 for ordinary label smoothing.
         tau_squared: whether the divergence is multiplied by tau squared.
-        k: for 'topk': a number of classes, or a fraction of them as a float below 1 (the paper's best: a quarter on
-            CIFAR-100, half on ImageNet).
+        k: for 'topk': a number of classes as an integer, or a fraction of them as a float below 1 (the paper's best: a
+            quarter on CIFAR-100, half on ImageNet).
         alpha, beta: for 'sim' (:func:`~lckd_mm.functional.row_similarities`); unverified defaults. The rows are those
             of the weight at the teacher's tap, a linear layer or a convolution.
         superclasses: for 'rel': the index of each class's super-class, such as CIFAR-100's coarse labels.
-        betas: for 'rel': the probability of the true class, and of each other class in its super-class; the remaining
+        betas: for 'rel': the probability of the true class, and of each other class in its super-class; the other
             classes share the rest. Unverified defaults.
-        epsilon: for 'label_smoothing'.
+        epsilon: for 'label_smoothing': the probability that is spread over the classes.
         ignore_index: label of positions to ignore in segmentation.
     Shapes:
         student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
     Returns:
         A scalar, in nats; times tau squared with ``tau_squared``.
     Raises:
-        ValueError: an unknown kind, values out of range, shapes that differ, a sigmoid or detection head, samples
-            without a single class label ('full' and 'topk' need none on classifiers), a tap for 'sim' that is not a
-            layer with one row of weights per class.
+        ValueError: an unknown kind; values out of range; shapes that differ; a sigmoid or detection head; samples
+            with no or several class labels (on classifiers 'full' and 'topk' need none); for 'sim', a tapped layer
+            without one row of weights per class.
     Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532. Deviation: the KL
         divergence instead of the cross-entropy; they differ by a constant, and 'full' equals KD in value, too.
     """
@@ -91,7 +91,7 @@ class PartialKDLoss(Loss):
         self.register_buffer('similarities', None, persistent=False)
 
     def read_head(self, head: nn.Module | None) -> None:
-        """Refuse heads whose scores have no softmax over classes with one label."""
+        """Refuse sigmoid and detection heads, which have no single target class per score vector."""
         refuse_without_target(head, f'PartialKDLoss of kind {self.kind!r}')
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ class Finished(BaseException):
 
 
 class Capture:
-    """The tensors of one tap during one recording, with their version counters at capture."""
+    """Collects the tensors of one tap during one recording, with their version counters at that time."""
 
     def __init__(self, name: str, address: Address, role: str, keep_all: bool = False):
         self.name, self.address, self.role, self.keep_all = name, address, role, keep_all
@@ -31,7 +31,7 @@ class Capture:
         self.calls += 1
         if not self.keep_all and wanted != '*':
             if call != wanted and (call > 0 if wanted is None else wanted >= 0):
-                return  # not the wanted call; or a second call where one was expected, which read() refuses
+                return  # another call than the wanted one; if the address names none, read() refuses a second call
             if wanted is not None and wanted < 0:
                 # Only the last calls can be wanted: drop earlier ones to free their memory.
                 del self._kept[: max(0, len(self._kept) + 1 + wanted)]
@@ -41,7 +41,7 @@ class Capture:
             self._notes.append(self.note())
 
     def noted(self) -> Any:
-        """What :attr:`note` returned at the wanted call; needs ``keep_all``."""
+        """The value of :attr:`note` at the wanted call; needs ``keep_all``."""
         wanted = self.address.call
         return self._notes[wanted if isinstance(wanted, int) else -1]
 
@@ -134,7 +134,7 @@ def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str,
 
 @contextlib.contextmanager
 def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
-    """Let each capture note the path of the normalisation layer that its tensor comes from."""
+    """Let each capture note the path of the normalisation layer that produces its tensor."""
     last: list[str | None] = [None]
 
     def note(path: str | None) -> Callable[..., None]:
@@ -148,7 +148,7 @@ def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[Non
     for path, module in model.named_modules():
         if is_norm(module):
             norms.add(path)
-        # Ignore a block's projection: it is a parallel branch, and some hosts run it after the block's last layer.
+        # Ignore a block's projection, a parallel branch that some hosts run after the block's last layer.
         if {'downsample', 'shortcut'} & set(path.split('.')):
             continue
         if is_norm(module):

@@ -27,16 +27,21 @@ def list_taps(
 ) -> list[Tappable]:
     """All module outputs that can be tapped, and the inputs of activations, in order of execution.
 
-    Notes: 'overwritten': the output is later changed in place, so the tap is refused; 'before ReLU' (or another
-    activation): an activation reads the tensor next, given with the address to tap instead of an overwritten one;
-    'no gradient': refused for a student; ``@preact``: the module ends in an activation; 'only with the loss'.
-    An activation's input is listed separately if no tappable output holds the same tensor.
+    Notes on an address:
+
+    * 'overwritten': the output is later changed in place, so it cannot be tapped;
+    * 'before ReLU' (or another activation): that activation reads the tensor next; for an overwritten output the note
+      names the address to tap instead;
+    * 'no gradient': a student's tap cannot be there;
+    * '@preact too': the module ends in an activation;
+    * 'only with the loss': the module does not run in a plain forward.
+
+    An activation's input has its own row only if it is not the same tensor as a tappable output.
 
     Args:
-        run: runs the model's forward; called twice. Outputs that are neither tensors nor tuples with tensors, such as
-            dicts, cannot be tapped and are left out.
+        run: runs the model's forward; called twice. Only tensors, and tuples or lists with tensors, are listed.
         run_loss: runs the forward with the loss, for modules that only the loss runs; called twice.
-        gradient: whether the runs compute gradients, as in training, so that a missing gradient can be noted.
+        gradient: whether the runs compute gradients, as in training; needed to note a missing one.
     """
     found = _find_tappable(model, run, gradient)
     with_loss = _find_tappable(model, run_loss, gradient) if run_loss is not None else {}
@@ -77,7 +82,7 @@ class _Seen:
 def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, _Seen]:
     modules = {path: module for path, module in model.named_modules() if path}
     activations = [module for module in modules.values() if is_activation(module)]
-    # One run as it is, to learn what is overwritten; one with no activation in place, so that an activation's input and
+    # An unchanged run shows what is overwritten. In the second run no activation works in place, so that its input and
     # output are two tensors.
     overwritten = {address for address, row in _watch(modules, run, [])[0].items() if row.overwritten()}
     with not_inplace(activations):
@@ -109,9 +114,9 @@ def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> 
 def _watch(
     modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
 ) -> tuple[dict[Address, _Seen], dict[int, list[tuple[Address, int]]], dict[int, int]]:
-    """One run: tensors by address; by tensor id, the activation inputs that read it; by id, activations' outputs.
+    """Run once; return the tensors by address, and by tensor id the activations that read it and those that return it.
 
-    The last two hold the tensor's version counter at that time.
+    The last two also have the tensor's version counter at that time.
     """
     seen: dict[Address, _Seen] = {}
     read: dict[int, list[tuple[Address, int]]] = {}

@@ -2,10 +2,11 @@
 
 The stages are named stage1, stage2, … in order of depth. A stage is tapped
 
-* before its last ReLU if it ends in one (ResNets, VGG, MobileNetV1), or, if its blocks begin with a ReLU, after the
-  next BatchNorm that a ReLU reads (WideResNet, PyramidNet): the positions of OFD and LONDON;
+* before its last ReLU if it ends in one (ResNets, VGG, MobileNetV1);
+* after the first BatchNorm of the next stage if its blocks begin with one (WideResNet, PyramidNet), in PyramidNet's
+  bottlenecks after the second: the positions of OFD and LONDON;
 * after its last BatchNorm if its blocks end linearly (MobileNetV2);
-* at its output in transformers (Swin, MiT): as a map if the backbone returns it, otherwise as tokens.
+* at its output in transformers (Swin, MiT): as a map if the backbone returns one, otherwise as tokens.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def _wide_resnet(backbone: nn.Module) -> list[str]:
 
 
 def _pyramidnet(backbone: nn.Module) -> list[str]:
-    # No ReLU reads bn1. The first BatchNorm that a ReLU reads has the block's width, or a quarter in a bottleneck.
+    # OFD's: in a bottleneck bn2, the first BatchNorm before a ReLU; otherwise bn1, although no ReLU reads it.
     norm = 'bn2' if backbone.layer2[0].expansion > 1 else 'bn1'
     return [f'.layer2.0.{norm}', f'.layer3.0.{norm}', '.bn_final']
 
@@ -62,7 +63,7 @@ def _mobilenet_v1(backbone: nn.Module) -> list[str]:
 
 
 def _mobilenet_v2(backbone: nn.Module) -> list[str]:
-    # The last stage before each halving of the map, and the last of all; layer1 is one block at half resolution.
+    # The last stage before each halving of the map, and the last stage; layer1 is one block at half resolution.
     stages = ('layer2', 'layer3', 'layer5', 'layer7')
     norms = {s: [path for path, m in backbone.get_submodule(s).named_modules() if is_norm(m)] for s in stages}
     return [f'.{stage}.{paths[-1]}' for stage, paths in norms.items()]
@@ -71,7 +72,7 @@ def _mobilenet_v2(backbone: nn.Module) -> list[str]:
 def _vgg(backbone: nn.Module) -> list[str]:
     layers = list(backbone.features)
     ranges = list(backbone.range_sub_modules)
-    # SSD's VGG has two more convolutions, which its head reads.
+    # SSD's VGG ends in two more convolutions, which its head reads.
     ranges.append([ranges[-1][1], len(layers)])
     addresses = []
     for start, end in ranges:

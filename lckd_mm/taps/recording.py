@@ -16,12 +16,12 @@ from .preact import resolve_preact
 
 @dataclass
 class Trace:
-    """Facts about a tap from one run: its module's number of calls, and the shape of each tensor the address picks."""
+    """What one run shows of a tap: the number of calls of its module, and the shape of each tensor that it reads."""
 
     calls: int
     shapes: list[tuple[int, ...]]
-    #: Path of the normalisation layer whose output this is, possibly after an addition; None if another layer with
-    #: weights, or an activation, ran in between.
+    #: Path of the normalisation layer that produces the tensor, possibly before an addition; None if another layer with
+    #: weights, or an activation, runs in between.
     norm: str | None = None
 
 
@@ -33,7 +33,7 @@ class FeatureTaps:
 
     Args:
         addresses: tap name to address.
-        role: whose taps these are, such as 'student', for messages.
+        role: the net's role in error messages, such as 'student'.
     """
 
     def __init__(self, addresses: dict[str, str], role: str = 'student'):
@@ -56,8 +56,8 @@ class FeatureTaps:
         """Check that every address can be read.
 
         Raises:
-            KeyError: the model lacks the module; the message names the closest. ValueError: the module lies inside one
-            that torch.compile has compiled.
+            KeyError: the model lacks the module; the message names the closest. ValueError: the module lies inside a
+            compiled module (torch.compile).
         """
         for name, address in self.addresses.items():
             path = self.resolved.get(name, address).path
@@ -88,8 +88,8 @@ class FeatureTaps:
         Returns:
             The names of the taps that did not fire.
         Raises:
-            KeyError: a path does not exist. ValueError: a tap breaks a rule (see :meth:`record`), or ``@preact`` is on
-            a module that does not end in an activation.
+            KeyError: a path does not exist. ValueError: a tap cannot be read (see :meth:`record`), or has ``@preact``
+            on a module that does not end in an activation.
         """
         self.check_paths(model)
         names = [n for n in self.addresses if n not in self.traces] if names is None else list(names)
@@ -124,11 +124,11 @@ class FeatureTaps:
         Args:
             names: the taps to read; by default all.
             require_grad: True: raise if any tapped tensor has no gradient; a list of names: only for those taps.
-            stop: abandon the forward as soon as every tap has fired as often as in the trace. This leaves the ``with``:
-                nothing after the forward call inside it runs.
+            stop: end the forward as soon as every tap has fired as often as in the trace. This also leaves the ``with``
+                block: code after the forward call in it does not run.
         Raises:
-            ValueError: a tap did not fire, its module ran several times and the address does not say which call, its
-            value is not a tensor, was later overwritten in place, or has no gradient though it must.
+            ValueError: a tap did not fire; its module ran several times and the address does not say which call; its
+            value is not a tensor, was later overwritten in place, or lacks a required gradient.
         """
         names = list(self.addresses) if names is None else list(names)
         untraced = [n for n in names if n not in self.resolved]
@@ -152,8 +152,8 @@ class FeatureTaps:
     def substitute(self, model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
         """Replace a tap's tensor by ``value``: the forwards inside the ``with`` continue with it.
 
-        Only the tapped module's output (or input, with ``@in``) is replaced; other modules that read the same tensor
-        by another route still get the original. The forward may overwrite ``value`` in place.
+        Only the tapped module's output (or input, with ``@in``) is replaced; modules that get the same tensor another
+        way still read the original. The forward may overwrite ``value`` in place.
 
         Raises:
             ValueError: the tap was not traced, or reads all calls of its module (``#*``).
@@ -165,7 +165,7 @@ class FeatureTaps:
             raise ValueError(
                 f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so there is no single tensor to replace'
             )
-        # A tap without #k belongs to a module that runs once.
+        # Without #k, the module runs once.
         wanted, calls = (address.call or 0) % self.traces[name].calls, 0
         module = model.get_submodule(address.path)
 

@@ -79,11 +79,11 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
     A Lanczos iteration on :math:`M M^\top` stops when its residual shows that the singular vectors have converged. For
     large maps it forms neither the matrix nor a pooled copy: :math:`M` is only multiplied with vectors,
     :math:`M^\top u = F_2 P_2^\top P_1 F_1^\top u / HW`, where the poolings :math:`P_i` act on vectors of positions, or
-    on a few channels at a time. On a CPU, in float32 and with at least one sample per two threads, it is compiled
-    (native.py): it then iterates on two vectors at a time, from two starts, and stops each sample separately.
-    Otherwise it uses torch's operations, batch by batch; with few channels or positions, M or :math:`F_2^\top F_2` is
-    formed for some samples at a time, and iterated on. On accelerators, float32 pairs that are not too large are
-    handled together, by repeated squaring of the matrix on the smallest side; pairs that fail the check of that method
+    on a few channels at a time. On a CPU, in float32 and with at least one sample per two threads, the iteration is
+    compiled (native.py): it multiplies two vectors at a time, from two starts, and stops each sample separately.
+    Otherwise it uses torch's operations on whole batches; with few channels or positions, it forms M or
+    :math:`F_2^\top F_2` for some samples at a time. On accelerators, all float32 pairs that are not too large are
+    computed together, by repeated squaring of the matrix on the smallest side; pairs that fail the check of that method
     go through the iteration.
 
     With unit singular vectors :math:`u, v` the gradient has rank one,
@@ -98,7 +98,7 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
         ``(n - 1, B)``, at least float32; 0 with zero gradient where a map is zero; nan for nan or infinite entries.
     Error: the residual :math:`\lVert M M^\top u - \sigma^2 u \rVert` is at most 1e-3 :math:`\sigma^2` (in
         float64 1e-9; by squaring 2.5e-3). So, with :math:`r = \sigma_2 / \sigma_1`, the gradient's relative error is at
-        most about 1e-3 / (1 - r^2), and the value's about the square of that; except for rounding, the value is never
+        most about 1e-3 / (1 - r^2), and the value's about the square of that; apart from rounding, the value is never
         above the true one. Measured on real features (docs/benchmarks.md), 99th percentile: 9e-4 and 7e-7. Two cases
         are worse. If 64 products are not enough, as for a cluster of nearly equal singular values, the gradient is that
         of some vector in the cluster; the value stays accurate. If the start, a fixed pseudo-random vector, is nearly
@@ -107,7 +107,7 @@ def transmitting_norms(maps: Sequence[Tensor]) -> Tensor:
         two such vectors, in 1 of 176,000, and from random starts on trained wide residual nets in none of 51,200.
     Raises:
         ValueError: fewer than two maps, a map that is not 4-D, is empty or is complex, or batch sizes that differ.
-            RuntimeError: under ``create_graph=True``, since the rank-one formula gives no second derivative.
+            RuntimeError: under ``create_graph=True``, because the rank-one formula has no second derivative.
     Source: LONDON, section 3. Deviation: the authors form :math:`M` and :math:`M M^\top` and run 5 or 10 power steps,
         unrolled through autograd; on trained wide residual nets that is off by 16 % and 7 % (99th percentile).
     """
@@ -144,7 +144,7 @@ class _TransmittingNorms(torch.autograd.Function):
             if not ctx.needs_input_grad[i + 1]:
                 grads.append(None)
                 continue
-            columns, rows = [], []  # over channels and over positions: one of each for every pair with this map
+            columns, rows = [], []  # vectors over channels and over positions, one of each per pair with this map
             for k, column, row in ((i, 0, 3), (i - 1, 1, 2)):
                 if 0 <= k < len(vectors):
                     columns.append(vectors[k][column] * grad[k][:, None])
@@ -155,7 +155,7 @@ class _TransmittingNorms(torch.autograd.Function):
 
 
 def _at_once(maps: Sequence[Tensor], dtype: torch.dtype, keep: bool) -> list[tuple[Tensor, ...] | None]:
-    """:func:`_norms_of_pair` for all pairs, by a few large products; None where that is slower or fails its check."""
+    """:func:`_norms_of_pair` for all pairs, by a few large products; None for pairs where that is slower or fails."""
     found: list[tuple[Tensor, ...] | None] = [None] * (len(maps) - 1)
     batch = len(maps[0])
     limit = 0 if dtype != torch.float32 else _SQUARED.get(maps[0].device.type, _SQUARED_ELSEWHERE)
@@ -216,7 +216,7 @@ def _iterated(front: Tensor, back: Tensor, size: Size, dtype: torch.dtype, keep:
 def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) -> tuple[Tensor, ...]:
     """:func:`_norms_of_pair` for one chunk, with the near side's vectors first."""
     product = _Product(near, far, keep)
-    # A pseudo-random vector in the near map's range.
+    # The near map times a pseudo-random vector.
     start = product.begin(generic_start(area, near.matrix).expand(near.batch, 1, -1))
     square, u, *rest = leading_eigenvector(product, start, tolerance(start.dtype))
     near_scale, far_scale = product.scales
@@ -234,7 +234,7 @@ def _leading_triple(near: '_Operator', far: '_Operator', area: int, keep: bool) 
 def _triple_of_matrix(
     near: Tensor, far: Tensor, size: Size, dtype: torch.dtype, keep: bool
 ) -> tuple[Tensor, ...] | None:
-    """:func:`_leading_triple` on the formed matrix; None if its entries are outside the range that needs no scaling."""
+    """:func:`_leading_triple` on the formed matrix; None if its entries are too large or small without scaling."""
     area = size[0] * size[1]
     poolings = [_Pooling(tuple(x.shape[2:]), size, near.new_empty(0, dtype=dtype)) for x in (near, far)]
     matrix = near.new_empty(len(near), near.shape[1], far.shape[1], dtype=dtype)
@@ -296,7 +296,7 @@ def _within_range(matrices: Tensor) -> bool:
 class _Plan:
     """How to process a pair: samples per chunk, the matrix to form, the maps to pool first, and the near side.
 
-    Pooling a map first saves pooling vectors in every step. The near side, where the iteration starts, is the one that
+    Pooling a map first avoids pooling vectors in every step. The iteration starts from the near side, the map that
     costs less to read or, with the matrix formed, has fewer channels.
     """
 
@@ -320,8 +320,8 @@ def _plan(maps: Sequence[Tensor], size: Size, dtype: torch.dtype) -> _Plan:
     form = None
     on_cpu = maps[0].device.type == 'cpu'
     if on_cpu and len(maps[0]) and all(pool or x.shape[2:] == size for pool, x in zip(pools, maps)):
-        # Twelve reads of what is iterated on, against the cost of forming it: eight operations cost as much as reading
-        # a byte.
+        # Twelve reads of the iterated data, plus the cost of forming it: eight operations cost as much as reading a
+        # byte.
         matrix, gram = maps[0].shape[1] * maps[1].shape[1] * width, area**2 * width
         near, far = (touched[k] for k in order)
         costs = {
@@ -378,7 +378,7 @@ class _Operator:
         if pool:
             self.matrix = self.pooling(self.matrix)
             self.pooling = _Pooling(size, size, maps)
-        # A single matrix-vector product runs on one core: split a single sample by channels, one part per core.
+        # One matrix-vector product runs on one core: split a single sample by channels, one part per core.
         cores = torch.get_num_threads() if maps.device.type == 'cpu' and len(maps) == 1 else 1
         self.parts = next(p for p in range(cores, 0, -1) if maps.shape[1] % p == 0)
         if self.parts > 1:
@@ -454,7 +454,7 @@ def _low_rank(
             flat.addcmul_(column[:, :, None], row[:, None])
         return out
     for i in range(len(flat)):
-        # Half precision: one sample at a time, so that the float32 sum is never as large as the map.
+        # Half precision: one sample at a time, so that the float32 sum needs little memory.
         flat[i] = sum(column[i, :, None] * row[i] for column, row in zip(columns, rows))
     return out
 
