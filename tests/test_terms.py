@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lckd_mm.connectors import ConvBN
-from lckd_mm.distillation.objective import lenders_first
-from lckd_mm.distillation.term import Batch, build_term
+from lckd_mm.distillation.build import build_term, lenders_first
+from lckd_mm.distillation.term import Batch
 from lckd_mm.functional import kd_divergence
 from lckd_mm.losses import KDLoss, LipschitzLoss, Loss
 from lckd_mm.registry import MODELS, build_registered, registered_class
@@ -406,7 +406,7 @@ def test_a_loss_around_another_gets_what_that_one_asks_for(make, features):
     )
     assert term.loss.wrapped.attentions[0][0].in_features == 7  # the teacher's channels
     kd = make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=KD, form='saturating', bound=9.0), on='logits'))
-    assert (kd.loss.wrapped.activation, kd._extras) == ('sigmoid', ['data_samples'])
+    assert (kd.loss.wrapped.activation, kd.extras) == ('sigmoid', ['data_samples'])
     noise = dict(type='lckd_mm.JacobianLoss', mode='noise')
     assert make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=noise, form='hinge', bound=1.0), on='logits')).replays
 

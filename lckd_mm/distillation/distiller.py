@@ -15,8 +15,8 @@ from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, own_losses, training_size
 from ..registry import MODELS
+from .build import build_objective, inherited
 from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
-from .objective import Objective, inherited
 from .student import StudentModel
 from .teacher import FrozenTeacher
 from .term import Batch, Term
@@ -99,7 +99,7 @@ class Distiller(StudentModel):
             self.student_taps = merge_taps('student', net, taps, student_taps)
             self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
             only_with_loss = self._dry_run(dry_run_size)
-            self.terms = Objective.build(terms, (self.student_taps, self.teacher_taps), net)
+            self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
             rehearse(self.terms, net, dry_run_size, only_with_loss)
         self.inherit = inherit

@@ -1,14 +1,12 @@
 """Objective: the terms between one student and one teacher; turns a batch into a loss dict."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..taps import FeatureTaps
 from .finite import check_values, origin
 from .side import Connected
-from .term import Batch, Term, build_term
+from .term import Batch, Term
 
 
 class Objective(nn.ModuleDict):
@@ -22,16 +20,6 @@ class Objective(nn.ModuleDict):
     def __init__(self, terms: Mapping[str, Term], label: str = ''):
         super().__init__(terms)
         self.label = label
-
-    @classmethod
-    def build(
-        cls, configs: Mapping[str, Any], taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, label: str = ''
-    ) -> 'Objective':
-        """Build from the terms' configs, the traced taps of student and teacher, and the student net."""
-        terms: dict[str, Term] = {}
-        for name, config in lenders_first(configs).items():
-            terms[name] = build_term(name, config, taps, net, terms)
-        return cls(terms, label)
 
     def forward(self, batch: Batch, training: bool) -> tuple[dict[str, Tensor], Connected]:
         """The weighted terms by name, and both nets' connected features by term.
@@ -75,33 +63,3 @@ class Objective(nn.ModuleDict):
 
 def _unique(names: Iterable[list[str]]) -> list[str]:
     return list(dict.fromkeys(name for several in names for name in several))
-
-
-def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:
-    """The terms' configs in their order, but each after those whose connectors it borrows.
-
-    The order alone is not reliable: mmengine sorts the config that it writes into each work_dir by name.
-    """
-    ordered: dict[str, Any] = {}
-
-    def add(name: str, waiting: tuple[str, ...]) -> None:
-        config = configs[name]
-        for key in ('connector', 'teacher_connector'):
-            lender = config.get(key) if isinstance(config, Mapping) else None
-            if isinstance(lender, str) and lender in configs and lender not in (*waiting, name):
-                add(lender, (*waiting, name))
-        ordered.setdefault(name, config)
-
-    for name in configs:
-        add(name, ())
-    return ordered
-
-
-def inherited(terms: Any, who: str) -> dict[str, Any]:
-    """The terms of a config, without those that a derived config has set to None."""
-    terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
-    if not terms:
-        raise ValueError(
-            f'{who}: terms must be a dict of name to term, with at least one; see lckd_mm.distillation.Term'
-        )
-    return terms

@@ -16,8 +16,8 @@ from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, normalisation, own_losses, training_size
 from ..registry import MODELS
+from .build import build_objective, inherited
 from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
-from .objective import Objective, inherited
 from .side import detached
 from .student import StudentModel
 from .term import Batch, Term
@@ -129,7 +129,7 @@ class OnlineDistiller(StudentModel):
             self.terms = nn.ModuleDict()
             for k, j in self.pairs:
                 sides = self.net_taps[k], self.net_taps[j]
-                objective = Objective.build(terms, sides, self.nets[k], f'net{k}.')
+                objective = build_objective(terms, sides, self.nets[k], f'net{k}.')
                 for term in objective.values():
                     self._refuse_bound(term)
                 self.terms[_pair(k, j)] = objective

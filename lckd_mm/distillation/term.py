@@ -1,8 +1,6 @@
 """Term: one summand of the objective: select features, connect them, compare them, weight the result."""
 
-import difflib
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,11 +86,11 @@ class Term(nn.Module):
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
-        self._extras = self.loss.extras()
+        #: What the loss is given beyond the two features.
+        self.extras = self.loss.extras()
         self.student.connect(connector, self.teacher, {n: (t.student, t.teacher) for n, t in before.items()})
         self.teacher.connect(teacher_connector, self.student, {n: (t.teacher, t.student) for n, t in before.items()})
         self.connectors, self.teacher_connectors = self.student.connectors, self.teacher.connectors
-        self._check()
         self.loss.read_head(owner_head(net, taps[0].addresses[self.student.names[0]].path))
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
@@ -113,13 +111,13 @@ class Term(nn.Module):
                 raw_teacher=flat(raw_teacher),
                 teacher_connector=[c for c, feature in zip(connectors, theirs) for _ in levels(feature)],
             )
-            extras = {key: extras[key] for key in self._extras}
+            extras = {key: extras[key] for key in self.extras}
             return self.weight * self.scale * self.loss(flat(ours), flat(theirs), **extras)
 
     @property
     def replays(self) -> bool:
         """Whether its loss runs the nets again."""
-        return 'replay' in self._extras
+        return 'replay' in self.extras
 
     def bind(self, teacher: nn.Module) -> None:
         """Let connectors and the loss read the teacher's layers; called after building and again after loading it."""
@@ -156,41 +154,3 @@ class Term(nn.Module):
         if 'channels' not in parameters or 'channels' in config:
             return config
         return {**config, 'channels': self.teacher.widths(f"loss=dict(type='{kind.__name__}', channels=[…])")}
-
-    def _check(self) -> None:
-        if self.replays:
-            for side in (self.student, self.teacher):
-                if side.lender:
-                    raise ValueError(
-                        f'term {self.name!r}: {self.loss_name} runs the nets again, so it cannot borrow the '
-                        f'{side.key} of {side.lender!r}; give it its own'
-                    )
-        for connector in self.teacher_connectors:
-            # A connector with online=True is trained only by a loss that reads it.
-            if connector.online and 'teacher_connector' not in self._extras:
-                raise ValueError(
-                    f'term {self.name!r}: a {type(connector).__name__} with online=True is trained by a term of its '
-                    "own, with loss=dict(type='lckd_mm.ReconstructionLoss'); put it there, and name that term here as "
-                    'teacher_connector'
-                )
-
-
-def build_term(
-    name: Any, config: Any, taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, before: Mapping[str, Term]
-) -> Term:
-    """A :class:`Term` from its config; KeyError for an unknown key, with the closest one."""
-    if not isinstance(name, str) or not re.fullmatch(r'loss_[^.\s]+', name):
-        raise ValueError(
-            f"term {name!r}: its name must start with 'loss_', since only such keys are trained, and have no dots or "
-            'spaces, since it names a module'
-        )
-    if not isinstance(config, Mapping):
-        raise ValueError(f'term {name!r}: expected a dict(loss=…, on=…, weight=…), got {config!r}')
-    known = [p.name for p in inspect.signature(Term).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in config:
-        if key not in known:
-            closest = ''.join(f'; did you mean {k!r}?' for k in difflib.get_close_matches(str(key), known, 1))
-            raise KeyError(f'term {name!r}: unknown key {key!r}, expected {", ".join(known)}{closest}')
-    if 'loss' not in config:
-        raise KeyError(f"term {name!r}: no loss, expected loss=dict(type='lckd_mm.LipschitzLoss') or the like")
-    return Term(name, taps, net, before, **config)

@@ -1,0 +1,94 @@
+"""Builds an objective from the configs of its terms."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..taps import FeatureTaps
+from .objective import Objective
+from .term import Term
+
+
+def build_objective(
+    configs: Mapping[str, Any], taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, label: str = ''
+) -> Objective:
+    """An :class:`Objective` from the terms' configs, the traced taps of student and teacher, and the student net."""
+    terms: dict[str, Term] = {}
+    for name, config in lenders_first(configs).items():
+        terms[name] = build_term(name, config, taps, net, terms)
+    return Objective(terms, label)
+
+
+def build_term(
+    name: Any, config: Any, taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, before: Mapping[str, Term]
+) -> Term:
+    """A :class:`Term` from its config; KeyError for an unknown key, with the closest one."""
+    if not isinstance(name, str) or not re.fullmatch(r'loss_[^.\s]+', name):
+        raise ValueError(
+            f"term {name!r}: its name must start with 'loss_', since only such keys are trained, and have no dots or "
+            'spaces, since it names a module'
+        )
+    if not isinstance(config, Mapping):
+        raise ValueError(f'term {name!r}: expected a dict(loss=…, on=…, weight=…), got {config!r}')
+    known = [p.name for p in inspect.signature(Term).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in config:
+        if key not in known:
+            closest = ''.join(f'; did you mean {k!r}?' for k in difflib.get_close_matches(str(key), known, 1))
+            raise KeyError(f'term {name!r}: unknown key {key!r}, expected {", ".join(known)}{closest}')
+    if 'loss' not in config:
+        raise KeyError(f"term {name!r}: no loss, expected loss=dict(type='lckd_mm.LipschitzLoss') or the like")
+    term = Term(name, taps, net, before, **config)
+    _check(term)
+    return term
+
+
+def _check(term: Term) -> None:
+    if term.replays:
+        for side in (term.student, term.teacher):
+            if side.lender:
+                raise ValueError(
+                    f'term {term.name!r}: {term.loss_name} runs the nets again, so it cannot borrow the '
+                    f'{side.key} of {side.lender!r}; give it its own'
+                )
+    for connector in term.teacher_connectors:
+        # A connector with online=True is trained only by a loss that reads it.
+        if connector.online and 'teacher_connector' not in term.extras:
+            raise ValueError(
+                f'term {term.name!r}: a {type(connector).__name__} with online=True is trained by a term of its '
+                "own, with loss=dict(type='lckd_mm.ReconstructionLoss'); put it there, and name that term here as "
+                'teacher_connector'
+            )
+
+
+def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:
+    """The terms' configs in their order, but each after those whose connectors it borrows.
+
+    The order alone is not reliable: mmengine sorts the config that it writes into each work_dir by name.
+    """
+    ordered: dict[str, Any] = {}
+
+    def add(name: str, waiting: tuple[str, ...]) -> None:
+        config = configs[name]
+        for key in ('connector', 'teacher_connector'):
+            lender = config.get(key) if isinstance(config, Mapping) else None
+            if isinstance(lender, str) and lender in configs and lender not in (*waiting, name):
+                add(lender, (*waiting, name))
+        ordered.setdefault(name, config)
+
+    for name in configs:
+        add(name, ())
+    return ordered
+
+
+def inherited(terms: Any, who: str) -> dict[str, Any]:
+    """The terms of a config, without those that a derived config has set to None."""
+    terms = {n: c for n, c in terms.items() if c is not None} if isinstance(terms, Mapping) else None
+    if not terms:
+        raise ValueError(
+            f'{who}: terms must be a dict of name to term, with at least one; see lckd_mm.distillation.Term'
+        )
+    return terms
