@@ -1,4 +1,4 @@
-"""What the fuzz tests share: mutations of valid configs, a judge of how a malformed one ends, the smallest hosts."""
+"""Mutations of valid configs, a judge of how a malformed one ends, and the smallest hosts."""
 
 import contextlib
 import copy
@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from mmengine.utils import ManagerMixin
-from run_helpers import count
+from run_helpers import HOSTS, count
 from torch import nn
 
 import lckd_mm
@@ -37,11 +36,6 @@ PLAN = {
     'segmentors': (200, 20),
     'detectors': (150, 15),
     'two mistakes at once': (300, 30),
-    'hooks': (300, 20),
-    'backbones': (300, 30),
-    'data sets': (120, 12),
-    'config files': (120, 12),
-    'arguments': (130, 20),
 }
 #: Seconds that one config may take before it counts as hung.
 PATIENCE = 20
@@ -49,12 +43,9 @@ PACKAGE = str(Path(lckd_mm.__file__).parent)
 OURS = (ValueError, KeyError, FileNotFoundError, TypeError, ImportError)
 SIDE = 16
 
-# 1e15 and not a million million less: what takes its memory is refused by the system, never granted and then filled.
-HUGE = 10**15
 VALUES = (
-    None, True, False, 0, 1, 2, -1, -7, 0.25, 1.5, -2.5, 1e-30, 1e300, HUGE, math.nan, math.inf, -math.inf,
-    '', 'zzz', '1', 'nan', [], ['zzz'], [['zzz']], [1, 2], [None], [math.nan, 1.0], (), (3, 4), {}, dict(zzz=1), 1j,
-    b'x',
+    None, True, False, 0, 1, 2, -1, -7, 0.25, 1.5, -2.5, math.nan, math.inf, -math.inf, '', 'zzz', '1', 'nan', [],
+    ['zzz'], [['zzz']], [1, 2], [None], [math.nan, 1.0], (), (3, 4), {}, dict(zzz=1),
 )  # fmt: skip
 
 
@@ -195,90 +186,62 @@ def names_in(config, case):
     return names
 
 
-class Tally:
-    """Counts the distinct malformed configs of a theme by how they ended, and keeps those that ended badly."""
-
-    def __init__(self, theme):
-        self.theme, self.seen, self.ends, self.bad = theme, set(), Counter(), {}
-        self.wanted = count(*PLAN[theme])
-
-    @property
-    def full(self):
-        return len(self.seen) >= self.wanted
-
-    def judge(self, case, run, names):
-        """Run one malformed config; ``names`` are the words of which its message must have one."""
-        if repr(case) in self.seen:
-            return
-        self.seen.add(repr(case))
-        try:
-            with patience():
-                run()
-        except Hung:
-            self._blame(case, f'hung for {PATIENCE} s')
-        except Exception as error:
-            fault = self._fault(error, names)
-            if fault:
-                self._blame(case, fault)
-            self.ends['raised'] += 1
-        else:
-            self.ends['trained'] += 1
-
-    def _fault(self, error, names):
-        text, (file, line) = one_sentence(error), raised_at(error)
-        where = f'{type(error).__name__} at {file}: {line!r}: {text[:300]}'
-        if not isinstance(error, OURS):
-            return f'a bare {where}'
-        if names is None:
-            return f'{where}' if isinstance(error, AssertionError) else None
-        own = file.startswith(PACKAGE) and line.startswith('raise')
-        # Python's own sentence on an argument that a signature has not names class and argument.
-        signature = re.search(r'(unexpected keyword argument|missing \d required .* argument)', text)
-        host = 'site-packages' in file and line.startswith('raise')
-        if not own and not signature and not host:
-            return f'nobody raised {where}'
-        if not any(name and re.search(rf'(?<!\w){re.escape(name)}(?!\w)', text) for name in names):
-            return f'names none of {names[:8]}: {where}'
-        if len(text) > 1500:
-            return f'{len(text)} letters: {where}'
-        return None
-
-    def _blame(self, case, fault):
-        self.bad.setdefault(re.sub(r'[\d.]+', '#', fault)[:160], (case, fault))
-
-    def report(self):
-        print(f'{self.theme}: {len(self.seen)} malformed, {dict(self.ends)}')
-        lines = [f'  {case!r}\n    {fault}' for case, fault in itertools.islice(self.bad.values(), 40)]
-        assert set(self.ends) == {'raised', 'trained'} or self.wanted < 100, f'all {dict(self.ends)}'
-        assert not self.bad, f'{len(self.bad)} kinds of bad ends:\n' + '\n'.join(lines)
-        assert len(self.seen) >= self.wanted, f'{len(self.seen)} tried, {self.wanted} wanted'
-
-
-def raised_at(error):
-    frame = error.__traceback__
-    while frame.tb_next:
-        frame = frame.tb_next
-    file = frame.tb_frame.f_code.co_filename
-    return file, linecache.getline(file, frame.tb_lineno).strip()
-
-
 def fuzz(theme, strategy, run, names):
-    """Judge cases of a strategy until the theme's number is reached: ``run(case)``, ``names(case)``."""
-    tally = Tally(theme)
+    """Run distinct cases of a strategy until the theme's number is reached, and report those that ended badly.
+
+    ``run(case)`` gives a function, or None for no case; ``names(case)`` the words of which a message must have one.
+    """
+    wanted, seen, ends, bad = count(*PLAN[theme]), set(), Counter(), {}
 
     @settings(
-        max_examples=6 * tally.wanted, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+        max_examples=6 * wanted, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(strategy)
     def each(case):
-        if not tally.full and case is not None:
-            go = run(case)
-            if go is not None:
-                tally.judge(case, go, names(case))
+        go = None if len(seen) >= wanted or repr(case) in seen else run(case)
+        if go is None:
+            return
+        seen.add(repr(case))
+        fault, end = None, 'raised'
+        try:
+            with patience():
+                go()
+            end = 'trained'
+        except Hung:
+            fault = f'hung for {PATIENCE} s'
+        except Exception as error:
+            fault = fault_of(error, names(case))
+        ends[end] += 1
+        if fault:
+            bad.setdefault(re.sub(r'[\d.]+', '#', fault)[:160], (case, fault))
 
     each()
-    tally.report()
+    print(f'{theme}: {len(seen)} malformed, {dict(ends)}')
+    assert set(ends) == {'raised', 'trained'} or wanted < 100, f'all {dict(ends)}'
+    lines = [f'  {case!r}\n    {fault}' for case, fault in itertools.islice(bad.values(), 40)]
+    assert not bad, f'{len(bad)} kinds of bad ends:\n' + '\n'.join(lines)
+    assert len(seen) >= wanted, f'{len(seen)} tried, {wanted} wanted'
+
+
+def fault_of(error, names):
+    """What is wrong with an error: not a sentence that the package or a host raises, or it names none of ``names``."""
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    file = frame.tb_frame.f_code.co_filename
+    line = linecache.getline(file, frame.tb_lineno).strip()
+    text = one_sentence(error)
+    where = f'{type(error).__name__} at {file}: {line!r}: {text[:300]}'
+    if not isinstance(error, OURS):
+        return f'a bare {where}'
+    raised = line.startswith('raise') and (file.startswith(PACKAGE) or 'site-packages' in file)
+    # Python's own sentence on an argument that a signature has not names class and argument.
+    if not raised and not re.search(r'(unexpected keyword argument|missing \d required .* argument)', text):
+        return f'nobody raised {where}'
+    if not any(name and re.search(rf'(?<!\w){re.escape(name)}(?!\w)', text) for name in names):
+        return f'names none of {names[:8]}: {where}'
+    return f'{len(text)} letters: {where}' if len(text) > 1500 else None
 
 
 # ---- hosts
@@ -296,15 +259,16 @@ class Named(nn.Module):
 
 @MMENGINE_MODELS.register_module(name='FuzzTiny', force=True)
 class Tiny(nn.Module):
-    """Two stages, and one of everything that a tap can meet; ``out_indices`` as the hosts have it."""
+    """Four stages, and one of everything that a tap can meet; ``out_indices`` as the hosts have it."""
 
-    def __init__(self, width=4, out_indices=(1,)):
+    def __init__(self, width=4, out_indices=(3,)):
         super().__init__()
 
         def stage(a, b):
             return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
 
         self.layer1, self.layer2 = stage(3, width), stage(width, 2 * width)
+        self.layer3, self.layer4 = stage(2 * width, 4 * width), stage(4 * width, 8 * width)
         self.linear = nn.Conv2d(width, width, 1)
         self.twice = nn.ReLU()
         self.pair, self.named = Pair(), Named()
@@ -320,68 +284,29 @@ class Tiny(nn.Module):
         self.named(self.pair(a)[0])
         b = self.layer2(a)
         self.tokens(b), self.vector(b)
-        return tuple((a, b)[i] for i in self.out_indices)
+        c = self.layer3(b)
+        return tuple((a, b, c, self.layer4(c))[i] for i in self.out_indices)
 
 
-def classifier(width):
-    return dict(
-        type='ImageClassifier',
-        data_preprocessor=dict(type='ClsDataPreprocessor', num_classes=3, mean=[120.0] * 3, std=[60.0] * 3),
-        backbone=dict(type='FuzzTiny', width=width),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=2 * width, loss=dict(type='CrossEntropyLoss')),
-    )
+def small(host, width):
+    """The host's model of run_helpers with the backbone above."""
+    model = HOSTS[host][0](width)
+    model['backbone'] = dict(type='FuzzTiny', width=width, out_indices=(3,) if host == 'mmpretrain' else (0, 1, 2, 3))
+    if host == 'mmpretrain':
+        model['data_preprocessor'] = copy.deepcopy(HOSTS[host][3]['data_preprocessor'])
+    return model
 
 
-def segmentor(width):
-    return dict(
-        type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3, size=(SIDE, SIDE)),
-        backbone=dict(type='FuzzTiny', width=width, out_indices=(0, 1)),
-        decode_head=dict(
-            type='FCNHead', in_channels=2 * width, in_index=1, channels=4, num_convs=1, concat_input=False,
-            num_classes=3, norm_cfg=dict(type='BN'),
-        ),
-        auxiliary_head=dict(
-            type='FCNHead', in_channels=width, in_index=0, channels=4, num_convs=1, concat_input=False,
-            num_classes=3, norm_cfg=dict(type='BN'),
-        ),
-        test_cfg=dict(mode='whole'),
-    )  # fmt: skip
-
-
-def detector(width):
-    return dict(
-        type='RetinaNet',
-        data_preprocessor=dict(type='DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, pad_size_divisor=8),
-        backbone=dict(type='FuzzTiny', width=width, out_indices=(0, 1)),
-        neck=dict(type='FPN', in_channels=[width, 2 * width], out_channels=4, num_outs=2),
-        bbox_head=dict(
-            type='RetinaHead', num_classes=3, in_channels=4, stacked_convs=1, feat_channels=4,
-            anchor_generator=dict(
-                type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1, ratios=[1.0], strides=[2, 4]
-            ),
-        ),
-        train_cfg=dict(
-            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
-            sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1,
-        ),
-        test_cfg=dict(nms_pre=10, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5),
-    )  # fmt: skip
-
-
-MODELS = {'mmpretrain': classifier, 'mmseg': segmentor, 'mmdet': detector}
-LOGITS = {'mmpretrain': 'head.fc', 'mmseg': 'decode_head.conv_seg', 'mmdet': 'bbox_head.retina_cls#*'}
+LOGITS = {host: taps['logits'] for host, (_, _, taps, _) in HOSTS.items()}
 CONV = dict(type='lckd_mm.ConvBN')
 
 
 def config(host, checkpoint, terms, **taps):
     """A whole distillation config, the teacher twice as wide."""
-    model = MODELS[host]
     taps = taps or dict(low='backbone.layer1@preact', high='backbone.layer2@preact', logits=LOGITS[host])
     return dict(
-        student=model(2),
-        teacher=dict(model=model(4), checkpoint=str(checkpoint)),
+        student=small(host, 2),
+        teacher=dict(model=small(host, 4), checkpoint=str(checkpoint)),
         taps=taps,
         terms=terms,
         dry_run_size=SIDE,
@@ -396,10 +321,6 @@ def one_step(arguments, host):
     model = Distiller(**arguments)
     model.init_weights()
     model.train()
-    train(model)
-
-
-def train(model):
     samples = fabricate_samples(model.student, 4, (SIDE, SIDE))
     torch.manual_seed(1)
     losses = model(torch.randn(4, 3, SIDE, SIDE), samples, mode='loss')
@@ -414,15 +335,3 @@ def train(model):
 
 
 _NAMES = itertools.count()
-
-
-def forget():
-    """mmengine keeps scopes, loggers, message hubs and visualizers by name: drop what the last run has left."""
-    for logger in MMLogger._instance_dict.values():
-        for handler in list(logger.handlers):
-            handler.close()
-    pending = [ManagerMixin]
-    while pending:
-        kind = pending.pop()
-        pending += kind.__subclasses__()
-        kind._instance_dict.clear()

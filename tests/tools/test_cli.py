@@ -97,12 +97,24 @@ def test_bad_input_is_one_sentence_before_training(case, train, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
-def test_config_without_model_and_missing_config(tmp_path, capsys):
-    (tmp_path / 'empty.py').write_text('train_cfg = dict(max_iters=1)\n')
-    assert cli.run_tool(cli.train, [str(tmp_path / 'empty.py')]) == 1
-    assert 'no `model`' in capsys.readouterr().err
-    assert cli.run_tool(cli.train, ['configs/none.py']) == 1
-    assert "no config file 'configs/none.py'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('name', 'text', 'word'),
+    [
+        ('empty.py', 'train_cfg = dict(max_iters=1)\n', 'no `model`'),
+        ('none.py', None, "no config file '"),
+        ('syntax.py', 'model = dict(\n', 'never closed'),
+        ('raises.py', '1 / 0\n', 'division by zero'),
+        ('list.json', '[1, 2]', 'list.json'),
+        ('text.txt', 'model', 'text.txt'),
+        ('base.py', "_base_ = './nowhere.py'\n", 'nowhere.py'),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_sentence(name, text, word, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert cli.run_tool(cli.train, [str(tmp_path / name)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and word in err and 'Traceback' not in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -1,0 +1,30 @@
+"""Features that are zero, one constant or tiny: every loss and its gradient stay finite."""
+
+import pytest
+import torch
+
+from lckd_mm import losses
+
+OF_CHAINS = [*(losses.LipschitzLoss(gap) for gap in ('log', 'relative', 'absolute')), losses.FSPLoss()]
+OF_PAIRS = [
+    losses.OFDLoss(), losses.ABLoss(), losses.FitNetsLoss(), losses.ATLoss(), losses.CWDLoss(), losses.FTLoss(),
+    losses.KDLoss(), losses.RKDLoss(),
+]  # fmt: skip
+KINDS = dict(zero=lambda x: 0 * x, constant=lambda x: 0 * x + 0.7, tiny=lambda x: 1e-12 * x)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dead', ['student', 'teacher', 'both'])
+@pytest.mark.parametrize('loss', [*OF_CHAINS, *OF_PAIRS], ids=lambda loss: type(loss).__name__)
+def test_value_and_gradient_are_finite(loss, dead, kind):
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2)] for _ in range(2))
+    if dead != 'teacher':
+        student = [KINDS[kind](x) for x in student]
+    if dead != 'student':
+        teacher = [KINDS[kind](x) for x in teacher]
+    leaves = [x.requires_grad_() for x in student]
+    value = loss(student, teacher) if loss in OF_CHAINS else loss(student[0], teacher[0])
+    assert torch.isfinite(value)
+    for gradient in torch.autograd.grad(value, leaves, allow_unused=True):
+        assert gradient is None or torch.isfinite(gradient).all()
