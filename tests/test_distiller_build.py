@@ -101,94 +101,68 @@ def inplace_switches(model):
 # ---- the sentence of each mistake
 
 
+class PerSample(nn.Module):
+    def forward(self, student, teacher):
+        return (student - teacher).flatten(1).mean(1)
+
+
 @pytest.mark.parametrize(
-    ('overrides', 'error', 'says'),
+    ('overrides', 'error', 'names'),
     [
-        (dict(terms={}), ValueError, 'terms must be a dict of name to term, with at least one'),
-        (dict(terms=[KD]), ValueError, 'terms must be a dict of name to term'),
-        (dict(terms=dict(loss_kd=None)), ValueError, 'terms must be a dict of name to term, with at least one'),
-        (dict(terms=dict(kd=KD)), ValueError, "term 'kd': its name must start with 'loss_'"),
-        (dict(terms=dict(loss_kd=dict(KD, on='logit'))), KeyError, "unknown student tap 'logit', the taps are 'st"),
-        (dict(student='mmseg::fcn'), TypeError, 'student must be a model dict, got str'),
-        (dict(student=dict(type=OfNoHost)), TypeError, 'student OfNoHost is not a model of mmpretrain, mmseg or mmdet'),
-        (dict(student=dict(type='ResNet', depth=18)), TypeError, 'the student ResNet is not a model of mmpretrain'),
-        (dict(teacher=dict(checkpoint='a.pth')), KeyError, 'teacher: expected the keys model, checkpoint, bn, allow'),
-        (dict(teacher='mmseg::fcn'), TypeError, r'teacher must be dict\(model=…, checkpoint=…\)'),
-        (dict(taps='stages'), ValueError, "unknown preset 'stages', expected 'backbone' or a dict"),
-        (dict(taps=[3]), TypeError, 'taps: expected a dict of name to address, a preset, or a list of these, got int'),
-        (dict(student_taps=dict(logits='decode_head.')), ValueError, "tap address 'decode_head.' is malformed"),
+        (dict(terms={}), ValueError, 'terms'),
+        (dict(terms=[KD]), ValueError, 'terms'),
+        (dict(terms=dict(loss_kd=None)), ValueError, 'terms'),
+        (dict(terms=dict(kd=KD)), ValueError, "'kd'.*'loss_'"),
+        (dict(terms=dict(loss_kd=dict(KD, on='logit'))), KeyError, "'logit'.*'stage1'"),
+        (dict(student='mmseg::fcn'), TypeError, 'student .*got str'),
+        (dict(student=dict(type=OfNoHost)), TypeError, 'student OfNoHost'),
+        (dict(student=dict(type='ResNet', depth=18)), TypeError, 'student ResNet'),
+        (dict(teacher=dict(checkpoint='a.pth')), KeyError, 'teacher: .*model'),
+        (dict(teacher='mmseg::fcn'), TypeError, 'teacher'),
+        (dict(taps='stages'), ValueError, "'stages'.*'backbone'"),
+        (dict(taps=[3]), TypeError, 'taps: .*got int'),
+        (dict(student_taps=dict(logits='decode_head.')), ValueError, "'decode_head.' is malformed"),
         (
             dict(student_taps=dict(stage2='backbone.layer9@preact')),
             KeyError,
-            "student tap 'stage2': no module 'backbone.layer9' in EncoderDecoder; closest: 'backbone.layer",
+            "'stage2'.*'backbone.layer9'.*EncoderDecoder; closest: 'backbone.layer",
         ),
-        (dict(teacher_taps=dict(logits='head.fc')), KeyError, "teacher tap 'logits': no module 'head.fc'"),
+        (dict(teacher_taps=dict(logits='head.fc')), KeyError, "teacher tap 'logits'.*'head.fc'"),
         (
             dict(taps=dict(logits='decode_head'), terms=dict(loss_kd=KD)),
             ValueError,
-            "teacher tap 'logits': 'decode_head' never fires.*decode_head.conv_seg",
+            "'decode_head' never fires.*decode_head.conv_seg",
         ),
-        (
-            dict(student_taps=dict(logits='decode_head')),
-            ValueError,
-            "student tap 'logits': 'decode_head' never fires: no forward calls this module",
-        ),
-        (
-            dict(teacher_taps=dict(logits='auxiliary_head.conv_seg')),
-            ValueError,
-            "teacher tap 'logits': 'auxiliary_head.conv_seg' never fires",
-        ),
+        (dict(student_taps=dict(logits='decode_head')), ValueError, "student tap 'logits': .* never fires"),
+        (dict(teacher_taps=dict(logits='auxiliary_head.conv_seg')), ValueError, "teacher tap 'logits': .* never fires"),
         (dict(student_taps=dict(logits='backbone.layer1.0.bn2')), ValueError, 'student tap .* overwritten in place'),
-        (dict(student_taps=dict(logits='backbone.layer1.0.relu#3')), ValueError, 'so there is no call #3'),
+        (dict(student_taps=dict(logits='backbone.layer1.0.relu#3')), ValueError, 'no call #3'),
         (
             dict(terms=dict(loss_kd=dict(KD, student='stage1', teacher='logits'))),
             ValueError,
-            r"'loss_kd': KDLoss does not take these features \(student stage1 \(1, 8, .*; teacher logits \(1, 5, 4",
+            r"'loss_kd': KDLoss .*student stage1 \(1, 8, .*; teacher logits \(1, 5, 4",
         ),
-        (dict(dry_run_size=0), ValueError, 'Distiller: dry_run_size must be at least 1, got 0'),
-        (dict(dry_run_size=(32, 'wide')), ValueError, "dry_run_size must be an integer, got 'wide'"),
+        (dict(terms=dict(loss_kd=dict(loss=dict(type=PerSample), on='logits'))), ValueError, r'PerSample .*\(1,\)'),
+        (dict(dry_run_size=0), ValueError, 'dry_run_size .*got 0'),
+        (dict(dry_run_size=(32, 'wide')), ValueError, "dry_run_size .*'wide'"),
     ],
 )  # fmt: skip
-def test_mistakes(config, overrides, error, says):
-    with pytest.raises(error, match=says):
+def test_mistakes(config, overrides, error, names):
+    with pytest.raises(error, match=names):
         Distiller(**config(**overrides))
 
 
 def test_a_net_that_does_not_run(config, tiny_fcn):
     model = tiny_fcn(decode_head=tiny_fcn()['decode_head'] | dict(in_channels=7))
-    says = (
-        r"teacher: its dry run on one image of 32 x 32 \(mode='tensor'\) failed with RuntimeError: .*set dry_run_size"
-    )
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=r'teacher: its dry run .*32 x 32 .*RuntimeError: .*dry_run_size'):
         Distiller(**config(teacher=dict(model=model, checkpoint='nowhere.pth')))
 
 
-def test_two_taps_of_one_stage_before_its_activation(built):
-    model = built(student_taps=dict(again=STAGES['stage2']), teacher_taps=dict(again=STAGES['stage2']))
-    resolved = model.student_taps.resolved
-    assert resolved['again'] == resolved['stage2']
-
-
-def test_another_number_of_classes_under_a_logits_term(config, tiny_fcn):
-    says = (
-        r"term 'loss_kd': KDLoss does not take .*logits \(1, 5, 4, 4\); teacher logits \(1, 7, 4, 4\)\): .*same classes"
-    )
-    with pytest.raises(ValueError, match=says):
-        Distiller(**config(teacher=dict(model=tiny_fcn(classes=7), checkpoint='nowhere.pth')))
-
-
-def test_another_number_of_classes_is_no_matter_to_features(config, tiny_fcn):
+def test_another_number_of_classes_matters_to_logits_alone(config, tiny_fcn):
     teacher = dict(model=tiny_fcn(classes=7), checkpoint='nowhere.pth')
+    with pytest.raises(ValueError, match=r"'loss_kd': KDLoss .*logits \(1, 5, 4, 4\); teacher logits \(1, 7, 4, 4\)"):
+        Distiller(**config(teacher=teacher))
     assert list(Distiller(**config(teacher=teacher, terms=dict(loss_lipschitz=LIPSCHITZ))).terms) == ['loss_lipschitz']
-
-
-def test_a_loss_that_is_no_scalar(config):
-    class PerSample(nn.Module):
-        def forward(self, student, teacher):
-            return (student - teacher).flatten(1).mean(1)
-
-    with pytest.raises(ValueError, match=r"term 'loss_kd': PerSample must return a scalar tensor, not \(1,\)"):
-        Distiller(**config(terms=dict(loss_kd=dict(loss=dict(type=PerSample), on='logits'))))
 
 
 def test_a_failed_build_restores_the_random_state_past_the_student(config, tiny_fcn):
@@ -203,30 +177,30 @@ def test_a_failed_build_restores_the_random_state_past_the_student(config, tiny_
 
 def test_training_without_the_teachers_weights_is_refused(config):
     model = Distiller(**config())
-    with pytest.raises(RuntimeError, match=r'teacher is not loaded; call init_weights\(\) before training'):
+    with pytest.raises(RuntimeError, match=r'teacher is not loaded.*init_weights\(\)'):
         model(*batch_for(model.student), mode='loss')
-    with pytest.raises(FileNotFoundError, match=r"teacher: no checkpoint at 'nowhere\.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"teacher: .*'nowhere\.pth'"):
         model.init_weights()
 
 
 # ---- taps and terms
 
 
+def test_two_taps_of_one_stage_before_its_activation(built):
+    model = built(student_taps=dict(again=STAGES['stage2']), teacher_taps=dict(again=STAGES['stage2']))
+    resolved = model.student_taps.resolved
+    assert resolved['again'] == resolved['stage2']
+
+
 def test_a_term_set_to_none_is_taken_away(built):
     assert list(built(terms=dict(loss_lipschitz=None, loss_kd=KD)).terms) == ['loss_kd']
 
 
-def test_a_preset_and_further_taps(built):
-    model = built(taps=['backbone', dict(logits='decode_head.conv_seg')])
-    assert {name: str(address) for name, address in model.student_taps.addresses.items()} == STAGES | {
-        'logits': 'decode_head.conv_seg'
-    }
-
-
-def test_the_preset_and_its_overrides(built):
-    model = built(taps='backbone', teacher_taps=dict(stage4='backbone.layer4'), terms=dict(loss_lipschitz=LIPSCHITZ))
-    assert {n: str(a) for n, a in model.student_taps.addresses.items()} == STAGES
-    assert {n: str(a) for n, a in model.teacher_taps.addresses.items()} == STAGES | dict(stage4='backbone.layer4')
+def test_the_preset_further_taps_and_overrides(built):
+    model = built(taps=['backbone', dict(logits='decode_head.conv_seg')], teacher_taps=dict(stage4='backbone.layer4'))
+    everything = STAGES | dict(logits='decode_head.conv_seg')
+    assert {n: str(a) for n, a in model.student_taps.addresses.items()} == everything
+    assert {n: str(a) for n, a in model.teacher_taps.addresses.items()} == everything | dict(stage4='backbone.layer4')
     assert model.student_taps.traces['stage4'].shapes == [(1, 64, 4, 4)]
     assert model.teacher_taps.traces['stage4'].shapes == [(1, 96, 4, 4)]
 
@@ -388,7 +362,7 @@ def test_the_teacher_is_through_before_the_student_begins(built):
 def test_a_teacher_that_overwrites_the_images_is_refused(built):
     model = built()
     model.teacher.model.backbone.register_forward_pre_hook(lambda _, args: (args[0].clamp_(min=0),))
-    with pytest.raises(RuntimeError, match='teacher: EncoderDecoder overwrites the batch of images'):
+    with pytest.raises(RuntimeError, match='teacher: EncoderDecoder overwrites'):
         model(*batch_for(model.student), mode='loss')
 
 
@@ -403,15 +377,7 @@ def test_state_dict_is_the_plain_students(built):
     assert all(torch.equal(state[k], v) for k, v in plain.items())
     assert dict(state._metadata) == dict(plain._metadata)
     assert set(model.distillation_state()) == set(model.terms.state_dict())
-
-
-def test_state_dict_in_a_wrapper_is_plain_under_its_prefix(built):
-    model = built()
-    wrapper = nn.ModuleDict(dict(module=model, other=nn.Linear(1, 1)))
-    assert list(wrapper.state_dict()) == [f'module.{k}' for k in model.student.state_dict()] + [
-        'other.weight',
-        'other.bias',
-    ]
+    assert list(nn.ModuleDict(dict(module=model)).state_dict()) == [f'module.{k}' for k in plain]
 
 
 def new_values(state):
@@ -474,7 +440,7 @@ def test_distillation_state_round_trip_and_mismatch(built):
     state = new_values(model.distillation_state())
     model.load_distillation_state(state)
     assert all(torch.equal(v, state[k]) for k, v in model.distillation_state().items())
-    with pytest.raises(ValueError, match='stored connectors are of other terms than the config has'):
+    with pytest.raises(ValueError, match='stored connectors'):
         model.load_distillation_state({k: v for k, v in state.items() if '.3.' not in k})
 
 
@@ -542,15 +508,11 @@ def test_predict_and_tensor_are_the_students(built):
             assert torch.equal(a.seg_logits.data, b.seg_logits.data)
 
 
-@pytest.mark.parametrize('how', [lambda m: m.double(), lambda m: m.to(torch.float64), lambda m: m.to('cpu').double()])
-def test_the_teacher_follows_to_another_type(built, how):
-    model = how(built())
-    assert {p.dtype for p in model.teacher.model.parameters()} == {torch.float64}
-    losses = model(*batch_for(model.student), mode='loss')
-    assert losses['loss_lipschitz'].dtype == losses['loss_kd'].dtype == torch.float64
-
-
-def test_the_teacher_follows_to_another_device(built):
+def test_the_teacher_follows_to_another_type_and_device(built):
+    for model in (built().double(), built().to(torch.float64)):
+        assert {p.dtype for p in model.teacher.model.parameters()} == {torch.float64}
+        losses = model(*batch_for(model.student), mode='loss')
+        assert losses['loss_lipschitz'].dtype == losses['loss_kd'].dtype == torch.float64
     for model in (built().to('meta'), built().to(device='meta')):
         assert {p.device.type for p in model.teacher.model.parameters()} == {'meta'}
         assert {b.device.type for b in model.teacher.model.buffers()} == {'meta'}
@@ -575,6 +537,12 @@ def test_a_loss_has_the_students_members_and_the_terms(built):
 
 def test_gradient_reaches_student_and_connectors_and_never_the_teacher(built):
     model = built()
+    model(*batch_for(model.student), mode='loss')['loss_lipschitz'].backward()
+    for name, parameter in model.student.named_parameters():  # of a term alone, the tapped layers
+        reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert reached == name.startswith('backbone.') or 'bias' in name, name
+    assert all(c[0].weight.grad.abs().max() > 0 for c in model.terms['loss_lipschitz'].connectors)
+    model.zero_grad()
     total, _ = model.parse_losses(model(*batch_for(model.student), mode='loss'))
     total.backward()
     for name, parameter in model.named_parameters():
@@ -583,16 +551,6 @@ def test_gradient_reaches_student_and_connectors_and_never_the_teacher(built):
         if name.endswith('weight'):
             assert parameter.grad.abs().max() > 0, name
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.model.parameters())
-
-
-def test_the_terms_alone_reach_the_tapped_layers(built):
-    model = built()
-    losses = model(*batch_for(model.student), mode='loss')
-    losses['loss_lipschitz'].backward()
-    for name, parameter in model.student.named_parameters():
-        reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-        assert reached == name.startswith('backbone.') or 'bias' in name, name
-    assert all(c[0].weight.grad.abs().max() > 0 for c in model.terms['loss_lipschitz'].connectors)
 
 
 @pytest.mark.parametrize('bn', ['eval', 'batch'])
@@ -621,22 +579,15 @@ def test_nothing_is_left_after_a_loss_or_a_failed_one(built):
     assert model(*batch, mode='loss')['loss_kd'].item() > 0
 
 
-def test_a_frozen_stage_under_a_term_is_refused(built, tiny_fcn):
+def test_a_frozen_stage_may_be_observed_and_is_refused_under_a_term(built, tiny_fcn):
     student = tiny_fcn()
     student['backbone']['frozen_stages'] = 1
-    model = built(student=student)
-    model.train()
-    with pytest.raises(ValueError, match=r"student tap 'stage1': .* carries no gradient"):
+    model = built(student=student).train()
+    with pytest.raises(ValueError, match=r"student tap 'stage1': .* no gradient"):
         model(*batch_for(model.student), mode='loss')
     with torch.no_grad():
         assert 'loss_lipschitz' in model(*batch_for(model.student), mode='loss')
-
-
-def test_a_frozen_stage_under_no_term_may_be_observed(built, tiny_fcn):
-    student = tiny_fcn()
-    student['backbone']['frozen_stages'] = 1
-    model = built(student=student, terms=dict(loss_lipschitz=LIPSCHITZ | dict(on=['stage2', 'stage3'])))
-    model.train()
+    model = built(student=student, terms=dict(loss_lipschitz=LIPSCHITZ | dict(on=['stage2', 'stage3']))).train()
     seen = {}
     model.observers.append(lambda s, *_: seen.update(s))
     model(*batch_for(model.student), mode='loss')
@@ -648,7 +599,7 @@ def test_a_term_named_as_a_loss_of_the_student_is_refused(built):
     model = built(terms=dict(loss_own=KD))
     own = model.student.forward
     model.student.forward = lambda *args, **kwargs: {**own(*args, **kwargs), 'loss_own': torch.zeros(())}
-    with pytest.raises(KeyError, match="term 'loss_own': the student has a loss of this name; rename the term"):
+    with pytest.raises(KeyError, match="'loss_own'"):
         model(*batch_for(model.student), mode='loss')
 
 
