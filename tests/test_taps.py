@@ -2,8 +2,6 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -121,6 +119,7 @@ def record(model, image, require_grad=False, **addresses):
         ('neck[-1]@in#2', Address('neck', item=-1, port='in', call=2)),
         ('bbox_head.retina_cls#*', Address('bbox_head.retina_cls', call='*')),
         ('backbone.layer2@preact', Address('backbone.layer2', port='preact')),
+        ('a.0.b_1[12]@in#*', Address('a.0.b_1', item=12, port='in', call='*')),
     ],
 )
 def test_addresses(text, address):
@@ -138,31 +137,6 @@ def test_addresses(text, address):
 def test_malformed_addresses_raise_and_are_named(text):
     with pytest.raises(ValueError, match=re.escape(f'tap address {text!r} is malformed')):
         Address.parse(text)
-
-
-@given(st.text(alphabet='ab1._[]@#-*in ', max_size=12) | st.text(max_size=6))
-@settings(max_examples=300, deadline=None)
-def test_any_string_is_an_address_or_raises_with_its_name(text):
-    try:
-        address = Address.parse(text)
-    except ValueError as error:
-        assert repr(text) in str(error)
-        return
-    assert Address.parse(str(address)) == address
-    assert address.path and text.startswith(address.path)
-    assert all(address.path.split('.'))
-
-
-@given(
-    st.lists(st.from_regex(r'[a-z_][a-z0-9_]{0,5}|[0-9]', fullmatch=True), min_size=1, max_size=4).map('.'.join),
-    st.none() | st.integers(-9, 99),
-    st.sampled_from(['out', 'in', 'preact']),
-    st.none() | st.just('*') | st.integers(-9, 99),
-)
-@settings(max_examples=200, deadline=None)
-def test_round_trip(path, item, port, call):
-    address = Address(path, None if port == 'preact' else item, port, None if port == 'preact' else call)
-    assert Address.parse(str(address)) == address
 
 
 # ---- reading
@@ -221,20 +195,20 @@ def test_several_forwards_in_one_recording_count_as_calls(net, image):
 @pytest.mark.parametrize(
     ('address', 'says'),
     [
-        ('layer1.0.relu', r"'layer1.0.relu' ran 2 times; say which call with #k, as in layer1.0.relu#-1 .* #\*"),
-        ('layer1.0.relu@in', 'ran 2 times; say which call with #k, as in layer1.0.relu@in#-1'),
-        ('layer1.0.relu@in#2', 'ran 2 times, so there is no call #2'),
-        ('layer1.0.relu@in#-3', 'ran 2 times, so there is no call #-3'),
+        ('layer1.0.relu', r'2 times; .*layer1.0.relu#-1 .* #\*'),
+        ('layer1.0.relu@in', r'2 times; .*layer1.0.relu@in#-1'),
+        ('layer1.0.relu@in#2', '2 times, .*#2'),
+        ('layer1.0.relu@in#-3', '2 times, .*#-3'),
         ('unused', 'never fired'),
         ('unused#*', 'never fired'),
-        ('split', r'gives a tuple of 2; pick one with \[k\], as in split\[0\]'),
-        ('split@in', r'gives a tuple of 2; pick one'),
-        ('split[2]', r'gives a tuple of 2, which has no \[2\]'),
-        ('split[-3]', r'gives a tuple of 2, which has no \[-3\]'),
-        ('stem[0]', r'gives a Tensor, not a tuple; write it without \[0\]'),
-        ('pack', 'gives a dict, not a tensor'),
-        ('layer1.0.bn1', 'was overwritten in place'),
-        ('layer2.1.bn2', 'was overwritten in place'),
+        ('split', r'tuple of 2; .*split\[0\]'),
+        ('split@in', 'tuple of 2'),
+        ('split[2]', r'tuple of 2, .*\[2\]'),
+        ('split[-3]', r'tuple of 2, .*\[-3\]'),
+        ('stem[0]', r'Tensor.*\[0\]'),
+        ('pack', 'dict'),
+        ('layer1.0.bn1', 'overwritten in place'),
+        ('layer2.1.bn2', 'overwritten in place'),
     ],
 )
 def test_refused_when_read(net, image, address, says):
@@ -257,14 +231,14 @@ def test_frozen_is_refused_where_gradient_is_required(net, image):
     net.layer1.requires_grad_(False)
     assert not record(net, image, tap='layer1')['tap'].requires_grad
     assert record(net, image, require_grad=True, tap='layer2')['tap'].requires_grad
-    with pytest.raises(ValueError, match='carries no gradient, so a loss on it would train nothing'):
+    with pytest.raises(ValueError, match='no gradient'):
         record(net, image, require_grad=True, tap='layer1')
     assert not hooks_in(net)
 
 
 def test_reentrant_checkpointing_is_refused(image):
     model = Checkpointed(reentrant=True)
-    with pytest.raises(ValueError, match=r'carries no gradient.*use_reentrant=False'):
+    with pytest.raises(ValueError, match=r'no gradient.*use_reentrant=False'):
         record(model, image, require_grad=True, tap='block.conv1')
     assert record(model, image, require_grad=True, tap='block')['tap'].requires_grad
 
@@ -281,15 +255,6 @@ def test_plain_checkpointing_gives_the_same_gradient(image):
     for name in ('stem.weight', 'block.conv1.weight', 'block.bn1.bias', 'block.bn2.weight'):
         torch.testing.assert_close(checkpointed[name], plain[name], msg=name)
         assert plain[name].abs().max() > 0
-
-
-def test_overwritten_by_a_residual_addition_in_mmseg(scope, tiny_fcn):
-    scope('mmseg')
-    model = build_model(tiny_fcn())
-    taps = FeatureTaps(dict(bn='backbone.layer2.1.bn2'))
-    with pytest.raises(ValueError, match=r"'backbone.layer2.1.bn2' was overwritten .* 'backbone.layer2@preact'"):
-        taps.trace(model, lambda: run_once(model, (32, 32), 'tensor'))
-    assert not hooks_in(model)
 
 
 # ---- in-place activations
@@ -483,24 +448,18 @@ def test_stop_leaves_the_forward_after_the_last_tap(net, image, addresses, ran):
             assert torch.equal(a, b)
 
 
-def test_stop_waits_for_the_taps_asked_for(net, image):
+def test_stop_waits_for_the_taps_asked_for_and_for_all_without_a_trace(net, image):
     taps, later = FeatureTaps(dict(a='stem', b='split[0]')), []
     with torch.no_grad():
         taps.trace(net, lambda: net(image))
         handle = net.layer1.register_forward_hook(lambda *_: later.append(1))
         with taps.record(net, ['a'], stop=True) as features:
             net(image)
-    handle.remove()
-    assert list(features) == ['a']
-    assert later == []
-
-
-def test_without_a_trace_stop_runs_the_whole_forward(net, image):
-    ran = []
-    with FeatureTaps(dict(a='stem')).record(net, stop=True):
-        net(image)
-        ran.append(1)
-    assert ran == [1]
+        assert list(features) == ['a'] and later == []
+        with FeatureTaps(dict(a='stem')).record(net, stop=True):
+            net(image)
+            handle.remove()
+    assert later == [1] and not hooks_in(net)
 
 
 def test_taps_hold_no_modules(net, image):
@@ -516,33 +475,21 @@ def test_taps_hold_no_modules(net, image):
 # ---- the normalisation layer that a tap reads
 
 
-def norms_of(model, size, **addresses):
-    taps = FeatureTaps(addresses)
-    taps.trace(model, lambda: run_once(model, size, 'tensor'))
-    return {name: trace.norm for name, trace in taps.traces.items()}
-
-
-def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope):
+def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope, tiny_classifier):
     scope('mmpretrain')
-    model = build_model(
+    model = build_model(tiny_classifier(), 'mmpretrain')
+    taps = FeatureTaps(
         dict(
-            type='ImageClassifier',
-            backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=3, in_channels=64, loss=dict(type='CrossEntropyLoss')),
-        ),
-        'mmpretrain',
+            stage='backbone.layer2@preact',
+            projected='backbone.layer2.0.relu@in#-1',
+            itself='backbone.layer3.0.downsample.1',
+            convolution='backbone.layer3.1.conv2',
+            activated='backbone.layer3',
+            pooled='neck[0]',
+        )
     )
-    found = norms_of(
-        model,
-        (32, 32),
-        stage='backbone.layer2@preact',
-        projected='backbone.layer2.0.relu@in#-1',
-        itself='backbone.layer3.0.downsample.1',
-        convolution='backbone.layer3.1.conv2',
-        activated='backbone.layer3',
-        pooled='neck[0]',
-    )
+    taps.trace(model, lambda: run_once(model, (32, 32), 'tensor'))
+    found = {name: trace.norm for name, trace in taps.traces.items()}
     assert found == dict(
         stage='backbone.layer2.1.bn2',
         projected='backbone.layer2.0.bn2',  # and not its projection's, which runs later
@@ -589,7 +536,7 @@ def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(address):
 
 def test_nothing_is_put_where_there_is_no_single_place():
     model, taps, images = traced({'all': 'layer2.0.relu#*'})
-    with pytest.raises(ValueError, match='reads all calls, no single tensor'), taps.substitute(model, 'all', 0):
+    with pytest.raises(ValueError, match='reads all calls'), taps.substitute(model, 'all', 0):
         pass
     with pytest.raises(ValueError, match=r"tap 'a': it must be traced"):
         FeatureTaps({'a': 'layer1'}).substitute(model, 'a', images).__enter__()

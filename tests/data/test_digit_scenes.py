@@ -148,7 +148,7 @@ def test_a_void_ring_keeps_every_digit_from_the_background_and_from_other_digits
 def test_heights_are_in_proportion_to_the_size():
     heights = {}
     for size in (96, 192):
-        boxes = np.concatenate([compose_scene('train', i, size).boxes for i in range(60)])
+        boxes = np.concatenate([compose_scene('train', i, size).boxes for i in range(30)])
         heights[size] = boxes[:, 3] - boxes[:, 1] + 1
     # Turning and cutting stretch 14 to 44 a little.
     assert 8 <= np.percentile(heights[96], 2) < 18
@@ -162,7 +162,7 @@ def test_splits_share_no_scan_and_labels_are_those_of_the_scans():
     targets = load_digits().target
     ids = {}
     for split in ('train', 'val'):
-        scenes = [compose_scene(split, index, size=32) for index in range(150)]
+        scenes = [compose_scene(split, index, size=32) for index in range(80)]
         for scene in scenes:
             assert np.array_equal(targets[scene.scan_ids] + 1, scene.labels)
         ids[split] = np.concatenate([scene.scan_ids for scene in scenes])
@@ -204,26 +204,15 @@ def test_digits_stand_out_from_what_surrounds_them():
     assert np.percentile(gaps, 10) > 10
 
 
-@pytest.mark.parametrize(
-    ('wrong', 'message'),
-    [
-        (dict(size=31), 'size must be at least 32'),
-        (dict(size=96.0), 'size must be a whole number'),
-        (dict(train=-1), 'train must be a whole number of at least 0, got -1'),
-        (dict(val=-5), 'val must be a whole number of at least 0, got -5'),
-        (dict(seed=-1), 'seed must be a whole number of at least 0, got -1'),
-        (dict(train=0, val=0), 'nothing to write'),
-    ],
-)
-def test_bad_parameters(tmp_path, wrong, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        write_digit_scenes(tmp_path / 'out', progress=False, **wrong)
+@pytest.mark.parametrize(('name', 'value'), [('size', 31), ('size', 96.0), ('train', -1), ('val', -5), ('seed', -1)])
+def test_bad_parameters(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f'{name} must be ') as caught:
+        write_digit_scenes(tmp_path / 'out', progress=False, **{name: value})
     assert '\n' not in str(caught.value)
+    with pytest.raises(ValueError, match='nothing to write'):
+        write_digit_scenes(tmp_path / 'out', progress=False, train=0, val=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_unknown_split():
-    with pytest.raises(ValueError, match="no split 'test', expected one of train, val"):
+    with pytest.raises(ValueError, match="'test'"):
         compose_scene('test', 0)
 
 
@@ -241,10 +230,15 @@ def test_same_parameters_return_at_once(tmp_path, monkeypatch, capsys):
     assert 'nothing to do' in capsys.readouterr().out
 
 
-def test_other_parameters_are_refused_and_force_replaces(tmp_path):
+def test_other_parameters_or_lost_files_are_refused_and_force_replaces(tmp_path):
     root = write_digit_scenes(tmp_path / 'out', train=2, val=1, progress=False)
     before = contents(root)
-    with pytest.raises(FileExistsError, match=r'train=2, val=1, .* asked for version 1 with train=1, val=1'):
+    (root / 'JPEGImages/train_000001.jpg').unlink()
+    with pytest.raises(FileExistsError, match='lost 1 of its files'):
+        write_digit_scenes(root, train=2, val=1, progress=False)
+    write_digit_scenes(root, train=2, val=1, progress=False, force=True)
+    assert contents(root) == before
+    with pytest.raises(FileExistsError, match=r'train=2, val=1, .*train=1, val=1'):
         write_digit_scenes(root, train=1, val=1, progress=False)
     assert contents(root) == before
     write_digit_scenes(root, train=1, val=1, progress=False, force=True)
@@ -252,19 +246,8 @@ def test_other_parameters_are_refused_and_force_replaces(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
-def test_lost_files_are_noticed_and_force_restores_them(tmp_path):
-    root = write_digit_scenes(tmp_path / 'out', train=2, val=0, progress=False)
-    before = contents(root)
-    (root / 'JPEGImages/train_000001.jpg').unlink()
-    with pytest.raises(FileExistsError, match='has lost 1 of its files'):
-        write_digit_scenes(root, train=2, val=0, progress=False)
-    write_digit_scenes(root, train=2, val=0, progress=False, force=True)
-    assert contents(root) == before
-
-
-@pytest.mark.parametrize('force', [False, True])
 @pytest.mark.parametrize('kind', ['empty', 'files', 'other json', 'broken json', 'file'])
-def test_what_others_wrote_is_never_touched(tmp_path, kind, force):
+def test_what_others_wrote_is_never_touched(tmp_path, kind):
     root = tmp_path / 'out'
     if kind == 'file':
         root.write_text('mine')
@@ -277,24 +260,23 @@ def test_what_others_wrote_is_never_touched(tmp_path, kind, force):
         if kind == 'broken json':
             (root / 'digit_scenes.json').write_text('{')
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match='was not written by this tool') as caught:
-        write_digit_scenes(root, train=1, val=1, progress=False, force=force)
-    assert '\n' not in str(caught.value)
-    assert contents(tmp_path) == before
+    for force in (False, True):
+        with pytest.raises(FileExistsError, match='not written by this tool'):
+            write_digit_scenes(root, train=1, val=1, progress=False, force=force)
+        assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError, SystemExit])
-def test_interruption_leaves_nothing(tmp_path, monkeypatch, error):
+def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     compose = digit_scenes.compose_scene
 
     def interrupted(split, index, size, seed):
         if index == 2:
             assert len(list(tmp_path.glob('.out.tmp-*/JPEGImages/*.jpg'))) == 2
-            raise error
+            raise KeyboardInterrupt
         return compose(split, index, size, seed)
 
     monkeypatch.setattr(digit_scenes, 'compose_scene', interrupted)
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         write_digit_scenes(tmp_path / 'out', train=5, val=0, progress=False)
     assert list(tmp_path.iterdir()) == []
 
