@@ -6,19 +6,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from run_helpers import (
-    HOOK,
-    HOSTS,
-    config,
-    count,
-    distiller,
-    run,
-    scalars,
-    scenes,
-    teacher_file,
-)  # fmt: skip
+from run_helpers import HOOK, HOSTS, config, count, distiller, run, scalars, scenes, teacher_file
 
 from lckd_mm import cli
+from lckd_mm.connectors import AutoEncoder
 from lckd_mm.distillation.term import Batch
 from lckd_mm.functional import factor_distance
 from lckd_mm.hosts import build_model
@@ -111,12 +102,8 @@ def test_it_trains(host, name, scenes, teacher_file, tmp_path):
     # (A bias before a BatchNorm has no gradient but rounding.)
     # The student's encoders are trained, the teacher's stays; one trained along learns.
     moved = {k: not torch.equal(recorder.first[k], v) for k, v in last.items()}
-    assert all(
-        moved[f'{t}.{n}']
-        for t, term in terms.items()
-        for n, p in term.named_parameters()
-        if p.requires_grad and 'weight' in n
-    )
+    trained = [f'{t}.{n}' for t, term in terms.items() for n, p in term.named_parameters() if p.requires_grad]
+    assert all(moved[name] for name in trained if 'weight' in name)
     for key, has in moved.items():
         if '.teacher_connectors.' in key and name != 'along':
             assert not has, key
@@ -176,7 +163,6 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(terms, scenes, t
     full = run(in_order(config('mmpretrain', scenes, tmp_path / 'full', model), 2))
     again = in_order(config('mmpretrain', scenes, tmp_path / 'again', model), 2)
     again.resume, again.load_from = True, str(tmp_path / 'full' / 'epoch_1.pth')
-    from lckd_mm.connectors import AutoEncoder
 
     def observe(self, x):
         raise AssertionError('fitted again')
@@ -206,7 +192,7 @@ def test_sizes_that_differ_are_refused_while_building(teacher_file, scope):
     for term in terms.values():
         del term['on']
         term.update(student='stage2', teacher='stage3')
-    with pytest.raises(ValueError, match=r"term 'loss_inherit': FTLoss does not take these features .*differ in shape"):
+    with pytest.raises(ValueError, match="'loss_inherit': FTLoss"):
         build_model(distillation('mmpretrain', teacher_file, terms), 'mmpretrain')
 
 
@@ -250,8 +236,8 @@ def test_the_tool_fits_once_and_runs_take_it(scenes, teacher_file, tmp_path):
 
 
 WRONG = [
-    (lambda held: held.clear(), "holds nothing for 'loss_inherit.teacher_connectors.0' .terms in it: none"),
-    (lambda held: held.pop('loss_inherit.teacher_connectors.0.encoder.1.weight'), 'does not fit .*encoder.1.weight'),
+    (lambda held: held.clear(), "nothing for 'loss_inherit.teacher_connectors.0'"),
+    (lambda held: held.pop('loss_inherit.teacher_connectors.0.encoder.1.weight'), 'encoder.1.weight'),
     (lambda held: held['loss_inherit.teacher_connectors.0.known'].zero_(), 'before it had seen training images'),
 ]
 
@@ -272,5 +258,5 @@ def test_a_file_that_does_not_fit_is_refused(change, says, scenes, teacher_file,
 def test_there_must_be_something_to_fit(scenes, teacher_file, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', distillation('mmpretrain', teacher_file, OVER_AT), iters=1)
     cfg.dump(tmp_path / 'config.py')
-    with pytest.raises(ValueError, match='no connector of this config waits for training images'):
+    with pytest.raises(ValueError, match='no connector'):
         cli.fit([str(tmp_path / 'config.py'), str(tmp_path / 'out.pth')])
