@@ -23,7 +23,8 @@ SEGMENTOR, CLASSIFIER = dict(logits='decode_head.conv_seg'), dict(logits='head.f
 STAGES = [f'stage{i}' for i in range(1, 5)]
 # mmdet's configs freeze the stem and stage1.
 FROZEN = dict(on=STAGES[1:])
-# name: what differs from one image size of 64, all stages of the preset, and nothing else; `model` overrides the model
+# name: what differs from one image size of 64, all stages of the preset, and nothing else; `model` overrides the model.
+# The reduced suite takes every second one.
 CASES = {
     'mmpretrain::resnet/resnet18_8xb32_in1k.py': dict(logits=CLASSIFIER),
     'mmpretrain::seresnet/seresnet50_8xb32_in1k.py': dict(logits=CLASSIFIER),
@@ -37,14 +38,14 @@ CASES = {
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
     'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
     'mmseg::mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
-    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': dict(logits=SEGMENTOR),
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': dict(logits=SEGMENTOR),
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': dict(logits=SEGMENTOR),
     'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py': FROZEN,
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': FROZEN,
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': FROZEN,
     'mmdet::gfl/gfl_r50_fpn_1x_coco.py': FROZEN,
-    'mmdet::atss/atss_r50_fpn_1x_coco.py': FROZEN,
     'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py': {},
+    'mmdet::atss/atss_r50_fpn_1x_coco.py': FROZEN,
     'mmdet::ssd/ssd300_coco.py': dict(size=300, on=[*STAGES, 'stage5', 'stage6']),
     # a backbone without a preset: its outputs, which are maps
     'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': dict(
@@ -209,10 +210,12 @@ class Switches(Hook):
 
 
 def test_yolox_switches_its_mode_on_the_student(scenes, tmp_path):
-    model, _ = published('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
+    neck = dict(type='YOLOXPAFPN', in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1)
+    narrow = dict(backbone=dict(widen_factor=0.125), neck=neck, bbox_head=dict(in_channels=32, feat_channels=32))
+    model, _ = published('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', **narrow)
     hooks = load_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').custom_hooks
     assert hooks[0].type == 'YOLOXModeSwitchHook'
-    hooks[0].num_last_epochs = 1
+    hooks[0].num_last_epochs = 0
     torch.manual_seed(1)
     torch.save(dict(state_dict=build_model(model, 'mmdet').state_dict()), tmp_path / 'teacher.pth')
     stages = {f'stage{i}': f'backbone[{i}]' for i in range(3)}
@@ -232,15 +235,15 @@ def test_yolox_switches_its_mode_on_the_student(scenes, tmp_path):
         type='MultiImageMixDataset', dataset=plain, pipeline=[*mosaic, dict(type='PackDetInputs')]
     )
     cfg.train_dataloader.update(batch_size=4, sampler=dict(type='DefaultSampler', shuffle=True))
-    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
     cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1), distillation=HOOK)
     cfg.log_processor = dict(window_size=1)
     cfg.param_scheduler = None
     switches = Switches()
     run(cfg, switches)
-    assert switches.seen == [(False, False), (True, False), (True, False)]
+    assert switches.seen == [(False, False), (True, False)]
     logged = [('loss_l1' in row) for row in scalars(tmp_path / 'run') if 'loss_lipschitz' in row]
-    assert logged == [False] * 4 + [True] * 8
+    assert logged == [False] * 4 + [True] * 4
 
 
 # config: taps, image size, and changes that make it small but keep the depth that the constructor counts

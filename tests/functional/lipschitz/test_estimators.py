@@ -102,12 +102,6 @@ def test_batch_statistics_are_refused(net):
         local_lipschitz(nn.Sequential(net), torch.randn(2, 3))
 
 
-@pytest.mark.parametrize('factor', [1e-23, 1e20])
-def test_local_constants_near_the_ends_of_the_range(factor):
-    constants = local_lipschitz(lambda x: x * factor, torch.randn(2, 3))
-    torch.testing.assert_close(constants, torch.full((2,), factor), rtol=1e-5, atol=0)
-
-
 def test_local_constants_of_a_half_precision_function_are_wide():
     constants = local_lipschitz(lambda x: x * 300, torch.randn(2, 3).half())
     torch.testing.assert_close(constants, torch.full((2,), 300.0), rtol=1e-3, atol=0)

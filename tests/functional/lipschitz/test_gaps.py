@@ -53,5 +53,5 @@ def test_log_gap_is_symmetric_and_relative_is_not():
 
 
 def test_unknown_gap_raises():
-    with pytest.raises(ValueError, match="unknown gap 'ratio', expected one of absolute, relative, log"):
+    with pytest.raises(ValueError, match=r"'ratio'.*absolute, relative, log"):
         lipschitz_gap(torch.ones(1), torch.ones(1), 'ratio')
