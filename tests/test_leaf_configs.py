@@ -314,7 +314,7 @@ class Recorder(Hook):
 # ---- training
 
 
-@pytest.mark.parametrize('leaf', map(marked, LEAVES))
+@pytest.mark.parametrize('leaf', [marked(leaf) for leaf in LEAVES])
 def test_two_steps_and_a_validation(leaf, small, tmp_path):
     name = leaf.partition('/')[2]
     steps = 3 if 'deeplab' in name else 2  # of four images: the warm-up's epoch is two
