@@ -1,7 +1,5 @@
 """The benchmarks run, and the accuracy that they promise holds on real features; times are not asserted."""
 
-import importlib.metadata
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from run_helpers import ROOT, scenes
+from run_helpers import ROOT
 
 BENCH = ROOT / 'tools' / 'bench'
 DEMO = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
@@ -143,113 +141,3 @@ def test_pruning_is_compared(tmp_path):
     state = torch.load(next(tmp_path.glob('seed0/pruned-channels-kd/epoch_2.pth')), weights_only=False)
     weight = state['state_dict']['backbone.block3.0.conv1.weight']
     assert int((weight.flatten(1).abs().sum(1) == 0).sum()) == int(0.45 * 64)
-
-
-RAZOR = BENCH / 'razor.py'
-
-
-def module_of(name, monkeypatch):
-    """A script of tools/bench as a module; there is a folder called razor, too."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    spec = importlib.util.spec_from_file_location(name, BENCH / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def wide_teacher(path):
-    from mmengine.config import Config
-
-    from lckd_mm.hosts import build_model
-
-    cfg = Config.fromfile(ROOT / 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py')
-    torch.manual_seed(0)
-    torch.save(dict(state_dict=build_model(cfg.model, 'mmseg').state_dict()), path)
-    return path
-
-
-def small_data(root):
-    roots = (f'{which}_dataloader.dataset.data_root={root}' for which in ('train', 'val', 'test'))
-    return ('--cfg-options', *roots, 'train_dataloader.batch_size=2')
-
-
-@pytest.mark.skipif(importlib.util.find_spec('mmrazor') is not None, reason='mmrazor is installed')
-def test_the_razor_bench_says_what_to_install():
-    out = subprocess.run([sys.executable, '-W', 'ignore', RAZOR], capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == 1
-    (line,) = out.stderr.splitlines()
-    assert line.startswith('error: mmrazor is not installed for ')
-    assert line.endswith('at the top of tools/bench/razor.py, or leave it out with --sides lckd_mm alone')
-
-
-def test_the_razor_bench_wants_a_teacher(tmp_path):
-    command = [sys.executable, '-W', 'ignore', RAZOR, '--sides', 'lckd_mm', '--teacher', 'absent.pth']
-    out = subprocess.run([*command, '--work-dir', tmp_path], capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == 1
-    assert "no teacher at 'absent.pth'; train it with `python tools/demo.py --only teacher`" in out.stderr
-
-
-@pytest.mark.full
-@pytest.mark.skipif(
-    not list(importlib.metadata.distributions(name='mmsegmentation')),
-    reason="the bench's student alone runs without lckd_mm, and then the forks' mmengine does not find mmseg:: configs",
-)
-def test_our_half_of_the_razor_bench_trains(tmp_path, scenes):
-    teacher = wide_teacher(tmp_path / 'wide.pth')
-    command = (RAZOR, '--sides', 'lckd_mm', 'alone', '--rounds', 1, '--steps', 2, '--warmup', 1, '--teacher', teacher)
-    text = run(*command, '--work-dir', tmp_path / 'runs', '--json', tmp_path / 'out.json', *small_data(scenes))
-    result = json.loads((tmp_path / 'out.json').read_text())
-    assert result['config']['lckd_mm']['lines'] == 15
-    (ours,), (alone,) = result['rounds']['lckd_mm'], result['rounds']['alone']
-    assert all(ours[key] > 0 for key in ('step_ms', 'cpu_ms', 'iteration_ms', 'peak_step', 'grown'))
-    # The student alone, and nothing of the teacher, whatever the rest of the file.
-    assert ours['plain_student']
-    assert (ours['weights'], ours['tensors']) == (alone['weights'], alone['tensors'])
-    assert ours['parameters'] == alone['parameters']
-    assert '| lines of config | 15 |  |' in text
-    assert '| plain mmseg loads it strictly | yes | yes |' in text
-
-
-def test_both_configs_of_the_razor_bench_have_the_same_nets(monkeypatch):
-    from mmengine.config import Config
-
-    monkeypatch.chdir(ROOT)
-    side = module_of('razor_side', monkeypatch)
-    ours, theirs = (Config.fromfile(side.CONFIGS[name]) for name in ('lckd_mm', 'mmrazor'))
-    alone = Config.fromfile(side.CONFIGS['alone'])
-
-    def plain(model):
-        return {k: v for k, v in model.to_dict().items() if k != '_scope_'}
-
-    assert plain(theirs.model.architecture) == plain(ours.model.student) == plain(alone.model)
-    assert plain(theirs.model.teacher) == plain(Config.fromfile(ours.model.teacher.model).model)
-    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'default_hooks', 'randomness'):
-        assert ours[key] == theirs[key] == alone[key]
-
-
-def test_the_size_of_a_config_counts_neither_comments_nor_line_breaks(monkeypatch, tmp_path):
-    razor = module_of('razor', monkeypatch)
-    (tmp_path / 'a.py').write_text("# why\n\nmodel = dict(type='A', size=2)  # so\n")
-    (tmp_path / 'b.py').write_text("model = dict(\n    # why\n    type='A',\n    size=2\n)\n")
-    sizes = [razor.size_of(tmp_path / name) for name in ('a.py', 'b.py')]
-    assert [size['lines'] for size in sizes] == [1, 4]
-    assert [size['tokens'] for size in sizes] == [12, 12]
-
-
-@pytest.mark.full
-def test_mmrazor_computes_what_we_compute(tmp_path, scenes):
-    """Runs where mmrazor is installed: .venv-razor/bin/python -m pytest."""
-    pytest.importorskip('mmrazor')
-    teacher = wide_teacher(tmp_path / 'wide.pth')
-    options = {'train_dataloader.dataset.data_root': str(scenes)}
-    run(BENCH / 'razor_compare.py', tmp_path, teacher, teacher, '--steps', 2, '--out', tmp_path / 'out.json',
-        '--options', json.dumps(options))  # fmt: skip
-    found = json.loads((tmp_path / 'out.json').read_text())
-    assert found['same_teacher']
-    assert set(found['losses']) == {'loss', 'decode.loss_ce', 'aux.loss_ce', 'loss_kd', 'loss_cwd'}
-    assert max(found['losses'].values()) < 1e-12
-    assert found['gradient'] < 1e-10
-    assert found['batchmean'] == pytest.approx(144)
-    for mistake in found['mistakes'][1:]:
-        assert 'trains' in mistake['mmrazor']
-        assert mistake['lckd_mm'].startswith('ValueError: ')
