@@ -1,8 +1,13 @@
 # AFD (online, adversarial): two students learn from each other's class scores, and each fools a critic of the features.
-_base_ = './online-kd_wrn10-1_wrn10-1_1xb30_digits300.py'
+_base_ = '../_base_/pairs/wrn10-1_wrn10-1_digits300.py'
 
 model = dict(
     terms=dict(
+        loss_kd=dict(
+            loss=dict(type='lckd_mm.KDLoss', tau=3.0),
+            on='logits',
+            weight=1.0,
+        ),
         loss_adversarial=dict(
             loss=dict(
                 type='lckd_mm.AdversarialLoss',

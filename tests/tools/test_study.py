@@ -11,9 +11,14 @@ import threading
 import time
 
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from run_helpers import ROOT
 
 from lckd_mm.cli import run_tool
+from lckd_mm.config import student_config
+from lckd_mm.hosts import build_model
 from lckd_mm.reporting import bootstrap
 
 BENCH = ROOT / 'tools' / 'bench'
@@ -87,6 +92,23 @@ def test_a_grid_expands_in_the_order_of_needs(study, file):
     assert [c.name for c in made.chosen(['alone'])] == ['alone-0-%', 'alone-30-%']
     recipes = {made.recipe(c, 0) for c in made.cells}
     assert len(recipes) == 6
+
+
+@pytest.mark.parametrize('name', Config.fromfile(BENCH / 'studies/methods.py').runs)
+def test_every_method_on_the_digits_builds(study, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    from measure import build_for_training
+
+    made = study.Study(BENCH / 'studies/methods.py')
+    cell = study.Cell(name)
+    cfg = Config.fromfile(made.runs[name]['config'])
+    cfg.merge_from_dict(made.own_options(cell))
+    model = build_for_training(cfg, torch.device('cpu'))
+    assert set(cfg.model.get('terms', ())) == made.terms(cell)
+    # By name and by architecture the student is its own baseline.
+    student = build_model(student_config(cfg).model, cfg.default_scope)
+    assert list(model.state_dict()) == list(student.state_dict())
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ A study is a Python file with these names (see tools/bench/studies):
     title, metric       metric=dict(key='mIoU', title='mIoU', scale=1, higher=True): key of the last logged validation
     work_dir            default --work-dir; each run is in its folder seedN/NAME
     runs                name -> dict(config=…, title=…), optionally with
-      options             dict of further --cfg-options
+      options             dict of further --cfg-options; a dict in it stands for its items: {'model.terms': dict(…)}
       needs               dict: option -> run of the same seed; the option is set to that run's last checkpoint
       axes                axes over which this run is repeated
       against             run to compare with, at the same levels of their common axes
@@ -188,7 +188,7 @@ class Study:
         own = dict(self.runs[cell.run].get('options', {}))
         for axis, level in cell.levels.items():
             own |= self.axes[axis][level]
-        return own
+        return flat(own)
 
     def options(self, cell: Cell) -> list[str]:
         """``--cfg-options`` without the seed and the checkpoints: the study's first, then those of the command line."""
@@ -261,6 +261,14 @@ class Study:
         """The names of the cell's terms, from its config and its options."""
         named = (o.split('.')[2] for o in self.options(cell) if o.startswith('model.terms.'))
         return {*read(self.runs[cell.run]['config'])[1], *named}
+
+
+def flat(options: Mapping, prefix: str = '') -> dict:
+    """Nested options with dotted keys, as --cfg-options takes them."""
+    found = {}
+    for key, value in options.items():
+        found |= flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+    return found
 
 
 @cache

@@ -1,4 +1,0 @@
-# KD, of which the three largest probabilities are kept: a quarter of the classes.
-_base_ = './kd_wrn16-4_wrn10-1_1xb30_digits300.py'
-
-model = dict(terms=dict(loss_kd=dict(loss=dict(type='lckd_mm.PartialKDLoss', kind='topk', k=3))))
