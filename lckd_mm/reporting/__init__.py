@@ -3,14 +3,17 @@
 from .comparison import Comparer, Comparison
 from .costs import figures, weight_bytes
 from .page import write_report
-from .runs import Group, Run, bootstrap, find_runs, group_runs, read_history, spread
+from .runs import Group, Run, find_runs, group_runs, read_history
 from .scores import box_f1, image_iou
+from .seeds import Gain, between, bootstrap, spread, table
 
 __all__ = [
     'Comparer',
     'Comparison',
+    'Gain',
     'Group',
     'Run',
+    'between',
     'bootstrap',
     'box_f1',
     'figures',
@@ -19,6 +22,7 @@ __all__ = [
     'image_iou',
     'read_history',
     'spread',
+    'table',
     'weight_bytes',
     'write_report',
 ]

@@ -1,49 +1,54 @@
-"""The charts of a report, each drawn in a light and a dark theme."""
+"""The charts of reports and studies."""
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
-from .runs import Group, Run
+from .runs import Group
 
 # Colour-blind safe palette (Okabe and Ito).
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#A65628')
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#A65628')
 _DASHES = ('-', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_THEMES = {
-    '': dict(ink='#1f2328', paper='#ffffff', grid='#d0d7de'),
-    '-dark': dict(ink='#e6edf3', paper='#161b22', grid='#3d444d'),
-}
+_SETTINGS = {
+    'axes.grid': True, 'grid.alpha': 0.4, 'grid.linewidth': 0.6, 'font.size': 9, 'axes.titlesize': 10,
+    'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False, 'legend.fontsize': 8,
+    'lines.linewidth': 1.6, 'lines.markersize': 4,
+}  # fmt: skip
 
 
 @dataclass
 class Chart:
-    """A picture on disk in both themes, with title and alternative text."""
+    """A picture on disk, with title and alternative text."""
 
-    light: Path
-    dark: Path
+    file: Path
     alt: str
     title: str
 
 
-def styles(groups: Sequence[Group]) -> dict[str, dict]:
-    """A colour and line style for each group, the same in every chart."""
-    colours = cycle([(colour, dash) for dash in _DASHES for colour in _COLOURS])
-    found = {}
-    for group in groups:
-        if group.role == 'teacher':
-            found[group.title] = dict(color='ink', linestyle='--')
-        elif group.role == 'alone':
-            found[group.title] = dict(color='#8b949e', linestyle='-')
-        else:
-            colour, dash = next(colours)
-            found[group.title] = dict(color=colour, linestyle=dash)
-    return found
+def save(path: Path, size: tuple[float, float], plot: Callable[[Any], None]) -> Path:
+    """Draw a figure with ``plot(figure)`` and write it.
+
+    Raises:
+        ModuleNotFoundError: no matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_SETTINGS):
+        figure = plt.figure(figsize=size, layout='constrained')
+        plot(figure)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+    return path
 
 
-def band(series: Sequence[dict[int, float]]) -> tuple[list[int], list[float], list[float]]:
+def band(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float]]:
     """Steps, with mean and sample standard deviation over the runs that have a value there (0 for a single run)."""
     steps = sorted({step for one in series for step in one})
     columns = [[one[step] for one in series if step in one] for step in steps]
@@ -54,113 +59,86 @@ def band(series: Sequence[dict[int, float]]) -> tuple[list[int], list[float], li
     )
 
 
-class Plotter:
-    """Draws the charts of some groups into a folder.
+def curve(axis, series: Sequence[Mapping[int, float]], color: str, **style) -> None:
+    """The mean of some runs, with a band of one standard deviation on each side."""
+    steps, means, deviations = band(series)
+    axis.plot(steps, means, **{'marker': 'o' if len(steps) == 1 else '', **style}, color=color)
+    if any(deviations):
+        low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+        if axis.get_yscale() == 'log':
+            # A band that reaches below 0 would blow up the log axis.
+            low = [max(value, mean / 10) if mean > 0 else mean for value, mean in zip(low, means)]
+        axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
-    Raises:
-        ModuleNotFoundError: no matplotlib.
-    """
+
+def dots(axis, rows: Mapping[str, Sequence[float]], label: str, colours: Mapping[str, str] | None = None) -> None:
+    """One row per title: a dot per run, and a bar for the mean."""
+    for row, (title, values) in enumerate(rows.items()):
+        colour = (colours or {}).get(title, COLOURS[0])
+        axis.plot(values, [row] * len(values), 'o', color=colour, alpha=0.6, markersize=5)
+        axis.plot([statistics.mean(values)] * 2, [row - 0.32, row + 0.32], color='black', linewidth=2)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel(f'{label}; one dot per run, bars are means')
+
+
+class Plotter:
+    """Draws the charts of some groups into a folder, each group in the same style in every chart."""
 
     def __init__(self, folder: Path, groups: Sequence[Group]):
-        import matplotlib
+        self.folder, self.groups = folder, list(groups)
+        colours = cycle([dict(color=colour, linestyle=dash) for dash in _DASHES for colour in COLOURS])
+        fixed = dict(teacher=dict(color='black', linestyle='--'), alone=dict(color='#8b949e', linestyle='-'))
+        self.styles = {group.title: fixed.get(group.role) or next(colours) for group in groups}
+        terms = dict.fromkeys(term for group in groups for term in group.terms)
+        self.terms = dict(zip(terms, cycle(COLOURS)))
 
-        matplotlib.use('Agg')
-        self.folder, self.groups, self.styles = folder, list(groups), styles(groups)
-        terms = list(dict.fromkeys(term for group in groups for term in group.terms))
-        self.terms = dict(zip(terms, cycle(_COLOURS)))
-
-    def _draw(self, name: str, title: str, alt: str, size: tuple[float, float], plot: Callable) -> Chart:
-        import matplotlib.pyplot as plt
-
-        files = []
-        for suffix, theme in _THEMES.items():
-            ink, paper, grid = theme['ink'], theme['paper'], theme['grid']
-            settings = {
-                'text.color': ink, 'axes.labelcolor': ink, 'axes.edgecolor': grid, 'xtick.color': ink,
-                'ytick.color': ink, 'figure.facecolor': paper, 'axes.facecolor': paper, 'savefig.facecolor': paper,
-                'grid.color': grid, 'axes.grid': True, 'grid.alpha': 0.6, 'grid.linewidth': 0.6, 'font.size': 9,
-                'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-                'legend.fontsize': 8, 'lines.linewidth': 1.6,
-            }  # fmt: skip
-            with plt.rc_context(settings):
-                figure = plt.figure(figsize=size, layout='constrained')
-                plot(figure, ink)
-                file = self.folder / f'{name}{suffix}.png'
-                figure.savefig(file, dpi=130)
-                plt.close(figure)
-            files.append(file)
-        return Chart(*files, alt, title)
-
-    def _curve(self, axis, series: Sequence[dict[int, float]], ink: str, **style) -> None:
-        """The mean of some runs, with a band of one standard deviation on each side."""
-        steps, means, deviations = band(series)
-        style = dict(style, color=ink if style.get('color') == 'ink' else style.get('color'))
-        if len(steps) == 1:
-            style['marker'] = 'o'
-        axis.plot(steps, means, **style)
-        if any(deviations):
-            low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
-            if axis.get_yscale() == 'log':
-                # A band that reaches below 0 would blow up the log axis.
-                low = [max(value, mean / 10) if mean > 0 else mean for value, mean in zip(low, means)]
-            axis.fill_between(steps, low, high, color=style['color'], alpha=0.18, linewidth=0)
+    def _chart(self, name: str, title: str, alt: str, size: tuple[float, float], plot: Callable) -> Chart:
+        return Chart(save(self.folder / f'{slug(name)}.png', size, plot), alt, title)
 
     def validation(self, metric: str) -> Chart:
-        """Curves of one metric over the validations, for every group that logs it."""
-        shown = [g for g in self.groups if any(run.validations(metric) for run in g.runs)]
-        if all(len(run.validations(metric)) < 2 for g in shown for run in g.runs):
-            return self._dots(metric, shown)
+        """One metric over the validations, for every group that logs it; dots for runs with a single validation."""
+        found = {g.title: [c for c in (run.validations(metric) for run in g.runs) if c] for g in self.groups}
+        found = {title: curves for title, curves in found.items() if curves}
+        shown = [group for group in self.groups if group.title in found]
         checked = [run.history.teacher[metric] for g in shown for run in g.runs if metric in run.history.teacher]
-        units = {run.unit for g in shown for run in g.runs}
+        many = len(shown) >= 16
 
-        def plot(figure, ink):
+        def curves(figure) -> None:
             axis = figure.subplots()
-            for group in shown:
-                curves = [c for c in (run.validations(metric) for run in group.runs) if c]
-                self._curve(axis, curves, ink, label=f'{group.title} (n = {len(curves)})', **self.styles[group.title])
+            for title, series in found.items():
+                curve(axis, series, label=f'{title} (n = {len(series)})', **self.styles[title])
             if checked and not any(g.role == 'teacher' for g in shown):
-                axis.axhline(statistics.mean(checked), color=ink, linestyle=':', linewidth=1, label='teacher')
-            axis.set_xlabel(' or '.join(sorted(units, reverse=True)))
+                axis.axhline(statistics.mean(checked), color='black', linestyle=':', linewidth=1, label='teacher')
+            axis.set_xlabel(' or '.join(sorted({run.unit for g in shown for run in g.runs}, reverse=True)))
             axis.set_ylabel(metric)
-            figure.legend(loc='outside right upper' if len(shown) < 16 else 'outside lower center',
-                          ncols=1 if len(shown) < 16 else 3)  # fmt: skip
+            figure.legend(loc=f'outside {"lower center" if many else "right upper"}', ncols=3 if many else 1)
 
-        title = f'{metric} on the validation set'
-        alt = f'Curves of {metric} over the validations of {", ".join(g.title for g in shown)}'
-        height = 3.4 if len(shown) < 16 else 3.4 + 0.09 * len(shown)
-        return self._draw(f'validation-{slug(metric)}', title, alt, (7.6, height), plot)
+        def single(figure) -> None:
+            rows = {title: [value for one in series for value in one.values()] for title, series in found.items()}
+            dots(figure.subplots(), rows, metric, {title: style['color'] for title, style in self.styles.items()})
 
-    def _dots(self, metric: str, shown: Sequence[Group]) -> Chart:
-        """For runs with a single validation: one dot per run, and a bar for the mean."""
-
-        def plot(figure, ink):
-            axis = figure.subplots()
-            for row, group in enumerate(shown):
-                values = [value for run in group.runs for value in run.validations(metric).values()]
-                colour = self.styles[group.title]['color']
-                axis.plot(values, [row] * len(values), 'o', color=ink if colour == 'ink' else colour, alpha=0.6)
-                axis.plot([statistics.mean(values)] * 2, [row - 0.32, row + 0.32], color=ink, linewidth=2)
-            axis.set_yticks(range(len(shown)), [group.title for group in shown])
-            axis.set_ylim(len(shown) - 0.4, -0.6)
-            axis.set_xlabel(f'{metric}; a dot a run, a bar the mean')
-
-        title = f'{metric} on the validation set'
-        alt = f'{metric} of each run of {", ".join(g.title for g in shown)}'
-        return self._draw(f'validation-{slug(metric)}', title, alt, (7.6, 0.8 + 0.27 * len(shown)), plot)
+        once = all(len(one) < 2 for series in found.values() for one in series)
+        return self._chart(
+            f'validation-{metric}',
+            f'{metric} on the validation set',
+            f'{metric} over the validations of {", ".join(found)}',
+            (7.6, 0.8 + 0.27 * len(shown) if once else 3.4 + 0.09 * len(shown) * many),
+            single if once else curves,
+        )
 
     def losses(self, group: Group) -> Chart:
         """A group's loss terms over time, and their fractions of the total."""
         terms = group.terms
-        totals = group.series('loss')
 
-        def plot(figure, ink):
+        def plot(figure) -> None:
             left, right = figure.subplots(1, 2)
             smallest = min(min(band(group.series(term))[1]) for term in terms)
             left.set_yscale('log' if smallest > 0 else 'symlog')
             if len(terms) > 1:
-                self._curve(left, totals, ink, label='total', color='ink', linewidth=1, linestyle=':')
+                curve(left, group.series('loss'), label='total', color='black', linewidth=1, linestyle=':')
             for term in terms:
-                self._curve(left, group.series(term), ink, label=term, color=self.terms[term])
+                curve(left, group.series(term), label=term, color=self.terms[term])
             left.set_title('terms, weighted')
             steps, parts = shares(group, terms)
             if len(steps) == 1:
@@ -174,49 +152,45 @@ class Plotter:
             figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=3)
 
         alt = f'Loss terms of {group.title} and their shares: {", ".join(terms)}'
-        height = 3.1 + 0.17 * (len(terms) // 3)
-        return self._draw(f'losses-{slug(group.title)}', group.title, alt, (6.6, height), plot)
+        return self._chart(f'losses-{group.title}', group.title, alt, (6.6, 3.1 + 0.17 * (len(terms) // 3)), plot)
 
     def sigma(self) -> Chart | None:
         """Lipschitz constants of student and teacher for each pair of layers; None if no run logged any."""
-        groups = [g for g in self.groups if any(k.startswith('sigma_student/') for r in g.runs for k in _keys(r))]
+        logged = {g.title: dict.fromkeys(k for r in g.runs for e in r.history.training for k in e) for g in self.groups}
+        logged = {title: [k for k in keys if k.startswith('sigma_student/')] for title, keys in logged.items()}
+        groups = [group for group in self.groups if logged[group.title]]
         if not groups:
             return None
-        pairs = dict.fromkeys(
-            k.partition('/')[2] for g in groups for r in g.runs for k in _keys(r) if k.startswith('sigma_student/')
-        )
-        keys = [*(f'sigma_student/{pair}' for pair in pairs), 'sigma_gap']
+        keys = [*dict.fromkeys(key for found in logged.values() for key in found), 'sigma_gap']
         columns = min(3, len(keys))
         rows = math.ceil(len(keys) / columns)
 
-        def plot(figure, ink):
+        def plot(figure) -> None:
             axes = figure.subplots(rows, columns, squeeze=False).flat
             for key, axis in zip(keys, axes):  # keys first: zip would otherwise consume one axis too many
                 pair = key.partition('/')[2]
                 axis.set_yscale('log')
+                teachers = []
                 for group in groups:
-                    style = self.styles[group.title]
-                    if group.series(key):
-                        self._curve(axis, group.series(key), ink, label=group.title, **style)
-                    connected = group.series(f'sigma_connected/{pair}') if pair else []
-                    if connected and band(connected)[1] != band(group.series(key))[1]:
-                        label = f'{group.title}, connected'
-                        self._curve(axis, connected, ink, label=label, **dict(style, linestyle=':'))
-                teachers = [one for group in groups for one in group.series(f'sigma_teacher/{pair}')] if pair else []
+                    style, own = self.styles[group.title], group.series(key)
+                    if own:
+                        curve(axis, own, label=group.title, **style)
+                    connected = group.series(f'sigma_connected/{pair}')
+                    if connected and band(connected)[1] != band(own)[1]:
+                        curve(axis, connected, label=f'{group.title}, connected', **dict(style, linestyle=':'))
+                    teachers += group.series(f'sigma_teacher/{pair}')
                 if teachers:
-                    self._curve(axis, teachers, ink, label='teacher', color='ink', linestyle='--', linewidth=1.2)
+                    curve(axis, teachers, label='teacher', color='black', linestyle='--', linewidth=1.2)
                 axis.set_title(f'σ of {pair.replace("-", " → ")}' if pair else 'gap to the teacher')
                 axis.set_xlabel('iterations')
             for axis in axes:
                 axis.set_visible(False)
-            handles = {}
-            for axis in figure.axes:
-                for handle, label in zip(*axis.get_legend_handles_labels()):
-                    handles.setdefault(label, handle)
+            labelled = (zip(*axis.get_legend_handles_labels()) for axis in figure.axes)
+            handles = {label: handle for pairs in labelled for handle, label in pairs}
             figure.legend(handles.values(), handles, loc='outside lower center', ncols=4)
 
-        alt = f'Lipschitz constants of student and teacher over training, of {", ".join(pairs)}'
-        return self._draw('sigma', 'σ of student and teacher', alt, (9.2, 2.7 * rows + 0.5), plot)
+        alt = f'Lipschitz constants of student and teacher over training, of {", ".join(keys)}'
+        return self._chart('sigma', 'σ of student and teacher', alt, (9.2, 2.7 * rows + 0.5), plot)
 
 
 def shares(group: Group, terms: Sequence[str]) -> tuple[list[int], list[list[float]]]:
@@ -224,18 +198,11 @@ def shares(group: Group, terms: Sequence[str]) -> tuple[list[int], list[list[flo
     parts: dict[str, list[dict[int, float]]] = {term: [] for term in terms}
     for run in group.runs:
         series = {term: run.series(term) for term in terms}
-        for term in terms:
-            part = {}
-            for step in sorted({step for one in series.values() for step in one}):
-                whole = sum(abs(one.get(step, 0.0)) for one in series.values())
-                part[step] = 100 * abs(series[term].get(step, 0.0)) / whole if whole else 0.0
-            parts[term].append(part)
-    steps = band(parts[terms[0]])[0]
-    return steps, [band(parts[term])[1] for term in terms]
-
-
-def _keys(run: Run) -> dict[str, None]:
-    return dict.fromkeys(key for entry in run.history.training for key in entry)
+        steps = {step for one in series.values() for step in one}
+        whole = {step: sum(abs(one.get(step, 0.0)) for one in series.values()) or 1.0 for step in steps}
+        for term, one in series.items():
+            parts[term].append({step: 100 * abs(one.get(step, 0.0)) / whole[step] for step in steps})
+    return band(parts[terms[0]])[0], [band(parts[term])[1] for term in terms]
 
 
 def slug(text: str) -> str:

@@ -45,6 +45,7 @@ SCORES = {
         'student gets wrong and the other right; improvements are the reverse.',
     ),
 }
+_NO_TRUTH = 'the validation images have no ground truth: the pipeline lacks LoadAnnotations'
 TEACHER, ALONE, DISTILLED, NET = 'teacher', 'student alone', 'student distilled', 'prediction'
 
 
@@ -139,7 +140,7 @@ class Comparer:
 
             if has_teacher(cfg):
                 try:
-                    teacher = self._teacher(run, group, student, notes)
+                    teacher = self._teacher(run, group, notes)
                     judge(TEACHER, teacher.checkpoint, lambda data: teacher.predict(data, student.data_preprocessor))
                 except Exception as error:  # the students can still be compared
                     notes.append(f'The teacher is left out: {sentence(error)}')
@@ -156,22 +157,17 @@ class Comparer:
         return result
 
     def _student(self, run: Run) -> nn.Module:
-        if run.checkpoint is None:
-            raise FileNotFoundError(f'{run.folder} has no checkpoint that its last_checkpoint names')
         model = revert_sync_batchnorm(plain_model(run.cfg))
         load_strictly(model, str(run.checkpoint), str(run.folder))
         return model.to(self.device).eval()
 
-    def _teacher(self, run: Run, group: Group, student: nn.Module, notes: list[str]) -> FrozenTeacher:
+    def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
         given = copy.deepcopy(dict(run.cfg.model.teacher))
         named = str(given.get('checkpoint'))
-        if '://' not in named and not Path(named).is_file():
-            # If the folders were moved, use the teacher's run with the same seed.
-            twin = group.teacher and group.teacher.of_seed(run.seed)
-            if not twin or not twin.checkpoint:
-                raise FileNotFoundError(f'no checkpoint at {named!r}, where the config has it')
+        twin = group.teacher and group.teacher.of_seed(run.seed)
+        if '://' not in named and not Path(named).is_file() and twin and twin.checkpoint:
             given['checkpoint'] = str(twin.checkpoint)
-            notes.append(f'The teacher is that of {twin.folder}, since there is none at {named} any more.')
+            notes.append(f'The teacher at {named} was not found; that of {twin.folder} is used.')
         teacher = FrozenTeacher(**given)
         teacher.load()
         teacher.model.to(self.device)
@@ -182,18 +178,16 @@ class Comparer:
         if key not in self._data:
             settings = dict(cfg[loader], num_workers=0, persistent_workers=False)
             dataset = Runner.build_dataloader(settings).dataset
-            count = self.images or (1000 if host == 'mmpretrain' else 200)
-            indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
-            self._data[key] = dataset, indices
+            count = min(self.images or (1000 if host == 'mmpretrain' else 200), len(dataset))
+            self._data[key] = dataset, np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         return self._data[key]
 
     def _predict(self, predict: Callable, host: str, dataset: Any, indices: list[int], batch: int) -> list[Verdict]:
         verdicts = []
         classes = dataset.metainfo.get('classes')
         for start in range(0, len(indices), batch):
-            data = pseudo_collate([dataset[i] for i in indices[start : start + batch]])
             with torch.no_grad():
-                samples = predict(data)
+                samples = predict(pseudo_collate([dataset[i] for i in indices[start : start + batch]]))
             for sample in samples:
                 sample = sample.cpu()
                 # Per-pixel class scores take far more memory than everything else.
@@ -208,13 +202,10 @@ class Comparer:
         own = found[result.nets[-1]]
         against = found[result.reference] if result.reference else None
         changes = [v.score - (against[i].score if against else 0.0) for i, v in enumerate(own)]
-        counted = [i for i, change in enumerate(changes) if math.isfinite(change)]
-        if not counted:
+        order = sorted((i for i, change in enumerate(changes) if math.isfinite(change)), key=lambda i: changes[i])
+        if not order:
             raise ValueError('no image has a truth that counts')
-        result.means = {
-            name: float(np.nanmean([verdict.score for verdict in verdicts])) for name, verdicts in found.items()
-        }
-        order = sorted(counted, key=lambda i: changes[i])
+        result.means = {name: float(np.nanmean([v.score for v in verdicts])) for name, verdicts in found.items()}
         if against is None:
             down, up = order, order[::-1]
         elif result.host == 'mmpretrain':
@@ -226,26 +217,22 @@ class Comparer:
         result.worse, result.better = len(down), len(up)
         for rows, chosen in ((result.regressions, down), (result.improvements, up)):
             for i in chosen[: self.rows]:
-                rows.append(self._row(result, found, i, changes[i], student, dataset, indices[i]))
+                verdicts = {name: several[i] for name, several in found.items()}
+                rows.append(_row(verdicts, changes[i], student, dataset, indices[i]))
 
-    def _row(
-        self, result: Comparison, found: dict, i: int, change: float, student: nn.Module, dataset: Any, index: int
-    ) -> Row:
-        batch = pseudo_collate([dataset[index]])
-        truth = batch['data_samples'][0]
-        image, meta = original_image(truth, batch['inputs'][0]), dataset.metainfo
-        verdicts = {name: list_[i] for name, list_ in found.items()}
-        panels = {'input': image}
-        label = ''
-        if result.host == 'mmpretrain':
-            label = _class_name(int(truth.gt_label.flatten()[0]), meta.get('classes'))
-        else:
-            panels['truth'] = draw(student, image, truth, meta, truth=True)
-            for name, verdict in verdicts.items():
-                panels[name] = draw(student, image, verdict.sample, meta)
-        file = truth.get('img_path')
-        name = Path(file).name if isinstance(file, str) and file else f'image {index}'
-        return Row(name, label, change, verdicts, panels)
+
+def _row(verdicts: dict[str, Verdict], change: float, student: nn.Module, dataset: Any, index: int) -> Row:
+    batch = pseudo_collate([dataset[index]])
+    truth, meta = batch['data_samples'][0], dataset.metainfo
+    image = original_image(truth, batch['inputs'][0])
+    panels, label = {'input': image}, ''
+    if host_of(student) == 'mmpretrain':
+        label = _class_name(int(truth.gt_label.flatten()[0]), meta.get('classes'))
+    else:
+        panels['truth'] = draw(student, image, truth, meta, truth=True)
+        panels |= {name: draw(student, image, verdict.sample, meta) for name, verdict in verdicts.items()}
+    file = truth.get('img_path')
+    return Row(Path(file).name if file else f'image {index}', label, change, verdicts, panels)
 
 
 def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:
@@ -272,7 +259,7 @@ def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:
 def _judged(host: str, sample: Any, classes: Any) -> Verdict:
     if host == 'mmseg':
         if 'gt_sem_seg' not in sample:
-            raise ValueError('the validation images have no truth: the pipeline lacks LoadAnnotations')
+            raise ValueError(_NO_TRUTH)
         predicted, truth = sample.pred_sem_seg.data[0], sample.gt_sem_seg.data[0]
         if predicted.shape != truth.shape:
             raise ValueError(f'prediction and truth differ in size: {tuple(predicted.shape)}, {tuple(truth.shape)}')
@@ -280,7 +267,7 @@ def _judged(host: str, sample: Any, classes: Any) -> Verdict:
         return Verdict(image_iou(predicted, truth), sample)
     if host == 'mmdet':
         if 'gt_instances' not in sample or 'bboxes' not in sample.gt_instances:
-            raise ValueError('the validation images have no truth: the pipeline lacks LoadAnnotations')
+            raise ValueError(_NO_TRUTH)
         if 'bboxes' not in sample.pred_instances:
             raise ValueError('the model predicts no boxes')
         found, truth = sample.pred_instances, sample.gt_instances

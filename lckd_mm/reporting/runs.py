@@ -16,6 +16,7 @@ from mmengine.config import Config
 from ..config import has_teacher, is_online, student_config
 from ..errors import one_line
 from ..hosts import load_config, read_model_config
+from .seeds import Gain
 
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
@@ -23,6 +24,11 @@ _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 _METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
 # Words in the names of metrics for which lower is better.
 _LOWER = {'loss', 'error', 'mae', 'mse', 'rmse', 'nme', 'rel', 'silog', 'log10', 'cev', 'sde'}
+# Settings that differ between the runs of one group.
+_OF_ONE_RUN = (
+    'work_dir', 'launcher', 'experiment_name', 'resume', 'randomness.seed', 'model.teacher.checkpoint',
+    'default_hooks.distillation.fitted',
+)  # fmt: skip
 ROLES = ('teacher', 'alone', 'plain', 'distilled', 'online')
 
 
@@ -149,12 +155,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path | None:
-        """The file of this name in the folder (which may have been moved), else the path in ``last_checkpoint``."""
-        file = self.folder / 'last_checkpoint'
-        if not file.is_file():
-            return None
-        path = Path(file.read_text().strip())
-        return next((p for p in (self.folder / path.name, path) if p.is_file()), None)
+        return last_checkpoint(self.folder)
 
     @cached_property
     def done(self) -> int:
@@ -185,27 +186,24 @@ class Run:
         return {k: v for k, v in (self.history.validation or [{}])[-1].items() if k != 'step'}
 
     @property
-    def step_seconds(self) -> float | None:
-        """Median time of an iteration over the log entries, including data loading, in seconds."""
+    def step_ms(self) -> float | None:
+        """Median time of an iteration over the log entries, including data loading, in milliseconds."""
         times = [entry['time'] for entry in self.history.training if 'time' in entry]
-        return statistics.median(times) if times else None
+        return 1e3 * statistics.median(times) if times else None
+
+    def _saving(self, key: str) -> list[str]:
+        """An option of the checkpoint hook, as a list."""
+        value = ((self.cfg.get('default_hooks') or {}).get('checkpoint') or {}).get(key)
+        return [value] if isinstance(value, str) else list(value or [])
 
     @property
     def metric(self) -> str | None:
         """The name of the run's main metric."""
-        logged = list(self.last)
-        saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        wanted = saving.get('save_best')
-        wanted = [wanted] if isinstance(wanted, str) else list(wanted or [])
-        return next((name for name in (*wanted, *_METRICS, *logged) if name in logged), None)
+        return next((name for name in (*self._saving('save_best'), *_METRICS, *self.last) if name in self.last), None)
 
     def higher_is_better(self, metric: str) -> bool:
         """According to the rule of ``save_best`` if it covers this metric, else from the metric's name."""
-        saving = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        wanted, rules = (
-            [value] if isinstance(value, str) else list(value or [])
-            for value in (saving.get('save_best'), saving.get('rule'))
-        )
+        wanted, rules = self._saving('save_best'), self._saving('rule')
         if wanted == ['auto']:
             wanted = list(self.last)[:1]
         if metric in wanted and rules:
@@ -214,16 +212,27 @@ class Run:
 
     def series(self, key: str) -> dict[int, float]:
         """A training scalar by step; missing and non-finite entries are left out."""
-        return {e['step']: e[key] for e in self.history.training if math.isfinite(e.get(key, math.nan))}
+        return _by_step(self.history.training, key)
 
     def validations(self, key: str) -> dict[int, float]:
-        return {e['step']: e[key] for e in self.history.validation if math.isfinite(e.get(key, math.nan))}
+        return _by_step(self.history.validation, key)
 
     @property
     def terms(self) -> list[str]:
         """The loss terms: every logged name with "loss" in it, except the total if there are others."""
         names = dict.fromkeys(k for e in self.history.training for k in e if 'loss' in k)
         return [name for name in names if self.series(name) and (name != 'loss' or len(names) == 1)]
+
+
+def _by_step(entries: list[dict], key: str) -> dict[int, float]:
+    return {e['step']: e[key] for e in entries if math.isfinite(e.get(key, math.nan))}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The file named in ``last_checkpoint``, in the folder (which may have been moved) or at its path; None if gone."""
+    file = folder / 'last_checkpoint'
+    path = Path(file.read_text().strip()) if file.is_file() else None
+    return path and next((p for p in (folder / path.name, path) if p.is_file()), None)
 
 
 def is_run(folder: Path) -> bool:
@@ -295,12 +304,31 @@ class Group:
     @property
     def quality(self) -> float:
         """The metric's mean, negated if lower is better; minus infinity if unknown."""
-        values = self.values(self.metric) if self.metric else []
-        mean = statistics.mean(values) if values and all(map(math.isfinite, values)) else -math.inf
-        return mean if self.higher or mean == -math.inf else -mean
+        values = self.values(self.metric)
+        if not values or not all(map(math.isfinite, values)):
+            return -math.inf
+        return statistics.mean(values) * (1 if self.higher else -1)
 
-    def values(self, metric: str) -> list[float]:
+    def values(self, metric: str | None) -> list[float]:
         return [run.last[metric] for run in self.counted if metric in run.last]
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """Seed to metric, for seeds with exactly one run."""
+        seeds = [run.seed for run in self.counted]
+        once = (run for run in self.counted if run.seed is not None and seeds.count(run.seed) == 1)
+        return {run.seed: run.last[metric] for run in once if metric in run.last}
+
+    @property
+    def gain(self) -> Gain | None:
+        """The gain over the student alone, on the seeds that both have; None if it is unknown."""
+        metric = self.metric
+        if not self.alone or not metric or self.alone.metric != metric:
+            return None
+        own, other = self.values(metric), self.alone.values(metric)
+        if not own or not other or not all(map(math.isfinite, [*own, *other])):
+            return None
+        gain = Gain.by_seed(self.by_seed(metric), self.alone.by_seed(metric), self.higher)
+        return gain if gain.values else Gain([statistics.mean(own) - statistics.mean(other)], self.higher, paired=False)
 
     def series(self, key: str) -> list[dict[int, float]]:
         found = [run.series(key) for run in self.runs]
@@ -331,20 +359,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def fingerprint(cfg: Config) -> str:
     """A config as text, without the settings that differ between runs of one group."""
     plain = cfg._cfg_dict.to_dict()
-    for key in ('work_dir', 'launcher', 'experiment_name'):
-        plain.pop(key, None)
-    # A resumed session has its own checkpoint in load_from.
-    if plain.pop('resume', None) or plain.get('load_from') is None:
-        plain.pop('load_from', None)
-    if isinstance(plain.get('randomness'), dict):
-        plain['randomness'].pop('seed', None)
-    if not plain.get('randomness'):
-        plain.pop('randomness', None)
-    if has_teacher(cfg) and isinstance(plain['model'].get('teacher'), dict):
-        plain['model']['teacher'].pop('checkpoint', None)
-    distillation = (plain.get('default_hooks') or {}).get('distillation')
-    if isinstance(distillation, dict):
-        distillation.pop('fitted', None)
+    if plain.get('resume'):
+        plain['load_from'] = None  # of a resumed session: its own checkpoint
+    for path in _OF_ONE_RUN:
+        *parents, key = path.split('.')
+        node: Any = plain
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(key, None)
+    plain = {key: value for key, value in plain.items() if value not in (None, {})}
     return json.dumps(plain, sort_keys=True, default=str)
 
 
@@ -375,71 +399,41 @@ def _architecture(model: Any) -> str:
     return json.dumps(bare(model), sort_keys=True, default=str)
 
 
-def student_model(cfg: Config) -> dict:
-    return student_config(cfg).model
-
-
-def teacher_model(cfg: Config) -> dict | None:
-    """The config of a distillation's teacher; None if it can no longer be read."""
+def _teacher_architecture(cfg: Config) -> str | None:
+    """That of a distillation's teacher; None if its config can no longer be read."""
     try:
-        return read_model_config(cfg.model.teacher.model, 'teacher')[0]
+        return _architecture(read_model_config(cfg.model.teacher.model, 'teacher')[0])
     except (ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
         return None
 
 
 def _relate(groups: list[Group]) -> None:
     """Set each group's role, and for each distillation the groups to compare it with."""
+    configs = {id(group): group.runs[0].cfg for group in groups}
     for group in groups:
-        cfg = group.runs[0].cfg
+        cfg = configs[id(group)]
         group.role = 'distilled' if has_teacher(cfg) else 'online' if is_online(cfg) else 'plain'
-    plain = [group for group in groups if group.role == 'plain']
-    architecture = {id(group): _architecture(group.runs[0].cfg.model) for group in plain}
-    for group in groups:
+    plain = {id(group): _architecture(configs[id(group)].model) for group in groups if group.role == 'plain'}
+    learning = [group for group in groups if group.role != 'plain']
+    for group in learning:
         if group.role == 'distilled':
-            _find_teacher(group, plain, architecture)
-    for group in groups:
-        if group.role in ('distilled', 'online'):
-            cfg = group.runs[0].cfg
-            wanted = _architecture(student_model(cfg))
-            same = [g for g in plain if architecture[id(g)] == wanted and g.role != 'teacher']
-            # Prefer a group trained on the same data.
-            data = fingerprint_of(cfg, 'train_dataloader', 'train_cfg')
-            same.sort(key=lambda g: fingerprint_of(g.runs[0].cfg, 'train_dataloader', 'train_cfg') != data)
-            if same:
-                group.alone = same[0]
-                same[0].role = 'alone'
-
-
-def _find_teacher(group: Group, plain: list[Group], architecture: dict[int, str]) -> None:
-    folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
-    model = teacher_model(group.runs[0].cfg)
-    wanted = None if model is None else _architecture(model)
-    # Prefer the folder of the teacher's checkpoint: the student may have the same architecture.
-    named = [g for g in plain if any(run.folder.resolve() in folders for run in g.runs)]
-    for candidate in [*named, *(g for g in plain if architecture[id(g)] == wanted)][:1]:
-        group.teacher = candidate
-        candidate.role = 'teacher'
+            # First by the folder of the teacher's checkpoint: the student may have the same architecture.
+            folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
+            named = [g for g in groups if id(g) in plain and any(run.folder.resolve() in folders for run in g.runs)]
+            wanted = _teacher_architecture(configs[id(group)])
+            same = [g for g in groups if wanted is not None and plain.get(id(g)) == wanted]
+            for teacher in [*named, *same][:1]:
+                group.teacher, teacher.role = teacher, 'teacher'
+    for group in learning:
+        cfg = configs[id(group)]
+        wanted = _architecture(student_config(cfg).model)
+        same = [g for g in groups if plain.get(id(g)) == wanted and g.role != 'teacher']
+        # Prefer a group trained on the same data.
+        data = fingerprint_of(cfg, 'train_dataloader', 'train_cfg')
+        same.sort(key=lambda g: fingerprint_of(configs[id(g)], 'train_dataloader', 'train_cfg') != data)
+        for alone in same[:1]:
+            group.alone, alone.role = alone, 'alone'
 
 
 def fingerprint_of(cfg: Config, *keys: str) -> str:
     return json.dumps([cfg._cfg_dict.to_dict().get(key) for key in keys], sort_keys=True, default=str)
-
-
-def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
-    """Mean ± sample standard deviation; only the mean for a single value; 'nan' if any value is not finite."""
-    if not values:
-        return ''
-    if not all(map(math.isfinite, values)):
-        return 'nan'
-    mean = form.format(statistics.mean(values))
-    return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean
-
-
-def bootstrap(differences: list[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of paired differences."""
-    import numpy as np
-    from scipy.stats import bootstrap as resample
-
-    rng = np.random.default_rng(0)
-    interval = resample((np.array(differences),), np.mean, method='percentile', rng=rng).confidence_interval
-    return float(interval.low), float(interval.high)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 
 def image_iou(predicted: Tensor, truth: Tensor, ignore_index: int = 255) -> float:
@@ -65,8 +66,4 @@ def box_f1(
 
 def _overlaps(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every pair of boxes, ``(N, 4)`` and ``(M, 4)`` to ``(N, M)``."""
-    a, b = a.float().reshape(-1, 4), b.float().reshape(-1, 4)
-    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
-    both = sides.prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (a, b)]
-    return both / (areas[0][:, None] + areas[1] - both).clamp(min=1e-9)
+    return box_iou(a.float().reshape(-1, 4), b.float().reshape(-1, 4)).nan_to_num(0)

@@ -8,8 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from lckd_mm.reporting import find_runs, group_runs, read_history
-from lckd_mm.reporting.page import _gain
-from lckd_mm.reporting.runs import spread
+from lckd_mm.reporting.seeds import spread
 
 STUDENT = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), head=dict(type='LinearClsHead'))
 TEACHER = dict(STUDENT, backbone=dict(type='ResNet', depth=50))
@@ -217,17 +216,17 @@ def gain_of(tmp_path, alone, kd):
             cfg = loop(seed=seed, model=model)
             write(tmp_path / f'{i}' / name, '20260101_000000', [*trains(100), dict(mIoU=score, step=100)], cfg)
     groups = {group.title: group for group in group_runs(find_runs([tmp_path])[0])}
-    return _gain(groups['kd'])
+    return groups['kd'].gain
 
 
 def test_gains_are_paired_by_seeds_that_are_known(tmp_path):
     known = gain_of(tmp_path / 'known', [(0, 60.0), (1, 70.0)], [(0, 65.0), (1, 69.0), (2, 90.0)])
-    assert known['gain'] == pytest.approx(2.0) and known['wins'] == '1 of 2'
+    assert known.mean == pytest.approx(2.0) and known.wins == '1 of 2'
     # Without a seed, or with one twice, nothing is a pair: the difference of the means, and no wins.
     for name, seed in (('none', None), ('twice', 5)):
         runs = gain_of(tmp_path / name, [(seed, 60.0), (seed, 70.0)], [(seed, 69.0), (seed, 71.0)])
-        assert runs['gain'] == pytest.approx(5.0) and runs['wins'] == ''
-    assert gain_of(tmp_path / 'nan', [(0, 60.0)], [(0, math.nan)])['gain'] is None
+        assert runs.mean == pytest.approx(5.0) and runs.wins == ''
+    assert gain_of(tmp_path / 'nan', [(0, 60.0)], [(0, math.nan)]) is None
 
 
 def test_the_teacher_is_the_run_whose_checkpoint_it_is_before_one_of_its_shape(tmp_path):

@@ -121,7 +121,7 @@ def test_every_method_on_the_digits_builds(study, monkeypatch, name):
         ("axes=['weight', 'noise']", "axes=['weight', 'size']", "there is no axis 'size'"),
         ("x='noise'", "x='size'", 'x must be one of the axes weight, noise'),
         ("title='alone', axes", "title='alone', needs=dict(load_from='kd'), axes", "must have its axis 'weight'"),
-        ("title='alone', axes", "title='alone', seed=0, axes", "'alone' has a seed of its own"),
+        ("title='alone', axes", "title='alone', seed=0, axes", "against='alone'"),
         ("title='teacher',", "title='teacher', needs=dict(load_from='teacher'),", 'need one another'),
         ("_digits.format('wrn10-1'), title='alone'", "'configs/absent.py', title='alone'", "'configs/absent.py'"),
     ],

@@ -3,7 +3,7 @@
     python tools/analysis/report.py WORK_DIR [WORK_DIR …] [--out report.html]
 
 A WORK_DIR is a folder written by tools/train.py, or a parent of such folders. Runs whose configs differ only in the
-seed (and the teacher's checkpoint) are grouped. The page works offline; its pictures are also saved as PNGs next to it.
+seed (and the teacher's checkpoint) are grouped. The page works offline; its charts are also saved as PNGs next to it.
 """
 
 import argparse

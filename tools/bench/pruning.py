@@ -19,10 +19,11 @@ BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH), str(BENCH.parent / 'analysis')]
 
 from class_bias import compare  # noqa: E402
-from study import ROOT, Cell, Study, call, last_checkpoint, run_all  # noqa: E402
+from study import ROOT, Cell, Study, call, run_all  # noqa: E402
 
 from lckd_mm.evaluation.predictions import read_predictions  # noqa: E402
-from lckd_mm.reporting.runs import spread  # noqa: E402
+from lckd_mm.reporting import spread, table  # noqa: E402
+from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
@@ -68,15 +69,13 @@ def dump(study: Study, cell: Cell, seed: int) -> Path:
 
 
 def markdown(study: Study, results: dict) -> str:
-    count = len(results['alone']['accuracy'])
-    lines = [f'| {count} seeds | accuracy, % | CEV | SDE | classes left out | PIE |', '|---|---|---|---|---|---|']
+    head = [f'{len(results["alone"]["accuracy"])} seeds', 'accuracy, %', 'CEV', 'SDE', 'classes left out', 'PIE']
+    rows = []
     for run, r in results.items():
-        cells = [spread(r['accuracy']), '', '', '', '']
-        if run != 'alone':
-            scores = (f'{r[key]["2021"]:.1f}' for key in ('cev', 'sde'))
-            cells = [cells[0], *scores, str(len(r['left_out'])), f'{r["pie"]} of {r["samples"]}']
-        lines.append(f'| {study.runs[run]["title"]} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        bias = [f'{r[key]["2021"]:.1f}' for key in ('cev', 'sde')] + [str(len(r['left_out']))]
+        bias = [''] * 4 if run == 'alone' else [*bias, f'{r["pie"]} of {r["samples"]}']
+        rows.append([study.runs[run]['title'], spread(r['accuracy']), *bias])
+    return table(head, rows)
 
 
 if __name__ == '__main__':

@@ -38,15 +38,25 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count, product
+from itertools import count, cycle, product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+try:
+    from mmengine.config import Config
+
+    from lckd_mm.cli import option_path, run_tool
+    from lckd_mm.reporting import Gain, between, read_history, spread, table
+    from lckd_mm.reporting.charts import COLOURS, curve, dots, save
+    from lckd_mm.reporting.runs import last_checkpoint
+except ImportError as error:
+    sys.exit(f'error: {error}')
 
 RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
 STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture')
@@ -64,27 +74,17 @@ class Cell:
         # --cfg-options would read a path with commas as a list.
         return '-'.join([self.run, *(re.sub(r'[^\w.%]+', '-', level) for level in self.levels.values())])
 
-    def at(self, run: str, axes: Iterable[str]) -> 'Cell':
-        """Another run, at this cell's levels of the given axes."""
-        return Cell(run, {a: self.levels[a] for a in axes if a in self.levels})
-
 
 class Study:
     """A validated study file, with its cells ordered so that each comes after those it needs."""
 
     def __init__(self, path: str | Path, work_dir: Path | None = None, cfg_options: Iterable[str] = ()):
-        from mmengine.config import Config
-
+        where = f'study {str(path)!r}'
         if not Path(path).is_file():
-            raise FileNotFoundError(f'study {str(path)!r}: no such file')
-        cfg = Config.fromfile(str(path)).to_dict()
+            raise FileNotFoundError(f'{where}: no such file')
+        cfg = {key: value for key, value in Config.fromfile(str(path)).to_dict().items() if not key.startswith('_')}
+        check_keys(cfg, STUDY_KEYS, ('title', 'metric', 'work_dir', 'runs'), where)
         self.path, self.cfg_options = Path(path), list(cfg_options)
-        for key in ('title', 'metric', 'work_dir', 'runs'):
-            if key not in cfg:
-                raise ValueError(f'study {str(path)!r}: it has no {key}')
-        unknown = sorted(k for k in set(cfg) - set(STUDY_KEYS) if not k.startswith('_'))
-        if unknown:
-            raise ValueError(f'study {str(path)!r}: unknown name {unknown[0]!r}, expected {", ".join(STUDY_KEYS)}')
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
         self.work_dir = Path(work_dir or cfg['work_dir'])
@@ -92,33 +92,26 @@ class Study:
         for name, run in self.runs.items():
             self._check(name, run)
         if isinstance(self.picture, dict) and self.picture.get('x') not in self.axes:
-            raise ValueError(f'study {str(path)!r}: picture: x must be one of the axes {", ".join(self.axes)}')
+            raise ValueError(f'{where}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
         self._recipes: dict[tuple[str, int], str] = {}
 
     def _check(self, name: str, run: dict) -> None:
         where = f'study {str(self.path)!r}, run {name!r}'
-        for key in ('config', 'title'):
-            if key not in run:
-                raise ValueError(f'{where}: it has no {key}')
-        unknown = sorted(set(run) - set(RUN_KEYS))
-        if unknown:
-            raise ValueError(f'{where}: unknown name {unknown[0]!r}, expected {", ".join(RUN_KEYS)}')
+        check_keys(run, RUN_KEYS, ('config', 'title'), where)
         if not (ROOT / run['config']).is_file():
             raise FileNotFoundError(f'{where}: config {run["config"]!r}: no such file')
         for other in [*run.get('needs', {}).values(), *filter(None, [run.get('against')])]:
             if other not in self.runs:
                 raise ValueError(f'{where}: there is no run {other!r}')
         if 'seed' in self.runs.get(run.get('against'), {}):
-            raise ValueError(
-                f'{where}: {run["against"]!r} has a seed of its own, so that no gain can be paired with it'
-            )
+            raise ValueError(f'{where}: against={run["against"]!r} has a fixed seed, so gains cannot be paired by seed')
         for axis in run.get('axes', []):
             if axis not in self.axes:
                 raise ValueError(f'{where}: there is no axis {axis!r}')
         for other in run.get('needs', {}).values():
             if 'seed' in run and 'seed' not in self.runs[other]:
-                raise ValueError(f'{where}: it has a seed of its own and needs {other!r}, which has none')
+                raise ValueError(f'{where}: it has a fixed seed and needs {other!r}, which has none')
             missing = set(self.runs[other].get('axes', [])) - set(run.get('axes', []))
             if missing:
                 raise ValueError(f'{where}: it needs {other!r}, and must have its axis {sorted(missing)[0]!r}')
@@ -131,26 +124,24 @@ class Study:
                 raise ValueError(f'study {str(self.path)!r}: the runs {", ".join(pending)} need one another')
             for name in ready:
                 axes = pending.pop(name).get('axes', [])
-                grid = product(*(self.axes[a] for a in axes))
-                cells += [Cell(name, dict(zip(axes, levels, strict=True))) for levels in grid]
-        left = [c for c in cells if not any(self._skips(rule, c) for rule in self.skip)]
+                cells += [Cell(name, dict(zip(axes, levels))) for levels in product(*(self.axes[a] for a in axes))]
+        left = [c for c in cells if not any({'run': c.run, **c.levels}.items() >= rule.items() for rule in self.skip)]
         names = [cell.name for cell in left]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f'study {str(self.path)!r}: two runs would share the folder {twice[0]!r}; rename a level')
         return left
 
-    @staticmethod
-    def _skips(rule: dict, cell: Cell) -> bool:
-        return all(cell.run == v if k == 'run' else cell.levels.get(k) == v for k, v in rule.items())
+    def at(self, run: str, cell: Cell) -> Cell:
+        """Another run, at a cell's levels of the run's axes."""
+        return Cell(run, {a: cell.levels[a] for a in self.runs[run].get('axes', []) if a in cell.levels})
 
     def needs(self, cell: Cell) -> dict[str, Cell]:
-        needs = self.runs[cell.run].get('needs', {})
-        return {option: cell.at(run, self.runs[run].get('axes', [])) for option, run in needs.items()}
+        return {option: self.at(run, cell) for option, run in self.runs[cell.run].get('needs', {}).items()}
 
     def against(self, cell: Cell) -> Cell | None:
         run = self.runs[cell.run].get('against')
-        return cell.at(run, self.runs[run].get('axes', [])) if run else None
+        return self.at(run, cell) if run else None
 
     def chosen(self, names: Iterable[str] | None) -> list[Cell]:
         """The cells of these runs, and those they need or are compared with."""
@@ -210,8 +201,6 @@ class Study:
 
     def train(self, cell: Cell, seed: int) -> None:
         """Train or resume one run; if it fails, RuntimeError names its log."""
-        from lckd_mm.cli import option_path
-
         folder, recipe = self.folder(cell, seed), self.recipe(cell, seed)
         options = [f'randomness.seed={seed}', *self.options(cell)]
         for option, need in self.needs(cell).items():
@@ -235,26 +224,24 @@ class Study:
     def result(self, cell: Cell, seed: int) -> dict[str, float]:
         """``score`` of the last validation; ``also NET`` if several nets are validated; ``share TERM``, the mean
         fraction of each term in the loss."""
-        from lckd_mm.reporting import read_history
-
         key, scale = self.metric['key'], self.metric['scale']
         history = read_history(self.folder(cell, seed))
-        training = [e for e in history.training if e['loss'] > 0]
-        # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
-        keys = {k: k.rpartition('.')[2] for e in training for k in e}
-        shares = {
-            t: statistics.mean(sum(v for k, v in e.items() if keys[k] == t) / e['loss'] for e in training)
-            for t in sorted(self.terms(cell) & set(keys.values()))
-        }
         validated = [e for e in history.validation if key in e]
         if not validated:
             raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
-        last = validated[-1]
-        others = {k.removesuffix(f'/{key}'): v for k, v in last.items() if k.endswith(f'/{key}')}
+        nets = {k.removesuffix(key).rstrip('/'): scale * v for k, v in validated[-1].items() if k.endswith(f'/{key}')}
+        training = [e for e in history.training if e['loss'] > 0]
+        # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
+        shares = {
+            term: statistics.mean(
+                sum(v for k, v in e.items() if k.rpartition('.')[2] == term) / e['loss'] for e in training
+            )
+            for term in sorted(self.terms(cell) & {k.rpartition('.')[2] for e in training for k in e})
+        }
         return dict(
-            score=scale * last[key],
-            **{f'also {k}': scale * v for k, v in others.items()},
-            **{f'share {t.removeprefix("loss_")}': s for t, s in shares.items()},
+            score=scale * validated[-1][key],
+            **{f'also {net}': score for net, score in nets.items()},
+            **{f'share {term.removeprefix("loss_")}': share for term, share in shares.items()},
         )
 
     def terms(self, cell: Cell) -> set[str]:
@@ -271,18 +258,20 @@ def flat(options: Mapping, prefix: str = '') -> dict:
     return found
 
 
+def check_keys(given: Mapping, known: Sequence[str], required: Sequence[str], where: str) -> None:
+    for key in required:
+        if key not in given:
+            raise ValueError(f'{where}: it has no {key}')
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f'{where}: unknown name {unknown[0]!r}, expected {", ".join(known)}')
+
+
 @cache
 def read(config: str) -> tuple[str, tuple[str, ...]]:
     """A config of this project as text, with its bases merged, and the names of its terms."""
-    from mmengine.config import Config
-
     cfg = Config.fromfile(ROOT / config)
     return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ())
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a run, even if its folder has been moved."""
-    return folder / Path((folder / 'last_checkpoint').read_text().strip()).name
 
 
 def call(command: list[str], log: Path, who: str, append: bool = False) -> None:
@@ -295,13 +284,11 @@ def call(command: list[str], log: Path, who: str, append: bool = False) -> None:
         raise RuntimeError(f'{who}: {ends[-1] if ends else f"status {done.returncode}"} (the whole log: {log})')
 
 
-def _read(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ''
 
 
 def main(argv: list[str]) -> None:
-    from lckd_mm.cli import option_path
-
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('study')
     p.add_argument('--seeds', type=int, default=5, help='seeds 0 to this, exclusive')
@@ -489,14 +476,8 @@ class Row:
     title: str
     scores: dict[int, float]
     shares: dict[str, float]
-    against: str = ''
-    gains: list[float] = field(default_factory=list)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        from lckd_mm.reporting import bootstrap
-
-        return bootstrap(self.gains) if len(self.gains) > 1 else None
+    against: str
+    gain: Gain
 
 
 def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
@@ -507,142 +488,91 @@ def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
         also = [k for k in first if k.startswith('also ')]
         base = study.against(cell)
         theirs = {s: r['score'] for s, r in found.get(base, {}).items()}
+        shares = {k[6:]: statistics.mean(r[k] for r in runs.values()) for k in first if k.startswith('share ')}
+        if any(not 0 <= share <= 1 for share in shares.values()):
+            shares = {}  # exploring terms are negative, so fractions are meaningless
         for key in ['score', *also]:
             scores = {s: r[key] for s, r in runs.items()}
-            title = study.title_of(cell)
-            if also:
-                title += ': net0' if key == 'score' else f': {key.removeprefix("also ")}'
-            shares = {}
-            if key == 'score':
-                for k in (k for k in first if k.startswith('share ')):
-                    shares[k.removeprefix('share ')] = statistics.mean(r[k] for r in runs.values())
-                if any(not 0 <= share <= 1 for share in shares.values()):
-                    shares = {}  # exploring terms are negative, so fractions are meaningless
-            gains = [scores[s] - theirs[s] for s in scores if s in theirs]
-            rows.append(Row(title, scores, shares, study.title_of(base) if gains else '', gains))
+            net = f': {"net0" if key == "score" else key.removeprefix("also ")}' if also else ''
+            gain = Gain.by_seed(scores, theirs, study.metric['higher'])
+            against = study.title_of(base) if gain.values else ''
+            rows.append(Row(study.title_of(cell) + net, scores, shares if key == 'score' else {}, against, gain))
     return rows
 
 
 def markdown(study: Study, rows: list[Row], count: int) -> str:
-    from lckd_mm.reporting.runs import spread
-
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
-    better = 1 if study.metric['higher'] else -1
-    head = [
-        f'{count} seed{"s" * (count > 1)}',
-        study.metric['title'],
-        f'gain{one}',
-        '95 % interval',
-        'better in',
-        'part of the loss',
-    ]
-    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    head = [f'{count} seed{"s" * (count > 1)}', study.metric['title'], f'gain{one}', '95 % interval', 'better in']
+    lines = []
     for row in rows:
-        gain = interval = wins = ''
-        if row.gains:
-            gain = f'{statistics.mean(row.gains):+.2f}' + ('' if one else f' over {row.against}')
-            wins = f'{sum(better * d > 0 for d in row.gains)} of {len(row.gains)}'
-        if row.interval:
-            low, high = row.interval
-            interval = f'{low:+.2f} to {high:+.2f}'
-            if low > 0 or high < 0:
-                gain = f'**{gain}**'
-        short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})'
-        title = row.title + short * (len(row.scores) < count)
+        gain, wins, interval = '', '', row.gain.interval()
+        if row.gain.values:
+            gain, wins = f'{row.gain.mean:+.2f}' + ('' if one else f' over {row.against}'), row.gain.wins
+        if interval and (interval[0] > 0 or interval[1] < 0):
+            gain = f'**{gain}**'
+        short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})' * (len(row.scores) < count)
         parts = ', '.join(f'{name} {share:.0%}' for name, share in row.shares.items())
-        lines.append(f'| {title} | {spread(list(row.scores.values()))} | {gain} | {interval} | {wins} | {parts} |')
-    return '\n'.join(lines)
+        lines.append([row.title + short, spread(list(row.scores.values())), gain, between(interval), wins, parts])
+    return table([*head, 'part of the loss'], lines)
 
 
 def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path: Path) -> Path:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    # Curves need at least one run that is repeated over the axis.
-    curves = study.picture != 'dots' and any(study.picture['x'] in cell.levels for cell in found)
-    figure = _curves(study, found, plt) if curves else _dots(study, rows, plt)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def _dots(study: Study, rows: list[Row], plt):
-    """One dot per run, bars for means, and a dotted line at each mean that others are compared with."""
-    compared = {row.against for row in rows}
-    bases = [row for row in rows if row.title in compared]
+    """Dots, or curves if a run is repeated over the axis of the study's picture."""
+    if study.picture != 'dots' and any(study.picture['x'] in cell.levels for cell in found):
+        return _curves(study, found, path)
+    bases = [row for row in rows if row.title in {row.against for row in rows}]
     # Leave out teachers, which would stretch the axis.
-    shown = [row for row in rows if row.gains or row in bases] or rows
-    figure, axis = plt.subplots(figsize=(7.5, 0.3 * len(shown) + 0.9), layout='constrained')
-    for height, row in enumerate(shown):
-        values = list(row.scores.values())
-        axis.plot(values, [height] * len(values), 'o', color='tab:blue', alpha=0.6, markersize=5)
-        axis.plot([statistics.mean(values)] * 2, [height - 0.3, height + 0.3], color='black', linewidth=2)
-    for row in bases:
-        axis.axvline(statistics.mean(row.scores.values()), color='grey', linestyle=':', linewidth=1)
-    axis.set_yticks(range(len(shown)), [row.title for row in shown])
-    axis.set_xlabel(f'{study.metric["title"]}; a dot a seed, a bar the mean')
-    axis.set_ylim(len(shown) - 0.4, -0.6)
-    axis.grid(axis='x', alpha=0.3)
-    return figure
+    shown = [row for row in rows if row.gain.values or row in bases] or rows
+
+    def plot(figure) -> None:
+        axis = figure.subplots()
+        dots(axis, {row.title: list(row.scores.values()) for row in shown}, study.metric['title'])
+        for row in bases:
+            axis.axvline(statistics.mean(row.scores.values()), color='grey', linestyle=':', linewidth=1)
+
+    return save(path, (7.5, 0.3 * len(shown) + 0.9), plot)
 
 
-def _curves(study: Study, found: dict[Cell, dict[int, dict]], plt):
+def _curves(study: Study, found: dict[Cell, dict[int, dict]], path: Path) -> Path:
     """Score and gain (mean ± deviation) over the levels of one axis; one panel per combination of the other axes."""
-    x = study.picture['x']
-    panels: dict[tuple, dict[str, dict[str, Cell]]] = {}
-    for cell in found:
+    x, titles = study.picture['x'], {name: run['title'] for name, run in study.runs.items()}
+    levels, colours = list(study.axes[x]), dict(zip(study.runs, cycle(COLOURS)))
+    scores = {cell: {seed: run['score'] for seed, run in runs.items()} for cell, runs in found.items()}
+    panels: dict[tuple, dict[str, dict[int, Cell]]] = {}
+    for cell in sorted(found, key=lambda cell: levels.index(cell.levels.get(x, levels[0]))):
         if x in cell.levels:
             rest = tuple((a, level) for a, level in cell.levels.items() if a != x)
-            panels.setdefault(rest, {}).setdefault(cell.run, {})[cell.levels[x]] = cell
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(1 + 4.2 * len(panels), 6), layout='constrained', squeeze=False, sharey='row'
-    )
-    levels = list(study.axes[x])
-    for (rest, runs), (top, bottom) in zip(panels.items(), axes.T, strict=True):
-        top.set_title(', '.join(f'{axis}: {level}' for axis, level in rest), fontsize=10)
-        for run, cells in runs.items():
-            style = dict(color=f'C{list(study.runs).index(run)}')
-            scores = {i: _scores(found[cells[level]]) for i, level in enumerate(levels) if level in cells}
-            _band(top, scores, label=study.runs[run]['title'], **style)
-            bases = {i: _scores(found.get(study.against(cells[levels[i]]), {})) for i in scores}
-            gains = {i: {s: v - bases[i][s] for s, v in of.items() if s in bases[i]} for i, of in scores.items()}
-            if any(gains.values()):
-                base = study.runs[study.runs[run]['against']]['title']
-                _band(bottom, gains, label=f'{study.runs[run]["title"]} over {base}', **style)
-        bottom.axhline(0, color='grey', linewidth=1)
-        for axis in (top, bottom):
-            axis.set_xticks(range(len(levels)), levels)
-            axis.grid(alpha=0.3)
-        bottom.set_xlabel(x)
-    axes[0][0].set_ylabel(study.metric['title'])
-    axes[1][0].set_ylabel('gain')
-    for axis in axes[:, 0]:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    return figure
+            panels.setdefault(rest, {}).setdefault(cell.run, {})[levels.index(cell.levels[x])] = cell
 
+    def band(axis, values: dict[int, dict[int, float]], **style) -> None:
+        seeds = {seed for of in values.values() for seed in of}
+        curve(axis, [{i: of[s] for i, of in values.items() if s in of} for s in seeds], marker='o', **style)
 
-def _scores(runs: dict[int, dict]) -> dict[int, float]:
-    return {seed: run['score'] for seed, run in runs.items()}
+    def plot(figure) -> None:
+        axes = figure.subplots(2, len(panels), squeeze=False, sharey='row')
+        for (rest, runs), (top, bottom) in zip(panels.items(), axes.T, strict=True):
+            top.set_title(', '.join(f'{axis}: {level}' for axis, level in rest))
+            for run, cells in runs.items():
+                style, base = dict(color=colours[run]), study.runs[run].get('against')
+                band(top, {i: scores[cell] for i, cell in cells.items()}, label=titles[run], **style)
+                bases = {i: scores.get(study.against(cell), {}) for i, cell in cells.items()}
+                gains = {
+                    i: {s: v - bases[i][s] for s, v in scores[c].items() if s in bases[i]} for i, c in cells.items()
+                }
+                if any(gains.values()):
+                    band(bottom, gains, label=f'{titles[run]} over {titles[base]}', **style)
+            bottom.axhline(0, color='grey', linewidth=1)
+            bottom.set_xlabel(x)
+            for axis in (top, bottom):
+                axis.set_xticks(range(len(levels)), levels)
+        for axis, label in zip(axes[:, 0], (study.metric['title'], 'gain')):
+            axis.set_ylabel(label)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend()
 
-
-def _band(axis, values: dict[int, dict[int, float]], **style) -> None:
-    """Plot mean and deviation over seeds; ``values`` is level to seed to value."""
-    from lckd_mm.reporting.charts import band
-
-    seeds = {seed for of in values.values() for seed in of}
-    at, means, deviations = band([{i: of[seed] for i, of in values.items() if seed in of} for seed in seeds])
-    axis.plot(at, means, 'o-', markersize=4, **style)
-    low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
-    axis.fill_between(at, low, high, color=style['color'], alpha=0.15)
+    return save(path, (1 + 4.2 * len(panels), 6), plot)
 
 
 if __name__ == '__main__':
-    try:
-        from lckd_mm.cli import run_tool
-    except ImportError as error:
-        sys.exit(f'error: {error}')
     sys.exit(run_tool(main))

@@ -1,0 +1,63 @@
+"""Means over seeds, differences paired by seed, and Markdown tables of both."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+def spread(values: Sequence[float], form: str = '{:.2f}') -> str:
+    """Mean ± sample standard deviation; only the mean for a single value; 'nan' if any value is not finite."""
+    if not values:
+        return ''
+    if not all(map(math.isfinite, values)):
+        return 'nan'
+    mean = form.format(statistics.mean(values))
+    return f'{mean} ± {form.format(statistics.stdev(values))}' if len(values) > 1 else mean
+
+
+def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of paired differences."""
+    import numpy as np
+    from scipy.stats import bootstrap as resample
+
+    rng = np.random.default_rng(0)
+    interval = resample((np.array(differences),), np.mean, method='percentile', rng=rng).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+@dataclass
+class Gain:
+    """Differences to a baseline; if no seed is common to both, only that of the means, and ``paired`` is False."""
+
+    values: list[float]
+    higher_is_better: bool = True
+    paired: bool = True
+
+    @classmethod
+    def by_seed(cls, own: Mapping[int, float], base: Mapping[int, float], higher_is_better: bool = True) -> 'Gain':
+        """From two mappings of seed to score, on the seeds that both have."""
+        return cls([own[seed] - base[seed] for seed in own if seed in base], higher_is_better)
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def wins(self) -> str:
+        sign = 1 if self.higher_is_better else -1
+        return f'{sum(sign * value > 0 for value in self.values)} of {len(self.values)}' if self.paired else ''
+
+    def interval(self, seeds: int = 2) -> tuple[float, float] | None:
+        """The bootstrap interval; None for fewer values than ``seeds``."""
+        return bootstrap(self.values) if len(self.values) >= seeds else None
+
+
+def between(interval: tuple[float, float] | None) -> str:
+    return '' if interval is None else '{:+.2f} to {:+.2f}'.format(*interval)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = '---') -> str:
+    """A Markdown table; ``align`` is the rule below all columns but the first."""
+    lines = [f'| {" | ".join(cells)} |' for cells in (head, *rows)]
+    return '\n'.join([lines[0], '|---' + f'|{align}' * (len(head) - 1) + '|', *lines[1:]])
