@@ -135,12 +135,13 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
     from mmengine.config import Config
 
     from lckd_mm.cli import option_path
+    from lckd_mm.reporting.runs import last_checkpoint
 
     work_dir = folder / name
     options = [f'randomness.seed={args.seed}', *args.cfg_options]
     distilled = name not in ('teacher', 'alone')
     if distilled:
-        teacher = final_checkpoint(folder / 'teacher')
+        teacher = last_checkpoint(folder / 'teacher')
         if teacher is None:
             raise FileNotFoundError(f'{folder / "teacher"}: no teacher was trained there; name it after --only, too')
         options.append(f'model.teacher.checkpoint={option_path(teacher, "--work-dir")}')
@@ -149,9 +150,9 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
         text += (folder / 'teacher' / 'done.json').read_text()
     recipe = dict(recipe=hashlib.sha256(text.encode()).hexdigest())
     done, begun = work_dir / 'done.json', work_dir / 'begun.json'
-    if done.exists() and json.loads(done.read_text()) == recipe and final_checkpoint(work_dir):
+    if done.exists() and json.loads(done.read_text()) == recipe and last_checkpoint(work_dir):
         print(f'{TITLES[name]}: finished before, kept ({work_dir})')
-        return final_checkpoint(work_dir)
+        return last_checkpoint(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     # Resumed only where the interrupted run had the same recipe.
@@ -168,13 +169,7 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
     call('tools/train.py', task.configs[name], '--work-dir', str(work_dir), *extra, '--cfg-options', *options, log=log)
     done.write_text(json.dumps(recipe))
     print(f'{TITLES[name]}: done in {time.time() - since:.0f} s', flush=True)
-    return final_checkpoint(work_dir)
-
-
-def final_checkpoint(work_dir: Path) -> Path | None:
-    last = work_dir / 'last_checkpoint'
-    path = Path(last.read_text().strip()) if last.exists() else None
-    return path if path and path.exists() else None
+    return last_checkpoint(work_dir)
 
 
 def load(task: Task, name: str, checkpoint: Path):
@@ -256,43 +251,52 @@ def print_table(task: Task, rows: dict[str, dict], seed: int) -> None:
 def summary(task: Task, folders: list[Path]) -> str:
     """A Markdown table over the seeds in each folder, one folder a machine.
 
-    ± is the sample standard deviation over seeds of the means over machines; *machines* is the one of the same seed on
-    different machines, pooled over seeds. Gains are paired by seed and machine, their interval is the bootstrap's over
-    seeds, from five seeds on.
+    ± is the sample standard deviation over seeds of the means over machines; *machines* is that of one seed over
+    machines, pooled over seeds. Gains are paired by seed and machine; from five seeds on they have a bootstrap interval
+    over seeds.
     """
-    from lckd_mm.reporting import bootstrap, spread
+    from lckd_mm.reporting import Gain, between, spread, table
 
     runs: dict[str, list[dict]] = {}
     for folder in folders:
         for path in sorted(folder.glob('seed*/results.json')):
-            runs.setdefault(path.parent.name, []).append(json.loads(path.read_text())['rows'])
+            runs.setdefault(path.parent.name, []).append(results(task, path))
     if len(runs) < 2:
-        raise FileNotFoundError(f'{folders[0]}: {len(runs)} seeds have results, and a deviation needs two')
+        raise FileNotFoundError(f'{folders[0]}: a deviation needs the results of two seeds, found {len(runs)}')
     machines = max(map(len, runs.values()))
     head = [f'{len(runs)} seeds', task.column, *(['machines'] if machines > 1 else [])]
     head += ['gain over alone', '95 % interval', 'gain over KD', '95 % interval', 'σ gap to the teacher']
-    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    scores = {name: {s: [of[name][task.column] for of in several] for s, several in runs.items()} for name in TITLES}
+    rows = []
     for name, title in TITLES.items():
-        scores = {seed: [of[name][task.column] for of in several] for seed, several in runs.items()}
-        cells = [title, spread([statistics.mean(values) for values in scores.values()])]
+        cells = [title, spread([statistics.mean(values) for values in scores[name].values()])]
         if machines > 1:
-            variances = [statistics.variance(values) for values in scores.values() if len(values) > 1]
+            variances = [statistics.variance(values) for values in scores[name].values() if len(values) > 1]
             cells.append(f'{math.sqrt(statistics.mean(variances)):.2f}')
         for base in ('alone', 'kd'):
             if name in ('teacher', 'alone', base):
                 cells += ['', '']
                 continue
-            gains = {s: [of[name][task.column] - of[base][task.column] for of in runs[s]] for s in runs}
-            every = [gain for several in gains.values() for gain in several]
-            interval = ''
-            if len(gains) > 4:
-                low, high = bootstrap([statistics.mean(several) for several in gains.values()])
-                interval = f'{low:+.2f} to {high:+.2f}'
-            better = f'{sum(gain > 0 for gain in every)} of {len(every)}'
-            cells += [f'{statistics.mean(every):+.2f} ({better})', interval]
+            gains = [[a - b for a, b in zip(scores[name][seed], scores[base][seed])] for seed in runs]
+            every = Gain([gain for several in gains for gain in several])
+            interval = Gain([statistics.mean(several) for several in gains]).interval(5)
+            cells += [f'{every.mean:+.2f} ({every.wins})', between(interval)]
         gaps = [of[name]['sigma_gap'] for several in runs.values() for of in several if 'sigma_gap' in of[name]]
-        lines.append(f'| {" | ".join([*cells, spread(gaps)])} |')
-    return '\n'.join(lines)
+        rows.append([*cells, spread(gaps)])
+    return table(head, rows)
+
+
+def results(task: Task, path: Path) -> dict[str, dict]:
+    """The rows of a results.json."""
+    rows = json.loads(path.read_text()).get('rows', {})
+    for name in TITLES:
+        if task.column not in rows.get(name, {}):
+            chosen = next(key for key, value in TASKS.items() if value is task)
+            raise ValueError(
+                f'{path}: no {task.column} of {name!r} (an older version, or another task); run tools/demo.py '
+                f'--task {chosen} --seed {path.parent.name.removeprefix("seed")} --work-dir {path.parents[1]} again'
+            )
+    return rows
 
 
 def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
