@@ -21,7 +21,7 @@ from .seeds import Gain
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 _COUNTERS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 # A run's main metric is the first of these that it has logged.
-_METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
+METRICS = ('mIoU', 'accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP', 'single-label/f1-score')
 # Words in the names of metrics for which lower is better.
 _LOWER = {'loss', 'error', 'mae', 'mse', 'rmse', 'nme', 'rel', 'silog', 'log10', 'cev', 'sde'}
 # Settings that differ between the runs of one group.
@@ -199,7 +199,7 @@ class Run:
     @property
     def metric(self) -> str | None:
         """The name of the run's main metric."""
-        return next((name for name in (*self._saving('save_best'), *_METRICS, *self.last) if name in self.last), None)
+        return next((name for name in (*self._saving('save_best'), *METRICS, *self.last) if name in self.last), None)
 
     def higher_is_better(self, metric: str) -> bool:
         """According to the rule of ``save_best`` if it covers this metric, else from the metric's name."""

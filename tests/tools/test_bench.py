@@ -124,7 +124,7 @@ def test_the_step_bench_refuses_a_plain_config():
         cwd=ROOT,
     )
     assert out.returncode == 1
-    assert 'is no distillation config' in out.stderr
+    assert 'fcn_r18-w8_1xb8-digit-scenes-96x96.py' in out.stderr
 
 
 @pytest.mark.full

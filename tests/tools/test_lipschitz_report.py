@@ -198,27 +198,27 @@ def test_a_plain_config_reports_the_backbone_s_stages_without_a_teacher(tool, wr
     text = capsys.readouterr().out
     assert '| stage3 → stage4: bound |' in text and '|  | student |' in text and 'gap' not in text
     assert run_tool(tool.main, [*arguments, '--teacher', str(tmp_path / 'teacher.pth')]) == 1
-    assert 'is no distillation, so it says nothing of the architecture' in capsys.readouterr().err
+    assert '--teacher: the config' in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences(tool, written, tmp_path, capsys):
     arguments = written('mmpretrain')
     quick = ['--images', '1', '--noise', '--without', 'constant', 'image', 'bound']
-    for more, sentence in (
-        (['--images', '0'], '--images must be at least 1, got 0'),
-        (['--noise', '0.1', '-1'], '--noise: levels are finite numbers above 0, got 0.1 -1.0'),
+    for more, offending in (
+        (['--images', '0'], '--images'),
+        (['--noise', '0.1', '-1'], '-1.0'),
         (['--before', str(tmp_path / 'none.pth')], 'none.pth'),
-        (['--teacher', 'nowhere.pth'], "teacher: no checkpoint at 'nowhere.pth'"),
-        (['--before', f'student={tmp_path / "alone.pth"}'], "two columns are named 'student'"),
-        (['--against', 'student=kd'], '--against: expected NAME=NAME of the columns teacher, student'),
-        (['--seeds', '0', '1'], '--seeds: no checkpoint has {seed} in its path'),
+        (['--teacher', 'nowhere.pth'], "'nowhere.pth'"),
+        (['--before', f'student={tmp_path / "alone.pth"}'], "'student'"),
+        (['--against', 'student=kd'], "'student=kd'"),
+        (['--seeds', '0', '1'], '--seeds'),
         ([*quick, '--before', f'alone={tmp_path / "teacher.pth"}'], 'alone: the checkpoint'),
-        ([*quick, '--metric', 'mIoU'], "--metric: there is no 'mIoU', the evaluator gives accuracy/top1"),
-        (['--cfg-options', 'test_dataloader=None'], 'has no test_dataloader and test_evaluator'),
-        (['--cfg-options', 'model.taps.stage2=backbone.layer9'], "teacher tap 'stage2': no module 'backbone.layer9'"),
-        (['--cfg-options', "model.terms.loss_lipschitz.on=['stage1','stage9']"], "teacher: no tap 'stage9' among"),
+        ([*quick, '--metric', 'mIoU'], "'mIoU'"),
+        (['--cfg-options', 'test_dataloader=None'], 'test_dataloader'),
+        (['--cfg-options', 'model.taps.stage2=backbone.layer9'], "'backbone.layer9'"),
+        (['--cfg-options', "model.terms.loss_lipschitz.on=['stage1','stage9']"], "'stage9'"),
     ):
         assert run_tool(tool.main, [*arguments, *more]) == 1, more
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith('error: ') and sentence in error, error
+        assert error.startswith('error: ') and offending in error, error
         DefaultScope._instance_dict.clear()

@@ -27,13 +27,13 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 TEACHER = 'teacher'
-_METRICS = ('accuracy/top1', 'mIoU', 'pascal_voc/mAP', 'coco/bbox_mAP')
 
 
 def main(argv: list[str]) -> None:
@@ -129,8 +129,7 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
 
     if args.teacher and not has_teacher(cfg):
         raise ValueError(
-            f'--teacher: the config {args.config!r} is no distillation, so it says nothing of the architecture of a '
-            'teacher; give the config of a distillation'
+            f'--teacher: the config {args.config!r} must be a distillation, which names the architecture of the teacher'
         )
     found = {}
     if has_teacher(cfg):
@@ -141,12 +140,12 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
             path = text
             name = 'student' if text is args.checkpoint else Path(text).parent.name or Path(text).stem
         if name in found:
-            raise ValueError(f'two columns are named {name!r}; name one of them otherwise, as in NAME={path}')
+            raise ValueError(f'two columns are named {name!r}; rename one with NAME={path}')
         found[name] = path
     if seed is not None:
         still = [path for path in found.values() if '{seed}' not in path]
         if len(args.seeds) > 1 and len(still) == len(found):
-            raise ValueError('--seeds: no checkpoint has {seed} in its path, so that all seeds would be the same files')
+            raise ValueError('--seeds: no checkpoint has {seed} in its path, so all seeds would be the same files')
         found = {name: path.replace('{seed}', str(seed)) for name, path in found.items()}
     for name, path in found.items():
         if '://' not in path and not Path(path).is_file():
@@ -218,10 +217,12 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
 
 
 def main_metric(runs: Sequence[dict], wanted: str | None) -> str:
+    from lckd_mm.reporting.runs import METRICS
+
     names = list(next(iter(runs[0].values()))['metrics']['0.0'])
     if wanted is not None and wanted not in names:
         raise ValueError(f'--metric: there is no {wanted!r}, the evaluator gives {", ".join(names)}')
-    return wanted or next((name for name in _METRICS if name in names), names[0])
+    return wanted or next((name for name in METRICS if name in names), names[0])
 
 
 # ---- figures: functions of one seed's measurements and a column; they return a value, one value per image, or None
@@ -330,49 +331,39 @@ def quantities(result: dict) -> dict[str, list[tuple[str, Figure]]]:
 def report(result: dict) -> str:
     """The tables, in Markdown."""
     runs, names = result['runs'], list(result['runs'][0])
-    over = f'{len(runs)} seeds, of the mean over {result["images"]} images' if len(runs) > 1 else 'images'
-    lines = [f'Mean ± standard deviation over {over} ({result["images"]} of {result["test_images"]}).']
+    lines = [f'Mean ± standard deviation over images ({result["images"]} of {result["test_images"]}).']
     if len(runs) > 1:
+        over = f'{len(runs)} seeds, of the mean over {result["images"]} images'
         lines = [f'Mean ± standard deviation over {over}; the metric is of all {result["test_images"]}.']
     for title, rows in quantities(result).items():
         cells = {row: [_cell(spread(runs, figure, name)) for name in names] for row, figure in rows}
-        cells = {row: values for row, values in cells.items() if any(value != '–' for value in values)}
-        if cells:
-            lines += ['', f'## {title}', '', *_table(['', *names], cells)]
-    if len(runs) > 1:
-        lines += paired(result)
+        lines += _section(title, names, cells)
+    lines += paired(result) if len(runs) > 1 else []
     lines += across(result)
     unconverged = sum(run[name]['unconverged'] for run in runs for name in names)
     if unconverged:
         lines += ['', f'{unconverged} local constants did not converge within 64 steps: they are too small.']
-    refused = {row['bound_refused'] for run in runs for net in run.values() for row in net['stages'].values()
-               if 'bound_refused' in row}  # fmt: skip
-    return '\n'.join([*lines, *(line for reason in sorted(refused) for line in ('', reason))])
+    stages = [stage for run in runs for net in run.values() for stage in net['stages'].values()]
+    refused = sorted({stage['bound_refused'] for stage in stages if 'bound_refused' in stage})
+    return '\n'.join([*lines, *(line for reason in refused for line in ('', reason))])
 
 
 def paired(result: dict) -> list[str]:
     """Differences between columns, paired by seed, and the number of seeds in which they are above 0."""
-    runs, pairs = result['runs'], result['pairs']
     cells: dict[str, list[str]] = {}
     for row, figure in (row for rows in quantities(result).values() for row in rows):
         cells[row] = []
-        for name, base in pairs:
-            values = [(figure(run, name), figure(run, base)) for run in runs]
-            if any(None in pair for pair in values):
+        for pair in result['pairs']:
+            values = [[figure(run, name) for run in result['runs']] for name in pair]
+            if any(None in side for side in values):
                 cells[row].append('–')
                 continue
-            steps = [_mean(a) - _mean(b) for a, b in values]
-            if not all(map(math.isfinite, steps)):
-                cells[row].append('nan')
-                continue
-            above = sum(step > 0 for step in steps)
-            change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True)
-            cells[row].append(f'{change} ({above}/{len(steps)})')
-    cells = {row: values for row, values in cells.items() if any(value != '–' for value in values)}
-    if not pairs or not cells:
-        return []
-    head = [f'{name} - {base}' for name, base in pairs]
-    return ['', '## Differences, seed by seed (of how many seeds they are above 0)', '', *_table(['', *head], cells)]
+            steps = [_mean(a) - _mean(b) for a, b in zip(*values)]
+            finite = all(map(math.isfinite, steps))
+            change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True) if finite else 'nan'
+            cells[row].append(f'{change} ({sum(step > 0 for step in steps)}/{len(steps)})' if finite else change)
+    title = 'Differences, seed by seed (of how many seeds they are above 0)'
+    return _section(title, [f'{name} - {base}' for name, base in result['pairs']], cells)
 
 
 def across(result: dict) -> list[str]:
@@ -387,19 +378,21 @@ def across(result: dict) -> list[str]:
             value = log_correlation(*([_mean(x) for x in side] for side in sides))
             if value is not None:
                 cells[f'{stage}: ln {title}'] = [f'{value:.2f}']
-    if len(runs) * len(names) < 4 or not cells:
-        return []
-    title = f'Correlation with ln constant over the {len(runs) * len(names)} students'
-    return ['', f'## {title}', '', *_table(['', 'correlation'], cells)]
+    students = len(runs) * len(names)
+    title = f'Correlation with ln constant over the {students} students'
+    return _section(title, ['correlation'], cells) if students >= 4 else []
 
 
 def _mean(value: float | list[float]) -> float:
     return statistics.fmean(value) if isinstance(value, list) else value
 
 
-def _table(head: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
-    rows = [f'| {row} | ' + ' | '.join(values) + ' |' for row, values in cells.items()]
-    return ['| ' + ' | '.join(head) + ' |', '|---|' + '---:|' * (len(head) - 1), *rows]
+def _section(title: str, head: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
+    """A heading and a table of the rows that have any value; nothing if none has."""
+    from lckd_mm.reporting import table
+
+    rows = [[row, *values] for row, values in cells.items() if any(value != '–' for value in values)]
+    return ['', f'## {title}', '', *table(['', *head], rows, '---:').splitlines()] if rows else []
 
 
 def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
@@ -417,10 +410,7 @@ def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
 
 def draw(result: dict, path: Path) -> None:
     """Plot norms and local constants of every stage, and the response of features and metric to noise."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from lckd_mm.reporting.charts import COLOURS, save
 
     runs, names = result['runs'], list(result['runs'][0])
     first = runs[0][names[0]]
@@ -435,44 +425,37 @@ def draw(result: dict, path: Path) -> None:
     if result['metric']:
         levels = [0.0, *levels]
         curves.append((result['metric'], levels, [metric_figure(result['metric'], level) for level in levels]))
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout='constrained')
-    colours = {name: f'C{i}' for i, name in enumerate(names)}
-    panels = list(axes.flat)
-    for axis, (title, ticks, figures) in zip(panels, dots):
-        axis.set_title(title)
-        for k, name in enumerate(names):
-            points = [spread(runs, value, name) for value in figures]
-            shown = [(i, point) for i, point in enumerate(points) if point is not None]
-            if shown:
-                axis.errorbar(
-                    [i + (k - (len(names) - 1) / 2) * 0.7 / len(names) for i, _ in shown],
-                    [point[0] for _, point in shown],
-                    [point[1] or 0 for _, point in shown],
-                    fmt='o',
-                    markersize=5,
-                    capsize=3,
-                    color=colours[name],
-                    label=name,
-                )
-        axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-        axis.set_xlim(-0.5, len(ticks) - 0.5)
-        axis.set_yscale('log')
-        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            which('{x:g}')
-        axis.grid(axis='y', which='both', linewidth=0.3)
-    for axis, (title, xs, figures) in zip(panels[3:], curves):
-        axis.set_title(title)
-        for name in names:
-            points = [spread(runs, value, name) for value in figures]
-            if points:
-                means, deviations = [point[0] for point in points], [point[1] or 0 for point in points]
-                axis.errorbar(xs, means, deviations, color=colours[name], marker='o', markersize=3, capsize=2)
-        axis.set_xlabel('noise, in units of the preprocessed image')
-    for axis in panels[3 + len(curves) :]:
-        axis.axis('off')
-    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc='center', frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    colours = dict(zip(names, cycle(COLOURS)))
+
+    def bars(axis, xs: Sequence[float], figures: Sequence[Figure], name: str, **style) -> None:
+        points = [(x, spread(runs, value, name)) for x, value in zip(xs, figures)]
+        shown = [(x, *point) for x, point in points if point is not None]
+        if shown:
+            xs, means, deviations = zip(*((x, mean, deviation or 0) for x, mean, deviation in shown))
+            axis.errorbar(xs, means, deviations, color=colours[name], label=name, capsize=3, marker='o', **style)
+
+    def plot(figure) -> None:
+        panels = list(figure.subplots(2, 3).flat)
+        for axis, (title, ticks, figures) in zip(panels, dots):
+            axis.set_title(title)
+            for k, name in enumerate(names):
+                shift = (k - (len(names) - 1) / 2) * 0.7 / len(names)
+                bars(axis, [i + shift for i in range(len(ticks))], figures, name, linestyle='')
+            axis.set_xticks(range(len(ticks)), ticks)
+            axis.set_xlim(-0.5, len(ticks) - 0.5)
+            axis.set_yscale('log')
+            axis.yaxis.set_major_formatter('{x:g}')
+            axis.yaxis.set_minor_formatter('{x:g}')
+        for axis, (title, xs, figures) in zip(panels[3:], curves):
+            axis.set_title(title)
+            for name in names:
+                bars(axis, xs, figures, name)
+            axis.set_xlabel('noise, in units of the preprocessed image')
+        for axis in panels[3 + len(curves) :]:
+            axis.axis('off')
+        panels[-1].legend(*panels[0].get_legend_handles_labels(), loc='center')
+
+    save(path, (13, 7), plot)
 
 
 if __name__ == '__main__':

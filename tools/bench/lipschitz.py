@@ -7,8 +7,6 @@ maps are those of real networks on digit scenes, before a ReLU, at initialisatio
 work_dir). The sides run alternately in one process, and medians are reported.
 """
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -178,16 +176,13 @@ def main(argv: list[str]) -> None:
 
     warnings.simplefilter('ignore')  # from the hosts' imports
     from features import SETS, feature_maps
-    from measure import keep_freed_memory, machine
+    from measure import keep_freed_memory, machine, parser, publish
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__, rounds=7)
     p.add_argument('--sets', nargs='+', choices=SETS, default=list(SETS))
     p.add_argument('--steps', type=int, default=200, help='of training, for the trained features; 0: fresh ones only')
-    p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--skip', nargs='+', choices=SIDES, default=[], help='leave these sides out')
-    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--work-dir', type=Path, default=Path('work_dirs/bench'))
-    p.add_argument('--json', type=Path, help='write the figures to this file, too')
     args = p.parse_args(argv)
     keep_freed_memory()
     device = torch.device(args.device)
@@ -203,43 +198,40 @@ def main(argv: list[str]) -> None:
             row['sides'] = measure(student, teacher, names, args.rounds)
             rows.append(row)
     result = dict(machine=machine(device), steps=args.steps, rounds=args.rounds, rows=rows)
-    print(markdown(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+    publish(markdown(result), result, args.json)
 
 
 def markdown(result: dict) -> str:
     """The tables for the docs."""
+    from lckd_mm.reporting import table
+
     names = list(result['rows'][0]['sides'])
-    lines = [f'Measured on: {result["machine"]}. Medians of {result["rounds"]} rounds.', '']
+    tables = [f'Measured on: {result["machine"]}. Medians of {result["rounds"]} rounds.']
     for quantity, unit, digits in (('ms', 'time, ms', 1), ('mib', 'peak extra memory, MiB', 2)):
-        lines += [f'| {unit} | features | ' + ' | '.join(TITLES[n] for n in names) + ' | lckd_mm / authors, 10 steps |']
-        lines += ['|---|---|' + '---:|' * (len(names) + 1)]
+        rows = []
         for row in result['rows']:
-            cells = [f'{row["sides"][n][quantity]:,.{digits}f}' for n in names]
-            ratio = '–'
-            if 'authors10' in names and 'ours' in names:
-                ratio = f'{row["sides"]["ours"][quantity] / row["sides"]["authors10"][quantity]:.3f}'
-            lines.append(f'| {row["title"]} | {row["state"]} | ' + ' | '.join(cells) + f' | {ratio} |')
-        lines.append('')
-    head = (
-        'σ₂/σ₁, median',
-        'σ₂/σ₁, 99 %',
-        'σ: lckd_mm',
-        "σ: authors' 10 steps",
-        "σ: authors' 5 steps",
-        'gradient: lckd_mm',
-    )
-    lines += ['| relative error, 99th percentile | features | samples x layers | ' + ' | '.join(head) + ' |']
-    lines += ['|---|---|' + '---:|' * (len(head) + 1)]
+            values = {name: row['sides'][name][quantity] for name in names}
+            ratio = f'{values["ours"] / values["authors10"]:.3f}' if {'ours', 'authors10'} <= set(names) else '–'
+            rows.append([row['title'], row['state'], *(f'{value:,.{digits}f}' for value in values.values()), ratio])
+        head = [unit, 'features', *(TITLES[name] for name in names), 'lckd_mm / authors, 10 steps']
+        tables.append(table(head, rows, '---:'))
+    columns = {
+        'ratio_median': 'σ₂/σ₁, median',
+        'ratio_99': 'σ₂/σ₁, 99 %',
+        'value_99_ours': 'σ: lckd_mm',
+        'value_99_authors10': "σ: authors' 10 steps",
+        'value_99_authors5': "σ: authors' 5 steps",
+        'gradient_99': 'gradient: lckd_mm',
+    }
+    rows = []
     for row in result['rows']:
-        e = row['errors']
-        cells = [f'{e["ratio_median"]:.3f}', f'{e["ratio_99"]:.3f}']
-        cells += [f'{e[k]:.1e}' for k in ('value_99_ours', 'value_99_authors10', 'value_99_authors5', 'gradient_99')]
-        lines.append(f'| {row["title"]} | {row["state"]} | {e["samples"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        cells = [format(row['errors'][key], '.3f' if key.startswith('ratio') else '.1e') for key in columns]
+        rows.append([row['title'], row['state'], str(row['errors']['samples']), *cells])
+    head = ['relative error, 99th percentile', 'features', 'samples x layers', *columns.values()]
+    return '\n\n'.join([*tables, table(head, rows, '---:')])
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    from lckd_mm.cli import run_tool
+
+    sys.exit(run_tool(main))

@@ -1,7 +1,9 @@
 """Shared code of the benchmarks: models and batches, alternating timings, peak memory, description of the machine."""
 
+import argparse
 import copy
 import ctypes
+import json
 import os
 import platform
 import statistics
@@ -13,6 +15,24 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
+
+
+def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The options that the benchmarks have in common."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--rounds', type=int, default=rounds)
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--json', type=Path, help='write the figures to this file, too')
+    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    return p
+
+
+def publish(text: str, result: dict, path: Path | None) -> None:
+    """Print the tables, and write the figures if a file was named."""
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def keep_freed_memory() -> None:

@@ -9,8 +9,6 @@ alone (median and quartiles of the ratios within a round), and the peak memory o
 allocated before it.
 """
 
-import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,18 +21,14 @@ sys.path[:0] = [str(BENCH), str(BENCH.parents[1])]
 
 def main(argv: list[str]) -> None:
     import torch
-    from measure import MIB, alternate, keep_freed_memory, machine, peak_memory
+    from measure import MIB, alternate, keep_freed_memory, machine, parser, peak_memory, publish
     from mmengine.logging import MMLogger
     from study import Study
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__, rounds=9)
     p.add_argument('study', nargs='?', default=str(BENCH / 'studies' / 'methods.py'))
     p.add_argument('--runs', nargs='+', metavar='NAME')
     p.add_argument('--base', default='alone', help='the run that the ratios are to')
-    p.add_argument('--rounds', type=int, default=9)
-    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--json', type=Path, help='write the figures to this file, too')
-    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     if args.rounds < 1:
         raise ValueError('--rounds must be 1 or more')
@@ -58,10 +52,7 @@ def main(argv: list[str]) -> None:
         rows[title] = dict(ms=1e3 * statistics.median(values), ratio=statistics.median(ratios),
                            quartiles=(quartiles[0], quartiles[2]), mib=memory[title] / MIB)  # fmt: skip
     result = dict(study=study.title, machine=machine(device), rounds=args.rounds, rows=rows)
-    print(markdown(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+    publish(markdown(result), result, args.json)
 
 
 def step_of(study, cell, device):
@@ -94,13 +85,15 @@ def step_of(study, cell, device):
 
 
 def markdown(result: dict) -> str:
-    base = next(iter(result['rows']))
-    lines = [f'{result["study"]}. Measured on: {result["machine"]}. {result["rounds"]} rounds.', '']
-    lines += [f'| training step | ms | times {base} | quartiles | peak memory, MiB |', '|---|---:|---:|---|---:|']
-    for title, row in result['rows'].items():
-        low, high = row['quartiles']
-        lines.append(f'| {title} | {row["ms"]:.1f} | {row["ratio"]:.2f} | {low:.2f} to {high:.2f} | {row["mib"]:.1f} |')
-    return '\n'.join(lines)
+    from lckd_mm.reporting import table
+
+    head = ['training step', 'ms', f'times {next(iter(result["rows"]))}', 'quartiles', 'peak memory, MiB']
+    rows = [
+        (title, f'{r["ms"]:.1f}', f'{r["ratio"]:.2f}', '{:.2f} to {:.2f}'.format(*r['quartiles']), f'{r["mib"]:.1f}')
+        for title, r in result['rows'].items()
+    ]
+    first = f'{result["study"]}. Measured on: {result["machine"]}. {result["rounds"]} rounds.'
+    return f'{first}\n\n{table(head, rows, "---:")}'
 
 
 if __name__ == '__main__':

@@ -7,9 +7,7 @@ the student's step alone, the teacher's forward pass, the whole distillation ste
 terms. A step is forward, backward and the optimizer's update.
 """
 
-import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,25 +17,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main(argv: list[str]) -> None:
     import torch
-    from measure import alternate, build_for_training, keep_freed_memory, machine, median_ms, training_batch
+    from measure import (
+        alternate,
+        build_for_training,
+        keep_freed_memory,
+        machine,
+        median_ms,
+        parser,
+        publish,
+        training_batch,
+    )
     from mmengine.config import DictAction
     from mmengine.logging import MMLogger
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__, rounds=7)
     p.add_argument('config')
-    p.add_argument('--rounds', type=int, default=7)
-    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
-    p.add_argument('--json', type=Path, help='write the figures to this file, too')
-    p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None
     cfg = read_config(args)
     if not has_teacher(cfg):
-        raise ValueError(f'{args.config!r} is no distillation config with a teacher: its model is a {cfg.model.type}')
+        raise ValueError(f'{args.config!r} must be a distillation with a teacher; its model is a {cfg.model.type}')
     keep_freed_memory()
     MMLogger.get_instance('bench', log_level='ERROR')
     device = torch.device(args.device)
@@ -47,10 +50,7 @@ def main(argv: list[str]) -> None:
     times = alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
     result = dict(config=args.config, machine=machine(device), batch=source, rounds=args.rounds)
     result |= dict(ms=median_ms(times), terms=list(distiller.terms))
-    print(markdown(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+    publish(markdown(result), result, args.json)
 
 
 def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
@@ -129,6 +129,8 @@ def _connectors(distiller, term, data: dict) -> Callable[[], None]:
 
 
 def markdown(result: dict) -> str:
+    from lckd_mm.reporting import table
+
     ms = result['ms']
     parts = ms['student'] + ms['teacher']
     connectors = sum(value for name, value in ms.items() if name.startswith('connectors '))
@@ -154,9 +156,8 @@ def markdown(result: dict) -> str:
         value = ms[f'without {name}']
         rows.append((f'distillation without {name}', value, f'the term takes {ms["distillation"] - value:.1f} ms'))
     lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']
-    lines += [f'Medians of {result["rounds"]} rounds.', '', '| | ms | |', '|---|---:|---|']
-    lines += [f'| {title} | {value:,.1f} | {note} |' for title, value, note in rows]
-    return '\n'.join(lines)
+    lines += [f'Medians of {result["rounds"]} rounds.', '']
+    return '\n'.join([*lines, table(['', 'ms', ''], [(title, f'{value:,.1f}', note) for title, value, note in rows])])
 
 
 if __name__ == '__main__':
