@@ -67,9 +67,9 @@ def distillation(host, teacher_file, **terms):
 @pytest.mark.parametrize('method', METHODS)
 def test_it_trains(host, method, scenes, teacher_file, tmp_path):
     if host == 'mmdet' and method in ('loss_dkd', 'loss_part', 'loss_gradient'):
-        pytest.skip('refused: test_..._on_a_detector_is_refused_before_training')
+        pytest.skip('refused before training')
     if host != 'mmdet' and method == 'loss_fgd':
-        pytest.skip('refused: test_fgd_without_boxes_is_refused_before_training')
+        pytest.skip('refused before training')
     model = distillation(host, teacher_file, **{method: METHODS[method]})
     cfg = config(host, scenes, tmp_path / 'run', model, iters=3)
     cfg.default_hooks.distillation = HOOK
@@ -87,31 +87,47 @@ def test_it_trains(host, method, scenes, teacher_file, tmp_path):
             assert not torch.equal(a, b), name
 
 
-def test_dkd_on_a_detector_is_refused_before_training(scenes, teacher_file, tmp_path):
-    model = distillation('mmdet', teacher_file, loss_dkd=METHODS['loss_dkd'])
-    with pytest.raises(ValueError, match='DKDLoss: the positions of the detection head RetinaHead have labels only'):
-        run(config('mmdet', scenes, tmp_path / 'run', model, iters=1))
+def without_connector(name):
+    return {key: value for key, value in METHODS[name].items() if key != 'connector'}
 
 
-def test_gradient_matching_on_a_detector_is_refused_before_training(teacher_file, scope):
-    scope('mmdet')
-    with pytest.raises(ValueError, match="JacobianLoss: mode='gradient' takes one tap of class scores"):
-        build_model(distillation('mmdet', teacher_file, loss_gradient=METHODS['loss_gradient']), 'mmdet')
+AUXILIARY = {k: v for k, v in METHODS['loss_jacobian'].items() if k != 'on'} | dict(student='aux', teacher='logits')
+#: Host, terms, and what the message names.
+REFUSED = [
+    ('mmdet', dict(loss_dkd=METHODS['loss_dkd']), 'DKDLoss: .* RetinaHead'),
+    ('mmdet', dict(loss_gradient=METHODS['loss_gradient']), "JacobianLoss: mode='gradient'"),
+    ('mmseg', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
+    ('mmpretrain', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
+    *(
+        ('mmpretrain', {f'loss_{name}': without_connector(f'loss_{name}')}, f"'loss_{name}': .*student")
+        for name in ('ofd', 'fitnets', 'fsp', 'ab', 'afd', 'cwd')
+    ),
+    (
+        'mmpretrain',
+        dict(loss_ofd=dict(METHODS['loss_ofd'], connector=dict(type='lckd_mm.MarginReLU'))),
+        "'loss_ofd': .*MarginReLU .* teacher's",
+    ),
+    (
+        'mmpretrain',
+        dict(
+            loss_fitnets=dict(METHODS['loss_fitnets'], on='stage4'),
+            loss_noise=dict(METHODS['loss_noise'], connector='loss_fitnets'),
+        ),
+        "'loss_noise': JacobianLoss",
+    ),
+    # A tap that fires only with the losses: the loss runs the net again without them.
+    ('mmseg', dict(loss_jacobian=AUXILIARY), "JacobianLoss .* tap 'aux'"),
+]
 
 
-@pytest.mark.parametrize('host', ['mmseg', 'mmpretrain'])
-def test_fgd_without_boxes_is_refused_before_training(host, teacher_file, scope):
+@pytest.mark.parametrize(('host', 'terms', 'says'), REFUSED)
+def test_what_does_not_fit_is_refused_before_training(host, terms, says, teacher_file, scope):
     scope(host)
-    with pytest.raises(ValueError, match=r"term 'loss_fgd': .* FGDLoss: needs ground-truth boxes"):
-        build_model(distillation(host, teacher_file, loss_fgd=METHODS['loss_fgd']), host)
-
-
-@pytest.mark.parametrize('method', ['loss_ofd', 'loss_fitnets', 'loss_fsp', 'loss_ab', 'loss_afd', 'loss_cwd'])
-def test_other_widths_without_a_connector_are_refused_before_training(method, teacher_file, scope):
-    scope('mmpretrain')
-    term = {key: value for key, value in METHODS[method].items() if key != 'connector'}
-    with pytest.raises(ValueError, match=f'term {method!r}: .* does not take these features .*student'):
-        build_model(distillation('mmpretrain', teacher_file, **{method: term}), 'mmpretrain')
+    model = distillation(host, teacher_file, **terms)
+    if terms.get('loss_jacobian') is AUXILIARY:
+        model['student_taps'] = dict(aux='auxiliary_head.conv_seg')
+    with pytest.raises(ValueError, match=says):
+        build_model(model, host)
 
 
 def test_the_margin_is_that_of_the_loaded_teacher(scenes, teacher_file, tmp_path):
@@ -153,7 +169,7 @@ def without_batch_norm(teacher_file, tmp_path, monkeypatch):
 
 def test_a_margin_from_batch_norm_is_refused_where_there_is_none(without_batch_norm, scope):
     scope('mmpretrain')
-    with pytest.raises(ValueError, match=r"term 'loss_ofd', tap 'stage1': MarginReLU needs a BatchNorm .* GroupNorm"):
+    with pytest.raises(ValueError, match=r"'loss_ofd', tap 'stage1': .* GroupNorm"):
         build_model(without_batch_norm({}, 1.0), 'mmpretrain')
 
 
@@ -191,15 +207,8 @@ def test_estimating_margins_leaves_the_training_as_it_was(scenes, without_batch_
 
 def test_without_the_hook_a_margin_from_data_stops_at_the_first_iteration(scenes, without_batch_norm, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
-    with pytest.raises(ValueError, match="tap 'stage1': MarginReLU needs training images before the first iteration"):
+    with pytest.raises(ValueError, match="tap 'stage1': MarginReLU"):
         run(cfg)
-
-
-def test_a_margin_on_the_students_side_is_refused(teacher_file, scope):
-    scope('mmpretrain')
-    term = dict(METHODS['loss_ofd'], connector=dict(type='lckd_mm.MarginReLU'))
-    with pytest.raises(ValueError, match="term 'loss_ofd': MarginReLU looks at the teacher's layers"):
-        build_model(distillation('mmpretrain', teacher_file, loss_ofd=term), 'mmpretrain')
 
 
 # ---- what is trained first, and what runs the nets again
@@ -276,50 +285,27 @@ def test_dropout_drops_the_same_units_again(teacher_file, scope):
     assert torch.equal(first, third)
 
 
-def test_a_loss_that_runs_the_nets_again_shares_no_connectors(teacher_file, scope):
-    scope('mmpretrain')
-    noise = dict(METHODS['loss_noise'], connector='loss_fitnets')
-    fitnets = dict(METHODS['loss_fitnets'], on='stage4')
-    with pytest.raises(ValueError, match="term 'loss_noise': JacobianLoss runs the nets again"):
-        build_model(distillation('mmpretrain', teacher_file, loss_fitnets=fitnets, loss_noise=noise), 'mmpretrain')
-
-
 def test_channels_of_a_loss_are_the_teachers(teacher_file, scope):
     scope('mmpretrain')
     distilled = build_model(distillation('mmpretrain', teacher_file, loss_afd=METHODS['loss_afd']), 'mmpretrain')
     assert [a[0].in_features for a in distilled.terms['loss_afd'].loss.attentions] == [8, 16, 32, 64]
 
 
-def test_a_loss_that_runs_the_nets_again_takes_no_tap_of_the_losses_alone(teacher_file, scope):
-    scope('mmseg')
-    term = dict(METHODS['loss_jacobian'], student='auxiliary', teacher='logits')
-    del term['on']
-    model = distillation('mmseg', teacher_file, loss_jacobian=term)
-    model['student_taps'] = dict(auxiliary='auxiliary_head.conv_seg')
-    with pytest.raises(ValueError, match=r"JacobianLoss runs the nets again .* tap 'auxiliary' fires only with them"):
-        build_model(model, 'mmseg')
-
-
-def test_connectors_statistics_are_those_of_the_clean_batch_alone(scenes, teacher_file, tmp_path):
+def test_noise_goes_on_after_a_resume_and_connectors_see_the_clean_batch_alone(scenes, teacher_file, tmp_path):
     model = distillation('mmpretrain', teacher_file, loss_noise=METHODS['loss_noise'])
-    runner = run(config('mmpretrain', scenes, tmp_path / 'run', model, iters=3))
-    assert runner.model.terms['loss_noise'].connectors[0][1].num_batches_tracked == 3
-
-
-def test_noise_goes_on_where_a_run_is_resumed(scenes, teacher_file, tmp_path):
-    model = distillation('mmpretrain', teacher_file, loss_jacobian=METHODS['loss_jacobian'])
     cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=3)
     cfg.default_hooks.distillation = HOOK
-    runner = run(cfg)
+    term = run(cfg).model.terms['loss_noise']
     stored = torch.load(tmp_path / 'run' / 'iter_3.pth', weights_only=False)['lckd_mm']['terms']
-    assert stored['loss_jacobian.loss.draws'] == runner.model.terms['loss_jacobian'].loss.draws >= 3
+    assert stored['loss_noise.loss.draws'] == term.loss.draws >= 3
+    assert term.connectors[0][1].num_batches_tracked == 3
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(scenes, without_batch_norm, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
     cfg.train_dataloader.update(batch_size=32, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True))
     cfg.default_hooks.distillation = HOOK
-    with pytest.raises(ValueError, match='the train_dataloader gives no batch'):
+    with pytest.raises(ValueError, match='train_dataloader'):
         run(cfg)
 
 
