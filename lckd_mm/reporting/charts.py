@@ -102,7 +102,6 @@ class Plotter:
         found = {title: curves for title, curves in found.items() if curves}
         shown = [group for group in self.groups if group.title in found]
         checked = [run.history.teacher[metric] for g in shown for run in g.runs if metric in run.history.teacher]
-        many = len(shown) >= 16
 
         def curves(figure) -> None:
             axis = figure.subplots()
@@ -112,7 +111,7 @@ class Plotter:
                 axis.axhline(statistics.mean(checked), color='black', linestyle=':', linewidth=1, label='teacher')
             axis.set_xlabel(' or '.join(sorted({run.unit for g in shown for run in g.runs}, reverse=True)))
             axis.set_ylabel(metric)
-            figure.legend(loc=f'outside {"lower center" if many else "right upper"}', ncols=3 if many else 1)
+            figure.legend(loc='outside lower center', ncols=3)
 
         def single(figure) -> None:
             rows = {title: [value for one in series for value in one.values()] for title, series in found.items()}
@@ -123,7 +122,7 @@ class Plotter:
             f'validation-{metric}',
             f'{metric} on the validation set',
             f'{metric} over the validations of {", ".join(found)}',
-            (7.6, 0.8 + 0.27 * len(shown) if once else 3.4 + 0.09 * len(shown) * many),
+            (7.6, 0.8 + 0.27 * len(shown) if once else 3.4 + 0.07 * len(shown)),
             single if once else curves,
         )
 

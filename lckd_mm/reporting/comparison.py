@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -30,22 +31,24 @@ from .scores import box_f1, image_iou
 SCORES = {
     'mmseg': (
         'mIoU of the image',
-        'The score is the mean, over the classes that occur in the image or in the prediction, of their intersection '
-        'over union in this image alone, from 0 to 1. (The metric of the table sums pixels over all images first.)',
+        'Mean intersection over union of the classes in this image or its prediction, from 0 to 1. (The metric of the '
+        'table sums pixels over all images first.)',
     ),
     'mmdet': (
         'F1 of the image',
-        'The score is F1 = 2 TP / (2 TP + FP + FN) of the boxes of this image, from 0 to 1: boxes of a score of at '
-        'least 0.3, in the order of their scores, each matched with the free true box of its class that it overlaps '
-        'most, if their IoU is at least 0.5. The boxes that are drawn are those that count.',
+        'F1 = 2 TP / (2 TP + FP + FN) of the boxes of this image with a score of at least 0.3, from 0 to 1. In the '
+        'order of their scores, each is matched with the free true box of its class with the largest IoU, if that is '
+        'at least 0.5. Only these boxes are drawn.',
     ),
     'mmpretrain': (
         'probability of the true class',
-        'The score is the probability that a net gives to the true class. Regressions are images that the distilled '
-        'student gets wrong and the other right; improvements are the reverse.',
+        'Probability that a net gives to the true class. Regressions are images that the distilled student gets wrong '
+        'and the other right; improvements are the reverse.',
     ),
 }
 _NO_TRUTH = 'the validation images have no ground truth: the pipeline lacks LoadAnnotations'
+#: Maximum and minimum size of the longer side of pictures, in pixels.
+_LARGEST, _SMALLEST = 360, 192
 TEACHER, ALONE, DISTILLED, NET = 'teacher', 'student alone', 'student distilled', 'prediction'
 
 
@@ -67,7 +70,7 @@ class Row:
     truth: str
     change: float
     verdicts: dict[str, Verdict]
-    panels: dict[str, np.ndarray]
+    panels: dict[str, bytes]  # PNGs
 
 
 @dataclass
@@ -76,6 +79,8 @@ class Comparison:
 
     title: str
     host: str
+    score: str
+    caption: str
     seed: int | None
     nets: list[str]
     reference: str | None
@@ -87,14 +92,6 @@ class Comparison:
     worse: int = 0
     better: int = 0
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def score(self) -> str:
-        return SCORES[self.host][0]
-
-    @property
-    def caption(self) -> str:
-        return SCORES[self.host][1]
 
 
 class Comparer:
@@ -127,7 +124,7 @@ class Comparer:
             student = self._student(run)
             host = host_of(student)
             if host not in SCORES:
-                raise ValueError(f'{type(student).__name__} is no model of {", ".join(SCORES)}')
+                raise ValueError(f'{type(student).__name__}: pictures need a model of {", ".join(SCORES)}')
             dataset, indices = self._dataset(cfg, loader, host)
             key = fingerprint_of(cfg, loader)
             batch = int(cfg[loader].get('batch_size') or 1)
@@ -151,8 +148,9 @@ class Comparer:
             judge(own, str(run.checkpoint), student.test_step)
             reference = ALONE if alone is not None else TEACHER if TEACHER in found else None
             result = Comparison(
-                group.title, host, run.seed, list(found), reference, len(indices), len(dataset), notes=notes
+                group.title, host, *SCORES[host], run.seed, list(found), reference, len(indices), len(dataset)
             )
+            result.notes = notes
             self._fill(result, found, student, dataset, indices)
         return result
 
@@ -232,7 +230,18 @@ def _row(verdicts: dict[str, Verdict], change: float, student: nn.Module, datase
         panels['truth'] = draw(student, image, truth, meta, truth=True)
         panels |= {name: draw(student, image, verdict.sample, meta) for name, verdict in verdicts.items()}
     file = truth.get('img_path')
-    return Row(Path(file).name if file else f'image {index}', label, change, verdicts, panels)
+    pngs = {title: _png(panel) for title, panel in panels.items()}
+    return Row(Path(file).name if file else f'image {index}', label, change, verdicts, pngs)
+
+
+def _png(image: np.ndarray) -> bytes:
+    """A picture as PNG; small ones are enlarged by an integer factor, and large ones are shrunk."""
+    longest = max(image.shape[:2])
+    if longest > _LARGEST:
+        image = cv2.resize(image, None, fx=_LARGEST / longest, fy=_LARGEST / longest, interpolation=cv2.INTER_AREA)
+    times = max(1, round(_SMALLEST / longest))
+    image = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
+    return cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
 
 def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:

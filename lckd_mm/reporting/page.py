@@ -10,20 +10,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ..config import has_teacher, input_size, is_online, plain_model
 from .charts import Plotter
-from .comparison import Comparer, Comparison, sentence
+from .comparison import Comparer, sentence
 from .costs import figures, weight_bytes
 from .runs import Group, find_runs, group_runs
 from .seeds import spread
 
-#: Maximum and minimum size of the longer side of pictures, in pixels.
-_LARGEST, _SMALLEST = 360, 192
 #: Number of methods with pictures by default.
 _PICTURED = 3
 _LEARNS = ('distilled', 'online')
@@ -91,7 +87,7 @@ def write_report(
             missing.append(f'Pictures of {group.title}: {sentence(error)}')
             continue
         missing += [f'Pictures of {group.title}: {note}' for note in comparison.notes]
-        page['comparisons'].append(_shown(comparison))
+        page['comparisons'].append(comparison)
     if left_out:
         quoted = ' '.join(f"'{g.title}'" if ' ' in g.title else g.title for g in left_out[:3])
         missing.append(f'Pictures: only of {", ".join(g.title for g in chosen)}; for others, --methods {quoted}.')
@@ -251,8 +247,6 @@ def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
             if not run.finished:
                 what = 'not in the means of the table' if group.finished else 'in the table as it is'
                 missing.append(f'{run.folder}: {run.status}; it is {what}.')
-            if run.history.damaged_lines:
-                missing.append(f'{run.folder}: {run.history.damaged_lines} damaged lines of scalars.json are left out.')
         if group.role in _LEARNS and group.alone is None:
             missing.append(
                 f'{group.title}: no run of its student alone is in the given folders, so its gain is unknown; train '
@@ -264,46 +258,17 @@ def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
         missing.append('One seed of each config: without more, no difference here can be told from chance.')
 
 
-# ---- pictures
-
-
-def _shown(comparison: Comparison) -> dict[str, Any]:
-    """A comparison with its panels as PNGs."""
-    lists = {name: getattr(comparison, name) for name in ('regressions', 'improvements')}
-    return dict(comparison=comparison) | {
-        name: [
-            dict(row=row, panels={title: _png(_sized(panel)) for title, panel in row.panels.items()}) for row in rows
-        ]
-        for name, rows in lists.items()
-    }
-
-
-def _sized(image: np.ndarray) -> np.ndarray:
-    """Enlarge small pictures by an integer factor, and shrink large ones."""
-    longest = max(image.shape[:2])
-    if longest > _LARGEST:
-        return cv2.resize(image, None, fx=_LARGEST / longest, fy=_LARGEST / longest, interpolation=cv2.INTER_AREA)
-    times = max(1, round(_SMALLEST / longest))
-    return cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
-
-
 def _plain(page: dict) -> dict:
     """The numbers of a page, without its pictures."""
     pictures = {}
-    for shown in page['comparisons']:
-        c: Comparison = shown['comparison']
+    for c in page['comparisons']:
         keys = ('seed', 'score', 'reference', 'images', 'of', 'means', 'better', 'worse')
-        pictures[c.title] = {key: getattr(c, key) for key in keys} | {
-            name: [
-                dict(image=r.name, change=r.change, scores={k: v.score for k, v in r.verdicts.items()})
-                for r in getattr(c, name)
+        pictures[c.title] = {key: getattr(c, key) for key in keys}
+        for name in ('regressions', 'improvements'):
+            pictures[c.title][name] = [
+                dict(image=row.name, change=row.change, scores={net: v.score for net, v in row.verdicts.items()})
+                for row in getattr(c, name)
             ]
-            for name in ('regressions', 'improvements')
-        }
     runs = [
         dict(group=g.title, folder=str(r.folder), seed=r.seed, status=r.status, finished=r.finished, metrics=r.last)
         for g in page['groups']

@@ -1,5 +1,6 @@
 """Finds, reads and groups runs on disk, finished or interrupted: one group per method, with its seeds."""
 
+import contextlib
 import json
 import math
 import os
@@ -44,7 +45,6 @@ class History:
     validation: list[dict] = field(default_factory=list)
     teacher: dict[str, float] = field(default_factory=dict)
     sessions: int = 0
-    damaged_lines: int = 0
 
 
 def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, total: int | None = None) -> History:
@@ -61,8 +61,7 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
     validation: dict[int, dict] = {}
     for file in sorted(folder.glob('*/vis_data/scalars.json')):
         history.sessions += 1
-        entries, damaged = _entries(file)
-        history.damaged_lines += damaged
+        entries = _entries(file)
         # A resumed session may start with a validation; its first training entry shows where it resumed.
         first = next((int(entry.get('step', 0)) for entry in entries if 'loss' in entry), None)
         begun, last = False, _resumed_at(file, max(training, default=0)) if first is None else first - 1
@@ -100,19 +99,13 @@ def _resumed_at(scalars: Path, default: int) -> int:
     return int(found[1]) if found and re.search(r'^resume\s*=\s*True', text, re.M) else default
 
 
-def _entries(file: Path) -> tuple[list[dict], int]:
-    """The entries of a scalars file, and the number of unreadable lines, such as the last one of a killed run."""
-    entries, damaged = [], 0
+def _entries(file: Path) -> list[dict]:
+    """The entries of a scalars file, without unreadable lines, such as the last one of a killed run."""
+    entries = []
     for line in file.read_text(errors='replace').splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict):
-            entries.append(entry)
-        else:
-            damaged += bool(line.strip())
-    return entries, damaged
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 class Run:

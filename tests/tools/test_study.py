@@ -92,6 +92,9 @@ def test_a_grid_expands_in_the_order_of_needs(study, file):
     assert [c.name for c in made.chosen(['alone'])] == ['alone-0-%', 'alone-30-%']
     recipes = {made.recipe(c, 0) for c in made.cells}
     assert len(recipes) == 6
+    # The option that takes the other run's checkpoint is part of the recipe.
+    file.write_text(STUDY.replace("'model.teacher.checkpoint': 'teacher'", "'load_from': 'teacher'"))
+    assert study.Study(file, cfg_options=made.cfg_options).recipe(cell, 0) not in recipes
 
 
 @pytest.mark.parametrize('name', Config.fromfile(BENCH / 'studies/methods.py').runs)
@@ -114,15 +117,15 @@ def test_every_method_on_the_digits_builds(study, monkeypatch, name):
 @pytest.mark.parametrize(
     ('old', 'new', 'says'),
     [
-        ("title = 'A small one'", '', 'it has no title'),
-        ('picture', 'pictures', "unknown name 'pictures'"),
-        ("title='KD', axes", 'axes', "run 'kd': it has no title"),
-        ("against='alone'", "against='nobody'", "there is no run 'nobody'"),
-        ("axes=['weight', 'noise']", "axes=['weight', 'size']", "there is no axis 'size'"),
-        ("x='noise'", "x='size'", 'x must be one of the axes weight, noise'),
-        ("title='alone', axes", "title='alone', needs=dict(load_from='kd'), axes", "must have its axis 'weight'"),
-        ("title='alone', axes", "title='alone', seed=0, axes", "against='alone'"),
-        ("title='teacher',", "title='teacher', needs=dict(load_from='teacher'),", 'need one another'),
+        ("title = 'A small one'", '', 'title'),
+        ('picture', 'pictures', "'pictures'"),
+        ("title='KD', axes", 'axes', "'kd': .* title"),
+        ("against='alone'", "against='nobody'", "'nobody'"),
+        ("axes=['weight', 'noise']", "axes=['weight', 'size']", "'size'"),
+        ("x='noise'", "x='size'", 'picture'),
+        ("title='alone', axes", "title='alone', needs=dict(load_from='kd'), axes", "'weight'"),
+        ("title='alone', axes", "title='alone', seed=0, axes", "'kd': against='alone'"),
+        ("title='teacher',", "title='teacher', needs=dict(load_from='teacher'),", 'teacher.* need one another'),
         ("_digits.format('wrn10-1'), title='alone'", "'configs/absent.py', title='alone'", "'configs/absent.py'"),
     ],
 )
@@ -133,7 +136,7 @@ def test_a_study_is_checked(study, file, old, new, says):
         study.Study(file)
 
 
-def test_the_interval_is_the_bootstraps(study):
+def test_the_interval_is_the_bootstraps():
     gains = [0.3, 1.1, -0.2, 0.9, 0.4]
     # All 3125 resamples; those that scipy draws differ by the chance of 9,999 draws.
     means = sorted(statistics.mean(draw) for draw in itertools.product(gains, repeat=5))
@@ -188,13 +191,6 @@ def test_gains_are_paired_by_seed_and_a_missing_run_is_said(study, file, tmp_pat
     assert study.draw(made, study.rows_of(made, found), found, tmp_path / 'x.png').stat().st_size > 5000
 
 
-def test_a_log_without_the_metric_raises(study, file, tmp_path):
-    made = study.Study(file, tmp_path)
-    logged(tmp_path / 'seed0' / 'teacher', {'loss': 1.0})
-    with pytest.raises(RuntimeError, match="teacher, seed 0: its log has no 'accuracy/top1'"):
-        made.result(study.Cell('teacher'), 0)
-
-
 def test_a_run_without_its_validation_does_not_take_the_table_with_it(study, file, tmp_path, capsys):
     made = study.Study(file, tmp_path)
     cells = [c for c in made.cells if c.run in ('teacher', 'alone')]
@@ -206,13 +202,6 @@ def test_a_run_without_its_validation_does_not_take_the_table_with_it(study, fil
     out = capsys.readouterr().out
     assert "left out: alone-30-%, seed 0: its log has no 'accuracy/top1'" in out
     assert '| teacher | 80.00 |' in out and '| alone, 0 % | 80.00 |' in out and '| alone, 30 %' not in out
-
-
-def test_an_option_that_needs_another_run_is_part_of_the_recipe(study, file, tmp_path):
-    cell = study.Cell('kd', dict(weight='low', noise='0 %'))
-    first = study.Study(file, tmp_path).recipe(cell, 0)
-    file.write_text(STUDY.replace("'model.teacher.checkpoint': 'teacher'", "'load_from': 'teacher'"))
-    assert study.Study(file, tmp_path).recipe(cell, 0) != first
 
 
 def test_a_path_that_options_would_not_survive_is_refused_at_once(call, file, tmp_path):

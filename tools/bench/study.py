@@ -379,58 +379,54 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     folder = study.work_dir / 'slurm'
     folder.mkdir(parents=True, exist_ok=True)
     # Two jobs of the same run would write into the same folder.
-    submitted = folder / 'jobs'
-    queued = _slurm('squeue', '--me', '--noheader', '--format=%F').split()
-    waiting = [job for job in (submitted.read_text().split() if submitted.exists() else []) if job in queued]
+    record, queued = folder / 'jobs', _slurm('squeue', '--me', '--noheader', '--format=%F').split()
+    waiting = [job for job in _read(record).split() if job in queued]
     if waiting:
         raise RuntimeError(
             f'--launcher slurm: jobs {", ".join(waiting)} of a study in {str(study.work_dir)!r} are still queued or '
             f'running; wait for them, or scancel {" ".join(waiting)}'
         )
-    submitted.write_text('')
+    record.write_text('')
     prepare(study)
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(study.path)]
+    command += ['--work-dir', str(study.work_dir.absolute())]
+    command += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    common = ['--requeue', '--open-mode=append', *shlex.split(args.sbatch_args)]
+    common += [f'--partition={args.partition}'] if args.partition else []
+    jobs: list[str] = []
+
+    def batch(name: str, lines: list[str], *options: str) -> str:
+        """Submit a script after the previous job, even if that failed: a run checks by itself what it needs."""
+        script = folder / f'{name}.sh'
+        script.write_text('\n'.join(['#!/usr/bin/env bash', *lines, '']))
+        after = [f'--dependency=afterany:{jobs[-1]}'] if jobs else []
+        done = _slurm('sbatch', '--parsable', *common, *after, *options, str(script))
+        jobs.append(done.strip().partition(';')[0])
+        record.write_text('\n'.join(jobs) + '\n')
+        return jobs[-1]
+
     depth: dict[str, int] = {}
     for cell in cells:
         depth[cell.name] = 1 + max((depth[n.name] for n in study.needs(cell).values()), default=-1)
-    common = ['--requeue', '--open-mode=append', *shlex.split(args.sbatch_args)]
-    common += [f'--partition={args.partition}'] if args.partition else []
-    call_ = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(study.path)]
-    call_ += ['--work-dir', str(study.work_dir.absolute())]
-    call_ += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    job, runs = None, 0
+    runs = 0
     for layer in range(max(depth.values()) + 1):
         layered = study.grid([c for c in cells if depth[c.name] == layer], seeds)
         names = [f'seed{s}/{c.name}' for c, s in layered if not study.finished(c, s)]
-        if not names:
-            continue
-        runs += len(names)
-        lines = ['#!/usr/bin/env bash', f'runs=({shlex.join(names)})']
-        lines += [f'exec {shlex.join(call_)} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}"', '']
-        script = folder / f'layer{layer}.sh'
-        script.write_text('\n'.join(lines))
-        array = [f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log']
-        # afterany, even if others failed: a run whose own needs are not finished raises an error itself.
-        after = [f'--dependency=afterany:{job}'] if job else []
-        job = _submitted([*common, *array, *after, str(script)], submitted)
-        print(f'layer {layer}: {len(names)} runs, array {job}')
-    if not job:
+        if names:
+            runs += len(names)
+            lines = [
+                f'runs=({shlex.join(names)})',
+                f'exec {shlex.join(command)} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}"',
+            ]
+            array = (f'--array=0-{len(names) - 1}%{args.jobs}', f'--output={folder}/layer{layer}-%a.log')
+            print(f'layer {layer}: {len(names)} runs, array {batch(f"layer{layer}", lines, *array)}')
+    if not jobs:
         report(study, cells, seeds)
         return
-    script = folder / 'report.sh'
-    only = ['--runs', *args.runs] if args.runs else []
-    last = [*call_, '--report', *only, '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
-    script.write_text(f'#!/usr/bin/env bash\nexec {shlex.join(last)}\n')
-    after = [f'--dependency=afterany:{job}', f'--output={folder}/report.log']
-    job = _submitted([*common, *after, str(script)], submitted)
+    command += ['--report', '--seeds', str(args.seeds), '--first-seed', str(args.first_seed)]
+    command += ['--runs', *args.runs] if args.runs else []
+    job = batch('report', [f'exec {shlex.join(command)}'], f'--output={folder}/report.log')
     print(f'report: job {job}, into {study.out("md")}; {runs} runs in all')
-
-
-def _submitted(arguments: list[str], record: Path) -> str:
-    """Submit a job with sbatch; returns its number and appends it to a file."""
-    job = _slurm('sbatch', '--parsable', *arguments).strip().partition(';')[0]
-    with record.open('a') as file:
-        file.write(f'{job}\n')
-    return job
 
 
 def _slurm(*command: str) -> str:
