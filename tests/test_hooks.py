@@ -97,7 +97,7 @@ def test_weight_scales_the_term(scenes, tmp_path, teacher_file):
 
 def test_unknown_term_and_two_schedules_are_refused_before_training(scenes, tmp_path, teacher_file):
     hook = dict(type='lckd_mm.LossWeightHook', term='loss_at', schedule='constant')
-    with pytest.raises(KeyError, match="unknown term 'loss_at', the terms are loss_lipschitz, loss_kd"):
+    with pytest.raises(ValueError, match=r"'loss_at'.*loss_lipschitz, loss_kd"):
         run(kd_run(scenes, tmp_path / 'a', teacher_file, [hook]))
     twice = [dict(hook, term='loss_kd'), dict(hook, term='loss_kd')]
     with pytest.raises(ValueError, match='2 schedules'):
@@ -310,5 +310,5 @@ def test_a_warm_up_without_connectors_raises(scenes, tmp_path, teacher_file):
 
 def test_a_warm_up_as_long_as_the_training_raises(scenes, tmp_path, teacher_file):
     cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=8)
-    with pytest.raises(ValueError, match='its 8 iterations are all of the training'):
+    with pytest.raises(ValueError, match=r'end=1.*8 iterations'):
         run(cfg)

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..contexts import saved_buffers
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -64,10 +65,8 @@ def _checkpointed(module: nn.Module, forward: Callable) -> Callable:
 
 @contextlib.contextmanager
 def _kept_buffers(module: nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    restore = saved_buffers(module)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        restore()

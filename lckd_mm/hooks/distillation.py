@@ -14,7 +14,7 @@ from ..contexts import preserved_rng
 from ..distillation import Distiller, Term
 from ..hosts import unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
+from ..storage.checkpoint import add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint
 
 
@@ -68,17 +68,12 @@ class DistillationHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         model = distiller_of(runner, 'DistillationHook')
-        checkpoint.setdefault(STATE_KEY, {}).update(version=1, terms=model.distillation_state())
+        add_state(checkpoint, version=1, terms=model.distillation_state())
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not getattr(runner, '_resume', False):
-            return
-        if 'terms' not in (checkpoint.get(STATE_KEY) or {}):
-            raise ValueError(
-                f'resume: the checkpoint has no {STATE_KEY!r} key with terms, so it is of a plain run and not of this '
-                'distillation; start from it with load_from instead of resuming'
-            )
-        distiller_of(runner, 'DistillationHook').load_distillation_state(checkpoint[STATE_KEY]['terms'])
+        state = resumed_state(runner, checkpoint, 'terms', 'DistillationHook')
+        if state is not None:
+            distiller_of(runner, 'DistillationHook').load_distillation_state(state)
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
@@ -86,7 +81,7 @@ class DistillationHook(Hook):
         model = distiller_of(runner, 'DistillationHook')
         if runner._load_from and not runner._resume:
             # load_from has just overwritten the weights that the student inherited from the teacher.
-            model.take_over()
+            model.copy_teacher_weights()
         waiting = [pair for term in model.terms.values() for pair in term.waiting()]
         if self.fitted is not None and waiting:
             self._take_fitted(runner, model, waiting)
@@ -107,7 +102,7 @@ class DistillationHook(Hook):
         return {k: v for k, v in model.distillation_state().items() if k.startswith(tuple(f'{n}.' for n in names))}
 
     def _take_fitted(self, runner, model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> None:
-        stored = (read_checkpoint(self.fitted, 'DistillationHook: fitted').get(STATE_KEY) or {}).get('terms', {})
+        stored = stored_state(read_checkpoint(self.fitted, 'DistillationHook: fitted'), 'terms') or {}
         for name, (tap, connector) in zip(_names(model, waiting), waiting, strict=True):
             who = f'DistillationHook: fitted={self.fitted!r}'
             state = {k.removeprefix(f'{name}.'): v for k, v in stored.items() if k.startswith(f'{name}.')}

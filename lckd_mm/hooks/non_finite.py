@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 
 from .. import arguments
+from ..contexts import saved_buffers
 from ..distillation import NonFiniteError
 from ..registry import HOOKS
 from .distillation import distiller_of
@@ -87,7 +87,7 @@ class NonFiniteHook(Hook):
         if self._dropping:
             # A further batch of an update that is being skipped.
             return self._drop(optim_wrapper, count)
-        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        restore = saved_buffers(model)
         try:
             outputs = inner(data, optim_wrapper)
         except NonFiniteError as error:
@@ -95,9 +95,7 @@ class NonFiniteHook(Hook):
             if self._in_a_row > self.patience:
                 raise NonFiniteError(f'{self.patience} updates in a row were left out, and now: {error}') from error
             self.skipped += 1
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            restore()
             self.watch.forget()
             print_log(f'NonFiniteHook: this update is left out, since {error}', 'current', logging.WARNING)
             return self._drop(optim_wrapper, count)

@@ -14,7 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from ..errors import WriteError
 from ..hosts import unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
+from ..storage.checkpoint import add_state, stored_state
 from ..storage.files import install, remove_partials, write_whole
 
 
@@ -78,13 +78,13 @@ class ResumeHook(Hook):
 
     def before_run(self, runner) -> None:
         install()
-        if getattr(runner, '_resume', False):
+        if runner._resume:
             # Runs last, so that every other hook is ready for a validation.
             runner.register_hook(_DueValidation(self), priority='LOWEST')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if getattr(runner, '_resume', False):
-            self._resumed = (checkpoint.get(STATE_KEY) or {}).get('random') or {}
+        if runner._resume:
+            self._resumed = stored_state(checkpoint, 'random') or {}
             self.validated = self._resumed.get('validated', _is_the_best(checkpoint))
 
     def before_train(self, runner) -> None:
@@ -171,8 +171,7 @@ class ResumeHook(Hook):
             # A single rank, or a hook that saves on its own.
             ranks = [dict(self._before_val or random_state(), buffers={})]
         # CheckpointHook rewrites the last checkpoint if its validation was the best.
-        state = dict(version=1, ranks=ranks, validated=self._before_val is not None)
-        checkpoint.setdefault(STATE_KEY, {})['random'] = state
+        add_state(checkpoint, random=dict(version=1, ranks=ranks, validated=self._before_val is not None))
 
 
 class _DueValidation(Hook):

@@ -157,6 +157,33 @@ def _some(keys: list[str]) -> str:
     return f'{len(keys)} keys: ' + ', '.join(keys[:_SHOWN]) + rest if len(keys) > 1 else keys[0]
 
 
+def add_state(checkpoint: dict, **state: Any) -> None:
+    """Store what a hook needs to resume beside the student's weights, under the key ``lckd_mm``."""
+    checkpoint.setdefault(STATE_KEY, {}).update(state)
+
+
+def stored_state(checkpoint: dict, key: str) -> Any:
+    """What :func:`add_state` stored under ``key``; None if there is none."""
+    return (checkpoint.get(STATE_KEY) or {}).get(key)
+
+
+def resumed_state(runner: Any, checkpoint: dict, key: str, hook: str) -> Any:
+    """:func:`stored_state` of the checkpoint from which a run resumes; None if it only loads its weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not runner._resume:
+        return None
+    state = stored_state(checkpoint, key)
+    if state is None:
+        raise ValueError(
+            f'resume: the checkpoint has no {key!r} under {STATE_KEY!r}, so its run had no {hook}; start from it with '
+            'load_from instead of resuming'
+        )
+    return state
+
+
 def export_keys(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     """A state_dict hook of the Distiller: keeps only the student's keys, without their prefix.
 
