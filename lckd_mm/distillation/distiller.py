@@ -103,7 +103,7 @@ class Distiller(StudentModel):
             self.terms.rehearse(net, dry_run_size, self._only_with_loss)
         self.inherit = inherit
         for path in self.inherit:
-            self._inheritance(path)
+            self._common_tensors(path)
         self.teacher.match_inputs(net.data_preprocessor)
         #: Each is called after the loss, with all taps recorded, as observer(student features, teacher features,
         #: the student's connected features by term and tap, losses); see LipschitzMonitorHook.
@@ -118,7 +118,7 @@ class Distiller(StudentModel):
         with preserved_rng():
             self.teacher.load()
         self.terms.bind(self.teacher.model)
-        self.take_over()
+        self.copy_teacher_weights()
         if is_distributed():
             # Runner broadcasts the state dict, which holds only the student.
             for tensor in self.terms.state_dict().values():
@@ -201,17 +201,17 @@ class Distiller(StudentModel):
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
 
-    def take_over(self) -> None:
+    def copy_teacher_weights(self) -> None:
         """Copy the teacher's weights into the modules of ``inherit``, where names and shapes agree."""
         for path in self.inherit:
-            agreeing = self._inheritance(path)
+            agreeing = self._common_tensors(path)
             with torch.no_grad():
                 for own, theirs in agreeing:
                     own.copy_(theirs)
             count = len(self.student.get_submodule(path).state_dict())
             print_log(f'{path}: {len(agreeing)} of its {count} tensors begin as the teacher has them', logger='current')
 
-    def _inheritance(self, path: str) -> list[tuple[Tensor, Tensor]]:
+    def _common_tensors(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a module's tensors in the student and in the teacher that agree in name and shape."""
         modules = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):

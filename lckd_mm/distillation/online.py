@@ -32,6 +32,8 @@ NETS, CRITICS = 'nets', 'critics'
 class OnlineDistiller(StudentModel):
     """K nets trained together on the same batches: each by its own loss, and by terms in which a peer is the teacher.
 
+    Net k learns from net k-1, net 0 from the last one.
+
     1. ``loss``: runs every net once in training mode and adds the terms of each net: its own features are the
        student's, the peer's, detached, the teacher's. Names begin with ``net0.``, ``net1.``, …
     2. ``predict``, ``tensor``, test and export use net 0. Validation reports net 0 under the host's own names;
@@ -54,9 +56,6 @@ class OnlineDistiller(StudentModel):
         terms: name to term, see :class:`~lckd_mm.distillation.Term`, for every net; a connector maps to the peer's
             width. Teacher-side connectors that are made from a trained teacher's layers are refused.
         taps: as in :class:`~lckd_mm.distillation.Distiller`, for all nets.
-        net_taps: overrides, one per net.
-        peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': each net learns from every other, the
-            terms are averaged, and every pair has its own modules.
         steps: optimizer name to the names of its terms.
         dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distillation.Distiller`.
     Raises:
@@ -71,8 +70,6 @@ class OnlineDistiller(StudentModel):
         nets: Sequence[dict],
         terms: dict[str, dict],
         taps: Taps = None,
-        net_taps: Sequence[Taps] | None = None,
-        peers: str = 'cyclic',
         steps: Mapping[str, Sequence[str]] | None = None,
         dry_run_size: int | tuple[int, int] | None = None,
         data_preprocessor: dict | nn.Module | None = None,
@@ -80,9 +77,6 @@ class OnlineDistiller(StudentModel):
     ):
         if not isinstance(nets, Sequence) or len(nets) < 2 or not all(isinstance(net, Mapping) for net in nets):
             raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
-        if net_taps is not None and len(net_taps) != len(nets):
-            raise ValueError(f'OnlineDistiller: {len(net_taps)} net_taps for {len(nets)} nets; give one a net')
-        arguments.choice('OnlineDistiller', 'peers', peers, ('cyclic', 'all'))
         terms = inherited(terms, 'OnlineDistiller')
         if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
             raise TypeError(f'OnlineDistiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
@@ -113,14 +107,10 @@ class OnlineDistiller(StudentModel):
                     f'OnlineDistiller: net {k} normalises its images otherwise than net 0, and all nets see the same; '
                     'give them one data_preprocessor'
                 )
-        count = len(self.nets)
-        self.pairs = [
-            (k, j) for k in range(count) for j in range(count) if j != k and (peers == 'all' or j == (k - 1) % count)
-        ]
+        #: (k, j): net k learns from net j.
+        self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
         with preserved_rng(torch.initial_seed() + _TERM_SEED):
-            self.net_taps = [
-                merge_taps(f'net {k}', net, taps, net_taps[k] if net_taps else None) for k, net in enumerate(self.nets)
-            ]
+            self.net_taps = [merge_taps(f'net {k}', net, taps, None) for k, net in enumerate(self.nets)]
             only_with_loss = [
                 trace_taps(of, net, size or training_size(first), with_loss=True)
                 for of, net in zip(self.net_taps, self.nets)
@@ -211,16 +201,14 @@ class OnlineDistiller(StudentModel):
                 with self.net_taps[k].record(net, names, require_grad=trained) as recorded:
                     own.append(own_losses(net, inputs, data_samples))
             features.append(recorded)
-        values: dict[str, list[Tensor]] = {}
+        losses = {f'net{k}.{name}': value for k, of in enumerate(own) for name, value in of.items()}
         for k, j in self.pairs:
             peer = {name: detached(feature) for name, feature in features[j].items()}
             replay = partial(self._replay, k, j, (moments[k], moments[j]), data_samples)
             batch = Batch(features[k], peer, inputs, data_samples, own[k], replay)
             terms, _ = self.terms[_pair(k, j)](batch, self.training and torch.is_grad_enabled())
-            for name, value in terms.items():
-                values.setdefault(f'net{k}.{name}', []).append(value)
-        losses = {f'net{k}.{name}': value for k, of in enumerate(own) for name, value in of.items()}
-        return losses | {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
+            losses |= {f'net{k}.{name}': value for name, value in terms.items()}
+        return losses
 
     def _stream(self, k: int) -> contextlib.AbstractContextManager:
         """Seeds the random numbers of net k's pass; net 0 uses the global ones, as when trained alone."""
@@ -305,17 +293,17 @@ class OnlineDistiller(StudentModel):
         wrappers = list(optim_wrapper.items())
         parameters = {name: _parameters(wrapper) for name, wrapper in wrappers}
         for name, wrapper in wrappers:
-            _hand(parameters[name], self._held.pop(name, None))
+            _set_gradients(parameters[name], self._held.pop(name, None))
             value = wrapper.scale_loss(self._objective(name, losses))
             wrapper.backward(value, inputs=parameters[name], retain_graph=name != wrappers[-1][0])
             self._held[name] = [p.grad for p in parameters[name]]
-            _hand(parameters[name], None)
+            _set_gradients(parameters[name], None)
         for name, wrapper in wrappers:
             if not wrapper.should_update():
                 continue
             gradients = self._held.pop(name)
             all_reduce_params([g for g in gradients if g is not None], op='mean')
-            _hand(parameters[name], gradients)
+            _set_gradients(parameters[name], gradients)
             wrapper.step()
             wrapper.zero_grad()
         return logged
@@ -362,7 +350,7 @@ def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:
     return [p for group in wrapper.optimizer.param_groups for p in group['params'] if p.requires_grad]
 
 
-def _hand(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
+def _set_gradients(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
     """Set the parameters' gradients, or clear them: optimizers may share a parameter, each with its own gradient."""
     for parameter, gradient in zip(parameters, gradients or [None] * len(parameters)):
         parameter.grad = gradient

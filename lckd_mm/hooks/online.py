@@ -16,7 +16,7 @@ from ..distillation import OnlineDistiller
 from ..distillation.online_optim import OnlineDataParallel
 from ..hosts import host_of, unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
+from ..storage.checkpoint import STATE_KEY, add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint, save_whole
 
 
@@ -41,8 +41,6 @@ class OnlineHook(Hook):
     classifiers and segmentors the ensemble, the mean of the nets' class probabilities, is reported as
     ``ensemble/<metric>``. ``save_best`` can use any of these. ``tools/train.py`` adds this hook by default.
 
-    Args:
-        ensemble: whether to validate the ensemble.
     Raises:
         ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
             :class:`~lckd_mm.distillation.online_optim.OnlineDataParallel`.
@@ -51,8 +49,7 @@ class OnlineHook(Hook):
     # Its metrics must exist before the logger hook runs.
     priority = 'HIGHEST'
 
-    def __init__(self, ensemble: bool = True):
-        self.ensemble = ensemble
+    def __init__(self):
         self._evaluators: dict[str, Any] = {}
         self._files = _NetFiles()
 
@@ -75,24 +72,17 @@ class OnlineHook(Hook):
             wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        state = online_of(runner, 'OnlineHook').distillation_state()
-        checkpoint.setdefault(STATE_KEY, {}).update(version=1, **state)
+        add_state(checkpoint, version=1, **online_of(runner, 'OnlineHook').distillation_state())
         self._files.pending = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not getattr(runner, '_resume', False):
-            return
-        if 'nets' not in (checkpoint.get(STATE_KEY) or {}):
-            raise ValueError(
-                'resume: the checkpoint holds no other nets than its own, so it is not of this OnlineDistiller; start '
-                'from it with load_from instead of resuming'
-            )
-        online_of(runner, 'OnlineHook').load_distillation_state(checkpoint[STATE_KEY])
+        if resumed_state(runner, checkpoint, 'nets', 'OnlineHook') is not None:
+            online_of(runner, 'OnlineHook').load_distillation_state(checkpoint[STATE_KEY])
 
     def before_val_epoch(self, runner) -> None:
         model = online_of(runner, 'OnlineHook')
         names = [f'net{k}' for k in range(1, len(model.nets))]
-        if self.ensemble and host_of(model.student) in _ENSEMBLES:
+        if host_of(model.student) in _ENSEMBLES:
             names.append('ensemble')
         self._evaluators = {name: copy.deepcopy(runner.val_loop.evaluator) for name in names}
 
@@ -153,7 +143,7 @@ class _NetFiles(Hook):
 
     def _split(self, file: Path) -> None:
         stored = read_checkpoint(str(file), 'OnlineHook')
-        for k, state in enumerate((stored.get(STATE_KEY) or {}).get('nets', ()), 1):
+        for k, state in enumerate(stored_state(stored, 'nets') or (), 1):
             save_whole(dict(meta=stored['meta'], state_dict=state), _named(file, k))
             self._known.add(file)
 
