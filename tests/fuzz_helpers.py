@@ -22,7 +22,7 @@ from torch import nn
 
 import lckd_mm
 from lckd_mm.distillation import Distiller
-from lckd_mm.errors import one_sentence
+from lckd_mm.errors import one_line
 from lckd_mm.hosts import fabricate_samples
 
 #: Malformed configs by theme, under `make test-all` and under `make test`; every theme's test asserts its own number.
@@ -225,7 +225,7 @@ class Tally:
             self.ends['trained'] += 1
 
     def _fault(self, error, names):
-        text, (file, line) = one_sentence(error), raised_at(error)
+        text, (file, line) = one_line(error), raised_at(error)
         where = f'{type(error).__name__} at {file}: {line!r}: {text[:300]}'
         if not isinstance(error, OURS):
             return f'a bare {where}'

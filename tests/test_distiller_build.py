@@ -156,9 +156,7 @@ def test_mistakes(config, overrides, error, says):
 
 def test_a_net_that_does_not_run(config, tiny_fcn):
     model = tiny_fcn(decode_head=tiny_fcn()['decode_head'] | dict(in_channels=7))
-    says = (
-        r"teacher: its dry run on one image of 32 x 32 \(mode='tensor'\) failed with RuntimeError: .*set dry_run_size"
-    )
+    says = r"teacher: its dry run on one image of 32 x 32 \(mode='tensor'\) failed: RuntimeError: .*set dry_run_size"
     with pytest.raises(ValueError, match=says):
         Distiller(**config(teacher=dict(model=model, checkpoint='nowhere.pth')))
 

@@ -21,7 +21,7 @@ from ..config import (
     is_online,
     student_config,
 )
-from ..errors import one_sentence
+from ..errors import CLEAR, one_line
 from ..hosts import load_config, unwrapped
 from ..storage.checkpoint import STATE_KEY, load_strictly
 from ..storage.files import install, save_whole, trust
@@ -75,7 +75,8 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     except Exception as error:
         if '--debug' in argv:
             raise
-        print(f'error: {one_sentence(error)}', file=sys.stderr)
+        hint = '' if isinstance(error, CLEAR) else ' (--debug shows where)'
+        print(f'error: {one_line(error)}{hint}', file=sys.stderr)
         return 1
     return 0
 

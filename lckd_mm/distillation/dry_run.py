@@ -122,12 +122,9 @@ def rehearse(
                 f'{side.role} ' + ', '.join(f'{n} {tuple(side.taps.traces[n].shapes[0])}' for n in side.names)
                 for side in (term.student, term.teacher)
             ]
-            reason = one_line(error)
-            if not isinstance(error, (RuntimeError, ValueError)):
-                reason = f'{type(error).__name__}: {reason}'
             raise ValueError(
                 f'term {name!r}: {type(term.loss).__name__} does not take these features ({"; ".join(shapes)}): '
-                f'{reason}'
+                f'{one_line(error)}'
             ) from error
         finally:
             for module, training in mode:
@@ -151,6 +148,6 @@ def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
 
 def _dry_run_error(who: str, size: tuple[int, int], mode: str, error: Exception) -> ValueError:
     return ValueError(
-        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
-        f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
+        f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed: '
+        f'{one_line(error)}; set dry_run_size to a size that it takes'
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contexts import eval_mode
+from ..errors import one_line
 
 FORMATS = ('onnx', 'pt2')
 
@@ -82,10 +83,8 @@ def export(
         except ModuleNotFoundError:
             raise
         except Exception as error:  # exporters can raise anything
-            reason = ' '.join(str(error).split())[:300]
             raise ValueError(
-                f'export: the forward of {type(model).__name__} cannot be exported to {kind} '
-                f'({type(error).__name__}: {reason})'
+                f'export: the forward of {type(model).__name__} cannot be exported to {kind}: {one_line(error)}'
             ) from error
         worst = _difference(run(draft, example), expected)
         if dynamic_batch:
