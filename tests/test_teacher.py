@@ -72,17 +72,11 @@ def test_missing_unexpected_and_misshaped_keys_are_listed(net, tmp_path):
     weights = weights_of(net)
     weights['backbone.9.weight'] = weights.pop('backbone.0.weight')
     path = write(tmp_path / 'a.pth', dict(state_dict=weights))
-    says = (
-        f'teacher: the checkpoint {path!r} does not fit ModuleDict: missing backbone.0.weight; '
-        'unexpected backbone.9.weight; give the checkpoint of this architecture, or allow keys'
-    )
-    with pytest.raises(ValueError, match=re.escape(says)):
+    with pytest.raises(ValueError, match=r'missing backbone.0.weight; unexpected backbone.9.weight; .* allow'):
         load_strictly(net, path, 'teacher')
     weights = weights_of(net)
     weights['head.0.weight'] = torch.zeros(7, 4)
-    with pytest.raises(
-        ValueError, match=r'of another shape than ModuleDict: size mismatch for head.0.weight: .*\[7, 4'
-    ):
+    with pytest.raises(ValueError, match=r'size mismatch head.0.weight \(\[7, 4\] in the file'):
         load_strictly(net, write(tmp_path / 'b.pth', dict(state_dict=weights)), 'teacher')
 
 
