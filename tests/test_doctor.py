@@ -29,7 +29,7 @@ def test_a_sound_installation(tmp_path):
     code, lines = doctor('--root', tmp_path)
     assert code == 0, lines
     assert lines[-1] == 'all that training needs is there'
-    assert line_of(lines, 'mmcv op').startswith('ok')
+    assert line_of(lines, 'operators').startswith('ok')
     for module in FAMILIES['upstream']:
         assert line_of(lines, module).startswith('ok')
     assert line_of(lines, 'VOC2012').startswith('ok')
@@ -43,7 +43,7 @@ def test_without_any_package():
     assert code == 1
     for what in ('torch', 'torchvision', *FAMILIES['upstream']):
         assert re.search(r'WRONG .* not installed; make install$', line_of(lines, what))
-    assert line_of(lines, 'mmcv op').startswith('WRONG')
+    assert line_of(lines, 'operators').startswith('WRONG')
     assert re.fullmatch(r'\d+ wrong', lines[-1])
 
 
@@ -52,7 +52,7 @@ def test_a_hollow_mmcv(tmp_path):
     (tmp_path / 'mmcv' / '__init__.py').write_text("__version__ = '2.1.0'\n")
     code, lines = doctor(paths=[tmp_path])
     assert code == 1
-    op = line_of(lines, 'mmcv op')
+    op = line_of(lines, 'operators')
     assert op.startswith('WRONG') and 'mmcv.ops' in op and '; make install' in op
 
 
@@ -73,7 +73,7 @@ def test_both_families_at_once(tmp_path):
 def test_the_versions_are_those_of_the_requirements_and_of_the_readme():
     makefile, readme = (ROOT / 'Makefile').read_text(), (ROOT / 'README.md').read_text()
     common = (ROOT / 'requirements-common.txt').read_text()
-    for name, version in TORCH.items():
+    for name, version in TORCH.values():
         assert f'{name}=={version}' in common
     for family, file in (('upstream', 'requirements.txt'), ('onedl', 'requirements-onedl.txt')):
         text = (ROOT / file).read_text()
