@@ -1,6 +1,5 @@
 """Smoothness of a net around images: norms, local Lipschitz constants and bounds per stage, and changes under noise."""
 
-import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -37,16 +37,15 @@ class Net:
 
 @dataclass(frozen=True)
 class Stage:
-    """Two consecutive taps of a chain; ``levels`` are indices into a tap with several maps, None for taps with one."""
+    """Two consecutive taps of a chain; ``levels`` are indices into taps with several maps, None for taps with one."""
 
     front: str
     back: str
-    levels: tuple[int, int] | None = None
+    levels: tuple[int | None, int | None] = (None, None)
 
     @property
     def label(self) -> str:
-        a, b = (None, None) if self.levels is None else self.levels
-        return f'{_point(self.front, a)} → {_point(self.back, b)}'
+        return f'{_point(self.front, self.levels[0])} → {_point(self.back, self.levels[1])}'
 
 
 def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
@@ -60,58 +59,50 @@ def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[st
             with two taps of the other.
     """
     chains: dict[str, tuple[list[str], list[str]]] = {}
-    terms = cfg.model.get('terms') or {}
-    for name, term in terms.items():
-        if isinstance(term, Mapping) and _is_lipschitz(term.get('loss')):
-            on = term.get('on')
-            sides = [term.get(side, on) for side in ('student', 'teacher')]
+    for name, term in (cfg.model.get('terms') or {}).items():
+        if term is not None and _is_lipschitz(term.loss):
+            sides = [term.get(side, term.get('on')) for side in ('student', 'teacher')]
             chains[name] = tuple([s] if isinstance(s, str) else list(s) for s in sides)
-    chains = _each_link_once(chains)
-    if not chains:
-        taps = cfg.model.get('taps')
-        parts = taps if isinstance(taps, (list, tuple)) else [taps]
-        names = [name for part in parts if isinstance(part, Mapping) for name in part]
-        names = [name for name in names if re.fullmatch(r'stage\d+', name)]
-        if len(names) < 2:
-            names = list(preset_taps(student, 'backbone'))
-        chains['stages'] = names, names
-    return chains
+    if chains:
+        return _each_link_once(chains)
+    taps = cfg.model.get('taps')
+    parts = taps if isinstance(taps, (list, tuple)) else [taps]
+    names = [name for part in parts if isinstance(part, Mapping) for name in part if re.fullmatch(r'stage\d+', name)]
+    if len(names) < 2:
+        names = list(preset_taps(student, 'backbone'))
+    return dict(stages=(names, names))
 
 
 def _each_link_once(chains: dict[str, tuple[list[str], list[str]]]) -> dict[str, tuple[list[str], list[str]]]:
-    pairs = {pair for sides in chains.values() for pair in zip(*sides, strict=True)}
-    for side, role in enumerate(('student', 'teacher')):
-        taps = [pair[side] for pair in pairs]
-        for tap in taps:
-            if taps.count(tap) > 1:
-                others = ', '.join(sorted(pair[1 - side] for pair in pairs if pair[side] == tap))
+    for sides in (chains.values(), [(t, s) for s, t in chains.values()]):
+        partner: dict[str, str] = {}
+        for tap, other in (pair for side in sides for pair in zip(*side, strict=True)):
+            if partner.setdefault(tap, other) != other:
                 raise ValueError(
-                    f"the Lipschitz terms hold the {role}'s tap {tap!r} against {others}, so that its figures have no "
-                    'one counterpart; take one of these terms out with --cfg-options model.terms.NAME=None'
+                    f'the Lipschitz terms compare the tap {tap!r} with both {partner[tap]!r} and {other!r}; remove one '
+                    'of these terms with --cfg-options model.terms.NAME=None'
                 )
     once: dict[str, tuple[list[str], list[str]]] = {}
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, ...]] = set()
     for name, (student, teacher) in chains.items():
-        if len(student) == 1:
-            if student[0] not in {chain[0][0] for chain in once.values() if len(chain[0]) == 1}:
-                once[name] = student, teacher
-            continue
+        # A single tap, with several levels, is a link of its own.
+        links = list(pairwise(student)) if len(student) > 1 else [(student[0],)]
         part: tuple[list[str], list[str]] | None = None
-        for i, link in enumerate(pairwise(student)):
+        for i, link in enumerate(links):
             if link in known:
                 part = None
                 continue
             known.add(link)
             if part is None:
                 part = once[name if name not in once else f'{name} from {link[0]}'] = [student[i]], [teacher[i]]
-            part[0].append(student[i + 1])
-            part[1].append(teacher[i + 1])
+            part[0].extend(student[i + 1 : i + 2])
+            part[1].extend(teacher[i + 1 : i + 2])
     return once
 
 
 def _is_lipschitz(loss: Any) -> bool:
     """Whether a loss config is a LipschitzLoss (or subclass, as LONDONLoss), possibly wrapped by another loss."""
-    if not isinstance(loss, Mapping):
+    if loss is None:
         return False
     kind = loss.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
@@ -128,12 +119,7 @@ def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
 
 def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
     """The (tap, level) at which stages start and end, without duplicates, in order."""
-    ends = [
-        end
-        for stage in stages
-        for end in zip((stage.front, stage.back), (None, None) if stage.levels is None else stage.levels)
-    ]
-    return list(dict.fromkeys(ends))
+    return list(dict.fromkeys(end for stage in stages for end in zip((stage.front, stage.back), stage.levels)))
 
 
 def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | None) -> dict:
@@ -161,9 +147,7 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
     to the back tap around it. It does not exist with a skip connection around the tap, or in a pyramid whose finer
     levels are computed from coarser ones.
     """
-    if stage.levels is not None or net.taps.addresses[stage.front].call == '*':
-        return None
-    if net.taps.addresses[stage.back].call == '*':
+    if stage.levels != (None, None) or '*' in (net.taps.addresses[tap].call for tap in (stage.front, stage.back)):
         return None
 
     def function(front: Tensor, images: Tensor = inputs) -> Tensor:
@@ -179,9 +163,9 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
         front = features_of(net, [stage.front], images, samples)[stage.front].detach().requires_grad_()
         back = function(front.clone(), images)
         sources = (front, images)
-        through, around = (
-            torch.autograd.grad(back.sum(), sources, allow_unused=True) if back.requires_grad else (None, None)
-        )
+        if not back.requires_grad:
+            return None
+        through, around = torch.autograd.grad(back.sum(), sources, allow_unused=True)
     return function if through is not None and around is None else None
 
 
@@ -197,8 +181,8 @@ def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | No
     aspect = inputs.shape[2] / inputs.shape[3]
     norms, shares = [], []
     for stage in stages:
-        a, b = (None, None) if stage.levels is None else stage.levels
-        maps = as_maps([_level(features[stage.front], a), _level(features[stage.back], b)], aspect)
+        ends = zip((stage.front, stage.back), stage.levels)
+        maps = as_maps([_level(features[tap], level) for tap, level in ends], aspect)
         norms.append(transmitting_norms(maps)[0])
         shares.append(norms[-1] / (mean_length(maps[0]) * mean_length(maps[1])))
     return torch.stack(norms), torch.stack(shares)
@@ -211,9 +195,7 @@ def stage_constants(
     function = stage_map(net, stage, inputs, samples)
     if function is None:
         return None
-    with torch.no_grad():
-        front = features_of(net, [stage.front], inputs, samples)[stage.front]
-    return local_lipschitz(function, front, tol, residual=True)
+    return local_lipschitz(function, _front(net, stage, inputs, samples), tol, residual=True)
 
 
 def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3) -> Tensor | None:
@@ -224,11 +206,12 @@ def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, to
     """
     inputs, samples = inputs[:1], samples and samples[:1]
     function = stage_map(net, stage, inputs, samples)
-    if function is None:
-        return None
-    with torch.no_grad():
-        front = features_of(net, [stage.front], inputs, samples)[stage.front]
-    return graph_bound(function, front, tol)
+    return None if function is None else graph_bound(function, _front(net, stage, inputs, samples), tol)
+
+
+@torch.no_grad()
+def _front(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Tensor:
+    return features_of(net, [stage.front], inputs, samples)[stage.front]
 
 
 class GaussianNoise:
@@ -284,7 +267,7 @@ def metrics_under_noise(
             predictions = net.model(net.convert(inputs, samples), samples, mode='predict')
             evaluator.process(predictions, batch)
         metrics = evaluator.evaluate(len(loader.dataset))
-    return {name: float(value) for name, value in metrics.items() if _is_number(value)}
+    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, str)}
 
 
 def first_images(
@@ -372,10 +355,3 @@ def _point(tap: str, level: int | None) -> str:
 
 def _level(feature: Tensor | list[Tensor], level: int | None) -> Tensor:
     return feature if level is None else feature[level]
-
-
-def _is_number(value: Any) -> bool:
-    with contextlib.suppress(TypeError, ValueError):
-        float(value)
-        return True
-    return False
