@@ -24,7 +24,7 @@ def online_of(runner: Any, who: str) -> OnlineDistiller:
     """The runner's OnlineDistiller, without its wrapper; TypeError if the model is another."""
     model = unwrapped(runner.model)
     if not isinstance(model, OnlineDistiller):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; take the hook away')
+        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; remove the hook')
     return model
 
 
@@ -60,8 +60,7 @@ class OnlineHook(Hook):
             runner.register_hook(self._files, priority='LOWEST')
 
     def before_train(self, runner) -> None:
-        several = isinstance(runner.optim_wrapper, OptimWrapperDict)
-        if not several:
+        if not isinstance(runner.optim_wrapper, OptimWrapperDict):
             return
         if is_distributed() and not isinstance(runner.model, OnlineDataParallel):
             raise ValueError(

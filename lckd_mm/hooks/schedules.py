@@ -132,10 +132,7 @@ class ConnectorWarmupHook(Hook):
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'ConnectorWarmupHook')
         if not any(p.requires_grad for p in model.terms.parameters()):
-            raise ValueError(
-                'ConnectorWarmupHook: no term has connectors to train; give one connector=dict(type=...), or take the '
-                'hook away'
-            )
+            raise ValueError('ConnectorWarmupHook: no term has connectors to train; add one, or remove the hook')
         self._last = math.ceil(iterations(self.end, self.by, runner.max_iters, epoch_length(runner)))
         if self._last >= runner.max_iters:
             raise ValueError(
