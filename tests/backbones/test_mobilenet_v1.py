@@ -116,7 +116,7 @@ def test_several_outputs_are_those_of_the_blocks_and_change_no_key():
 
 @pytest.mark.parametrize('out_indices', [(), (0, 5), (5, 14), (11, 5), (5, 5)])
 def test_numbers_that_are_no_blocks_in_order_raise(out_indices):
-    with pytest.raises(ValueError, match=r'out_indices must be numbers of blocks, from 1 to 13 and in order'):
+    with pytest.raises(ValueError, match='out_indices'):
         MobileNetV1(out_indices=out_indices)
 
 
@@ -127,7 +127,7 @@ def test_another_stem_raises():
 
 @pytest.mark.parametrize('width_multiplier', [0.0, 0.01, -1.0])
 def test_a_width_without_channels_raises(width_multiplier):
-    with pytest.raises(ValueError, match=f'at least one of 32 channels.* got {width_multiplier}'):
+    with pytest.raises(ValueError, match=f'width_multiplier.* got {width_multiplier}'):
         MobileNetV1(width_multiplier=width_multiplier)
 
 

@@ -151,18 +151,18 @@ def test_convolutions_begin_he_normal_by_fan_out():
 
 @pytest.mark.parametrize('depth', [2, 9, 16, 109])
 def test_a_depth_that_no_group_divides_raises(depth):
-    with pytest.raises(ValueError, match=f'depth must be 6 n .* such as 20 or 110, got {depth}'):
+    with pytest.raises(ValueError, match=rf'6 n \+ 2.*got {depth}'):
         PyramidNet(depth, 84)
 
 
 @pytest.mark.parametrize('depth', [2, 8, 44])
 def test_bottlenecks_need_another_depth(depth):
-    with pytest.raises(ValueError, match=f'depth must be 9 n .* such as 164 or 200, got {depth}'):
+    with pytest.raises(ValueError, match=rf'9 n \+ 2.*got {depth}'):
         PyramidNet(depth, 240, bottleneck=True)
 
 
 def test_a_pyramid_that_would_narrow_raises():
-    with pytest.raises(ValueError, match=r'alpha, .* 0 or above, got -3'):
+    with pytest.raises(ValueError, match=r'alpha.*got -3'):
         PyramidNet(20, -3)
 
 

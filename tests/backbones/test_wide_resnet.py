@@ -70,7 +70,7 @@ def test_convolutions_begin_he_normal_by_fan_out():
 
 @pytest.mark.parametrize('depth', [4, 5, 18, 27])
 def test_a_depth_that_no_group_divides_raises(depth):
-    with pytest.raises(ValueError, match='depth must be 6 n'):
+    with pytest.raises(ValueError, match=rf'6 n \+ 4.*got {depth}'):
         WideResNet(depth)
 
 
