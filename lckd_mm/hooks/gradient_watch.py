@@ -65,16 +65,15 @@ class GradientWatch:
         broken = self.broken()
         self.forget()
         if broken:
-            (term, tap), rest = broken[0], broken[1:]
-            where = f'at student tap {tap!r}' + ''.join(f', {b!r} of {a!r}' for a, b in rest[:3])
+            term, where = broken[0][0], f'student tap {broken[0][1]!r}'
         else:
-            term, where = next((name for name, flag in own.items() if not flag), None), "at the term's own parameters"
+            term, where = next((name for name, flag in own.items() if not flag), None), "the term's own parameters"
             if is_distributed():
-                where += ', which gradients of all ranks are in'
+                where += ', whose gradient is the sum over all ranks'
         if term is None:
             raise NonFiniteError(f'the gradient of a term is not finite in {iteration()} on another rank; {ADVICE}')
         raise NonFiniteError(
-            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity {where}: '
-            f'{type(terms[term].loss).__name__} has no finite derivative there (a root or a logarithm of 0, a division '
-            f'by next to nothing), or its weight is too large; {ADVICE}'
+            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity at {where}: the '
+            f'derivative of {type(terms[term].loss).__name__} is not finite there (a root or logarithm of 0, a '
+            f'division by a tiny number), or its weight is too large; {ADVICE}'
         )

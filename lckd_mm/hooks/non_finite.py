@@ -68,8 +68,7 @@ class NonFiniteHook(Hook):
         self.watch.forget()
         self.watch.attach(model.terms)
         self._undo.append(lambda: self.watch.detach(model.terms))
-        scaler = getattr(wrapper, 'loss_scaler', None)
-        if scaler is None or not scaler.is_enabled():
+        if _scaler_of(wrapper) is None:
             handle = wrapper.optimizer.register_step_pre_hook(lambda *_: self.watch.check(model.terms))
             self._undo.append(handle.remove)
         if self.action == 'skip':
@@ -93,11 +92,11 @@ class NonFiniteHook(Hook):
         except NonFiniteError as error:
             self._in_a_row += 1
             if self._in_a_row > self.patience:
-                raise NonFiniteError(f'{self.patience} updates in a row were left out, and now: {error}') from error
+                raise NonFiniteError(f'{self.patience} updates in a row were skipped, and now: {error}') from error
             self.skipped += 1
             restore()
             self.watch.forget()
-            print_log(f'NonFiniteHook: this update is left out, since {error}', 'current', logging.WARNING)
+            print_log(f'NonFiniteHook: this update is skipped: {error}', 'current', logging.WARNING)
             return self._drop(optim_wrapper, count)
         if optim_wrapper.should_update():
             self._in_a_row = 0
@@ -111,16 +110,15 @@ class NonFiniteHook(Hook):
         return {}
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        if scaler is None or not scaler.is_enabled():
+        scaler = _scaler_of(runner.optim_wrapper)
+        if scaler is None:
             return
         if self.every_n_train_iters(runner, self.interval) and scaler.get_scale() < _SMALLEST_SCALE:
-            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in self.watch.broken())
+            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in self.watch.broken()) or 'no tap of a term'
             raise NonFiniteError(
-                f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, since '
-                'the scaled gradient is never finite, and no weight is updated any more; '
-                + (f'it is not at {found}' if found else "at the terms' taps it is")
-                + "; train with optim_wrapper.dtype='bfloat16', or without amp"
+                f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, because '
+                f'the scaled gradient is never finite (here at {found}), so no weight is updated; train with '
+                "optim_wrapper.dtype='bfloat16', or without amp"
             )
         self.watch.forget()
 
@@ -128,4 +126,10 @@ class NonFiniteHook(Hook):
         while self._undo:
             self._undo.pop()()
         if self.skipped:
-            runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were left out')
+            runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were skipped')
+
+
+def _scaler_of(wrapper: OptimWrapper) -> Any:
+    """The GradScaler in use, or None."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler if scaler is not None and scaler.is_enabled() else None

@@ -1,6 +1,5 @@
 """Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
-import contextlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,30 +84,30 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self._resumed = stored_state(checkpoint, 'random') or {}
-            self.validated = self._resumed.get('validated', _is_the_best(checkpoint))
+            self.validated = self._resumed.get('validated', False)
 
     def before_train(self, runner) -> None:
         if self._resumed is None:
             return
         ranks, loop = self._resumed.get('ranks', ()), runner.train_loop
         loader, self._resumed = loop.dataloader, None
-        reasons = []
-        if not ranks:
-            reasons.append('the checkpoint has no random states')
-        elif len(ranks) != get_world_size():
-            reasons.append(f'the checkpoint has the random states of {len(ranks)} ranks, and there are now '
-                           f'{get_world_size()}')  # fmt: skip
-        if isinstance(loop, EpochBasedTrainLoop):
-            if loader.num_workers > 0 and loader.persistent_workers:
-                reasons.append('persistent workers begin anew (train_dataloader.persistent_workers=False keeps it)')
-            if runner.iter != runner.epoch * len(loader):
-                reasons.append('the checkpoint is from the middle of an epoch, which begins again')
-        if getattr(loop, 'fast_forward_on_resume', False):
-            reasons.append('train_cfg.fast_forward_on_resume begins the order of the images anew')
-        if reasons:
-            runner.logger.warning(
-                f'resume: the run goes on, but not to the bit as if it had not stopped: {"; ".join(reasons)}'
-            )
+        epochs = isinstance(loop, EpochBasedTrainLoop)
+        fast = getattr(loop, 'fast_forward_on_resume', False)
+        causes = {
+            f'the checkpoint has random states of {len(ranks)} ranks instead of {get_world_size()}': (
+                len(ranks) != get_world_size()
+            ),
+            'persistent workers start again (train_dataloader.persistent_workers=False avoids it)': (
+                epochs and loader.num_workers > 0 and loader.persistent_workers
+            ),
+            'the checkpoint is from the middle of an epoch, which starts again': (
+                epochs and runner.iter != runner.epoch * len(loader)
+            ),
+            'train_cfg.fast_forward_on_resume changes the order of the images': fast,
+        }
+        if any(causes.values()):
+            reasons = '; '.join(text for text, applies in causes.items() if applies)
+            runner.logger.warning(f'resume: the run is not bit-identical to an uninterrupted one: {reasons}')
         if len(ranks) != get_world_size():
             return
         own = ranks[get_rank()]
@@ -119,7 +118,7 @@ class ResumeHook(Hook):
                     buffers[name].copy_(value)
         set_random_state(own)
         # The maintained fork can skip the batches already trained on without drawing them.
-        if isinstance(loop, IterBasedTrainLoop) and not getattr(loop, 'fast_forward_on_resume', False):
+        if isinstance(loop, IterBasedTrainLoop) and not fast:
             # The loop first draws all batches already trained on again, which changes the random states.
             loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
 
@@ -136,20 +135,20 @@ class ResumeHook(Hook):
         self._before_val = self._ranks_at = None
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        for hook in _checkpoint_hooks(runner):
-            if not hook.by_epoch and (
-                hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_iter(runner))
-            ):
-                return self._gather(runner)
+        self._gather_before_saving(runner, by_epoch=False)
 
     def after_train_epoch(self, runner) -> None:
-        for hook in _checkpoint_hooks(runner):
-            if hook.by_epoch and (
-                hook.every_n_epochs(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_epoch(runner))
-            ):
-                return self._gather(runner)
+        self._gather_before_saving(runner, by_epoch=True)
+
+    def _gather_before_saving(self, runner, by_epoch: bool) -> None:
+        due, last = (
+            (self.every_n_epochs, self.is_last_train_epoch)
+            if by_epoch
+            else (self.every_n_train_iters, self.is_last_train_iter)
+        )
+        saving = [h for h in runner.hooks if isinstance(h, CheckpointHook) and h.by_epoch == by_epoch]
+        if any(due(runner, h.interval, h.save_begin) or (h.save_last and last(runner)) for h in saving):
+            self._gather(runner)
 
     def _gather(self, runner) -> None:
         """Gather all ranks' states in advance, since only the first rank saves."""
@@ -223,13 +222,6 @@ class _Rewound:
             next(self)
 
 
-def _is_the_best(checkpoint: dict) -> bool:
-    """Whether a file without ``validated`` was written by CheckpointHook after a validation that was the best."""
-    info, meta = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}, checkpoint.get('meta') or {}
-    ends = tuple(f'_{unit}_{meta.get(unit)}.pth' for unit in ('iter', 'epoch'))
-    return any(str(path).endswith(ends) for name, path in info.items() if name.startswith('best_ckpt'))
-
-
 def _buffers(runner) -> dict[str, torch.Tensor]:
     """The buffers of the model and of its moving average (EMA), which is validated."""
     found = dict(unwrapped(runner.model).named_buffers())
@@ -237,10 +229,6 @@ def _buffers(runner) -> dict[str, torch.Tensor]:
         if isinstance(hook, EMAHook):
             found |= {f'(ema) {name}': buffer for name, buffer in hook.ema_model.module.named_buffers()}
     return found
-
-
-def _checkpoint_hooks(runner) -> list[CheckpointHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
 @HOOKS.register_module()
@@ -298,44 +286,34 @@ class SafeCheckpointHook(CheckpointHook):
                 write_whole(f'{runner.work_dir}/last_checkpoint', self.last_ckpt.encode())
         except WriteError as error:
             good = f'the last good checkpoint is {before}' if before else 'there is no checkpoint yet'
-            raise WriteError(f'{error}; {good}; go on with --resume') from error
+            raise WriteError(f'{error}; {good}; continue with --resume') from error
         if is_main_process():
             for old in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        with self._removing_later():
+        # mmengine removes the former best before it writes the new one.
+        backend = self.file_backend
+        self.file_backend = later = _RemovingLater(backend)
+        try:
             super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        for path in set(later.paths) - best:
+            self._remove(path)
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)  # deepspeed's checkpoints are folders
-
-    @contextlib.contextmanager
-    def _removing_later(self) -> Iterator[None]:
-        """Postpone removals requested inside until exit; drop them if an exception is raised."""
-        backend = self.file_backend
-        self.file_backend = later = _RemovingLater(backend)
-        try:
-            yield
-        finally:
-            self.file_backend = backend
-        best = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
-        for path in later.paths:
-            if path not in best:
-                self._remove(path)
 
 
 class _RemovingLater:
+    """A file backend that notes the files to remove."""
+
     def __init__(self, backend: Any):
         self._backend, self.paths = backend, []
+        self.remove = self.rmtree = self.paths.append
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self.paths.append(path)
-
-    rmtree = remove
