@@ -80,10 +80,10 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
 
     net = model('mmpretrain')
     net.neck = torch.nn.Sequential(net.neck, Branch())
-    with pytest.raises(ValueError, match='ImageClassifier cannot be exported to pt2'):
+    with pytest.raises(ValueError, match=r'ImageClassifier .* \.pt2'):
         export(net, tmp_path / 'net.pt2', (32, 32))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r'expected \.onnx or \.pt2'):
+    with pytest.raises(ValueError, match=r'\.pth.*\.onnx, \.pt2'):
         export(net, tmp_path / 'net.pth', (32, 32))
 
 

@@ -286,7 +286,7 @@ def test_load_from_says_what_fits(train, model, scenes, tmp_path):
     assert status == 0
     own = [k for k in model.state_dict() if 'num_batches' not in k]
     assert f'fits EncoderDecoder in {len(own) - 2} of its {len(own)} tensors' in log
-    assert 'size mismatch 2 keys: decode_head.conv_seg.weight ([7, 16, 1, 1] in the file' in log
+    assert 'size mismatch 2 keys: decode_head.conv_seg.weight ([7, ' in log
 
     for write, words in (
         (WRONG['another architecture'][0], ['load_from: nothing in', 'EncoderDecoder', 'conv.weight', 'backbone.']),

@@ -17,10 +17,9 @@ from .distillation import distiller_of
 class ActivationCheckpointHook(Hook):
     """Recomputes modules of the student in the backward pass instead of keeping their activations.
 
-    The hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use torch's reentrant variant, in which a
-    tap inside a checkpointed module carries no gradient; the Distiller refuses such a tap. This hook uses
-    ``use_reentrant=False``, in which it does. Losses, gradients and BatchNorm's running statistics are those of
-    training without it: the recomputation does not update the statistics again, as the other two do.
+    In torch's reentrant variant, which the hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use, a
+    tap inside a checkpointed module has no gradient; here, with ``use_reentrant=False``, it has. Losses, gradients and
+    BatchNorm's running statistics are those of training without the hook.
 
     Args:
         modules: paths in the student, such as ``['backbone.layer1', 'backbone.layer2']``.

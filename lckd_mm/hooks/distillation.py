@@ -40,17 +40,15 @@ class DistillationHook(Hook):
     """Stores connectors and losses' buffers beside the student in every checkpoint, and restores them on resume.
 
     They are stored under the file's key ``lckd_mm``; ``state_dict`` holds only the student. ``load_from`` loads the
-    student and leaves the connectors unchanged. Before the first iteration the hook also fits the connectors that
-    estimate something from training images (:class:`~lckd_mm.connectors.MarginReLU`,
-    :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds this hook by default.
+    student alone. Before the first iteration the hook also fits the connectors that need training images
+    (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds it.
 
     Args:
         fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
             ``tools/fit_connectors.py``, or any checkpoint of a distillation that had them.
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: resuming from a file without connectors (a plain run's) or with other ones; ``fitted`` does not
-            hold the connectors.
+        FileNotFoundError: no such file. ValueError: resuming from a file without connectors or with other ones;
+            ``fitted`` does not hold the connectors.
     """
 
     priority = 'VERY_HIGH'

@@ -15,9 +15,8 @@ from ..distillation.side import Feature
 class GradientWatch:
     """Records in the backward pass, without synchronising, whether each term's gradient at its taps is finite.
 
-    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, a term's features
-    pass through :meth:`follow`, which gives each term its own alias, so that the gradients of terms that read one tap
-    stay distinct. :meth:`check` evaluates the records since its last call.
+    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, each term reads
+    its own alias of a feature, so that the gradients of terms that read one tap stay distinct.
     """
 
     def __init__(self):

@@ -21,10 +21,10 @@ from .distillation import distiller_of
 class LipschitzMonitorHook(Hook):
     """Logs the Lipschitz constants of both nets, layer by layer, and each term's share of the total loss.
 
-    Scalars, in the log and every backend of the Visualizer: ``sigma_student/a-b`` of the raw student taps,
-    ``sigma_connected/a-b`` after the connectors of ``term``, ``sigma_teacher/a-b`` (batch means of
-    :func:`~lckd_mm.functional.transmitting_norm`), ``sigma_gap`` (mean over layers and samples of
-    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps), and ``share_<method>``, as a fraction.
+    Scalars, in the log and every backend of the Visualizer: batch means of
+    :func:`~lckd_mm.functional.transmitting_norm`, as ``sigma_student/a-b`` of the raw student taps,
+    ``sigma_connected/a-b`` after the connectors of ``term`` and ``sigma_teacher/a-b``; ``sigma_gap``, the mean of
+    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps; and ``share_<method>``, a fraction.
 
     Args:
         on: tap names, in order of depth; by default those of ``term``.
@@ -142,8 +142,8 @@ class TeacherCheckHook(Hook):
 class TeacherReferenceHook(Hook):
     """Passes the teacher's predictions on the validation set to each metric that needs them.
 
-    These metrics are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher
-    predicts each batch during the first validation, beside the student, and the metric keeps the predictions.
+    These are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher predicts
+    each batch during the first validation, and the metric keeps the predictions.
 
     Raises:
         ValueError: the validation has no such metric.

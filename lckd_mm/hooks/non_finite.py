@@ -27,27 +27,25 @@ class NonFiniteHook(Hook):
     A term whose *value* is nan or infinity raises :class:`~lckd_mm.distillation.NonFiniteError` after the forward pass,
     with or without this hook. With it, a finite term whose *gradient* is not finite, at one of its taps or at its
     connectors, raises too, before the optimizer's step. The student's own losses and gradients are not checked.
-    ``tools/train.py`` adds this hook by default.
+    ``tools/train.py`` adds this hook.
 
     * ``stop``: the error ends the run. No weight, no statistic in a checkpoint and no file has changed.
-    * ``skip``: the whole update is skipped, with gradient accumulation all of its batches; the ranks agree on it.
-      Weights, connectors and the optimizer's state stay unchanged, and BatchNorm's running statistics are restored to
-      those before the batch. The iteration still counts, for schedules too, and an EMA averages the same weights
-      again. After ``patience`` skipped updates in a row the error ends the run.
+    * ``skip``: all ranks skip the whole update (with gradient accumulation, all of its batches): weights, connectors,
+      optimizer state and BatchNorm's running statistics stay as they were. The iteration still counts, for schedules
+      too, and an EMA averages the same weights again.
 
-    With fp16, a gradient that overflows because of the loss scale is no error: GradScaler skips the step and lowers the
-    scale. If the gradient is never finite, it would do so for ever; here the run ends once the scale is below 2^-10.
+    With fp16, GradScaler skips a step whose scaled gradient overflows and lowers the scale; the run ends if the scale
+    falls below 2^-10, where the gradient is never finite.
 
-    Cost: one pass over each tap's gradient, and two device synchronisations per step, after the forward and before the
-    update (one with GradScaler); with several ranks, as many all-reduces of one byte.
+    Cost: one pass over each tap's gradient, and two device synchronisations per step (one with GradScaler); with
+    several ranks, as many all-reduces of one byte.
 
     Args:
         action: 'stop' or 'skip'.
         patience: number of updates skipped in a row; the next one stops.
         interval: iterations between checks of GradScaler's scale.
     Raises:
-        ValueError: an unknown action, or a patience or interval below 1. TypeError: the model is not a Distiller, or
-            has several optimizers.
+        TypeError: the model is not a Distiller, or has several optimizers.
     """
 
     priority = 'VERY_HIGH'

@@ -34,12 +34,10 @@ class OnlineHook(Hook):
 
     Checkpoints: the other nets, connectors and critics are stored under the key ``lckd_mm`` and restored on resume;
     ``state_dict`` holds only net 0. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain
-    checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it (``max_keep_ckpts``, a new best).
-    This works on local disks only.
+    checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it; on local disks only.
 
-    Validation: every other net is reported as ``net1/<metric>`` and so on, beside net 0 under its own names. For
-    classifiers and segmentors the ensemble, the mean of the nets' class probabilities, is reported as
-    ``ensemble/<metric>``. ``save_best`` can use any of these. ``tools/train.py`` adds this hook by default.
+    Validation: the other nets are reported as ``net1/<metric>`` and so on; for classifiers and segmentors the ensemble,
+    the mean of the nets' class probabilities, as ``ensemble/<metric>``. ``tools/train.py`` adds this hook.
 
     Raises:
         ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
@@ -64,8 +62,8 @@ class OnlineHook(Hook):
             return
         if is_distributed() and not isinstance(runner.model, OnlineDataParallel):
             raise ValueError(
-                f'OnlineHook: several optimizers on several ranks, in a {type(runner.model).__name__}; '
-                "write model_wrapper_cfg=dict(type='lckd_mm.OnlineDataParallel'), as tools/train.py does"
+                'OnlineHook: several optimizers on several ranks need model_wrapper_cfg=dict(type='
+                f"'lckd_mm.OnlineDataParallel'), as tools/train.py sets it, got {type(runner.model).__name__}"
             )
         for wrapper in runner.optim_wrapper.values():
             wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)

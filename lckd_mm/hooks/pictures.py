@@ -17,8 +17,8 @@ from .distillation import distiller_of
 class PredictionHook(Hook):
     """Draws a few validation images during training: input, truth, teacher and student side by side.
 
-    Written through the Visualizer as ``prediction_<index>`` (one PNG each in ``vis_data/vis_image``; TensorBoard too),
-    before every ``interval``-th validation, with the weights that are validated (EMA's, if there is an EMA).
+    The Visualizer gets them as ``prediction_<index>`` (a PNG in ``vis_data/vis_image``; TensorBoard too) before every
+    ``interval``-th validation, with the weights that are validated (EMA's, if there is an EMA).
 
     Args:
         indices: indices of images in the validation set.

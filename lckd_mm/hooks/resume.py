@@ -50,18 +50,17 @@ class ResumeHook(Hook):
 
     With deterministic operations, a resumed run is then bit-identical to an uninterrupted one: the same images in the
     same order with the same augmentation, the same dropout. This holds for iteration-based loops, and for epoch-based
-    ones without persistent workers. Otherwise the log has a warning: epochs with persistent workers, whose own random
-    states are inaccessible; a checkpoint from the middle of an epoch, which an epoch-based loop restarts; another
-    number of ranks; a file without these states.
+    ones without persistent workers from a checkpoint at the end of an epoch, with the same number of ranks. Otherwise
+    the log has a warning.
 
-    The states are stored under the file's key ``lckd_mm``, together with the buffers of each rank that differ from the
-    first rank's (BatchNorm statistics: a file's ``state_dict`` holds only the first rank's).
+    The states are stored under the file's key ``lckd_mm``, with the buffers of each rank that differ from the first
+    rank's (BatchNorm statistics), which ``state_dict`` holds.
 
-    A checkpoint is written before the validation of the same iteration or epoch. mmengine does not rerun a validation
-    that was interrupted, so the last one of a run could be missing. A resumed run therefore starts with the validation
-    that is due at its checkpoint. Random states are restored after each validation, so that none affects training.
+    A checkpoint is written before the validation of the same iteration or epoch, and mmengine does not rerun an
+    interrupted validation. A resumed run therefore starts with the validation that is due at its checkpoint. Random
+    states are restored after each validation, so that none affects training.
 
-    ``tools/train.py`` adds this hook by default; ``default_hooks.resume=None`` removes it.
+    ``tools/train.py`` adds this hook; ``default_hooks.resume=None`` removes it.
     """
 
     # After every hook that may draw random numbers, before CheckpointHook.
@@ -236,9 +235,8 @@ class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, with the same arguments, that never leaves a folder without a good checkpoint.
 
     An outdated file (``max_keep_ckpts``, the former best) is removed only after the new one is written, so the disk
-    briefly holds one more than ``max_keep_ckpts``. ``last_checkpoint`` is written completely or not at all. Temporary
-    files of killed processes are removed at the start. ``tools/train.py`` uses it in place of every plain
-    CheckpointHook.
+    briefly holds one more. ``last_checkpoint`` is written atomically. Temporary files of killed processes are removed
+    at the start. ``tools/train.py`` uses it in place of CheckpointHook.
 
     Raises:
         WriteError: a file cannot be written, as on a full disk; the message names the last good checkpoint.

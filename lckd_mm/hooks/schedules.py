@@ -108,24 +108,23 @@ class LossWeightHook(Hook):
 class ConnectorWarmupHook(Hook):
     """Trains only the connectors at first: the student's weights are fixed, so random connectors cannot affect them.
 
-    Until ``end`` the student's parameters are restored after every update; their optimizer state is deleted when the
-    warm-up is over. BatchNorm's running statistics and schedules still advance, as in the authors' code.
-    With gradient accumulation, choose ``end`` at an update.
+    Until ``end`` the student's parameters are restored after every update; then their optimizer state is deleted.
+    BatchNorm's running statistics and schedules advance, as in the authors' code. With gradient accumulation, choose
+    ``end`` at an update.
 
     Args:
         end: end of the warm-up, in units of ``by``; a float between 0 and 1 is a fraction of the whole training.
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
     Raises:
-        ValueError: an unknown unit, an ``end`` not above 0 or not before the training's end, or no connectors to train.
+        ValueError: an unknown unit, an ``end`` not before the training's end, or no connectors to train.
     Source: the first epoch of OFD's segmentation recipe (Heo et al., ICCV 2019, authors' code).
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self, end: float = 1, by: str = 'epoch'):
-        arguments.choice('ConnectorWarmupHook', 'by', by, ('iter', 'epoch'))
-        arguments.number('ConnectorWarmupHook', 'end', end, above=0)
-        self.end, self.by = end, by
+        self.end = arguments.number('ConnectorWarmupHook', 'end', end, above=0)
+        self.by = arguments.choice('ConnectorWarmupHook', 'by', by, ('iter', 'epoch'))
         self._last = 0
         self._before: list[tuple[torch.nn.Parameter, Tensor]] = []
 
