@@ -48,56 +48,41 @@ class Stage:
         return f'{_point(self.front, self.levels[0])} → {_point(self.back, self.levels[1])}'
 
 
-def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
-    """Names of the student's and the teacher's taps, in order of depth, for each Lipschitz term of a config.
+def lipschitz_links(cfg: Config, student: nn.Module) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The pairs of consecutive taps of a config's Lipschitz terms, each once, as (student's, teacher's).
 
-    A pair of consecutive taps shared by several terms is in only one chain. A config without Lipschitz terms gives its
-    taps named stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
+    A term on one tap, with several levels, gives this tap alone. A config without Lipschitz terms gives its taps named
+    stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
 
     Raises:
         ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms compare
             with two taps of the other.
     """
-    chains: dict[str, tuple[list[str], list[str]]] = {}
-    for name, term in (cfg.model.get('terms') or {}).items():
+    chains = []
+    for term in (cfg.model.get('terms') or {}).values():
         if term is not None and _is_lipschitz(term.loss):
             sides = [term.get(side, term.get('on')) for side in ('student', 'teacher')]
-            chains[name] = tuple([s] if isinstance(s, str) else list(s) for s in sides)
-    if chains:
-        return _each_link_once(chains)
-    taps = cfg.model.get('taps')
-    parts = taps if isinstance(taps, (list, tuple)) else [taps]
-    names = [name for part in parts if isinstance(part, Mapping) for name in part if re.fullmatch(r'stage\d+', name)]
-    if len(names) < 2:
-        names = list(preset_taps(student, 'backbone'))
-    return dict(stages=(names, names))
-
-
-def _each_link_once(chains: dict[str, tuple[list[str], list[str]]]) -> dict[str, tuple[list[str], list[str]]]:
-    for sides in (chains.values(), [(t, s) for s, t in chains.values()]):
+            chains.append([[names] if isinstance(names, str) else names for names in sides])
+    if not chains:
+        taps = cfg.model.get('taps')
+        parts = taps if isinstance(taps, (list, tuple)) else [taps]
+        names = [name for part in parts if isinstance(part, Mapping) for name in part]
+        names = [name for name in names if re.fullmatch(r'stage\d+', name)]
+        chains = [[names if len(names) > 1 else list(preset_taps(student, 'backbone'))] * 2]
+    links = [link for chain in chains for link in zip(*(_pairs(side) for side in chain), strict=True)]
+    for way in (links, [(theirs, own) for own, theirs in links]):
         partner: dict[str, str] = {}
-        for tap, other in (pair for side in sides for pair in zip(*side, strict=True)):
+        for tap, other in (pair for link in way for pair in zip(*link)):
             if partner.setdefault(tap, other) != other:
                 raise ValueError(
                     f'the Lipschitz terms compare the tap {tap!r} with both {partner[tap]!r} and {other!r}; remove one '
                     'of these terms with --cfg-options model.terms.NAME=None'
                 )
-    once: dict[str, tuple[list[str], list[str]]] = {}
-    known: set[tuple[str, ...]] = set()
-    for name, (student, teacher) in chains.items():
-        # A single tap, with several levels, is a link of its own.
-        links = list(pairwise(student)) if len(student) > 1 else [(student[0],)]
-        part: tuple[list[str], list[str]] | None = None
-        for i, link in enumerate(links):
-            if link in known:
-                part = None
-                continue
-            known.add(link)
-            if part is None:
-                part = once[name if name not in once else f'{name} from {link[0]}'] = [student[i]], [teacher[i]]
-            part[0].extend(student[i + 1 : i + 2])
-            part[1].extend(teacher[i + 1 : i + 2])
-    return once
+    return list(dict.fromkeys(links))
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(pairwise(names)) if len(names) > 1 else [tuple(names)]
 
 
 def _is_lipschitz(loss: Any) -> bool:

@@ -96,15 +96,11 @@ class TeacherCheckHook(Hook):
     """Validates the teacher once before training, on the run's validation set, and logs it beside the student.
 
     The metrics are logged, and written to the Visualizer as ``teacher/<metric>`` at each validation of the student.
-
-    Args:
-        at_least: metric to value; ValueError before the first iteration if the teacher does not reach it.
     """
 
     priority = 'LOW'
 
-    def __init__(self, at_least: dict[str, float] | None = None):
-        self.at_least = at_least or {}
+    def __init__(self):
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
@@ -123,12 +119,6 @@ class TeacherCheckHook(Hook):
         # A persistent iterator left behind would make later validations draw one random number fewer.
         loader._iterator = kept
         runner.logger.info('teacher: ' + ', '.join(f'{k} {v}' for k, v in self.metrics.items()))
-        for name, value in self.at_least.items():
-            if not self.metrics[arguments.choice('TeacherCheckHook', 'metric', name, self.metrics)] >= value:
-                raise ValueError(
-                    f'TeacherCheckHook: the teacher reaches {name} {self.metrics[name]}, expected at least {value}; is '
-                    'its checkpoint the right one for this data set?'
-                )
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         shared = {k: v for k, v in self.metrics.items() if k in (metrics or {})}
