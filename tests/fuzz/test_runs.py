@@ -46,7 +46,7 @@ HOOKS = [
     dict(type='lckd_mm.LossWeightHook', term='loss_lipschitz', schedule='stop', by='iter', end=1),
     dict(type='lckd_mm.ConnectorWarmupHook', end=1, by='iter'),
     dict(type='lckd_mm.LipschitzMonitorHook', on=['low', 'high'], term='loss_lipschitz', interval=1, gap='log'),
-    dict(type='lckd_mm.TeacherCheckHook'),
+    dict(type='lckd_mm.TeacherCheckHook', at_least={'accuracy/top1': 0.0}),
     dict(type='lckd_mm.PredictionHook', indices=[0, 1], interval=1),
     dict(type='lckd_mm.DistillationHook'),
 ]  # fmt: skip
