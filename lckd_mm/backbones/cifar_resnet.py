@@ -76,11 +76,7 @@ class CifarResNet(BaseModule):
     """
 
     def __init__(
-        self,
-        depth: int,
-        shortcut: str = 'B',
-        init_cfg: dict | None = None,
-        widths: Sequence[int] = (16, 16, 32, 64),
+        self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None, widths: Sequence[int] = (16, 16, 32, 64)
     ):
         super().__init__(init_cfg or HE_NORMAL)
         blocks = blocks_per_group('CifarResNet', depth, 6, 2)

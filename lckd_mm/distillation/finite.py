@@ -45,11 +45,7 @@ def iteration() -> str:
     return 'this iteration' if number is None else f'iteration {number + 1}'
 
 
-def check_values(
-    values: Mapping[str, Tensor],
-    explain: Callable[[str], str],
-    training: bool,
-) -> None:
+def check_values(values: Mapping[str, Tensor], explain: Callable[[str], str], training: bool) -> None:
     """Raise NonFiniteError if a term's value is nan or infinity.
 
     Args:

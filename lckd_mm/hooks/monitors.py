@@ -34,11 +34,7 @@ class LipschitzMonitorHook(Hook):
     """
 
     def __init__(
-        self,
-        on: Sequence[str] | None = None,
-        term: str = 'loss_lipschitz',
-        interval: int = 50,
-        gap: str = 'log',
+        self, on: Sequence[str] | None = None, term: str = 'loss_lipschitz', interval: int = 50, gap: str = 'log'
     ):
         self.on, self.term = on, term
         self.interval = arguments.whole('LipschitzMonitorHook', 'interval', interval)

@@ -68,22 +68,19 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
-        #: Whether the checkpoint that the run resumes from was written at the end of a validation.
-        self.validated = False
         self._before_val: dict[str, Any] | None = None
         self._ranks: list[dict] = []
         self._ranks_at: tuple[int, int] | None = None
 
     def before_run(self, runner) -> None:
         install()
-        if runner._resume:
-            # Runs last, so that every other hook is ready for a validation.
-            runner.register_hook(_DueValidation(self), priority='LOWEST')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self._resumed = stored_state(checkpoint, 'random') or {}
-            self.validated = self._resumed.get('validated', False)
+            if not self._resumed.get('validated'):
+                # Last, so that every other hook is ready for a validation.
+                runner.register_hook(_DueValidation(), priority='LOWEST')
 
     def before_train(self, runner) -> None:
         if self._resumed is None:
@@ -175,14 +172,9 @@ class ResumeHook(Hook):
 class _DueValidation(Hook):
     """Starts a resumed training with the validation that its loop would have run at the checkpoint."""
 
-    def __init__(self, resume: ResumeHook):
-        self.resume = resume
-
     def before_train(self, runner) -> None:
         loop = runner.train_loop
         if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)) or runner.val_loop is None:
-            return
-        if self.resume.validated:
             return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
