@@ -335,22 +335,6 @@ def test_resume_takes_its_own_model_only(train, scenes, tmp_path):
     assert status == 1 and "resume: no checkpoint at '" in error
 
 
-def test_a_hostile_file_is_refused_by_the_tool(train, hostile, scenes, tmp_path, teacher_file):
-    path, trace = hostile
-    plain = config('mmseg', scenes, tmp_path / 'run', segmentor(4), 2)
-    status, error, _ = train(plain, '--resume', path)
-    assert status == 1 and 'it would run' in error and 'exec' in error
-    plain.load_from = str(path)
-    status, error, _ = train(plain)
-    assert status == 1 and 'it would run' in error
-    teacher, _ = teacher_file('mmseg', 4)
-    status, error, _ = train(
-        config('mmseg', scenes, tmp_path / 'run', distiller('mmseg', segmentor(4), teacher, path), 2)
-    )
-    assert status == 1 and error.startswith('error: teacher: ') and 'it would run' in error
-    assert not trace.exists()
-
-
 def test_pretrained_that_fits_nothing_is_refused(train, model, scenes, tmp_path):
     student = segmentor(4)
     student['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))

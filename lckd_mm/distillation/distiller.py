@@ -90,7 +90,9 @@ class Distiller(StudentModel):
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(f'Distiller: the student {type(net).__name__} is no model of mmpretrain, mmseg or mmdet')
+            raise TypeError(
+                f'Distiller: the student must be a model of mmpretrain, mmseg or mmdet, got {type(net).__name__}'
+            )
         super().__init__(net, init_cfg)
         with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
             # A plain attribute, not a submodule.
@@ -208,8 +210,7 @@ class Distiller(StudentModel):
             with torch.no_grad():
                 for own, theirs in agreeing:
                     own.copy_(theirs)
-            count = len(self.student.get_submodule(path).state_dict())
-            print_log(f'{path}: {len(agreeing)} of its {count} tensors begin as the teacher has them', logger='current')
+            print_log(f'{path}: {len(agreeing)} tensors start from the teacher', logger='current')
 
     def _common_tensors(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a module's tensors in the student and in the teacher that agree in name and shape."""
@@ -223,8 +224,8 @@ class Distiller(StudentModel):
         agreeing = [(own[key], theirs[key]) for key in own if key in theirs and own[key].shape == theirs[key].shape]
         if not any(tensor.dim() for tensor, _ in agreeing):
             raise ValueError(
-                f"inherit: no tensor of the student's {path!r} has a name and shape that the teacher's has too; give "
-                'both the same widths, or take it away'
+                f"inherit: no tensor of the student's {path!r} has the name and shape of one of the teacher's; give "
+                'both the same widths, or remove it'
             )
         return agreeing
 

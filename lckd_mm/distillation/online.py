@@ -104,8 +104,8 @@ class OnlineDistiller(StudentModel):
         for k, net in enumerate(self.peers, 1):
             if normalisation(net.data_preprocessor) != expected:
                 raise ValueError(
-                    f'OnlineDistiller: net {k} normalises its images otherwise than net 0, and all nets see the same; '
-                    'give them one data_preprocessor'
+                    f'OnlineDistiller: net {k} normalises images differently from net 0, and all nets get the same '
+                    'batch; give them one data_preprocessor'
                 )
         #: (k, j): net k learns from net j.
         self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
@@ -136,7 +136,7 @@ class OnlineDistiller(StudentModel):
         net = build_named_model(config, None, f'net {k}')
         if not isinstance(net, BaseModel) or host_of(net) is None:
             raise TypeError(
-                f'OnlineDistiller: net {k} ({type(net).__name__}) is no model of mmpretrain, mmseg or mmdet'
+                f'OnlineDistiller: net {k} must be a model of mmpretrain, mmseg or mmdet, got {type(net).__name__}'
             )
         return net
 
@@ -146,23 +146,21 @@ class OnlineDistiller(StudentModel):
         return [self.student, *self.peers]
 
     def _check_steps(self, terms: Mapping) -> None:
-        taken: set[str] = set()
         for name, of in self.steps.items():
             if name in (NETS, CRITICS):
-                raise ValueError(f'OnlineDistiller: the step {name!r} has the name of an optimizer with another task')
+                raise ValueError(f'OnlineDistiller: steps: the optimizer {name!r} has its own task; use another name')
             for term in of:
-                if term not in terms or term in taken:
-                    what = 'is in two steps' if term in taken else f'is no term; they are {", ".join(terms)}'
-                    raise KeyError(f'OnlineDistiller: step {name!r}: {term!r} {what}')
-                taken.add(term)
+                arguments.choice(f'OnlineDistiller: steps[{name!r}]', 'term', term, terms)
+                if self._step_of(term) != name:
+                    raise ValueError(f'OnlineDistiller: the term {term!r} is in two steps')
 
     @staticmethod
     def _refuse_bound(term: Term) -> None:
         for connector in term.teacher_connectors:
             if hasattr(connector, 'bind') or getattr(connector, 'waits_for_data', False):
                 raise ValueError(
-                    f'term {term.name!r}: {type(connector).__name__} is made from the layers or features of a trained '
-                    'teacher, and a peer is not trained yet; take it away'
+                    f'term {term.name!r}: {type(connector).__name__} needs a trained teacher, and a peer is not '
+                    'trained yet; remove it'
                 )
 
     def init_weights(self) -> None:

@@ -7,8 +7,6 @@ import io
 import itertools
 import os
 import re
-import socket
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,7 +28,6 @@ from ..errors import WriteError, one_line
 
 _PARTIAL = '.partial'
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DAY = 24 * 3600
 #: Keys that mmengine's Runner needs to resume from a checkpoint.
 _RESUMABLE = ('meta', 'state_dict', 'message_hub')
 _trusted: set[str] = set()
@@ -39,15 +36,15 @@ _trusted: set[str] = set()
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file atomically: at any moment, even after a crash, it has either the old or the new content.
 
-    The data is written and synced to a temporary file in the same folder (``.<name>.<host>.<process>.partial``), which
-    is then renamed.
+    The data is written and synced to a temporary file in the same folder (``.<name>.<process>.partial``), which is then
+    renamed.
 
     Raises:
         WriteError: the disk is full, or a limit or permission prevents writing; the temporary file is removed.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    partial = os.path.join(folder, f'.{name[:100]}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}')
+    partial = os.path.join(folder, f'.{name[:100]}.{os.getpid()}{_PARTIAL}')
     if os.path.exists(target) and not os.path.isfile(target):
         Path(target).write_bytes(data)  # a device, such as /dev/null, must not be replaced by a file
         return
@@ -75,18 +72,13 @@ def save_whole(content: Any, path: str | Path) -> None:
 
 
 def remove_partials(folder: str | Path) -> list[str]:
-    """Remove temporary files that killed processes left in a folder, and return their names.
-
-    Keeps files of processes still running on this machine, and files of other machines that are less than a day old.
-    """
+    """Remove the temporary files of processes that no longer run on this machine, and return their names."""
     removed = []
     for path in Path(folder).glob(f'.*{_PARTIAL}'):
-        name, _, process = path.name.removesuffix(_PARTIAL).rpartition('.')
-        here = name.endswith(f'.{socket.gethostname()}')
-        with contextlib.suppress(OSError):
-            if process.isdigit() and (not _runs(int(process)) if here else time.time() - path.stat().st_mtime > _DAY):
-                path.unlink()
-                removed.append(path.name)
+        process = path.name.removesuffix(_PARTIAL).rpartition('.')[2]
+        if process.isdigit() and not _runs(int(process)):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
     return removed
 
 
