@@ -13,8 +13,7 @@ from run_helpers import HOOK, config, count, distiller, run, scenes, segmentor, 
 from lckd_mm.distillation import NonFiniteError
 from lckd_mm.distillation.finite import all_finite, origin
 from lckd_mm.distillation.term import Batch
-from lckd_mm.hooks import NonFiniteHook
-from lckd_mm.hooks.gradient_watch import GradientWatch
+from lckd_mm.hooks.non_finite import GradientWatch, NonFiniteHook
 from lckd_mm.hosts import build_model, fabricate_samples
 
 WATCH = dict(type='lckd_mm.NonFiniteHook')

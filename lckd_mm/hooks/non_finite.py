@@ -1,19 +1,24 @@
 """NonFiniteHook: stops the run, or skips the update, when a distillation term is not finite."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
+from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from torch import Tensor
 
 from .. import arguments
 from ..contexts import saved_buffers
-from ..distillation import NonFiniteError
+from ..distillation import NonFiniteError, Term
+from ..distillation.finite import ADVICE, all_finite, iteration, on_all_ranks
+from ..distillation.side import Feature
 from ..registry import HOOKS
 from .distillation import distiller_of
-from .gradient_watch import GradientWatch
 
 _ACTIONS = ('stop', 'skip')
 # Below it a scaled gradient uses less of float16's range than an unscaled one; healthy runs stay above 1.
@@ -125,6 +130,72 @@ class NonFiniteHook(Hook):
             self._undo.pop()()
         if self.skipped:
             runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were skipped')
+
+
+class GradientWatch:
+    """Records in the backward pass, without synchronising, whether each term's gradient at its taps is finite.
+
+    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, each term reads
+    its own alias of a feature, so that the gradients of terms that read one tap stay distinct.
+    """
+
+    def __init__(self):
+        self._flags: dict[tuple[str, str | None], Tensor] = {}
+
+    def attach(self, terms: Mapping[str, Term]) -> None:
+        for name, term in terms.items():
+            term.student.follow = partial(self.follow, name)
+
+    @staticmethod
+    def detach(terms: Mapping[str, Term]) -> None:
+        for term in terms.values():
+            term.student.follow = None
+
+    def follow(self, term: str, tap: str, feature: Feature) -> Feature:
+        if not isinstance(feature, Tensor):
+            return [self.follow(term, tap, level) for level in feature]
+        if not feature.requires_grad:
+            return feature
+        alias = feature.view_as(feature)
+        alias.register_hook(lambda gradient: self._note((term, tap), gradient))
+        return alias
+
+    def _note(self, key: tuple[str, str], gradient: Tensor) -> None:
+        finite = all_finite([gradient])
+        self._flags[key] = finite & self._flags[key] if key in self._flags else finite
+
+    def forget(self) -> None:
+        self._flags.clear()
+
+    def broken(self) -> list[tuple[str, str]]:
+        """(term, tap) of every recorded non-finite gradient; synchronises the device."""
+        return [key for key, finite in self._flags.items() if not finite]
+
+    def check(self, terms: Mapping[str, Term]) -> None:
+        """Raise NonFiniteError if a recorded gradient, or one of a term's own parameters, is not finite; then reset."""
+        own = {
+            (name, None): all_finite(p.grad for p in term.parameters() if p.grad is not None)
+            for name, term in terms.items()
+        }
+        device = next(iter(self._flags.values())).device if self._flags else torch.device('cpu')
+        self._flags |= own
+        noted = [flag.to(device, non_blocking=True) for flag in self._flags.values()]
+        if on_all_ranks(torch.stack(noted).all()):
+            self.forget()
+            return
+        broken = self.broken()
+        self.forget()
+        if not broken:
+            raise NonFiniteError(f'the gradient of a term is not finite in {iteration()} on another rank; {ADVICE}')
+        term, tap = broken[0]
+        where = f'student tap {tap!r}' if tap else "the term's own parameters"
+        if not tap and is_distributed():
+            where += ', whose gradient is the sum over all ranks'
+        raise NonFiniteError(
+            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity at {where}: the '
+            f'derivative of {type(terms[term].loss).__name__} is not finite there (a root or logarithm of 0, a '
+            f'division by a tiny number), or its weight is too large; {ADVICE}'
+        )
 
 
 def _scaler_of(wrapper: OptimWrapper) -> Any:
