@@ -11,7 +11,6 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, own_losses, training_size
 from ..registry import MODELS
@@ -79,12 +78,7 @@ class Distiller(StudentModel):
             )
         terms = inherited(terms, 'Distiller')
         student = dict(student)
-        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
-            raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
         dry_run_size = as_size('Distiller', dry_run_size)
-        inherit = (
-            [inherit] if isinstance(inherit, str) else arguments.listed('Distiller', 'inherit', inherit, 'module names')
-        )
         if isinstance(data_preprocessor, Mapping):
             student.setdefault('data_preprocessor', data_preprocessor)
         # The student first: nothing else may draw random numbers before or while it is built.
@@ -103,7 +97,7 @@ class Distiller(StudentModel):
             self.terms = Objective.build(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
             self.terms.rehearse(net, dry_run_size, self._only_with_loss)
-        self.inherit = inherit
+        self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
             self._common_tensors(path)
         self.teacher.match_inputs(net.data_preprocessor)
@@ -217,7 +211,7 @@ class Distiller(StudentModel):
         modules = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):
             try:
-                modules.append(net.get_submodule(arguments.text('Distiller', 'inherit', path)))
+                modules.append(net.get_submodule(path))
             except AttributeError:
                 raise ValueError(f'inherit: no module {path!r} in the {role} {type(net).__name__}') from None
         own, theirs = (dict(module.state_dict(keep_vars=True)) for module in modules)

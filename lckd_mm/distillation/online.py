@@ -78,10 +78,6 @@ class OnlineDistiller(StudentModel):
         if not isinstance(nets, Sequence) or len(nets) < 2 or not all(isinstance(net, Mapping) for net in nets):
             raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
         terms = inherited(terms, 'OnlineDistiller')
-        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
-            raise TypeError(f'OnlineDistiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
-        if steps is not None and not isinstance(steps, Mapping):
-            raise TypeError(f'OnlineDistiller: steps must be a dict of optimizer to names of terms, got {steps!r}')
         size = as_size('OnlineDistiller', dry_run_size)
         configs = [dict(net) for net in nets]
         if isinstance(data_preprocessor, Mapping):
@@ -95,10 +91,7 @@ class OnlineDistiller(StudentModel):
             with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
                 others.append(self._built(config, k))
         self.peers = nn.ModuleList(others)
-        self.steps = {
-            name: arguments.listed('OnlineDistiller', f'steps[{name!r}]', of, 'term names')
-            for name, of in (steps or {}).items()
-        }
+        self.steps = {name: list(of) for name, of in (steps or {}).items()}
         self._check_steps(terms)
         expected = normalisation(first.data_preprocessor)
         for k, net in enumerate(self.peers, 1):
@@ -216,12 +209,9 @@ class OnlineDistiller(StudentModel):
 
     def _recorded(self, k: int) -> tuple[list[str], list[str]]:
         """The taps of net k to record, and those of them that must carry gradient."""
-        own, read = [], []
-        for a, b in self.pairs:
-            mine, theirs = self.terms[_pair(a, b)].used()
-            own += mine if a == k else []
-            read += theirs if b == k else []
-        return list(dict.fromkeys(own + read)), list(dict.fromkeys(own))
+        own, _ = self.terms[_pair(*self.pairs[k])].used()
+        _, read = self.terms[_pair(*self.pairs[(k + 1) % len(self.pairs)])].used()
+        return list(dict.fromkeys(own + read)), own
 
     def _replay(
         self,
