@@ -8,24 +8,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-#: Import name to (distribution, version), for the two families of host libraries on which the test suite passes.
+#: Distribution to version, for the two families of host libraries on which the test suite passes.
 FAMILIES = {
-    'upstream': {
-        'mmengine': ('mmengine', '0.10.7'),
-        'mmcv': ('mmcv', '2.1.0'),
-        'mmdet': ('mmdet', '3.3.0'),
-        'mmseg': ('mmsegmentation', '1.2.2'),
-        'mmpretrain': ('mmpretrain', '1.2.0'),
-    },
+    'upstream': dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2', mmpretrain='1.2.0'),
     'onedl': {
-        'mmengine': ('onedl-mmengine', '0.10.12'),
-        'mmcv': ('onedl-mmcv', '2.3.6'),
-        'mmdet': ('onedl-mmdetection', '3.5.1'),
-        'mmseg': ('onedl-mmsegmentation', '1.4.2'),
-        'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
+        'onedl-mmengine': '0.10.12',
+        'onedl-mmcv': '2.3.6',
+        'onedl-mmdetection': '3.5.1',
+        'onedl-mmsegmentation': '1.4.2',
+        'onedl-mmpretrain': '1.3.6',
     },
 }
-TORCH = {'torch': ('torch', '2.10.0'), 'torchvision': ('torchvision', '0.25.0')}
+TORCH = dict(torch='2.10.0', torchvision='0.25.0')
 _INSTALL = {'upstream': 'make install', 'onedl': 'make install FAMILY=onedl'}
 
 # Where the configs expect their data: (name, a file or folder that must exist, how to get it).
@@ -56,15 +50,15 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
     """Run all checks in turn; ``root`` is the folder that holds ``data/``."""
     family = max(FAMILIES, key=lambda name: len(_installed(name)))
     install = _INSTALL[family]
-    for module, (distribution, tested) in (FAMILIES[family] | TORCH).items():
-        version = _version(distribution)
+    for name, tested in (FAMILIES[family] | TORCH).items():
+        version = _version(name)
         if version is None:
-            yield Finding(module, 'wrong', f'{distribution} is not installed', install)
+            yield Finding(name, 'wrong', 'not installed', install)
         elif version.partition('+')[0] == tested:
-            yield Finding(module, 'ok', f'{distribution} {version}')
+            yield Finding(name, 'ok', version)
         else:
-            yield Finding(module, 'note', f'{distribution} {version} (tested with {tested})')
-    mixed = [distribution for name in FAMILIES if name != family for distribution in _installed(name)]
+            yield Finding(name, 'note', f'{version} (tested with {tested})')
+    mixed = [name for other in FAMILIES if other != family for name in _installed(other)]
     if mixed:
         says = f'{", ".join(mixed)} of the other family: both families use the same import names'
         yield Finding('host libraries', 'wrong', says, f'remove .venv, then {install}')
@@ -79,7 +73,7 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
 
 
 def _installed(family: str) -> list[str]:
-    return [distribution for distribution, _ in FAMILIES[family].values() if _version(distribution) is not None]
+    return [name for name in FAMILIES[family] if _version(name) is not None]
 
 
 def _version(distribution: str) -> str | None:

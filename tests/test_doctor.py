@@ -30,8 +30,8 @@ def test_a_sound_installation(tmp_path):
     assert code == 0, lines
     assert lines[-1] == 'all that training needs is there'
     assert line_of(lines, 'operators').startswith('ok')
-    for module in FAMILIES['upstream']:
-        assert line_of(lines, module).startswith('ok')
+    for name in FAMILIES['upstream']:
+        assert line_of(lines, name).startswith('ok')
     assert line_of(lines, 'VOC2012').startswith('ok')
     sbd = line_of(lines, 'SBD, converted')
     assert sbd.startswith('-') and sbd.endswith('python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012')
@@ -73,11 +73,11 @@ def test_both_families_at_once(tmp_path):
 def test_the_versions_are_those_of_the_requirements_and_of_the_readme():
     makefile, readme = (ROOT / 'Makefile').read_text(), (ROOT / 'README.md').read_text()
     common = (ROOT / 'requirements-common.txt').read_text()
-    for name, version in TORCH.values():
+    for name, version in TORCH.items():
         assert f'{name}=={version}' in common
     for family, file in (('upstream', 'requirements.txt'), ('onedl', 'requirements-onedl.txt')):
         text = (ROOT / file).read_text()
-        for distribution, version in FAMILIES[family].values():
+        for distribution, version in FAMILIES[family].items():
             if distribution.endswith('mmcv'):
                 assert f'MMCV_PACKAGE := {distribution}\nMMCV := {version}\n' in makefile
             else:

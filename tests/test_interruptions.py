@@ -164,7 +164,7 @@ PHASES = {
     'temporary file opened': dict(event='open', match=r'\.iter_6\.pth\..*partial$'),
     'in the middle of a write': dict(event='open', match=r'\.iter_9\.pth\..*partial$', delay=0.0005),
     'written, not in place': dict(event='os.rename', match=r'\.iter_9\.pth\..*partial$'),
-    'in place, last_checkpoint old': dict(event='open', match=r'\.last_checkpoint\..*partial$', count=2),
+    'in place, last_checkpoint old': dict(event='open', match=r'/last_checkpoint$', count=2),
     'the outdated one about to go': dict(event='os.remove', match=r'iter_3\.pth$'),
 }
 

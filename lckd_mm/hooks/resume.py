@@ -1,6 +1,7 @@
 """Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import WriteError
 from ..hosts import unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import add_state, stored_state
-from ..storage.files import install, remove_partials, write_whole
+from ..storage.files import install, remove_partials
 
 
 def random_state() -> dict[str, Any]:
@@ -227,8 +228,8 @@ class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, with the same arguments, that never leaves a folder without a good checkpoint.
 
     An outdated file (``max_keep_ckpts``, the former best) is removed only after the new one is written, so the disk
-    briefly holds one more. ``last_checkpoint`` is written atomically. Temporary files of killed processes are removed
-    at the start. ``tools/train.py`` uses it in place of CheckpointHook.
+    briefly holds one more. Temporary files of killed processes are removed at the start. ``tools/train.py`` uses it in
+    place of CheckpointHook.
 
     Raises:
         WriteError: a file cannot be written, as on a full disk; the message names the last good checkpoint.
@@ -248,38 +249,22 @@ class SafeCheckpointHook(CheckpointHook):
                     runner.logger.info(f'removed {name}, which a killed process left behind')
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        outdated = []
-        if self.max_keep_ckpts > 0:
-            kept = [*self.keep_ckpt_ids]
-            if step not in kept[-1:]:
-                kept.append(step)
-            # The new file lists them all, so that a run resumed from it removes those this run did not get to.
-            runner.message_hub.update_info('keep_ckpt_ids', kept)
-            outdated = kept[: -self.max_keep_ckpts]
-            self.keep_ckpt_ids.extend(kept[len(self.keep_ckpt_ids) :])
-        before, filename = self.last_ckpt, self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        before, limit = self.last_ckpt, self.max_keep_ckpts
+        if limit > 0:
+            # Keep one more until the new file is there, and list it there: if this run is killed before it removes the
+            # outdated file, a resumed one does.
+            self.max_keep_ckpts, self.keep_ckpt_ids = limit + 1, deque(self.keep_ckpt_ids)
         try:
-            runner.save_checkpoint(
-                self.out_dir,
-                filename,
-                self.file_client_args,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-                **self.args,
-            )
-            if is_main_process():
-                write_whole(f'{runner.work_dir}/last_checkpoint', self.last_ckpt.encode())
-        except WriteError as error:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        except OSError as error:
             good = f'the last good checkpoint is {before}' if before else 'there is no checkpoint yet'
             raise WriteError(f'{error}; {good}; continue with --resume') from error
-        if is_main_process():
-            for old in outdated:
-                self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+        finally:
+            self.max_keep_ckpts = limit
+        while 0 < limit < len(self.keep_ckpt_ids):
+            outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            if is_main_process():
+                self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         # mmengine removes the former best before it writes the new one.
