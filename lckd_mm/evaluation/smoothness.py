@@ -128,9 +128,8 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
     """The function from a stage's front features to its back features, or None if there is none.
 
     The front tap's tensor is replaced and the forward continues from it. The function exists if the back tap depends on
-    the front tap alone: autograd must find a path from the replaced tensor to the back tap, and none from the images
-    to the back tap around it. It does not exist with a skip connection around the tap, or in a pyramid whose finer
-    levels are computed from coarser ones.
+    the front tap alone: autograd finds a path to the back tap from the replaced tensor, and none from the images. So it
+    does not exist with a skip connection around the tap, or in a pyramid whose finer levels come from coarser ones.
     """
     if stage.levels != (None, None) or '*' in (net.taps.addresses[tap].call for tap in (stage.front, stage.back)):
         return None
@@ -158,8 +157,7 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
 def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | None) -> tuple[Tensor, Tensor]:
     """Two tensors ``(stages, B)``: each stage's transmitting norm of its raw maps, and that divided by their lengths.
 
-    A map's length is the root mean square of its vectors' lengths over positions. The second norm is at most about 1
-    and does not depend on the scale of the activations.
+    A map's length is the root mean square of its vectors' lengths; the quotient is at most about 1.
     """
     names = list(dict.fromkeys(name for stage in stages for name in (stage.front, stage.back)))
     features = features_of(net, names, inputs, samples)

@@ -19,11 +19,13 @@ from ..storage.checkpoint import add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint
 
 
-def distiller_of(runner: Any, who: str) -> Distiller:
-    """The runner's Distiller, without its wrapper; TypeError if the model is another."""
+def distiller_of(runner: Any, who: str, kind: type = Distiller) -> Any:
+    """The runner's Distiller (or another ``kind``), without its wrapper; TypeError if the model is another."""
     model = unwrapped(runner.model)
-    if not isinstance(model, Distiller):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an lckd_mm.Distiller; remove the hook')
+    if not isinstance(model, kind):
+        raise TypeError(
+            f'{who}: the model is a {type(model).__name__}, not an lckd_mm.{kind.__name__}; remove the hook'
+        )
     return model
 
 

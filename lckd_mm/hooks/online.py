@@ -14,18 +14,11 @@ from mmengine.structures import PixelData
 
 from ..distillation import OnlineDistiller
 from ..distillation.online_optim import OnlineDataParallel
-from ..hosts import host_of, unwrapped
+from ..hosts import host_of
 from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY, add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint, save_whole
-
-
-def online_of(runner: Any, who: str) -> OnlineDistiller:
-    """The runner's OnlineDistiller, without its wrapper; TypeError if the model is another."""
-    model = unwrapped(runner.model)
-    if not isinstance(model, OnlineDistiller):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; remove the hook')
-    return model
+from .distillation import distiller_of
 
 
 @HOOKS.register_module()
@@ -51,9 +44,13 @@ class OnlineHook(Hook):
         self._evaluators: dict[str, Any] = {}
         self._files = _NetFiles()
 
+    @staticmethod
+    def _model(runner) -> OnlineDistiller:
+        return distiller_of(runner, 'OnlineHook', OnlineDistiller)
+
     def before_run(self, runner) -> None:
         install()
-        online_of(runner, 'OnlineHook').state_is_stored = True
+        self._model(runner).state_is_stored = True
         if self._files not in runner.hooks:
             runner.register_hook(self._files, priority='LOWEST')
 
@@ -69,22 +66,22 @@ class OnlineHook(Hook):
             wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        add_state(checkpoint, version=1, **online_of(runner, 'OnlineHook').distillation_state())
+        add_state(checkpoint, version=1, **self._model(runner).distillation_state())
         self._files.pending = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if resumed_state(runner, checkpoint, 'nets', 'OnlineHook') is not None:
-            online_of(runner, 'OnlineHook').load_distillation_state(checkpoint[STATE_KEY])
+            self._model(runner).load_distillation_state(checkpoint[STATE_KEY])
 
     def before_val_epoch(self, runner) -> None:
-        model = online_of(runner, 'OnlineHook')
+        model = self._model(runner)
         names = [f'net{k}' for k in range(1, len(model.nets))]
         if host_of(model.student) in _ENSEMBLES:
             names.append('ensemble')
         self._evaluators = {name: copy.deepcopy(runner.val_loop.evaluator) for name in names}
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        model = online_of(runner, 'OnlineHook')
+        model = self._model(runner)
         # Copy the batch: hosts write predictions into its samples, which are also net 0's outputs.
         predictions = [list(outputs), *(net.val_step(copy.deepcopy(data_batch)) for net in model.peers)]
         for k, of_net in enumerate(predictions[1:], 1):
