@@ -69,7 +69,7 @@ def export(
     if kind == '.onnx':
         missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
         if missing:
-            raise ModuleNotFoundError(f'export: not installed; pip install {" ".join(missing)}', name=missing[0])
+            raise ModuleNotFoundError(f'export: missing packages; pip install {" ".join(missing)}', name=missing[0])
     generator = torch.Generator().manual_seed(seed)
     plain = PlainForward(model)
     # Two images for a dynamic batch: exporters treat a 1 as constant.
