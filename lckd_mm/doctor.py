@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from .errors import one_line
+
 #: Distribution to version, for the two families of host libraries on which the test suite passes.
 FAMILIES = {
     'upstream': dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2', mmpretrain='1.2.0'),
@@ -66,7 +68,7 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:  # a broken installation may raise anything, and the report must go on
-            yield Finding(what, 'wrong', f'{type(error).__name__}: {" ".join(str(error).split())}', install)
+            yield Finding(what, 'wrong', one_line(error), install)
     for what, path, cure in _DATA:
         found = (Path(root) / path).exists()
         yield Finding(what, 'ok', path) if found else Finding(what, 'note', f'not at {path}', cure)

@@ -25,7 +25,7 @@ from ..config import (
 )
 from ..errors import CLEAR, one_line
 from ..hosts import load_config, unwrapped
-from ..storage.checkpoint import STATE_KEY, load_strictly
+from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, save_whole, trust
 from .launch import check_parallelism, prepare_launch
 from .start import check_start, choose_start
@@ -208,7 +208,9 @@ def fit(argv: list[str]) -> None:
     (hook,) = (h for h in runner.hooks if isinstance(h, DistillationHook))
     state = hook.fit(runner)
     if runner.rank == 0:
-        save_whole({STATE_KEY: dict(version=1, terms=state)}, args.out)
+        content: dict = {}
+        add_state(content, version=1, terms=state)
+        save_whole(content, args.out)
         runner.logger.info(f'written to {args.out}; use it with default_hooks.distillation.fitted={args.out}')
 
 
