@@ -116,12 +116,7 @@ def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | 
 
 def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Callable[[Tensor], Tensor]:
     """The function from preprocessed images to a tap, or to one level of it."""
-
-    def function(images: Tensor) -> Tensor:
-        feature = features_of(net, [tap], images, samples)[tap]
-        return feature if level is None else feature[level]
-
-    return function
+    return lambda images: _level(features_of(net, [tap], images, samples)[tap], level)
 
 
 def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Callable[[Tensor], Tensor] | None:
@@ -237,9 +232,8 @@ def metrics_under_noise(
         preprocessor: the student's; it prepares the images of every net.
         loader: an mmengine test loader. evaluator: config of the evaluator, or of its metrics.
     """
-    if not isinstance(evaluator, Mapping) or 'metrics' not in evaluator:
-        evaluator = dict(metrics=evaluator)
-    evaluator = Evaluator(copy.deepcopy(evaluator['metrics']))
+    metrics = evaluator['metrics'] if isinstance(evaluator, Mapping) and 'metrics' in evaluator else evaluator
+    evaluator = Evaluator(copy.deepcopy(metrics))
     evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
     with eval_mode(net.model), preserved_rng():
         for batch in loader:
