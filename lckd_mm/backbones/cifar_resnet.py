@@ -81,7 +81,7 @@ class CifarResNet(BaseModule):
         super().__init__(init_cfg or HE_NORMAL)
         blocks = blocks_per_group('CifarResNet', depth, 6, 2)
         arguments.choice('CifarResNet', 'shortcut', shortcut, _SHORTCUTS)
-        if len(widths) != 4:
+        if not isinstance(widths, Sequence) or len(widths) != 4 or min(widths) < 1:
             raise ValueError(f'CifarResNet: widths must be four numbers of channels, got {widths}')
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

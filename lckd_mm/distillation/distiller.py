@@ -84,9 +84,7 @@ class Distiller(StudentModel):
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(
-                f'Distiller: the student must be a model of mmpretrain, mmseg or mmdet, got {type(net).__name__}'
-            )
+            raise TypeError(f'Distiller: the student {type(net).__name__} is not from mmpretrain, mmseg or mmdet')
         super().__init__(net, init_cfg)
         with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
             # A plain attribute, not a submodule.

@@ -128,9 +128,7 @@ class OnlineDistiller(StudentModel):
     def _built(config: dict, k: int) -> BaseModel:
         net = build_named_model(config, None, f'net {k}')
         if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(
-                f'OnlineDistiller: net {k} must be a model of mmpretrain, mmseg or mmdet, got {type(net).__name__}'
-            )
+            raise TypeError(f'OnlineDistiller: net {k} ({type(net).__name__}) is not from mmpretrain, mmseg or mmdet')
         return net
 
     @property
