@@ -46,7 +46,7 @@ def student_config(cfg: Config, net: int = 0) -> Config:
     """
     nets = len(cfg.model.nets) if is_online(cfg) else 1
     if not 0 <= net < nets:
-        raise ValueError(f'--net {net}: the config has {f"nets 0 to {nets - 1}" if nets > 1 else "one net alone"}')
+        raise ValueError(f'--net {net}: the config has nets 0 to {nets - 1}')
     cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) if is_distillation(cfg) else cfg
     if is_distillation(cfg):
         cfg.model = ConfigDict(cfg.model.nets[net] if is_online(cfg) else cfg.model.student)
@@ -100,8 +100,6 @@ def check_teacher_file(cfg: Config) -> None:
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Raise FileNotFoundError, with the path and a hint, if a dataset of the config is not on disk."""
     for loader in loaders:
-        if not isinstance(cfg.get(loader) or {}, dict):
-            raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
                 continue

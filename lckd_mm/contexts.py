@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -40,6 +40,18 @@ def preserved_rng(
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def saved_buffers(model: nn.Module) -> Callable[[], None]:
+    """Copy a model's buffers; the function returned puts them back."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+    return restore
 
 
 @contextlib.contextmanager

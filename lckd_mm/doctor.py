@@ -2,32 +2,26 @@
 
 import argparse
 import os
-import platform
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-#: Import name to (distribution, version), for the two families of host libraries on which the test suite passes.
+from .errors import one_line
+
+#: Distribution to version, for the two families of host libraries on which the test suite passes.
 FAMILIES = {
-    'upstream': {
-        'mmengine': ('mmengine', '0.10.7'),
-        'mmcv': ('mmcv', '2.1.0'),
-        'mmdet': ('mmdet', '3.3.0'),
-        'mmseg': ('mmsegmentation', '1.2.2'),
-        'mmpretrain': ('mmpretrain', '1.2.0'),
-    },
+    'upstream': dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2', mmpretrain='1.2.0'),
     'onedl': {
-        'mmengine': ('onedl-mmengine', '0.10.12'),
-        'mmcv': ('onedl-mmcv', '2.3.6'),
-        'mmdet': ('onedl-mmdetection', '3.5.1'),
-        'mmseg': ('onedl-mmsegmentation', '1.4.2'),
-        'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
+        'onedl-mmengine': '0.10.12',
+        'onedl-mmcv': '2.3.6',
+        'onedl-mmdetection': '3.5.1',
+        'onedl-mmsegmentation': '1.4.2',
+        'onedl-mmpretrain': '1.3.6',
     },
 }
-TORCH = {'torch': '2.10.0', 'torchvision': '0.25.0'}
+TORCH = dict(torch='2.10.0', torchvision='0.25.0')
 _INSTALL = {'upstream': 'make install', 'onedl': 'make install FAMILY=onedl'}
 
 # Where the configs expect their data: (name, a file or folder that must exist, how to get it).
@@ -40,13 +34,12 @@ _DATA = (
         'python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
     ),
     ('VOC2007', 'data/VOCdevkit/VOC2007/ImageSets', 'unpack its trainval and test archives to data/'),
-    ('CIFAR-100', 'data/cifar100/cifar-100-python', 'fetched by the first training, or unpack its archive there'),
-    ('ImageNet', 'data/imagenet/train', 'put its train and val folders, a folder a class, under data/imagenet'),
+    ('CIFAR-100', 'data/cifar100/cifar-100-python', 'the first training fetches it, or unpack its archive there'),
+    ('ImageNet', 'data/imagenet/train', 'put its train and val folders, with one folder per class, in data/imagenet'),
 )
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report; ``state`` is 'ok', 'note' (training works without it) or 'wrong'."""
 
     what: str
@@ -57,32 +50,32 @@ class Finding:
 
 def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
     """Run all checks in turn; ``root`` is the folder that holds ``data/``."""
-    yield from _guarded('Python', _python)
-    yield from _guarded('torch', _torch)
-    yield from _guarded('host libraries', _hosts)
-    yield from _guarded('mmcv op', _mmcv_op)
-    yield from _guarded('lckd_mm', _package)
-    yield from _guarded('devices', _devices)
-    yield from _guarded('Slurm', _slurm)
-    for what, path, cure in _DATA:
-        if (Path(root) / path).exists():
-            yield Finding(what, 'ok', path)
+    family = max(FAMILIES, key=lambda name: len(_installed(name)))
+    install = _INSTALL[family]
+    for name, tested in (FAMILIES[family] | TORCH).items():
+        version = _version(name)
+        if version is None:
+            yield Finding(name, 'wrong', 'not installed', install)
+        elif version.partition('+')[0] == tested:
+            yield Finding(name, 'ok', version)
         else:
-            yield Finding(what, 'note', f'not at {path}', cure)
+            yield Finding(name, 'note', f'{version} (tested with {tested})')
+    mixed = [name for other in FAMILIES if other != family for name in _installed(other)]
+    if mixed:
+        says = f'{", ".join(mixed)} of the other family: both families use the same import names'
+        yield Finding('host libraries', 'wrong', says, f'remove .venv, then {install}')
+    for what, check in (('environment', _environment), ('operators', _operators), ('lckd_mm', _package)):
+        try:
+            yield from check()
+        except Exception as error:  # a broken installation may raise anything, and the report must go on
+            yield Finding(what, 'wrong', one_line(error), install)
+    for what, path, cure in _DATA:
+        found = (Path(root) / path).exists()
+        yield Finding(what, 'ok', path) if found else Finding(what, 'note', f'not at {path}', cure)
 
 
-def _guarded(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Turn any exception of a check into a finding, so that the report goes on: a broken installation may raise any."""
-    try:
-        yield from check()
-    except Exception as error:
-        yield Finding(what, 'wrong', f'{type(error).__name__}: {" ".join(str(error).split())}', _INSTALL[_family()])
-
-
-def _family() -> str:
-    """The family with more of its distributions installed."""
-    count = {name: sum(_version(d) is not None for d, _ in hosts.values()) for name, hosts in FAMILIES.items()}
-    return max(count, key=count.get)
+def _installed(family: str) -> list[str]:
+    return [name for name in FAMILIES[family] if _version(name) is not None]
 
 
 def _version(distribution: str) -> str | None:
@@ -92,51 +85,12 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _python() -> Iterator[Finding]:
-    says = f'{platform.python_version()} ({sys.executable}), {platform.platform()}'
-    fits = sys.version_info >= (3, 10)
-    yield Finding('Python', 'ok' if fits else 'wrong', says, '' if fits else 'make install PYTHON=python3.11')
+def _environment() -> Iterator[Finding]:
+    from mmengine.utils.dl_utils import collect_env
 
-
-def _torch() -> Iterator[Finding]:
-    for name, tested in TORCH.items():
-        version = _version(name)
-        if version is None:
-            yield Finding(name, 'wrong', 'not installed', _INSTALL[_family()])
-            continue
-        plain = version.partition('+')[0]
-        yield Finding(name, 'ok' if plain == tested else 'note', version + _tested(plain, tested))
-    if None in map(_version, TORCH):
-        return
-    import torch
-    from torchvision.ops import nms
-
-    # A torchvision built for another torch imports, but its ops fail.
-    nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-
-
-def _tested(version: str, tested: str) -> str:
-    return '' if version == tested else f' (tested with {tested})'
-
-
-def _hosts() -> Iterator[Finding]:
-    family = _family()
-    other = next(name for name in FAMILIES if name != family)
-    for module, (distribution, tested) in FAMILIES[family].items():
-        version = _version(distribution)
-        if version is None:
-            yield Finding(module, 'wrong', f'{distribution} is not installed', _INSTALL[family])
-        else:
-            state = 'ok' if version == tested else 'note'
-            yield Finding(module, state, f'{distribution} {version}' + _tested(version, tested))
-    mixed = [d for d, _ in FAMILIES[other].values() if _version(d) is not None]
-    if mixed:
-        yield Finding(
-            'host libraries',
-            'wrong',
-            f'{", ".join(mixed)} of the other family beside these: both own the same import names',
-            f'remove .venv, then {_INSTALL[family]}',
-        )
+    for name, value in collect_env().items():
+        if name in ('Python', 'CUDA available', 'CUDA_HOME', 'NVCC', 'GCC', 'OpenCV') or name.startswith('GPU'):
+            yield Finding(name, 'ok', str(value))
 
 
 def nms_of_two_boxes() -> list[int]:
@@ -151,60 +105,37 @@ def nms_of_two_boxes() -> list[int]:
     return nms(boxes, torch.tensor([0.5, 0.9]), iou_threshold=0.5)[1].tolist()
 
 
-def _mmcv_op() -> Iterator[Finding]:
+def _operators() -> Iterator[Finding]:
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # fails if torchvision was built for another torch
     kept = nms_of_two_boxes()
-    if kept == [1]:
-        yield Finding('mmcv op', 'ok', 'nms of two boxes gives the right one')
-    else:
-        yield Finding('mmcv op', 'wrong', f'nms of two boxes kept {kept}, and [1] is right', _INSTALL[_family()])
+    if kept != [1]:
+        raise RuntimeError(f"mmcv's nms of two boxes kept {kept}, expected [1]")
+    yield Finding('operators', 'ok', 'nms of torchvision and mmcv work')
 
 
 def _package() -> Iterator[Finding]:
     from . import __version__
+    from .functional.lipschitz import native
     from .registry import HOOKS, MODELS
 
     MODELS.import_from_location()
     HOOKS.import_from_location()
-    where = Path(__file__).parent
-    says = f'{__version__} in {where}: {len(MODELS.module_dict)} models and losses, {len(HOOKS.module_dict)} hooks'
-    yield Finding('lckd_mm', 'ok', says)
-    from .functional.lipschitz import native
-
+    counts = f'{len(MODELS.module_dict)} models and losses, {len(HOOKS.module_dict)} hooks'
+    yield Finding('lckd_mm', 'ok', f'{__version__} in {Path(__file__).parent}: {counts}')
     if native.available():
         yield Finding('Lipschitz core', 'ok', 'compiled for the CPU')
     else:
         cure = 'with a C compiler (gcc or clang) on this machine, install lckd_mm again'
-        yield Finding('Lipschitz core', 'note', "not compiled: on a CPU torch's operations take longer", cure)
-
-
-def _devices() -> Iterator[Finding]:
-    import torch
-
-    threads = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'
-    yield Finding('CPU', 'ok', threads)
-    if not torch.cuda.is_available():
-        yield Finding('GPU', 'note', f'none that torch {torch.__version__} sees', 'training runs on the CPU, slowly')
-    for i in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(i)
-        says = f'{device.name}, {device.total_memory / 2**30:.0f} GiB, capability {device.major}.{device.minor}'
-        yield Finding(f'GPU {i}', 'ok', says)
-
-
-def _slurm() -> Iterator[Finding]:
-    srun = shutil.which('srun')
-    if srun:
-        yield Finding('Slurm', 'ok', srun)
-    else:
-        yield Finding('Slurm', 'note', 'no srun', 'only tools/slurm_*.sh need it')
+        yield Finding('Lipschitz core', 'note', 'not compiled: Lipschitz terms take longer on a CPU', cure)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; exit status 1 if anything that training needs is wrong."""
-    parser = argparse.ArgumentParser(
-        prog='python -m lckd_mm.doctor',
-        description='What is installed, whether it works, and how to cure what does not',
-    )
-    parser.add_argument('--root', default='.', help='where data/ is looked for (default: here)')
+    parser = argparse.ArgumentParser(prog='python -m lckd_mm.doctor', description=__doc__)
+    parser.add_argument('--root', default='.', help='the folder that holds data/ (default: this folder)')
     args = parser.parse_args(argv)
     wrong = 0
     for finding in examine(args.root):

@@ -33,7 +33,7 @@ if digit_version(mmengine.__version__) < digit_version('0.10.0'):
 # Imported after the checks above, which report what is missing.
 from torch import nn
 
-from .errors import describe
+from .errors import one_line
 
 MODELS = Registry(
     'model',
@@ -95,7 +95,9 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
     try:
         module = kind(**arguments)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{who}: {describe(error, kind.__name__)}') from error
+        text = one_line(error)
+        text = text if text.startswith(kind.__name__) else f'{kind.__name__} fails: {text}'
+        raise ValueError(f'{who}: {text}') from error
     if not isinstance(module, nn.Module):
         raise ValueError(f'{who}: {config["type"]!r} makes a {type(module).__name__}, not a torch module')
     return module

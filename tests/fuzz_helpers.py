@@ -21,7 +21,7 @@ from torch import nn
 
 import lckd_mm
 from lckd_mm.distillation import Distiller
-from lckd_mm.errors import one_sentence
+from lckd_mm.errors import one_line
 from lckd_mm.hosts import fabricate_samples
 
 #: Malformed configs by theme, under `make test-all` and under `make test`; every theme's test asserts its own number.
@@ -231,7 +231,7 @@ def fault_of(error, names):
         frame = frame.tb_next
     file = frame.tb_frame.f_code.co_filename
     line = linecache.getline(file, frame.tb_lineno).strip()
-    text = one_sentence(error)
+    text = one_line(error)
     where = f'{type(error).__name__} at {file}: {line!r}: {text[:300]}'
     if not isinstance(error, OURS):
         return f'a bare {where}'

@@ -29,9 +29,9 @@ def test_a_sound_installation(tmp_path):
     code, lines = doctor('--root', tmp_path)
     assert code == 0, lines
     assert lines[-1] == 'all that training needs is there'
-    assert line_of(lines, 'mmcv op').startswith('ok')
-    for module in FAMILIES['upstream']:
-        assert line_of(lines, module).startswith('ok')
+    assert line_of(lines, 'operators').startswith('ok')
+    for name in FAMILIES['upstream']:
+        assert line_of(lines, name).startswith('ok')
     assert line_of(lines, 'VOC2012').startswith('ok')
     sbd = line_of(lines, 'SBD, converted')
     assert sbd.startswith('-') and sbd.endswith('python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012')
@@ -43,7 +43,7 @@ def test_without_any_package():
     assert code == 1
     for what in ('torch', 'torchvision', *FAMILIES['upstream']):
         assert re.search(r'WRONG .* not installed; make install$', line_of(lines, what))
-    assert line_of(lines, 'mmcv op').startswith('WRONG')
+    assert line_of(lines, 'operators').startswith('WRONG')
     assert re.fullmatch(r'\d+ wrong', lines[-1])
 
 
@@ -52,7 +52,7 @@ def test_a_hollow_mmcv(tmp_path):
     (tmp_path / 'mmcv' / '__init__.py').write_text("__version__ = '2.1.0'\n")
     code, lines = doctor(paths=[tmp_path])
     assert code == 1
-    op = line_of(lines, 'mmcv op')
+    op = line_of(lines, 'operators')
     assert op.startswith('WRONG') and 'mmcv.ops' in op and '; make install' in op
 
 
@@ -77,7 +77,7 @@ def test_the_versions_are_those_of_the_requirements_and_of_the_readme():
         assert f'{name}=={version}' in common
     for family, file in (('upstream', 'requirements.txt'), ('onedl', 'requirements-onedl.txt')):
         text = (ROOT / file).read_text()
-        for distribution, version in FAMILIES[family].values():
+        for distribution, version in FAMILIES[family].items():
             if distribution.endswith('mmcv'):
                 assert f'MMCV_PACKAGE := {distribution}\nMMCV := {version}\n' in makefile
             else:

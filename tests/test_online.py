@@ -122,20 +122,16 @@ def test_each_net_has_its_own_losses_and_its_peers_scores_as_the_teachers(built)
     assert not torch.equal(same.student.head.fc.weight, same.peers[0].head.fc.weight)
 
 
-@pytest.mark.parametrize('peers, pairs', [
-    ('cyclic', [(0, 2), (1, 0), (2, 1)]),
-    ('all', [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]),
-])  # fmt: skip
-def test_three_nets(built, peers, pairs):
-    model = built(widths=(4, 4, 6), peers=peers)
-    assert model.pairs == pairs
+def test_three_nets_learn_in_a_circle(built):
+    model = built(widths=(4, 4, 6))
+    assert model.pairs == [(0, 2), (1, 0), (2, 1)]
     data = model.data_preprocessor(batch(model), True)
     model.train()
     losses = model.loss(**data)
     logits = [net(data['inputs'], mode='tensor').div(3).log_softmax(1) for net in model.nets]
-    for k in range(3):
-        gaps = [9 * (logits[j].exp() * (logits[j] - logits[k])).sum(1).mean() for a, j in pairs if a == k]
-        torch.testing.assert_close(losses[f'net{k}.loss_kd'], torch.stack(gaps).mean())
+    for k, j in model.pairs:
+        gap = 9 * (logits[j].exp() * (logits[j] - logits[k])).sum(1).mean()
+        torch.testing.assert_close(losses[f'net{k}.loss_kd'], gap)
     assert model.terms['net0_from2']['loss_adversarial'].loss.critics[0].in_channels == 48
 
 
@@ -327,7 +323,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(optimizers, scenes, tmp_pat
 def test_a_file_of_another_run_is_not_resumed(scenes, tmp_path):
     run(config('mmpretrain', scenes, tmp_path / 'plain', classifier(4), iters=10))
     run(training(scenes, tmp_path / 'three', one_term(widths=(4, 4, 4)), iters=10))
-    for folder, message in (('plain', 'holds no other nets'), ('three', '2 nets beside net 0, the config has 1')):
+    for folder, message in (('plain', 'OnlineHook'), ('three', '2 nets beside net 0, the config has 1')):
         cfg = training(scenes, tmp_path / 'new', one_term(), iters=12)
         cfg.load_from, cfg.resume = str(tmp_path / folder / 'iter_10.pth'), True
         with pytest.raises(ValueError, match=message):
@@ -515,15 +511,13 @@ def test_two_ranks_stay_one(wrapper, tmp_path):
 
 @pytest.mark.parametrize('extra, error, message', [
     (dict(nets=[classifier(4)]), ValueError, 'two or more'),
-    (dict(peers='ring'), ValueError, "unknown peers 'ring'"),
-    (dict(net_taps=[None]), ValueError, '1 net_taps for 2 nets'),
     (dict(terms={}), ValueError, 'terms must be'),
-    (dict(steps=dict(features=['loss_x'])), KeyError, "'loss_x' is not a term"),
-    (dict(steps=dict(a=['loss_kd'], b=['loss_kd'])), KeyError, 'is in two steps'),
-    (dict(steps=dict(critics=['loss_kd'])), ValueError, 'another task'),
+    (dict(steps=dict(features=['loss_x'])), ValueError, "'loss_x'"),
+    (dict(steps=dict(a=['loss_kd'], b=['loss_kd'])), ValueError, 'two steps'),
+    (dict(steps=dict(critics=['loss_kd'])), ValueError, "'critics'"),
     (dict(terms=dict(loss_ofd=dict(loss=dict(type='lckd_mm.OFDLoss'), on='stage4',
                                    teacher_connector=dict(type='lckd_mm.MarginReLU'))), steps=None),
-     ValueError, 'not trained yet'),
+     ValueError, 'MarginReLU'),
     (dict(widths=(4, 6), terms=dict(loss_a=dict(ADVERSARIAL, connector=None)), steps=None), ValueError,
      'differ in shape'),
 ])  # fmt: skip
@@ -535,7 +529,7 @@ def test_a_wrong_config_is_refused_with_a_sentence(built, extra, error, message)
 def test_nets_that_see_other_images_are_refused(built):
     model = online()
     model['nets'][1]['data_preprocessor'] = dict(type='ClsDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
-    with pytest.raises(ValueError, match='net 1 normalises its images otherwise'):
+    with pytest.raises(ValueError, match='net 1 normalises'):
         built(model)
 
 

@@ -11,7 +11,7 @@ from poison import States
 from run_helpers import HOOK, HOSTS, config, count, distiller, run, scenes, segmentor, teacher_file
 
 from lckd_mm.distillation import NonFiniteError
-from lckd_mm.hooks.gradient_watch import GradientWatch
+from lckd_mm.hooks.non_finite import GradientWatch
 from lckd_mm.hosts import build_model, fabricate_samples
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -228,38 +228,39 @@ def test_an_operation_without_a_known_constant_is_named():
     assert len(row['constant']) == 1
 
 
+def links(terms, student=None, **model):
+    return smoothness.lipschitz_links(Config(dict(model=dict(type='X', terms=terms, **model))), student)
+
+
+def of_both(*pairs):
+    return [(pair, pair) for pair in pairs]
+
+
 def test_terms_that_share_stages_have_them_once():
-    def chains(**ends):
-        terms = {name: dict(loss=dict(type='lckd_mm.LipschitzLoss'), **ends) for name, ends in ends.items()}
-        return smoothness.lipschitz_chains(Config(dict(model=dict(type='X', terms=terms))), None)
+    def shared(*ends):
+        return links({f'loss_{i}': dict(loss=dict(type='lckd_mm.LipschitzLoss'), **end) for i, end in enumerate(ends)})
 
-    assert chains(x=dict(on=['a', 'b', 'c']), y=dict(on=['b', 'c'])) == dict(x=(['a', 'b', 'c'],) * 2)
-    assert chains(x=dict(on=['b', 'c']), y=dict(on=['a', 'b', 'c', 'd'])) == {
-        'x': (['b', 'c'],) * 2, 'y': (['a', 'b'],) * 2, 'y from c': (['c', 'd'],) * 2,
-    }  # fmt: skip
-    assert chains(x=dict(on='p'), y=dict(on='p')) == dict(x=(['p'], ['p']))
-    with pytest.raises(ValueError, match="the student's tap 'b' against q, r, so that"):
-        chains(x=dict(student=['a', 'b'], teacher=['p', 'q']), y=dict(student=['b', 'c'], teacher=['r', 's']))
+    assert shared(dict(on=['a', 'b', 'c']), dict(on=['b', 'c'])) == of_both(('a', 'b'), ('b', 'c'))
+    assert shared(dict(on=['b', 'c']), dict(on=['a', 'b', 'c'])) == of_both(('b', 'c'), ('a', 'b'))
+    assert shared(dict(on='p'), dict(on='p')) == of_both(('p',))
+    with pytest.raises(ValueError, match=r"'b'.*'q' and 'r'"):
+        shared(dict(student=['a', 'b'], teacher=['p', 'q']), dict(student=['b', 'c'], teacher=['r', 's']))
 
 
-def test_chains_are_those_of_the_lipschitz_terms():
-    lipschitz = dict(type='lckd_mm.LipschitzLoss')
-    stages, levels = ['stage1', 'stage2'], ['p2', 'p3']
+def test_links_are_those_of_the_lipschitz_terms():
+    lipschitz, others = dict(type='lckd_mm.LipschitzLoss'), dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss')))
     terms = dict(
-        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits'),
-        loss_a=dict(loss=lipschitz, on=stages),
-        loss_b=dict(loss=dict(type='Wrapper', loss=dict(type='LipschitzLoss')), student=levels, teacher=['q2', 'q3']),
+        loss_a=dict(loss=lipschitz, on=['stage1', 'stage2']),
+        loss_b=dict(
+            loss=dict(type='Wrapper', loss=dict(type='LipschitzLoss')), student=['p2', 'p3'], teacher=['q2', 'q3']
+        ),
         loss_c=dict(loss=dict(type='lckd_mm.LONDONLoss'), on='scores'),
         loss_gone=None,
-    )  # fmt: skip
-    model = wide_resnet()
-    chains = smoothness.lipschitz_chains(Config(dict(model=dict(type='X', terms=terms))), model)
-    assert chains == dict(loss_a=(stages, stages), loss_b=(levels, ['q2', 'q3']), loss_c=(['scores'], ['scores']))
-    del terms['loss_a'], terms['loss_b'], terms['loss_c']
+        **others,
+    )
+    expected = [*of_both(('stage1', 'stage2')), (('p2', 'p3'), ('q2', 'q3')), *of_both(('scores',))]
+    assert links(terms) == expected
     named = dict(stage1='a', stage2='b', logits='c')
-    cfg = Config(dict(model=dict(type='X', terms=terms, taps=['backbone', named])))
-    assert smoothness.lipschitz_chains(cfg, model) == dict(stages=(stages, stages))
-    three = [f'stage{i}' for i in (1, 2, 3)]
+    assert links(others, taps=['backbone', named]) == of_both(('stage1', 'stage2'))
     for taps in (None, 'backbone', dict(logits='c')):
-        cfg = Config(dict(model=dict(type='X', taps=taps)))
-        assert smoothness.lipschitz_chains(cfg, model) == dict(stages=(three, three))
+        assert links(others, wide_resnet(), taps=taps) == of_both(('stage1', 'stage2'), ('stage2', 'stage3'))

@@ -185,10 +185,8 @@ def test_the_hook_runs_its_modules_again(built):
     total.backward()
     assert len(calls) == 2
     handle.remove()
-    with pytest.raises(ValueError, match=r"no module 'backbone\.layer9'"):
+    with pytest.raises(ValueError, match=r"'backbone\.layer9'"):
         ActivationCheckpointHook('backbone.layer9').before_train(SimpleNamespace(model=model))
-    with pytest.raises(ValueError, match='no modules'):
-        ActivationCheckpointHook([])
 
 
 # --- torch.compile ---

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scenes.digit_scenes import sigterm_raises, write_digit_scenes
 from scenes.sbd import convert_sbd
 
+from lckd_mm.errors import one_line
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # SUPPRESS: otherwise the subcommand's default would override a --debug given before it.
@@ -48,15 +50,6 @@ def run(args: argparse.Namespace) -> None:
         print(f'masks are in {args.voc_root}/SegmentationClassAug, the added ids in ImageSets/Segmentation/aug.txt')
 
 
-def sentence(error: Exception) -> str:
-    """The message of an error on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
-    # str(KeyError('text')) puts quotes around the text.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return ' '.join(text.split()) or type(error).__name__
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stderr)
@@ -66,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, KeyError, OSError) as error:
         if 'debug' in args:
             raise
-        print(f'error: {sentence(error)}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('interrupted; no half-written file is left', file=sys.stderr)

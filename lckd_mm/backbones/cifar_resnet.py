@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .. import arguments
 from ..registry import MODELS
-from .initialisation import DEEPEST, HE_NORMAL
+from .initialisation import HE_NORMAL, blocks_per_group
 
 
 class _PaddedShortcut(nn.Module):
@@ -70,30 +70,19 @@ class CifarResNet(BaseModule):
         widths: channels of the first convolution and of the three groups; ResNet32x4 has 32, 64, 128 and 256.
     Shapes: (B, 3, H, W) to a tuple of one map (B, C, H/4, W/4), after the last ReLU; C is the last width.
     Raises:
-        ValueError: a depth that is not 6 n + 2; a shortcut that is neither 'A' nor 'B'; not exactly four widths.
+        ValueError: a depth that is not 6 n + 2, an unknown shortcut, or not four widths.
     Source: He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. Deviation:
         shortcut 'B' by default, as in OFD's ResNet56, where the paper has 'A' for images of 32 x 32.
     """
 
     def __init__(
-        self,
-        depth: int,
-        shortcut: str = 'B',
-        init_cfg: dict | None = None,
-        widths: Sequence[int] = (16, 16, 32, 64),
+        self, depth: int, shortcut: str = 'B', init_cfg: dict | None = None, widths: Sequence[int] = (16, 16, 32, 64)
     ):
         super().__init__(init_cfg or HE_NORMAL)
-        arguments.whole('CifarResNet', 'depth', depth, at_most=DEEPEST)
-        blocks, rest = divmod(depth - 2, 6)
-        if blocks < 1 or rest:
-            raise ValueError(f'CifarResNet: depth must be 6 n + 2 with n at least 1, such as 20 or 56, got {depth}')
-        if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
-            raise ValueError(f"CifarResNet: shortcut must be 'A' (zero padding) or 'B' (conv1x1), got {shortcut!r}")
-        widths = arguments.listed('CifarResNet', 'widths', widths, 'four numbers of channels')
-        for width in widths:
-            arguments.channels('CifarResNet', 'widths', width)
-        if len(widths) != 4:
-            raise ValueError(f'CifarResNet: widths are four, of the first convolution and three groups, got {widths}')
+        blocks = blocks_per_group('CifarResNet', depth, 6, 2)
+        arguments.choice('CifarResNet', 'shortcut', shortcut, _SHORTCUTS)
+        if not isinstance(widths, Sequence) or len(widths) != 4 or min(widths) < 1:
+            raise ValueError(f'CifarResNet: widths must be four numbers of channels, got {widths}')
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu1 = nn.ReLU()

@@ -46,8 +46,7 @@ class MobileNetV1(BaseModule):
         width_multiplier, H/32, W/32), H/8 and W/8 with stem 'cifar'. Detectors use blocks 5, 11 and 13, the last ones
         with strides 8, 16 and 32 (256, 512 and 1024 channels).
     Raises:
-        ValueError: an unknown stem; a width_multiplier that leaves no channel; block numbers that are missing, out of
-            range or not in order.
+        ValueError: an unknown stem; a width_multiplier that leaves no channel; block numbers out of range or order.
     Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
         paper's table 1 prints stride 2, but the same map size); stem 'cifar' is not the paper's; depthwise
         convolutions are initialised with torch's fan-out, which ignores groups (BatchNorm removes the scale).
@@ -62,22 +61,11 @@ class MobileNetV1(BaseModule):
     ):
         super().__init__(init_cfg or HE_NORMAL)
         arguments.choice('MobileNetV1', 'stem', stem, ('imagenet', 'cifar'))
-        arguments.number('MobileNetV1', 'width_multiplier', width_multiplier, at_most=64)
-        width = round(32 * width_multiplier)
-        if width < 1:
+        width = round(32 * arguments.number('MobileNetV1', 'width_multiplier', width_multiplier, at_least=1 / 32))
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(range(1, 14))):
             raise ValueError(
-                f'MobileNetV1: width_multiplier must leave at least one of 32 channels, such as 0.25 or 1, got '
-                f'{width_multiplier}'
-            )
-        self.out_indices = tuple(
-            arguments.whole('MobileNetV1', 'out_indices', i, at_least=None)
-            for i in arguments.listed('MobileNetV1', 'out_indices', out_indices, 'numbers of blocks')
-        )
-        blocks = range(1, len(_BLOCKS) + 1)
-        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(blocks)):
-            raise ValueError(
-                'MobileNetV1: out_indices must be numbers of blocks, from 1 to 13 and in order, such as (5, 11, 13), '
-                f'got {self.out_indices}'
+                f'MobileNetV1: out_indices must be block numbers from 1 to 13, in order, got {self.out_indices}'
             )
         self.conv1 = nn.Conv2d(3, width, 3, 2 if stem == 'imagenet' else 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .. import arguments
 from ..registry import MODELS
-from .initialisation import DEEPEST, HE_NORMAL
+from .initialisation import HE_NORMAL, blocks_per_group
 
 
 class _Block(nn.Module):
@@ -89,16 +89,9 @@ class PyramidNet(BaseModule):
 
     def __init__(self, depth: int, alpha: float, bottleneck: bool = False, init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
-        arguments.whole('PyramidNet', 'depth', depth, at_most=DEEPEST)
-        arguments.switch('PyramidNet', 'bottleneck', bottleneck)
+        arguments.number('PyramidNet', 'alpha', alpha, at_least=0)
         block, layers = (_Bottleneck, 9) if bottleneck else (_Block, 6)
-        blocks, rest = divmod(depth - 2, layers)
-        if blocks < 1 or rest:
-            raise ValueError(
-                f'PyramidNet: depth must be {layers} n + 2 with n at least 1 where bottleneck={bottleneck}, such as '
-                f'{"164 or 200" if bottleneck else "20 or 110"}, got {depth}'
-            )
-        arguments.number('PyramidNet', 'alpha, the channels added in all,', alpha, at_least=0, at_most=2**18)
+        blocks = blocks_per_group(f'PyramidNet with bottleneck={bottleneck}', depth, layers, 2)
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         width = 16

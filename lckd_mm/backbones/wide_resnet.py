@@ -3,9 +3,8 @@
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .. import arguments
 from ..registry import MODELS
-from .initialisation import DEEPEST, HE_NORMAL
+from .initialisation import HE_NORMAL, blocks_per_group
 
 
 class _Block(nn.Module):
@@ -50,12 +49,7 @@ class WideResNet(BaseModule):
 
     def __init__(self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
-        arguments.whole('WideResNet', 'depth', depth, at_most=DEEPEST)
-        arguments.whole('WideResNet', 'widen_factor', widen_factor)
-        arguments.number('WideResNet', 'drop_rate', drop_rate, at_least=0, at_most=1)
-        blocks, rest = divmod(depth - 4, 6)
-        if blocks < 1 or rest:
-            raise ValueError(f'WideResNet: depth must be 6 n + 4 with n at least 1, such as 16 or 28, got {depth}')
+        blocks = blocks_per_group('WideResNet', depth, 6, 4)
         widths = [16, *(16 * 2**i * widen_factor for i in range(3))]
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         for i in range(3):

@@ -19,16 +19,11 @@ def prepare_launch(cfg: Config) -> None:
     """
     if cfg.launcher == 'none' or torch.cuda.is_available():
         return
-    if cfg.launcher == 'mpi':
-        raise ValueError('--launcher mpi: without GPUs, use pytorch or slurm')
     if cfg.launcher == 'slurm':
         _slurm_environment()
-    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'LOCAL_RANK'):
-        if name not in os.environ:
-            raise ValueError(
-                f'--launcher {cfg.launcher}: the environment has no {name}; start it with '
-                f'tools/{"slurm" if cfg.launcher == "slurm" else "dist"}_train.sh'
-            )
+    if 'RANK' not in os.environ:
+        script = 'slurm_train.sh' if cfg.launcher == 'slurm' else 'dist_train.sh'
+        raise ValueError(f'--launcher {cfg.launcher}: no RANK in the environment; start it with tools/{script}')
     check_parallelism(cfg, 'without GPUs there is DDP alone')
     torch.distributed.init_process_group(backend='gloo')
     cfg.model_wrapper_cfg = {
@@ -44,19 +39,19 @@ def prepare_launch(cfg: Config) -> None:
 
 def check_parallelism(cfg: Config, reason: str) -> None:
     """Raise ValueError for a wrapper or strategy that shards, splits or renames the model, unlike DDP or one device."""
-    refused = 'shards, splits or renames the model, and'
-    wrapper = _named(cfg.get('model_wrapper_cfg'), MODEL_WRAPPERS)
-    if wrapper is not None and not issubclass(wrapper, MMDistributedDataParallel):
-        raise ValueError(
-            f'model_wrapper_cfg: {wrapper.__name__} {refused} {reason}; take model_wrapper_cfg away, to train by DDP'
-        )
-    strategy = _named(cfg.get('strategy'), STRATEGIES)
-    if cfg.get('runner_type') == 'FlexibleRunner' and cfg.launcher != 'none':
-        strategy = strategy or DDPStrategy  # FlexibleRunner's default; its checkpoints' keys start with 'module.'
-    if strategy is not None and strategy is not SingleDeviceStrategy:
-        raise ValueError(
-            f'strategy: {strategy.__name__} {refused} {reason}; take strategy and runner_type away, to train by DDP'
-        )
+    wrapper = _named(cfg.get('model_wrapper_cfg'), MODEL_WRAPPERS) or MMDistributedDataParallel
+    strategy = _named(cfg.get('strategy'), STRATEGIES) or SingleDeviceStrategy
+    if cfg.get('runner_type') == 'FlexibleRunner' and cfg.launcher != 'none' and 'strategy' not in cfg:
+        strategy = DDPStrategy  # FlexibleRunner's default; its checkpoints' keys start with 'module.'
+    for key, kind, fits in (
+        ('model_wrapper_cfg', wrapper, issubclass(wrapper, MMDistributedDataParallel)),
+        ('strategy', strategy, strategy is SingleDeviceStrategy),
+    ):
+        if not fits:
+            raise ValueError(
+                f'{key}: {kind.__name__} shards, splits or renames the model, and {reason}; remove {key} and '
+                'runner_type to train with DDP'
+            )
 
 
 def _named(config: Any, registry: Any) -> type | None:
@@ -66,7 +61,7 @@ def _named(config: Any, registry: Any) -> type | None:
 
 def _slurm_environment() -> None:
     if 'SLURM_PROCID' not in os.environ:
-        raise ValueError('--launcher slurm: not inside a Slurm job; start it with tools/slurm_train.sh')
+        return
     os.environ.setdefault('RANK', os.environ['SLURM_PROCID'])
     os.environ.setdefault('WORLD_SIZE', os.environ['SLURM_NTASKS'])
     os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))

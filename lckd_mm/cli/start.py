@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
 from ..hosts import unwrapped
 from ..storage.checkpoint import check_loading
-from ..storage.files import good_sibling, newest_good, read_checkpoint, read_resumable
+from ..storage.files import newest_good, read_checkpoint, read_resumable
 
 
 def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str]]:
@@ -35,22 +34,16 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
         if found is None:
             # A run killed before its first checkpoint starts as it did the first time, with load_from.
             cfg.resume = False
-            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from its beginning')
+            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from the start')
             resume = None
         else:
             resume, loaded, broken = found
-            notes += [f'{note}; it is passed over and left where it is' for note in broken]
-    elif resume is not None and '://' not in resume:
-        try:
-            loaded = read_resumable(resume)
-        except ValueError as error:
-            good = good_sibling(resume)
-            raise ValueError(f'{error}; a good one beside it: {good}' if good else str(error)) from error
+            notes += [f'{note}; it is skipped and left in place' for note in broken]
     elif resume is not None:
-        loaded = None
+        loaded = read_resumable(resume) if '://' not in resume else None
     if resume is not None:
         cfg.resume, cfg.load_from = True, resume
-        notes.append(f'resume: going on from {resume}')
+        notes.append(f'resume: continuing from {resume}')
         seed = loaded and loaded['meta'].get('seed')
         if seed is not None and (cfg.get('randomness') or {}).get('seed') is None:
             # The Runner adopts the file's seed only after the loaders were shuffled with another seed.
@@ -69,17 +62,16 @@ def check_start(runner: Runner, loaded: dict | None) -> None:
     if not isinstance(runner.model, nn.Module):
         return  # FlexibleRunner builds its model later
     model = unwrapped(runner.model)
-    reports = []
     if loaded is not None:
         who = 'resume' if runner._resume else 'load_from'
-        reports.append(check_loading(model, loaded, runner._load_from, who, strict=runner._resume))
+        reports = [check_loading(model, loaded, runner._load_from, who, strict=runner._resume)]
     else:
-        reports += check_pretrained(model)
+        reports = check_pretrained(model)
     for report in filter(None, reports):
         runner.logger.warning(report)
 
 
-def check_pretrained(model: torch.nn.Module) -> list[str | None]:
+def check_pretrained(model: nn.Module) -> list[str | None]:
     """:func:`~lckd_mm.storage.checkpoint.check_loading` for every module that ``init_cfg`` loads from a local file."""
     reports = []
     for name, module in model.named_modules():

@@ -11,7 +11,6 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, host_of, own_losses, training_size
 from ..registry import MODELS
@@ -80,18 +79,13 @@ class Distiller(StudentModel):
             )
         terms = inherited(terms, 'Distiller')
         student = dict(student)
-        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
-            raise TypeError(f'Distiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
         dry_run_size = as_size('Distiller', dry_run_size)
-        inherit = (
-            [inherit] if isinstance(inherit, str) else arguments.listed('Distiller', 'inherit', inherit, 'module names')
-        )
         if isinstance(data_preprocessor, Mapping):
             student.setdefault('data_preprocessor', data_preprocessor)
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, None, 'student')
         if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(f'Distiller: the student {type(net).__name__} is not a model of mmpretrain, mmseg or mmdet')
+            raise TypeError(f'Distiller: the student {type(net).__name__} is not from mmpretrain, mmseg or mmdet')
         super().__init__(net, init_cfg)
         with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
             # A plain attribute, not a submodule.
@@ -102,9 +96,9 @@ class Distiller(StudentModel):
             self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
             rehearse(self.terms, net, dry_run_size, only_with_loss)
-        self.inherit = inherit
+        self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
-            self._inheritance(path)
+            self._common_tensors(path)
         self.teacher.match_inputs(net.data_preprocessor)
         #: Called after the loss, with all taps recorded, as observer(student features, teacher features, the student's
         #: connected features by term and tap, losses); see LipschitzMonitorHook.
@@ -119,7 +113,7 @@ class Distiller(StudentModel):
         with preserved_rng():
             self.teacher.load()
         self.terms.bind(self.teacher.model)
-        self.take_over()
+        self.copy_teacher_weights()
         if is_distributed():
             # Runner broadcasts the state dict, which holds only the student.
             for tensor in self.terms.state_dict().values():
@@ -202,30 +196,29 @@ class Distiller(StudentModel):
             self.teacher.model._apply(fn)
         return super()._apply(fn, recurse)
 
-    def take_over(self) -> None:
+    def copy_teacher_weights(self) -> None:
         """Copy the teacher's weights into the modules of ``inherit``, where names and shapes agree."""
         for path in self.inherit:
-            agreeing = self._inheritance(path)
+            agreeing = self._common_tensors(path)
             with torch.no_grad():
                 for own, theirs in agreeing:
                     own.copy_(theirs)
-            count = len(self.student.get_submodule(path).state_dict())
-            print_log(f'{path}: {len(agreeing)} of its {count} tensors begin as the teacher has them', logger='current')
+            print_log(f'{path}: {len(agreeing)} tensors start from the teacher', logger='current')
 
-    def _inheritance(self, path: str) -> list[tuple[Tensor, Tensor]]:
+    def _common_tensors(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a module's tensors in the student and in the teacher that agree in name and shape."""
         modules = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):
             try:
-                modules.append(net.get_submodule(arguments.text('Distiller', 'inherit', path)))
+                modules.append(net.get_submodule(path))
             except AttributeError:
                 raise ValueError(f'inherit: no module {path!r} in the {role} {type(net).__name__}') from None
         own, theirs = (dict(module.state_dict(keep_vars=True)) for module in modules)
         agreeing = [(own[key], theirs[key]) for key in own if key in theirs and own[key].shape == theirs[key].shape]
         if not any(tensor.dim() for tensor, _ in agreeing):
             raise ValueError(
-                f"inherit: no tensor of the student's {path!r} has a name and shape that the teacher's has too; give "
-                'both the same widths, or take it away'
+                f"inherit: no tensor of the student's {path!r} has the name and shape of one of the teacher's; give "
+                'both the same widths, or remove it'
             )
         return agreeing
 

@@ -119,11 +119,8 @@ def rehearse(
                 f'{side.role} ' + ', '.join(f'{n} {tuple(side.taps.traces[n].shapes[0])}' for n in side.names)
                 for side in (term.student, term.teacher)
             ]
-            reason = one_line(error)
-            if not isinstance(error, (RuntimeError, ValueError)):
-                reason = f'{type(error).__name__}: {reason}'
             raise ValueError(
-                f'term {name!r}: {term.loss_name} does not take these features ({"; ".join(shapes)}): {reason}'
+                f'term {name!r}: {term.loss_name} does not take these features ({"; ".join(shapes)}): {one_line(error)}'
             ) from error
         finally:
             for module, training in mode:
@@ -140,6 +137,6 @@ def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
         if 'tap ' in str(error):
             raise
         raise ValueError(
-            f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed with '
-            f'{type(error).__name__}: {one_line(error)}; set dry_run_size to a size that it takes'
+            f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed: {one_line(error)}; set '
+            'dry_run_size to a size that it takes'
         ) from error

@@ -4,7 +4,6 @@ Gradients are checked by :class:`~lckd_mm.hooks.NonFiniteHook`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -46,11 +45,7 @@ def iteration() -> str:
     return 'this iteration' if number is None else f'iteration {number + 1}'
 
 
-def check_values(
-    values: Mapping[str, Tensor],
-    explain: Callable[[str], str],
-    training: bool,
-) -> None:
+def check_values(values: Mapping[str, Tensor], explain: Callable[[str], str], training: bool) -> None:
     """Raise NonFiniteError if a term's value is nan or infinity.
 
     Args:
@@ -64,9 +59,8 @@ def check_values(
     wrong = [name for name, value in values.items() if not value.isfinite()]
     if not wrong:
         raise NonFiniteError(f'a term is nan or infinity in {iteration()} on another rank; {ADVICE}')
-    others = f' (so are {", ".join(map(repr, wrong[1:]))})' if wrong[1:] else ''
     raise NonFiniteError(
-        f'term {wrong[0]!r} is {values[wrong[0]].item():g} in {iteration()}{others}: {explain(wrong[0])}; {ADVICE}'
+        f'term {wrong[0]!r} is {values[wrong[0]].item():g} in {iteration()}: {explain(wrong[0])}; {ADVICE}'
     )
 
 
@@ -76,40 +70,35 @@ def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
     Args:
         connected: the student's connected features, by tap name.
     """
-    if batch.inputs is not None and not all_finite([batch.inputs]):
-        return 'the batch of images holds nan or infinity; look at the data and its pipeline'
+    if not all_finite([batch.inputs]):
+        return 'the batch of images holds nan or infinity; check the data and its pipeline'
     largest = (-1.0, '')
     for side, features in ((term.student, batch.student), (term.teacher, batch.teacher)):
         for name in side.names:
+            where = f'{side.taps.role} tap {name!r} ({str(side.taps.addresses[name])!r})'
             for level in _levels(features[name]):
-                where = f'{side.taps.role} tap {name!r} ({str(side.taps.addresses[name])!r})'
                 if not all_finite([level]):
-                    return f'{where} holds nan or infinity{_why(side.taps.role, level.dtype, batch.losses)}'
-                size = level.detach().abs().max().item() if level.numel() else 0.0
-                largest = max(largest, (size, where))
+                    return f'{where} holds nan or infinity{_why(side.taps.role, level.dtype)}'
+                largest = max(largest, (level.detach().abs().max().item(), where))
     for name, feature in connected.items():
         if not all_finite(_levels(feature)):
             return (
-                f'its connector at student tap {name!r} makes nan or infinity of a finite feature; its weights have '
-                'grown too large: lower the learning rate or the weight of the term'
+                f'its connector at student tap {name!r} turns a finite feature into nan or infinity; lower the '
+                'learning rate or the weight of the term'
             )
     return (
-        f'its features are finite, the largest {largest[0]:.3g} at {largest[1]}, so that the nan or infinity arises in '
+        f'its features are finite, the largest {largest[0]:.3g} at {largest[1]}, so the cause is in '
         f'{type(term.loss).__name__} itself'
     )
 
 
-def _why(role: str, dtype: torch.dtype, own: Mapping[str, Any]) -> str:
+def _why(role: str, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
         return ", in float16, whose largest number is 65504; train with optim_wrapper.dtype='bfloat16', or without amp"
     if role == 'teacher':
-        return '; look at its checkpoint, and at how its images are normalised'
-    broken = [k for k, v in own.items() if 'loss' in k and not all_finite(_levels(v))]
-    also = f' (and so is its own {broken[0]!r})' if broken else ''
-    return (
-        f': the student itself diverges{also}; lower its learning rate, clip its gradient, or the terms pull too hard'
-    )
+        return '; check its checkpoint, and how its images are normalised'
+    return ': the student itself diverges; lower its learning rate or the weights of the terms, or clip its gradient'
 
 
-def _levels(feature: Any) -> list[Tensor]:
-    return [x for x in (feature if isinstance(feature, (list, tuple)) else [feature]) if isinstance(x, Tensor)]
+def _levels(feature: Feature) -> list[Tensor]:
+    return [feature] if isinstance(feature, Tensor) else feature

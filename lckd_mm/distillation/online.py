@@ -32,6 +32,8 @@ NETS, CRITICS = 'nets', 'critics'
 class OnlineDistiller(StudentModel):
     """K nets trained together on the same batches: each by its own loss, and by terms in which a peer is the teacher.
 
+    Net k learns from net k-1, net 0 from the last one.
+
     1. ``loss``: runs every net once in training mode and adds the terms of each net: its own features are the
        student's, the peer's, detached, the teacher's. Names begin with ``net0.``, ``net1.``, …
     2. ``predict``, ``tensor``, test and export use net 0. Validation reports net 0 under the host's own names;
@@ -54,9 +56,6 @@ class OnlineDistiller(StudentModel):
         terms: name to term, see :class:`~lckd_mm.distillation.Term`, for every net; a connector maps to the peer's
             width. Teacher-side connectors that are made from a trained teacher's layers are refused.
         taps: as in :class:`~lckd_mm.distillation.Distiller`, for all nets.
-        net_taps: overrides, one per net.
-        peers: 'cyclic': net k learns from net k-1, net 0 from the last; 'all': each net learns from every other, the
-            terms are averaged, and every pair has its own modules.
         steps: optimizer name to the names of its terms.
         dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distillation.Distiller`.
     Raises:
@@ -71,8 +70,6 @@ class OnlineDistiller(StudentModel):
         nets: Sequence[dict],
         terms: dict[str, dict],
         taps: Taps = None,
-        net_taps: Sequence[Taps] | None = None,
-        peers: str = 'cyclic',
         steps: Mapping[str, Sequence[str]] | None = None,
         dry_run_size: int | tuple[int, int] | None = None,
         data_preprocessor: dict | nn.Module | None = None,
@@ -80,14 +77,7 @@ class OnlineDistiller(StudentModel):
     ):
         if not isinstance(nets, Sequence) or len(nets) < 2 or not all(isinstance(net, Mapping) for net in nets):
             raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
-        if net_taps is not None and len(net_taps) != len(nets):
-            raise ValueError(f'OnlineDistiller: {len(net_taps)} net_taps for {len(nets)} nets; give one a net')
-        arguments.choice('OnlineDistiller', 'peers', peers, ('cyclic', 'all'))
         terms = inherited(terms, 'OnlineDistiller')
-        if data_preprocessor is not None and not isinstance(data_preprocessor, (Mapping, nn.Module)):
-            raise TypeError(f'OnlineDistiller: data_preprocessor must be a dict, got {data_preprocessor!r}')
-        if steps is not None and not isinstance(steps, Mapping):
-            raise TypeError(f'OnlineDistiller: steps must be a dict of optimizer to names of terms, got {steps!r}')
         size = as_size('OnlineDistiller', dry_run_size)
         configs = [dict(net) for net in nets]
         if isinstance(data_preprocessor, Mapping):
@@ -101,26 +91,19 @@ class OnlineDistiller(StudentModel):
             with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
                 others.append(self._built(config, k))
         self.peers = nn.ModuleList(others)
-        self.steps = {
-            name: arguments.listed('OnlineDistiller', f'steps[{name!r}]', of, 'term names')
-            for name, of in (steps or {}).items()
-        }
+        self.steps = {name: list(of) for name, of in (steps or {}).items()}
         self._check_steps(terms)
         expected = normalisation(first.data_preprocessor)
         for k, net in enumerate(self.peers, 1):
             if normalisation(net.data_preprocessor) != expected:
                 raise ValueError(
-                    f'OnlineDistiller: net {k} normalises its images otherwise than net 0, and all nets see the same; '
-                    'give them one data_preprocessor'
+                    f'OnlineDistiller: net {k} normalises images differently from net 0, and all nets get the same '
+                    'batch; give them one data_preprocessor'
                 )
-        count = len(self.nets)
-        self.pairs = [
-            (k, j) for k in range(count) for j in range(count) if j != k and (peers == 'all' or j == (k - 1) % count)
-        ]
+        #: (k, j): net k learns from net j.
+        self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
         with preserved_rng(torch.initial_seed() + _TERM_SEED):
-            self.net_taps = [
-                merge_taps(f'net {k}', net, taps, net_taps[k] if net_taps else None) for k, net in enumerate(self.nets)
-            ]
+            self.net_taps = [merge_taps(f'net {k}', net, taps, None) for k, net in enumerate(self.nets)]
             only_with_loss = [
                 trace_taps(of, net, size or training_size(first), with_loss=True)
                 for of, net in zip(self.net_taps, self.nets)
@@ -145,9 +128,7 @@ class OnlineDistiller(StudentModel):
     def _built(config: dict, k: int) -> BaseModel:
         net = build_named_model(config, None, f'net {k}')
         if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(
-                f'OnlineDistiller: net {k} ({type(net).__name__}) is not a model of mmpretrain, mmseg or mmdet'
-            )
+            raise TypeError(f'OnlineDistiller: net {k} ({type(net).__name__}) is not from mmpretrain, mmseg or mmdet')
         return net
 
     @property
@@ -156,23 +137,21 @@ class OnlineDistiller(StudentModel):
         return [self.student, *self.peers]
 
     def _check_steps(self, terms: Mapping) -> None:
-        taken: set[str] = set()
         for name, of in self.steps.items():
             if name in (NETS, CRITICS):
-                raise ValueError(f'OnlineDistiller: the step {name!r} has the name of an optimizer with another task')
+                raise ValueError(f'OnlineDistiller: steps: the optimizer {name!r} has its own task; use another name')
             for term in of:
-                if term not in terms or term in taken:
-                    what = 'is in two steps' if term in taken else f'is not a term; the terms are {", ".join(terms)}'
-                    raise KeyError(f'OnlineDistiller: step {name!r}: {term!r} {what}')
-                taken.add(term)
+                arguments.choice(f'OnlineDistiller: steps[{name!r}]', 'term', term, terms)
+                if self._step_of(term) != name:
+                    raise ValueError(f'OnlineDistiller: the term {term!r} is in two steps')
 
     @staticmethod
     def _refuse_bound(term: Term) -> None:
         for connector in term.teacher_connectors:
             if connector.of_teacher and not connector.online:
                 raise ValueError(
-                    f'term {term.name!r}: {type(connector).__name__} is made from the layers or features of a trained '
-                    'teacher, and a peer is not trained yet; take it away'
+                    f'term {term.name!r}: {type(connector).__name__} needs a trained teacher, and a peer is not '
+                    'trained yet; remove it'
                 )
 
     def init_weights(self) -> None:
@@ -211,16 +190,14 @@ class OnlineDistiller(StudentModel):
                 with self.net_taps[k].record(net, names, require_grad=trained) as recorded:
                     own.append(own_losses(net, inputs, data_samples))
             features.append(recorded)
-        values: dict[str, list[Tensor]] = {}
+        losses = {f'net{k}.{name}': value for k, of in enumerate(own) for name, value in of.items()}
         for k, j in self.pairs:
             peer = {name: detached(feature) for name, feature in features[j].items()}
             replay = partial(self._replay, k, j, (moments[k], moments[j]), data_samples)
             batch = Batch(features[k], peer, inputs, data_samples, own[k], replay)
             terms, _ = self.terms[_pair(k, j)](batch, self.training and torch.is_grad_enabled())
-            for name, value in terms.items():
-                values.setdefault(f'net{k}.{name}', []).append(value)
-        losses = {f'net{k}.{name}': value for k, of in enumerate(own) for name, value in of.items()}
-        return losses | {name: of[0] if len(of) == 1 else torch.stack(of).mean() for name, of in values.items()}
+            losses |= {f'net{k}.{name}': value for name, value in terms.items()}
+        return losses
 
     def _stream(self, k: int) -> contextlib.AbstractContextManager:
         """Seeds the random numbers of net k's pass; net 0 uses the global ones, as when trained alone."""
@@ -230,12 +207,9 @@ class OnlineDistiller(StudentModel):
 
     def _recorded(self, k: int) -> tuple[list[str], list[str]]:
         """The taps of net k to record, and those of them that must carry gradient."""
-        own, read = [], []
-        for a, b in self.pairs:
-            mine, theirs = self.terms[_pair(a, b)].used()
-            own += mine if a == k else []
-            read += theirs if b == k else []
-        return list(dict.fromkeys(own + read)), list(dict.fromkeys(own))
+        own, _ = self.terms[_pair(*self.pairs[k])].used()
+        _, read = self.terms[_pair(*self.pairs[(k + 1) % len(self.pairs)])].used()
+        return list(dict.fromkeys(own + read)), own
 
     def _replay(
         self,
@@ -305,17 +279,17 @@ class OnlineDistiller(StudentModel):
         wrappers = list(optim_wrapper.items())
         parameters = {name: _parameters(wrapper) for name, wrapper in wrappers}
         for name, wrapper in wrappers:
-            _hand(parameters[name], self._held.pop(name, None))
+            _set_gradients(parameters[name], self._held.pop(name, None))
             value = wrapper.scale_loss(self._objective(name, losses))
             wrapper.backward(value, inputs=parameters[name], retain_graph=name != wrappers[-1][0])
             self._held[name] = [p.grad for p in parameters[name]]
-            _hand(parameters[name], None)
+            _set_gradients(parameters[name], None)
         for name, wrapper in wrappers:
             if not wrapper.should_update():
                 continue
             gradients = self._held.pop(name)
             all_reduce_params([g for g in gradients if g is not None], op='mean')
-            _hand(parameters[name], gradients)
+            _set_gradients(parameters[name], gradients)
             wrapper.step()
             wrapper.zero_grad()
         return logged
@@ -362,7 +336,7 @@ def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:
     return [p for group in wrapper.optimizer.param_groups for p in group['params'] if p.requires_grad]
 
 
-def _hand(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
+def _set_gradients(parameters: list[nn.Parameter], gradients: list[Tensor | None] | None) -> None:
     """Set the parameters' gradients, or clear them: optimizers may share a parameter, each with its own gradient."""
     for parameter, gradient in zip(parameters, gradients or [None] * len(parameters)):
         parameter.grad = gradient

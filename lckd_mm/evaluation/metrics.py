@@ -56,11 +56,9 @@ class ClassBiasMetric(BaseMetric):
         collect_dir: str | None = None,
     ):
         super().__init__(collect_device, prefix, collect_dir)
-        arguments.choice('ClassBiasMetric', 'convention', convention, CONVENTIONS)
-        arguments.text('ClassBiasMetric', 'reference', reference)
-        arguments.number('ClassBiasMetric', 'smoothing', smoothing, at_least=0)
-        arguments.whole('ClassBiasMetric', 'ignore_index', ignore_index, at_least=None)
-        self.convention, self.smoothing, self.ignore_index = convention, smoothing, ignore_index
+        self.convention = arguments.choice('ClassBiasMetric', 'convention', convention, CONVENTIONS)
+        self.smoothing = arguments.number('ClassBiasMetric', 'smoothing', smoothing, at_least=0)
+        self.ignore_index = ignore_index
         self.of_teacher = reference == 'teacher'
         self._reference: Predictions = {} if self.of_teacher else read_predictions(reference, 'ClassBiasMetric')
 
@@ -73,16 +71,12 @@ class ClassBiasMetric(BaseMetric):
         for sample in data_samples:
             ((key, (truth, predicted)),) = predictions_of([sample], 'ClassBiasMetric').items()
             if key not in self._reference:
-                way = (
-                    "reference='teacher' needs custom_hooks=[dict(type='lckd_mm.TeacherReferenceHook')] in training; "
-                    'to test, give reference=FILE.pkl'
-                    if self.of_teacher
-                    else 'it is a file of other samples'
-                )
+                way = "add custom_hooks=[dict(type='lckd_mm.TeacherReferenceHook')]; to test, give reference=FILE.pkl"
+                way = way if self.of_teacher else 'the file is of another data set'
                 raise ValueError(f'ClassBiasMetric: the reference has no prediction for {key!r}: {way}')
             expected, reference = self._reference[key]
-            if expected.shape != truth.shape or not torch.equal(expected.long(), truth.long()):
-                raise ValueError(f'ClassBiasMetric: {key!r} has another truth in the reference; it is of other samples')
+            if not torch.equal(expected.long(), truth.long()):
+                raise ValueError(f'ClassBiasMetric: {key!r} has another truth in the reference, a file of other data')
             self.results.append(count_triples(truth, predicted, reference, self.ignore_index))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -122,14 +116,7 @@ def count_triples(truth: Tensor, predicted: Tensor, reference: Tensor, ignore_in
 
     Returns:
         ``(3, K)`` and ``(K,)``, int64. ``ignore_index`` applies to maps only.
-    Raises:
-        ValueError: shapes that differ.
     """
-    if not truth.shape == predicted.shape == reference.shape:
-        raise ValueError(
-            f'class bias: truth {tuple(truth.shape)}, prediction {tuple(predicted.shape)} and that of the reference '
-            f'{tuple(reference.shape)} differ in shape'
-        )
     valid = (truth != ignore_index) if truth.dim() else torch.ones_like(truth, dtype=torch.bool)
     triples = torch.stack([x[valid].long().flatten() for x in (truth, predicted, reference)])
     return torch.unique(triples, dim=1, return_counts=True)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import one_line
+
 #: Sample key to (truth, prediction): class indices, a scalar (classification) or a map (H, W).
 Predictions = dict[str, tuple[Tensor, Tensor]]
 
@@ -46,10 +48,9 @@ class _Reader(pickle.Unpickler):
     """Reads numbers, tensors and arrays; refuses any other class or function named in the file."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
-        if found is None:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f'it would run {module}.{name}')
-        return found
+        return _ALLOWED[module, name]
 
 
 def read_predictions(path: str | Path, who: str) -> Predictions:
@@ -63,29 +64,21 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
         FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or has no class predictions
             with ground truth.
     """
+    way = 'write it with: python tools/test.py CONFIG CHECKPOINT --dump FILE.pkl'
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f'{who}: no predictions at {str(path)!r}; write them with: python tools/test.py CONFIG CHECKPOINT --dump '
-            'FILE.pkl'
-        )
+        raise FileNotFoundError(f'{who}: no predictions at {str(path)!r}; {way}')
     try:
         with open(path, 'rb') as file:
             samples = _Reader(file).load()
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error) if 'it would run' in str(error) else f'it is damaged, or no pickle ({type(error).__name__})'
-        raise ValueError(
-            f'{who}: cannot read the predictions {str(path)!r}: {reason}; write them with: python tools/test.py CONFIG '
-            'CHECKPOINT --dump FILE.pkl'
-        ) from error
-    if not isinstance(samples, list) or not samples:
-        raise ValueError(f'{who}: {str(path)!r} holds no list of predictions, but a {type(samples).__name__}')
+        raise ValueError(f'{who}: cannot read the predictions {str(path)!r}: {one_line(error)}; {way}') from error
+    if not isinstance(samples, list):
+        raise ValueError(f'{who}: {str(path)!r} holds a {type(samples).__name__} instead of a list of predictions')
     found = predictions_of(samples, f'{who}, {str(path)!r}')
     if len(found) < len(samples):
         raise ValueError(
-            f'{who}: {str(path)!r} has {len(samples)} samples with {len(found)} names; samples of concatenated data '
-            'sets are numbered twice: predict each data set by itself'
+            f'{who}: {str(path)!r} has {len(samples)} samples with {len(found)} names, as concatenated data sets have; '
+            'test each data set by itself'
         )
     return found
 
@@ -99,45 +92,26 @@ def predictions_of(samples: Iterable[Any], who: str) -> Predictions:
     found: Predictions = {}
     for sample in samples:
         sample = sample.to_dict() if hasattr(sample, 'to_dict') else sample
-        if not isinstance(sample, Mapping):
-            raise ValueError(f'{who}: a sample is a {type(sample).__name__}, not the dict of a prediction')
+        if 'pred_instances' in sample:
+            raise ValueError(f'{who}: these are boxes; class bias is defined for classes of images and of pixels')
         key = next((f'{k} {sample[k]}' for k in ('sample_idx', 'img_path') if sample.get(k) not in (None, '')), None)
         if key is None:
-            raise ValueError(f'{who}: samples have neither sample_idx nor img_path, and cannot be told apart')
-        found[key] = _truth(sample, who), _predicted(sample, who)
+            raise ValueError(f'{who}: a sample has neither sample_idx nor img_path to identify it')
+        found[key] = _labels(sample, 'gt', who), _labels(sample, 'pred', who)
     return found
 
 
-def _truth(sample: Mapping, who: str) -> Tensor:
-    _refuse_boxes(sample, who)
-    for name in ('gt_label', 'gt_sem_seg'):
-        if name in sample:
-            return _compact(sample[name], name, who)
-    raise ValueError(f'{who}: samples have no ground truth (gt_label or gt_sem_seg)')
-
-
-def _predicted(sample: Mapping, who: str) -> Tensor:
-    for name in ('pred_label', 'pred_sem_seg'):
-        if name in sample:
-            return _compact(sample[name], name, who)
-    if 'pred_score' in sample:
-        return torch.as_tensor(sample['pred_score']).argmax().cpu()
-    raise ValueError(f'{who}: samples have no prediction (pred_label, pred_score or pred_sem_seg)')
-
-
-def _refuse_boxes(sample: Mapping, who: str) -> None:
-    if 'pred_instances' in sample:
-        raise ValueError(
-            f'{who}: these are boxes of a detector; one-against-rest rates need true negatives, and no one can count '
-            'the boxes that were rightly not drawn: class bias is defined for classes of images and of pixels'
-        )
-
-
-def _compact(value: Any, name: str, who: str) -> Tensor:
-    if name.endswith('sem_seg'):
+def _labels(sample: Mapping, side: str, who: str) -> Tensor:
+    """A sample's class indices: ``side`` is 'gt' for the truth, 'pred' for the prediction."""
+    if f'{side}_sem_seg' in sample:
+        value = sample[f'{side}_sem_seg']
         labels = torch.as_tensor(value['data'] if isinstance(value, Mapping) else value.data).squeeze(0)
         return labels.to('cpu', torch.int16)
-    label = torch.as_tensor(value).flatten()
-    if label.numel() != 1:
-        raise ValueError(f'{who}: {name} has {label.numel()} labels a sample; class bias needs one')
-    return label[0].cpu()
+    if f'{side}_label' in sample:
+        label = torch.as_tensor(sample[f'{side}_label']).flatten()
+        if label.numel() != 1:
+            raise ValueError(f'{who}: {side}_label holds {label.numel()} labels; class bias needs one per sample')
+        return label[0].cpu()
+    if f'{side}_score' in sample and side == 'pred':
+        return torch.as_tensor(sample['pred_score']).argmax().cpu()
+    raise ValueError(f'{who}: a sample has no {side}_label or {side}_sem_seg')

@@ -1,6 +1,5 @@
 """Smoothness of a net around images: norms, local Lipschitz constants and bounds per stage, and changes under noise."""
 
-import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -37,81 +37,57 @@ class Net:
 
 @dataclass(frozen=True)
 class Stage:
-    """Two consecutive taps of a chain; ``levels`` are indices into a tap with several maps, None for taps with one."""
+    """Two consecutive taps of a chain; ``levels`` are indices into taps with several maps, None for taps with one."""
 
     front: str
     back: str
-    levels: tuple[int, int] | None = None
+    levels: tuple[int | None, int | None] = (None, None)
 
     @property
     def label(self) -> str:
-        a, b = (None, None) if self.levels is None else self.levels
-        return f'{_point(self.front, a)} → {_point(self.back, b)}'
+        return f'{_point(self.front, self.levels[0])} → {_point(self.back, self.levels[1])}'
 
 
-def lipschitz_chains(cfg: Config, student: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
-    """Names of the student's and the teacher's taps, in order of depth, for each Lipschitz term of a config.
+def lipschitz_links(cfg: Config, student: nn.Module) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The pairs of consecutive taps of a config's Lipschitz terms, each once, as (student's, teacher's).
 
-    A pair of consecutive taps shared by several terms is in only one chain. A config without Lipschitz terms gives its
-    taps named stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
+    A term on one tap, with several levels, gives this tap alone. A config without Lipschitz terms gives its taps named
+    stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
 
     Raises:
         ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms compare
             with two taps of the other.
     """
-    chains: dict[str, tuple[list[str], list[str]]] = {}
-    terms = cfg.model.get('terms') or {}
-    for name, term in terms.items():
-        if isinstance(term, Mapping) and _is_lipschitz(term.get('loss')):
-            on = term.get('on')
-            sides = [term.get(side, on) for side in ('student', 'teacher')]
-            chains[name] = tuple([s] if isinstance(s, str) else list(s) for s in sides)
-    chains = _each_link_once(chains)
+    chains = []
+    for term in (cfg.model.get('terms') or {}).values():
+        if term is not None and _is_lipschitz(term.loss):
+            sides = [term.get(side, term.get('on')) for side in ('student', 'teacher')]
+            chains.append([[names] if isinstance(names, str) else names for names in sides])
     if not chains:
         taps = cfg.model.get('taps')
         parts = taps if isinstance(taps, (list, tuple)) else [taps]
         names = [name for part in parts if isinstance(part, Mapping) for name in part]
         names = [name for name in names if re.fullmatch(r'stage\d+', name)]
-        if len(names) < 2:
-            names = list(preset_taps(student, 'backbone'))
-        chains['stages'] = names, names
-    return chains
-
-
-def _each_link_once(chains: dict[str, tuple[list[str], list[str]]]) -> dict[str, tuple[list[str], list[str]]]:
-    pairs = {pair for sides in chains.values() for pair in zip(*sides, strict=True)}
-    for side, role in enumerate(('student', 'teacher')):
-        taps = [pair[side] for pair in pairs]
-        for tap in taps:
-            if taps.count(tap) > 1:
-                others = ', '.join(sorted(pair[1 - side] for pair in pairs if pair[side] == tap))
+        chains = [[names if len(names) > 1 else list(preset_taps(student, 'backbone'))] * 2]
+    links = [link for chain in chains for link in zip(*(_pairs(side) for side in chain), strict=True)]
+    for way in (links, [(theirs, own) for own, theirs in links]):
+        partner: dict[str, str] = {}
+        for tap, other in (pair for link in way for pair in zip(*link)):
+            if partner.setdefault(tap, other) != other:
                 raise ValueError(
-                    f"the Lipschitz terms hold the {role}'s tap {tap!r} against {others}, so that its figures have no "
-                    'one counterpart; take one of these terms out with --cfg-options model.terms.NAME=None'
+                    f'the Lipschitz terms compare the tap {tap!r} with both {partner[tap]!r} and {other!r}; remove one '
+                    'of these terms with --cfg-options model.terms.NAME=None'
                 )
-    once: dict[str, tuple[list[str], list[str]]] = {}
-    known: set[tuple[str, str]] = set()
-    for name, (student, teacher) in chains.items():
-        if len(student) == 1:
-            if student[0] not in {chain[0][0] for chain in once.values() if len(chain[0]) == 1}:
-                once[name] = student, teacher
-            continue
-        part: tuple[list[str], list[str]] | None = None
-        for i, link in enumerate(pairwise(student)):
-            if link in known:
-                part = None
-                continue
-            known.add(link)
-            if part is None:
-                part = once[name if name not in once else f'{name} from {link[0]}'] = [student[i]], [teacher[i]]
-            part[0].append(student[i + 1])
-            part[1].append(teacher[i + 1])
-    return once
+    return list(dict.fromkeys(links))
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(pairwise(names)) if len(names) > 1 else [tuple(names)]
 
 
 def _is_lipschitz(loss: Any) -> bool:
     """Whether a loss config is a LipschitzLoss (or subclass, as LONDONLoss), possibly wrapped by another loss."""
-    if not isinstance(loss, Mapping):
+    if loss is None:
         return False
     kind = loss.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
@@ -128,12 +104,7 @@ def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
 
 def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
     """The (tap, level) at which stages start and end, without duplicates, in order."""
-    ends = [
-        end
-        for stage in stages
-        for end in zip((stage.front, stage.back), (None, None) if stage.levels is None else stage.levels)
-    ]
-    return list(dict.fromkeys(ends))
+    return list(dict.fromkeys(end for stage in stages for end in zip((stage.front, stage.back), stage.levels)))
 
 
 def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | None) -> dict:
@@ -145,25 +116,17 @@ def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | 
 
 def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Callable[[Tensor], Tensor]:
     """The function from preprocessed images to a tap, or to one level of it."""
-
-    def function(images: Tensor) -> Tensor:
-        feature = features_of(net, [tap], images, samples)[tap]
-        return feature if level is None else feature[level]
-
-    return function
+    return lambda images: _level(features_of(net, [tap], images, samples)[tap], level)
 
 
 def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Callable[[Tensor], Tensor] | None:
     """The function from a stage's front features to its back features, or None if there is none.
 
     The front tap's tensor is replaced and the forward continues from it. The function exists if the back tap depends on
-    the front tap alone: autograd must find a path from the replaced tensor to the back tap, and none from the images
-    to the back tap around it. It does not exist with a skip connection around the tap, or in a pyramid whose finer
-    levels are computed from coarser ones.
+    the front tap alone: autograd finds a path to the back tap from the replaced tensor, and none from the images. So it
+    does not exist with a skip connection around the tap, or in a pyramid whose finer levels come from coarser ones.
     """
-    if stage.levels is not None or net.taps.addresses[stage.front].call == '*':
-        return None
-    if net.taps.addresses[stage.back].call == '*':
+    if stage.levels != (None, None) or '*' in (net.taps.addresses[tap].call for tap in (stage.front, stage.back)):
         return None
 
     def function(front: Tensor, images: Tensor = inputs) -> Tensor:
@@ -179,9 +142,9 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
         front = features_of(net, [stage.front], images, samples)[stage.front].detach().requires_grad_()
         back = function(front.clone(), images)
         sources = (front, images)
-        through, around = (
-            torch.autograd.grad(back.sum(), sources, allow_unused=True) if back.requires_grad else (None, None)
-        )
+        if not back.requires_grad:
+            return None
+        through, around = torch.autograd.grad(back.sum(), sources, allow_unused=True)
     return function if through is not None and around is None else None
 
 
@@ -189,16 +152,15 @@ def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> C
 def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | None) -> tuple[Tensor, Tensor]:
     """Two tensors ``(stages, B)``: each stage's transmitting norm of its raw maps, and that divided by their lengths.
 
-    A map's length is the root mean square of its vectors' lengths over positions. The second norm is at most about 1
-    and does not depend on the scale of the activations.
+    A map's length is the root mean square of its vectors' lengths; the quotient is at most about 1.
     """
     names = list(dict.fromkeys(name for stage in stages for name in (stage.front, stage.back)))
     features = features_of(net, names, inputs, samples)
     aspect = inputs.shape[2] / inputs.shape[3]
     norms, shares = [], []
     for stage in stages:
-        a, b = (None, None) if stage.levels is None else stage.levels
-        maps = as_maps([_level(features[stage.front], a), _level(features[stage.back], b)], aspect)
+        ends = zip((stage.front, stage.back), stage.levels)
+        maps = as_maps([_level(features[tap], level) for tap, level in ends], aspect)
         norms.append(transmitting_norms(maps)[0])
         shares.append(norms[-1] / (mean_length(maps[0]) * mean_length(maps[1])))
     return torch.stack(norms), torch.stack(shares)
@@ -211,9 +173,7 @@ def stage_constants(
     function = stage_map(net, stage, inputs, samples)
     if function is None:
         return None
-    with torch.no_grad():
-        front = features_of(net, [stage.front], inputs, samples)[stage.front]
-    return local_lipschitz(function, front, tol, residual=True)
+    return local_lipschitz(function, _front(net, stage, inputs, samples), tol, residual=True)
 
 
 def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3) -> Tensor | None:
@@ -224,11 +184,12 @@ def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, to
     """
     inputs, samples = inputs[:1], samples and samples[:1]
     function = stage_map(net, stage, inputs, samples)
-    if function is None:
-        return None
-    with torch.no_grad():
-        front = features_of(net, [stage.front], inputs, samples)[stage.front]
-    return graph_bound(function, front, tol)
+    return None if function is None else graph_bound(function, _front(net, stage, inputs, samples), tol)
+
+
+@torch.no_grad()
+def _front(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Tensor:
+    return features_of(net, [stage.front], inputs, samples)[stage.front]
 
 
 class GaussianNoise:
@@ -271,9 +232,8 @@ def metrics_under_noise(
         preprocessor: the student's; it prepares the images of every net.
         loader: an mmengine test loader. evaluator: config of the evaluator, or of its metrics.
     """
-    if not isinstance(evaluator, Mapping) or 'metrics' not in evaluator:
-        evaluator = dict(metrics=evaluator)
-    evaluator = Evaluator(copy.deepcopy(evaluator['metrics']))
+    metrics = evaluator['metrics'] if isinstance(evaluator, Mapping) and 'metrics' in evaluator else evaluator
+    evaluator = Evaluator(copy.deepcopy(metrics))
     evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
     with eval_mode(net.model), preserved_rng():
         for batch in loader:
@@ -284,7 +244,7 @@ def metrics_under_noise(
             predictions = net.model(net.convert(inputs, samples), samples, mode='predict')
             evaluator.process(predictions, batch)
         metrics = evaluator.evaluate(len(loader.dataset))
-    return {name: float(value) for name, value in metrics.items() if _is_number(value)}
+    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, str)}
 
 
 def first_images(
@@ -372,10 +332,3 @@ def _point(tap: str, level: int | None) -> str:
 
 def _level(feature: Tensor | list[Tensor], level: int | None) -> Tensor:
     return feature if level is None else feature[level]
-
-
-def _is_number(value: Any) -> bool:
-    with contextlib.suppress(TypeError, ValueError):
-        float(value)
-        return True
-    return False

@@ -1,14 +1,14 @@
 """mmengine hooks: checkpoints and resume, schedules, monitors, pruning, pictures, non-finite values, memory."""
 
 from .activation_checkpoint import ActivationCheckpointHook
-from .distillation import DistillationHook, distiller_of, show_batch, terms_of
+from .distillation import DistillationHook, show_batch
 from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
 from .pictures import PredictionHook
 from .pruning import PruningHook
 from .rescaling import GradientRescaleHook
-from .resume import ResumeHook, SafeCheckpointHook, random_state, set_random_state
+from .resume import ResumeHook, SafeCheckpointHook
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
 
 __all__ = [
@@ -26,10 +26,6 @@ __all__ = [
     'SafeCheckpointHook',
     'TeacherCheckHook',
     'TeacherReferenceHook',
-    'distiller_of',
     'epoch_length',
-    'random_state',
-    'set_random_state',
     'show_batch',
-    'terms_of',
 ]

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..contexts import saved_buffers
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -16,21 +17,18 @@ from .distillation import distiller_of
 class ActivationCheckpointHook(Hook):
     """Recomputes modules of the student in the backward pass instead of keeping their activations.
 
-    The hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use torch's reentrant variant, in which a
-    tap inside a checkpointed module carries no gradient; the Distiller refuses such a tap. This hook uses
-    ``use_reentrant=False``, in which it does. Losses, gradients and BatchNorm's running statistics are those of
-    training without it: the recomputation does not update the statistics again, as the other two do.
+    In torch's reentrant variant, which the hosts' ``with_cp=True`` and mmengine's ``activation_checkpointing`` use, a
+    tap inside a checkpointed module has no gradient; here, with ``use_reentrant=False``, it has. Losses, gradients and
+    BatchNorm's running statistics are those of training without the hook.
 
     Args:
         modules: paths in the student, such as ``['backbone.layer1', 'backbone.layer2']``.
     Raises:
-        ValueError: no path, or a path that the student does not have.
+        ValueError: a path that the student does not have.
     """
 
     def __init__(self, modules: Sequence[str]):
         self.modules = [modules] if isinstance(modules, str) else list(modules)
-        if not self.modules:
-            raise ValueError("ActivationCheckpointHook: no modules, expected paths such as ['backbone.layer1']")
         self._wrapped: list[nn.Module] = []
 
     def before_train(self, runner) -> None:
@@ -38,9 +36,7 @@ class ActivationCheckpointHook(Hook):
         found = dict(student.named_modules())
         for path in self.modules:
             if path not in found:
-                raise ValueError(
-                    f'ActivationCheckpointHook: no module {path!r} in the student {type(student).__name__}'
-                )
+                raise ValueError(f'ActivationCheckpointHook: no module {path!r} in the {type(student).__name__}')
             module = found[path]
             if 'forward' not in module.__dict__:
                 module.forward = _checkpointed(module, module.forward)
@@ -64,10 +60,8 @@ def _checkpointed(module: nn.Module, forward: Callable) -> Callable:
 
 @contextlib.contextmanager
 def _kept_buffers(module: nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    restore = saved_buffers(module)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        restore()

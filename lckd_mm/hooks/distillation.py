@@ -12,17 +12,20 @@ from torch import Tensor
 
 from ..contexts import preserved_rng
 from ..distillation import Distiller, Term
+from ..errors import one_line
 from ..hosts import unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
+from ..storage.checkpoint import add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint
 
 
-def distiller_of(runner: Any, who: str) -> Distiller:
-    """The runner's Distiller, without its wrapper; TypeError if the model is another."""
+def distiller_of(runner: Any, who: str, kind: type = Distiller) -> Any:
+    """The runner's Distiller (or another ``kind``), without its wrapper; TypeError if the model is another."""
     model = unwrapped(runner.model)
-    if not isinstance(model, Distiller):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an lckd_mm.Distiller; take the hook away')
+    if not isinstance(model, kind):
+        raise TypeError(
+            f'{who}: the model is a {type(model).__name__}, not an lckd_mm.{kind.__name__}; remove the hook'
+        )
     return model
 
 
@@ -30,7 +33,7 @@ def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
     """Term name to its terms, for any model that has terms; TypeError for others."""
     model = unwrapped(runner.model)
     if not hasattr(model, 'named_terms'):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, which has no terms; take the hook away')
+        raise TypeError(f'{who}: the model is a {type(model).__name__}, which has no terms; remove the hook')
     return model.named_terms()
 
 
@@ -39,17 +42,15 @@ class DistillationHook(Hook):
     """Stores connectors and losses' buffers beside the student in every checkpoint, and restores them on resume.
 
     They are stored under the file's key ``lckd_mm``; ``state_dict`` holds only the student. ``load_from`` loads the
-    student and leaves the connectors unchanged. Before the first iteration the hook also fits the connectors that
-    estimate something from training images (:class:`~lckd_mm.connectors.MarginReLU`,
-    :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds this hook by default.
+    student alone. Before the first iteration the hook also fits the connectors that need training images
+    (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds it.
 
     Args:
         fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
             ``tools/fit_connectors.py``, or any checkpoint of a distillation that had them.
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: resuming from a file without connectors (a plain run's) or with other ones; ``fitted`` does not
-            hold the connectors.
+        FileNotFoundError: no such file. ValueError: resuming from a file without connectors or with other ones;
+            ``fitted`` does not hold the connectors.
     """
 
     priority = 'VERY_HIGH'
@@ -62,23 +63,18 @@ class DistillationHook(Hook):
         distiller_of(runner, 'DistillationHook').state_is_stored = True
         if is_model_wrapper(runner.model) and not isinstance(runner.model, MMDistributedDataParallel):
             raise TypeError(
-                f'DistillationHook: {type(runner.model).__name__} shards or splits the model, and a Distiller taps the '
-                'features and stores the weights of a whole student; train with MMDistributedDataParallel'
+                f'DistillationHook: {type(runner.model).__name__} splits the model, and a Distiller needs the whole '
+                'student; train with MMDistributedDataParallel'
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         model = distiller_of(runner, 'DistillationHook')
-        checkpoint.setdefault(STATE_KEY, {}).update(version=1, terms=model.distillation_state())
+        add_state(checkpoint, version=1, terms=model.distillation_state())
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not getattr(runner, '_resume', False):
-            return
-        if 'terms' not in (checkpoint.get(STATE_KEY) or {}):
-            raise ValueError(
-                f'resume: the checkpoint has no {STATE_KEY!r} key with terms, so it is of a plain run and not of this '
-                'distillation; start from it with load_from instead of resuming'
-            )
-        distiller_of(runner, 'DistillationHook').load_distillation_state(checkpoint[STATE_KEY]['terms'])
+        state = resumed_state(runner, checkpoint, 'terms', 'DistillationHook')
+        if state is not None:
+            distiller_of(runner, 'DistillationHook').load_distillation_state(state)
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
@@ -86,67 +82,55 @@ class DistillationHook(Hook):
         model = distiller_of(runner, 'DistillationHook')
         if runner._load_from and not runner._resume:
             # load_from has just overwritten the weights that the student inherited from the teacher.
-            model.take_over()
-        waiting = [pair for term in model.terms.values() for pair in term.waiting()]
-        if self.fitted is not None and waiting:
-            self._take_fitted(runner, model, waiting)
-        elif waiting:
-            self._show_images(runner, model, waiting)
+            model.copy_teacher_weights()
+        waiting = _waiting(model)
+        if waiting:
+            (self._show_images if self.fitted is None else self._load_fitted)(runner, model, waiting)
 
     def fit(self, runner) -> dict[str, Tensor]:
         """Load the teacher, fit the connectors that need training images, and return their state by key."""
         self.before_run(runner)
         model = distiller_of(runner, 'DistillationHook')
         model.init_weights()
-        names = _names(model, [pair for term in model.terms.values() for pair in term.waiting()])
-        if not names:
-            raise ValueError(
-                'DistillationHook: no connector of this config waits for training images, so there is nothing to fit'
-            )
+        waiting = _waiting(model)
+        if not waiting:
+            raise ValueError('DistillationHook: no connector of this config needs training images: nothing to fit')
         self.before_train(runner)
-        return {k: v for k, v in model.distillation_state().items() if k.startswith(tuple(f'{n}.' for n in names))}
+        return {k: v for k, v in model.distillation_state().items() if k.startswith(tuple(f'{n}.' for n in waiting))}
 
-    def _take_fitted(self, runner, model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> None:
-        stored = (read_checkpoint(self.fitted, 'DistillationHook: fitted').get(STATE_KEY) or {}).get('terms', {})
-        for name, (tap, connector) in zip(_names(model, waiting), waiting, strict=True):
-            who = f'DistillationHook: fitted={self.fitted!r}'
+    def _load_fitted(self, runner, model: Distiller, waiting: dict[str, tuple[str, torch.nn.Module]]) -> None:
+        who = f'DistillationHook: fitted={self.fitted!r}'
+        stored = stored_state(read_checkpoint(self.fitted, 'DistillationHook: fitted'), 'terms') or {}
+        for name, (tap, connector) in waiting.items():
             state = {k.removeprefix(f'{name}.'): v for k, v in stored.items() if k.startswith(f'{name}.')}
-            if not state:
-                held = ', '.join(sorted({k.split('.')[0] for k in stored})) or 'none'
-                raise ValueError(
-                    f'{who} holds nothing for {name!r} (terms in it: {held}); write it with tools/fit_connectors.py '
-                    'and this config, or take fitted away'
-                )
             try:
                 connector.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(f'{who} does not fit {name!r}: {" ".join(str(error).split())}') from error
+                raise ValueError(
+                    f'{who} does not fit {name!r} ({one_line(error)}); write it with tools/fit_connectors.py and this '
+                    'config, or remove fitted'
+                ) from error
             if connector.waits_for_data:
-                raise ValueError(f'{who} holds {name!r} as it was before it had seen training images')
-            runner.logger.info(f'{type(connector).__name__} at {tap!r}: taken from {self.fitted}')
+                raise ValueError(f'{who} holds {name!r} without a fit to training images')
+            runner.logger.info(f'{type(connector).__name__} at {tap!r}: loaded from {self.fitted}')
 
-    def _show_images(self, runner, model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> None:
-        loader_cfg = copy.deepcopy(runner.cfg.get('train_dataloader'))
-        if not isinstance(loader_cfg, dict):
-            raise ValueError(
-                f'DistillationHook: a {type(waiting[0][1]).__name__} at {waiting[0][0]!r} needs training images, and '
-                'the runner has no train_dataloader in its config to read them from; build it from a config'
-            )
+    def _show_images(self, runner, model: Distiller, waiting: dict[str, tuple[str, torch.nn.Module]]) -> None:
+        loader_cfg = copy.deepcopy(runner.cfg.train_dataloader)
         for key in ('prefetch_factor', 'timeout', 'multiprocessing_context'):
             loader_cfg.pop(key, None)  # options of worker processes
         loader_cfg.update(num_workers=0, persistent_workers=False)
+        pairs = list(waiting.values())
         with preserved_rng():
             # A separate loader: the run's own sampler would continue where this one stops.
             # All ranks share one order of the images, even if each has its own seed.
             seeds = runner.cfg.get('randomness') or {}
             loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
-            batches = max(connector.batches for _, connector in waiting)
-            kinds = ', '.join(f'{type(connector).__name__} at {tap!r}' for tap, connector in waiting)
+            batches = max(connector.batches for _, connector in pairs)
+            kinds = ', '.join(f'{type(connector).__name__} at {tap!r}' for tap, connector in pairs)
             runner.logger.info(f'{kinds}: shown {batches} batches of training images before the first iteration')
-            for i, batch in enumerate(islice(_again_and_again(loader), batches)):
-                left = [(tap, connector) for tap, connector in waiting if i < connector.batches]
-                show_batch(model, left, batch)
-        for tap, connector in waiting:
+            for i, batch in enumerate(islice(_repeated(loader), batches)):
+                show_batch(model, [(tap, connector) for tap, connector in pairs if i < connector.batches], batch)
+        for tap, connector in pairs:
             runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.finish_fitting()}')
 
 
@@ -161,21 +145,17 @@ def show_batch(model: Distiller, waiting: list[tuple[str, torch.nn.Module]], bat
             connector.observe(level)
 
 
-def _names(model: Distiller, waiting: list[tuple[str, torch.nn.Module]]) -> list[str]:
+def _waiting(model: Distiller) -> dict[str, tuple[str, torch.nn.Module]]:
+    """The connectors that need training images: their names in the state dict to (tap, connector)."""
     names = {module: name for name, module in model.terms.named_modules()}
-    return [names[connector] for _, connector in waiting]
+    return {names[pair[1]]: pair for term in model.terms.values() for pair in term.waiting()}
 
 
-def _again_and_again(loader: Any) -> Iterator:
+def _repeated(loader: Any) -> Iterator:
     """The loader's batches, epoch after epoch."""
+    if len(loader) == 0:
+        raise ValueError('DistillationHook: the train_dataloader gives no batch; make its batch_size smaller')
     for epoch in count():
         if hasattr(loader.sampler, 'set_epoch'):
             loader.sampler.set_epoch(epoch)
-        batch = None
-        for batch in loader:
-            yield batch
-        if batch is None:
-            raise ValueError(
-                'DistillationHook: the train_dataloader gives no batch, and a connector needs training images; make '
-                'batch_size smaller than the data set, or drop_last=False'
-            )
+        yield from loader

@@ -1,7 +1,7 @@
 """Hooks that only observe: the Lipschitz monitor, the teacher's check, the teacher as a metric's reference."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,10 +21,10 @@ from .distillation import distiller_of
 class LipschitzMonitorHook(Hook):
     """Logs the Lipschitz constants of both nets, layer by layer, and each term's share of the total loss.
 
-    Scalars, in the log and every backend of the Visualizer: ``sigma_student/a-b`` of the raw student taps,
-    ``sigma_connected/a-b`` after the connectors of ``term``, ``sigma_teacher/a-b`` (batch means of
-    :func:`~lckd_mm.functional.transmitting_norm`), ``sigma_gap`` (mean over layers and samples of
-    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps), and ``share_<method>``, as a fraction.
+    Scalars, in the log and every backend of the Visualizer: batch means of
+    :func:`~lckd_mm.functional.transmitting_norm`, as ``sigma_student/a-b`` of the raw student taps,
+    ``sigma_connected/a-b`` after the connectors of ``term`` and ``sigma_teacher/a-b``; ``sigma_gap``, the mean of
+    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps; and ``share_<method>``, a fraction.
 
     Args:
         on: tap names, in order of depth; by default those of ``term``.
@@ -34,40 +34,25 @@ class LipschitzMonitorHook(Hook):
     """
 
     def __init__(
-        self,
-        on: Sequence[str] | None = None,
-        term: str = 'loss_lipschitz',
-        interval: int = 50,
-        gap: str = 'log',
+        self, on: Sequence[str] | None = None, term: str = 'loss_lipschitz', interval: int = 50, gap: str = 'log'
     ):
-        arguments.choice('LipschitzMonitorHook', 'gap', gap, GAPS)
-        arguments.whole('LipschitzMonitorHook', 'interval', interval)
-        arguments.text('LipschitzMonitorHook', 'term', term)
-        if on is not None:
-            on = arguments.listed('LipschitzMonitorHook', 'on', on, 'tap names')
-        self.on, self.term, self.interval, self.gap = on, term, interval, gap
+        self.on, self.term = on, term
+        self.interval = arguments.whole('LipschitzMonitorHook', 'interval', interval)
+        self.gap = arguments.choice('LipschitzMonitorHook', 'gap', gap, GAPS)
         self._scalars: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'LipschitzMonitorHook')
         if self.on is None:
-            if self.term not in model.terms:
-                raise KeyError(
-                    f'LipschitzMonitorHook: no term {self.term!r}, so say which taps to look at with '
-                    "on=['stage1', 'stage2', …]"
-                )
-            self._names = [*zip(model.terms[self.term].student.names, model.terms[self.term].teacher.names)]
+            term = model.terms[arguments.choice('LipschitzMonitorHook', 'term', self.term, model.terms)]
+            self._names = [*zip(term.student.names, term.teacher.names)]
         else:
+            for taps in (model.student_taps, model.teacher_taps):
+                for name in self.on:
+                    arguments.choice('LipschitzMonitorHook: on', f'{taps.role} tap', name, taps.addresses)
             self._names = [(name, name) for name in self.on]
-        for side, taps in enumerate((model.student_taps, model.teacher_taps)):
-            for names in self._names:
-                if not isinstance(names[side], str) or names[side] not in taps.addresses:
-                    raise KeyError(
-                        f'LipschitzMonitorHook: on: unknown {taps.role} tap {names[side]!r}, the taps are '
-                        f'{", ".join(map(repr, taps.addresses))}'
-                    )
         if len(self._names) < 2:
-            raise ValueError('LipschitzMonitorHook: needs at least two taps, as in on=[…, …] or in those of its term')
+            raise ValueError("LipschitzMonitorHook: needs two taps or more, as in on=['stage1', 'stage2']")
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         model = distiller_of(runner, 'LipschitzMonitorHook')
@@ -107,20 +92,11 @@ class TeacherCheckHook(Hook):
     """Validates the teacher once before training, on the run's validation set, and logs it beside the student.
 
     The metrics are logged, and written to the Visualizer as ``teacher/<metric>`` at each validation of the student.
-
-    Args:
-        at_least: metric to value; ValueError before the first iteration if the teacher does not reach it.
     """
 
     priority = 'LOW'
 
-    def __init__(self, at_least: dict[str, float] | None = None):
-        if at_least is not None and not isinstance(at_least, Mapping):
-            raise ValueError(f'TeacherCheckHook: at_least must be a dict of metric to value, got {at_least!r}')
-        self.at_least = {
-            name: arguments.number('TeacherCheckHook', f'at_least[{name!r}]', value)
-            for name, value in (at_least or {}).items()
-        }
+    def __init__(self):
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
@@ -139,14 +115,6 @@ class TeacherCheckHook(Hook):
         # A persistent iterator left behind would make later validations draw one random number fewer.
         loader._iterator = kept
         runner.logger.info('teacher: ' + ', '.join(f'{k} {v}' for k, v in self.metrics.items()))
-        for name, value in self.at_least.items():
-            if name not in self.metrics:
-                raise KeyError(f'TeacherCheckHook: no metric {name!r}, there are {", ".join(self.metrics)}')
-            if not self.metrics[name] >= value:
-                raise ValueError(
-                    f'TeacherCheckHook: the teacher reaches {name} {self.metrics[name]}, below the {value} asked for; '
-                    'is its checkpoint the right one for this data set?'
-                )
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         shared = {k: v for k, v in self.metrics.items() if k in (metrics or {})}
@@ -160,8 +128,8 @@ class TeacherCheckHook(Hook):
 class TeacherReferenceHook(Hook):
     """Passes the teacher's predictions on the validation set to each metric that needs them.
 
-    These metrics are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher
-    predicts each batch during the first validation, beside the student, and the metric keeps the predictions.
+    These are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher predicts
+    each batch during the first validation, and the metric keeps the predictions.
 
     Raises:
         ValueError: the validation has no such metric.
@@ -171,8 +139,8 @@ class TeacherReferenceHook(Hook):
         distiller_of(runner, 'TeacherReferenceHook')
         if runner.val_loop is None or not _teacher_biased(runner.val_loop.evaluator):
             raise ValueError(
-                'TeacherReferenceHook: the val_evaluator has no lckd_mm.ClassBiasMetric with '
-                "reference='teacher'; add one, or take the hook away"
+                "TeacherReferenceHook: the val_evaluator has no lckd_mm.ClassBiasMetric with reference='teacher'; add "
+                'one, or remove the hook'
             )
         self._complete = False
 

@@ -1,19 +1,24 @@
 """NonFiniteHook: stops the run, or skips the update, when a distillation term is not finite."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from torch import Tensor
 
 from .. import arguments
-from ..distillation import NonFiniteError
+from ..contexts import saved_buffers
+from ..distillation import NonFiniteError, Term
+from ..distillation.finite import ADVICE, all_finite, iteration, on_all_ranks
+from ..distillation.side import Feature
 from ..registry import HOOKS
 from .distillation import distiller_of
-from .gradient_watch import GradientWatch
 
 _ACTIONS = ('stop', 'skip')
 # Below it a scaled gradient uses less of float16's range than an unscaled one; healthy runs stay above 1.
@@ -27,27 +32,25 @@ class NonFiniteHook(Hook):
     A term whose *value* is nan or infinity raises :class:`~lckd_mm.distillation.NonFiniteError` after the forward pass,
     with or without this hook. With it, a finite term whose *gradient* is not finite, at one of its taps or at its
     connectors, raises too, before the optimizer's step. The student's own losses and gradients are not checked.
-    ``tools/train.py`` adds this hook by default.
+    ``tools/train.py`` adds this hook.
 
     * ``stop``: the error ends the run. No weight, no statistic in a checkpoint and no file has changed.
-    * ``skip``: the whole update is skipped, with gradient accumulation all of its batches; the ranks agree on it.
-      Weights, connectors and the optimizer's state stay unchanged, and BatchNorm's running statistics are restored to
-      those before the batch. The iteration still counts, for schedules too, and an EMA averages the same weights
-      again. After ``patience`` skipped updates in a row the error ends the run.
+    * ``skip``: all ranks skip the whole update (with gradient accumulation, all of its batches): weights, connectors,
+      optimizer state and BatchNorm's running statistics stay as they were. The iteration still counts, for schedules
+      too, and an EMA averages the same weights again.
 
-    With fp16, a gradient that overflows because of the loss scale is no error: GradScaler skips the step and lowers the
-    scale. If the gradient is never finite, it would do so for ever; here the run ends once the scale is below 2^-10.
+    With fp16, GradScaler skips a step whose scaled gradient overflows and lowers the scale; the run ends if the scale
+    falls below 2^-10, where the gradient is never finite.
 
-    Cost: one pass over each tap's gradient, and two device synchronisations per step, after the forward and before the
-    update (one with GradScaler); with several ranks, as many all-reduces of one byte.
+    Cost: one pass over each tap's gradient, and two device synchronisations per step (one with GradScaler); with
+    several ranks, as many all-reduces of one byte.
 
     Args:
         action: 'stop' or 'skip'.
         patience: number of updates skipped in a row; the next one stops.
         interval: iterations between checks of GradScaler's scale.
     Raises:
-        ValueError: an unknown action, or a patience or interval below 1. TypeError: the model is not a Distiller, or
-            has several optimizers.
+        TypeError: the model is not a Distiller, or has several optimizers.
     """
 
     priority = 'VERY_HIGH'
@@ -68,8 +71,7 @@ class NonFiniteHook(Hook):
         self.watch.forget()
         self.watch.attach(model.terms)
         self._undo.append(lambda: self.watch.detach(model.terms))
-        scaler = getattr(wrapper, 'loss_scaler', None)
-        if scaler is None or not scaler.is_enabled():
+        if _scaler_of(wrapper) is None:
             handle = wrapper.optimizer.register_step_pre_hook(lambda *_: self.watch.check(model.terms))
             self._undo.append(handle.remove)
         if self.action == 'skip':
@@ -87,19 +89,17 @@ class NonFiniteHook(Hook):
         if self._dropping:
             # A further batch of an update that is being skipped.
             return self._drop(optim_wrapper, count)
-        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        restore = saved_buffers(model)
         try:
             outputs = inner(data, optim_wrapper)
         except NonFiniteError as error:
             self._in_a_row += 1
             if self._in_a_row > self.patience:
-                raise NonFiniteError(f'{self.patience} updates in a row were left out, and now: {error}') from error
+                raise NonFiniteError(f'{self.patience} updates in a row were skipped, and now: {error}') from error
             self.skipped += 1
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            restore()
             self.watch.forget()
-            print_log(f'NonFiniteHook: this update is left out, since {error}', 'current', logging.WARNING)
+            print_log(f'NonFiniteHook: this update is skipped: {error}', 'current', logging.WARNING)
             return self._drop(optim_wrapper, count)
         if optim_wrapper.should_update():
             self._in_a_row = 0
@@ -113,16 +113,15 @@ class NonFiniteHook(Hook):
         return {}
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        if scaler is None or not scaler.is_enabled():
+        scaler = _scaler_of(runner.optim_wrapper)
+        if scaler is None:
             return
         if self.every_n_train_iters(runner, self.interval) and scaler.get_scale() < _SMALLEST_SCALE:
-            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in self.watch.broken())
+            found = ', '.join(f'{term!r} at tap {tap!r}' for term, tap in self.watch.broken()) or 'no tap of a term'
             raise NonFiniteError(
-                f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, since '
-                'the scaled gradient is never finite, and no weight is updated any more; '
-                + (f'it is not at {found}' if found else "at the terms' taps it is")
-                + "; train with optim_wrapper.dtype='bfloat16', or without amp"
+                f'fp16: the loss scale has fallen to {scaler.get_scale():.3g} by iteration {runner.iter + 1}, because '
+                f'the scaled gradient is never finite (here at {found}), so no weight is updated; train with '
+                "optim_wrapper.dtype='bfloat16', or without amp"
             )
         self.watch.forget()
 
@@ -130,4 +129,76 @@ class NonFiniteHook(Hook):
         while self._undo:
             self._undo.pop()()
         if self.skipped:
-            runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were left out')
+            runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were skipped')
+
+
+class GradientWatch:
+    """Records in the backward pass, without synchronising, whether each term's gradient at its taps is finite.
+
+    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, each term reads
+    its own alias of a feature, so that the gradients of terms that read one tap stay distinct.
+    """
+
+    def __init__(self):
+        self._flags: dict[tuple[str, str | None], Tensor] = {}
+
+    def attach(self, terms: Mapping[str, Term]) -> None:
+        for name, term in terms.items():
+            term.student.follow = partial(self.follow, name)
+
+    @staticmethod
+    def detach(terms: Mapping[str, Term]) -> None:
+        for term in terms.values():
+            term.student.follow = None
+
+    def follow(self, term: str, tap: str, feature: Feature) -> Feature:
+        if not isinstance(feature, Tensor):
+            return [self.follow(term, tap, level) for level in feature]
+        if not feature.requires_grad:
+            return feature
+        alias = feature.view_as(feature)
+        alias.register_hook(lambda gradient: self._note((term, tap), gradient))
+        return alias
+
+    def _note(self, key: tuple[str, str], gradient: Tensor) -> None:
+        finite = all_finite([gradient])
+        self._flags[key] = finite & self._flags[key] if key in self._flags else finite
+
+    def forget(self) -> None:
+        self._flags.clear()
+
+    def broken(self) -> list[tuple[str, str]]:
+        """(term, tap) of every recorded non-finite gradient; synchronises the device."""
+        return [key for key, finite in self._flags.items() if not finite]
+
+    def check(self, terms: Mapping[str, Term]) -> None:
+        """Raise NonFiniteError if a recorded gradient, or one of a term's own parameters, is not finite; then reset."""
+        own = {
+            (name, None): all_finite(p.grad for p in term.parameters() if p.grad is not None)
+            for name, term in terms.items()
+        }
+        device = next(iter(self._flags.values())).device if self._flags else torch.device('cpu')
+        self._flags |= own
+        noted = [flag.to(device, non_blocking=True) for flag in self._flags.values()]
+        if on_all_ranks(torch.stack(noted).all()):
+            self.forget()
+            return
+        broken = self.broken()
+        self.forget()
+        if not broken:
+            raise NonFiniteError(f'the gradient of a term is not finite in {iteration()} on another rank; {ADVICE}')
+        term, tap = broken[0]
+        where = f'student tap {tap!r}' if tap else "the term's own parameters"
+        if not tap and is_distributed():
+            where += ', whose gradient is the sum over all ranks'
+        raise NonFiniteError(
+            f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity at {where}: the '
+            f'derivative of {type(terms[term].loss).__name__} is not finite there (a root or logarithm of 0, a '
+            f'division by a tiny number), or its weight is too large; {ADVICE}'
+        )
+
+
+def _scaler_of(wrapper: OptimWrapper) -> Any:
+    """The GradScaler in use, or None."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler if scaler is not None and scaler.is_enabled() else None

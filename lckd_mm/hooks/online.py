@@ -14,18 +14,11 @@ from mmengine.structures import PixelData
 
 from ..distillation import OnlineDistiller
 from ..distillation.online_optim import OnlineDataParallel
-from ..hosts import host_of, unwrapped
+from ..hosts import host_of
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
+from ..storage.checkpoint import STATE_KEY, add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint, save_whole
-
-
-def online_of(runner: Any, who: str) -> OnlineDistiller:
-    """The runner's OnlineDistiller, without its wrapper; TypeError if the model is another."""
-    model = unwrapped(runner.model)
-    if not isinstance(model, OnlineDistiller):
-        raise TypeError(f'{who}: the model is a {type(model).__name__}, not an OnlineDistiller; take the hook away')
-    return model
+from .distillation import distiller_of
 
 
 @HOOKS.register_module()
@@ -34,15 +27,11 @@ class OnlineHook(Hook):
 
     Checkpoints: the other nets, connectors and critics are stored under the key ``lckd_mm`` and restored on resume;
     ``state_dict`` holds only net 0. Beside each checkpoint ``epoch_40.pth`` the other nets are written as plain
-    checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it (``max_keep_ckpts``, a new best).
-    This works on local disks only.
+    checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it; on local disks only.
 
-    Validation: every other net is reported as ``net1/<metric>`` and so on, beside net 0 under its own names. For
-    classifiers and segmentors the ensemble, the mean of the nets' class probabilities, is reported as
-    ``ensemble/<metric>``. ``save_best`` can use any of these. ``tools/train.py`` adds this hook by default.
+    Validation: the other nets are reported as ``net1/<metric>`` and so on; for classifiers and segmentors the ensemble,
+    the mean of the nets' class probabilities, as ``ensemble/<metric>``. ``tools/train.py`` adds this hook.
 
-    Args:
-        ensemble: whether to validate the ensemble.
     Raises:
         ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
             :class:`~lckd_mm.distillation.online_optim.OnlineDataParallel`.
@@ -51,53 +40,48 @@ class OnlineHook(Hook):
     # Its metrics must exist before the logger hook runs.
     priority = 'HIGHEST'
 
-    def __init__(self, ensemble: bool = True):
-        self.ensemble = ensemble
+    def __init__(self):
         self._evaluators: dict[str, Any] = {}
         self._files = _NetFiles()
 
+    @staticmethod
+    def _model(runner) -> OnlineDistiller:
+        return distiller_of(runner, 'OnlineHook', OnlineDistiller)
+
     def before_run(self, runner) -> None:
         install()
-        online_of(runner, 'OnlineHook').state_is_stored = True
+        self._model(runner).state_is_stored = True
         if self._files not in runner.hooks:
             runner.register_hook(self._files, priority='LOWEST')
 
     def before_train(self, runner) -> None:
-        several = isinstance(runner.optim_wrapper, OptimWrapperDict)
-        if not several:
+        if not isinstance(runner.optim_wrapper, OptimWrapperDict):
             return
         if is_distributed() and not isinstance(runner.model, OnlineDataParallel):
             raise ValueError(
-                f'OnlineHook: several optimizers on several ranks, in a {type(runner.model).__name__}; '
-                "write model_wrapper_cfg=dict(type='lckd_mm.OnlineDataParallel'), as tools/train.py does"
+                'OnlineHook: several optimizers on several ranks need model_wrapper_cfg=dict(type='
+                f"'lckd_mm.OnlineDataParallel'), as tools/train.py sets it, got {type(runner.model).__name__}"
             )
         for wrapper in runner.optim_wrapper.values():
             wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        state = online_of(runner, 'OnlineHook').distillation_state()
-        checkpoint.setdefault(STATE_KEY, {}).update(version=1, **state)
+        add_state(checkpoint, version=1, **self._model(runner).distillation_state())
         self._files.pending = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not getattr(runner, '_resume', False):
-            return
-        if 'nets' not in (checkpoint.get(STATE_KEY) or {}):
-            raise ValueError(
-                'resume: the checkpoint holds no other nets than its own, so it is not of this OnlineDistiller; start '
-                'from it with load_from instead of resuming'
-            )
-        online_of(runner, 'OnlineHook').load_distillation_state(checkpoint[STATE_KEY])
+        if resumed_state(runner, checkpoint, 'nets', 'OnlineHook') is not None:
+            self._model(runner).load_distillation_state(checkpoint[STATE_KEY])
 
     def before_val_epoch(self, runner) -> None:
-        model = online_of(runner, 'OnlineHook')
+        model = self._model(runner)
         names = [f'net{k}' for k in range(1, len(model.nets))]
-        if self.ensemble and host_of(model.student) in _ENSEMBLES:
+        if host_of(model.student) in _ENSEMBLES:
             names.append('ensemble')
         self._evaluators = {name: copy.deepcopy(runner.val_loop.evaluator) for name in names}
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        model = online_of(runner, 'OnlineHook')
+        model = self._model(runner)
         # Copy the batch: hosts write predictions into its samples, which are also net 0's outputs.
         predictions = [list(outputs), *(net.val_step(copy.deepcopy(data_batch)) for net in model.peers)]
         for k, of_net in enumerate(predictions[1:], 1):
@@ -153,7 +137,7 @@ class _NetFiles(Hook):
 
     def _split(self, file: Path) -> None:
         stored = read_checkpoint(str(file), 'OnlineHook')
-        for k, state in enumerate((stored.get(STATE_KEY) or {}).get('nets', ()), 1):
+        for k, state in enumerate(stored_state(stored, 'nets') or (), 1):
             save_whole(dict(meta=stored['meta'], state_dict=state), _named(file, k))
             self._known.add(file)
 

@@ -17,8 +17,8 @@ from .distillation import distiller_of
 class PredictionHook(Hook):
     """Draws a few validation images during training: input, truth, teacher and student side by side.
 
-    Written through the Visualizer as ``prediction_<index>`` (one PNG each in ``vis_data/vis_image``; TensorBoard too),
-    before every ``interval``-th validation, with the weights that are validated (EMA's, if there is an EMA).
+    The Visualizer gets them as ``prediction_<index>`` (a PNG in ``vis_data/vis_image``; TensorBoard too) before every
+    ``interval``-th validation, with the weights that are validated (EMA's, if there is an EMA).
 
     Args:
         indices: indices of images in the validation set.
@@ -28,9 +28,7 @@ class PredictionHook(Hook):
     priority = 'LOW'
 
     def __init__(self, indices: Sequence[int] = (0, 1, 2, 3), interval: int = 1):
-        self.indices = arguments.listed('PredictionHook', 'indices', indices, 'numbers of images')
-        for index in self.indices:
-            arguments.whole('PredictionHook', 'indices', index, at_least=0)
+        self.indices = indices
         self.interval = arguments.whole('PredictionHook', 'interval', interval)
         self._count = 0
 
@@ -42,8 +40,6 @@ class PredictionHook(Hook):
         model = distiller_of(runner, 'PredictionHook')
         dataset = runner.val_loop.dataloader.dataset
         for index in self.indices:
-            if not 0 <= index < len(dataset):
-                raise ValueError(f'PredictionHook: no image {index}, the validation set has {len(dataset)}')
             with preserved_rng(), eval_mode(model):
                 batch = pseudo_collate([dataset[index]])
                 truth = batch['data_samples'][0]

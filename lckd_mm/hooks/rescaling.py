@@ -1,6 +1,5 @@
 """GradientRescaleHook: logs how much distillation rescales each sample's gradient."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,61 +13,45 @@ from ..losses import KDLoss, PartialKDLoss
 from ..registry import HOOKS
 from .distillation import distiller_of
 
+_QUANTILES = (0.05, 0.5, 0.95)
+
 
 @HOOKS.register_module()
 class GradientRescaleHook(Hook):
     """Logs how a term on the class scores rescales the gradient at the true class, over the samples of a batch.
 
     Scalars of :func:`~lckd_mm.functional.gradient_rescaling`, in the log and every backend of the Visualizer, named
-    after the term: ``rescale_<method>_mean``, ``_std``, and quantiles such as ``_q05``. A factor above 1 means that
-    the sample counts more than with labels only, a factor below 0 that the teacher pulls away from the label.
-    Samples (pixels, for segmentation) whose factor is infinite, since the student is fully certain, are left out.
+    after the term: ``rescale_<method>_mean``, ``_std``, and the quantiles ``_q05``, ``_q50`` and ``_q95``. A factor
+    above 1 means that the sample counts more than with labels only, below 0 that the teacher pulls away from the label.
+    The student's own loss counts with its head's ``loss_weight``. Samples (pixels, for segmentation) whose factor is
+    infinite, because the student is fully certain, are left out.
 
     Args:
         term: a term with :class:`~lckd_mm.losses.PartialKDLoss`, or :class:`~lckd_mm.losses.KDLoss` on a softmax.
         interval: in iterations.
-        quantiles: fractions between 0 and 1.
-        task_weight: weight of the student's own loss on these scores; None: the ``loss_weight`` of its head, else 1.
     Raises:
-        ValueError: an interval below 1, quantiles outside 0 to 1, a batch without one label per sample. KeyError: no
-            such term. TypeError: the term has another loss.
+        ValueError: no such term; a batch without one label per sample. TypeError: the term has another loss.
     Source: Tang et al., arXiv 2002.03532.
     """
 
-    def __init__(
-        self,
-        term: str = 'loss_kd',
-        interval: int = 50,
-        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
-        task_weight: float | None = None,
-    ):
-        who = 'GradientRescaleHook'
-        arguments.text(who, 'term', term)
-        arguments.whole(who, 'interval', interval)
-        quantiles = arguments.listed(who, 'quantiles', quantiles, 'numbers between 0 and 1')
-        for q in quantiles:
-            arguments.number(who, 'quantiles', q, at_least=0, at_most=1)
-        if task_weight is not None:
-            arguments.number(who, 'task_weight', task_weight, at_least=0)
-        self.term, self.interval, self.quantiles, self.task_weight = term, interval, quantiles, task_weight
+    def __init__(self, term: str = 'loss_kd', interval: int = 50):
+        self.term = term
+        self.interval = arguments.whole('GradientRescaleHook', 'interval', interval)
         self._handle: Any = None
         self._scalars: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'GradientRescaleHook')
-        if self.term not in model.terms:
-            raise KeyError(f'GradientRescaleHook: unknown term {self.term!r}, the terms are {", ".join(model.terms)}')
-        term = model.terms[self.term]
+        term = model.terms[arguments.choice('GradientRescaleHook', 'term', self.term, model.terms)]
         soft = isinstance(term.loss, PartialKDLoss) or getattr(term.loss, 'activation', None) == 'softmax'
         if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or len(term.student.names) != 1:
             raise TypeError(
                 f'GradientRescaleHook: the term {self.term!r} has {type(term.loss).__name__}; it looks at KDLoss or '
                 "PartialKDLoss on one tap of a softmax's scores"
             )
-        if self.task_weight is None:
-            head = owner_head(model.student, model.student_taps.addresses[term.student.names[0]].path)
-            loss = getattr(head, 'loss_module', None) or getattr(head, 'loss_decode', None)
-            self.task_weight = float(getattr(loss, 'loss_weight', 1.0))
+        head = owner_head(model.student, model.student_taps.addresses[term.student.names[0]].path)
+        loss = getattr(head, 'loss_module', None) or getattr(head, 'loss_decode', None)
+        self._task_weight = float(getattr(loss, 'loss_weight', 1.0))
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
@@ -94,7 +77,7 @@ class GradientRescaleHook(Hook):
             soft, squared = loss.soft_target(teacher, target), loss.tau_squared
         else:
             soft, squared = partial_target('full', teacher, tau=loss.tau), True
-        factors = gradient_rescaling(student, soft, target, loss.tau, self._weight, self.task_weight, squared)
+        factors = gradient_rescaling(student, soft, target, loss.tau, self._weight, self._task_weight, squared)
         factors = factors[valid & factors.isfinite()].float()
         if not factors.numel():
             return
@@ -103,5 +86,5 @@ class GradientRescaleHook(Hook):
         self._scalars[f'{name}_std'] = factors.std(correction=0).item()
         # Sort instead of torch.quantile, which is limited to 16 million values.
         ordered = factors.sort().values
-        for q in self.quantiles:
+        for q in _QUANTILES:
             self._scalars[f'{name}_q{round(100 * q):02d}'] = ordered[round(q * (len(ordered) - 1))].item()

@@ -1,7 +1,7 @@
 """Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
-import contextlib
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +14,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from ..errors import WriteError
 from ..hosts import unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import STATE_KEY
-from ..storage.files import install, remove_partials, write_whole
+from ..storage.checkpoint import add_state, stored_state
+from ..storage.files import install, remove_partials
 
 
 def random_state() -> dict[str, Any]:
@@ -51,18 +51,17 @@ class ResumeHook(Hook):
 
     With deterministic operations, a resumed run is then bit-identical to an uninterrupted one: the same images in the
     same order with the same augmentation, the same dropout. This holds for iteration-based loops, and for epoch-based
-    ones without persistent workers. Otherwise the log has a warning: epochs with persistent workers, whose own random
-    states are inaccessible; a checkpoint from the middle of an epoch, which an epoch-based loop restarts; another
-    number of ranks; a file without these states.
+    ones without persistent workers from a checkpoint at the end of an epoch, with the same number of ranks. Otherwise
+    the log has a warning.
 
-    The states are stored under the file's key ``lckd_mm``, together with the buffers of each rank that differ from the
-    first rank's (BatchNorm statistics: a file's ``state_dict`` holds only the first rank's).
+    The states are stored under the file's key ``lckd_mm``, with the buffers of each rank that differ from the first
+    rank's (BatchNorm statistics), which ``state_dict`` holds.
 
-    A checkpoint is written before the validation of the same iteration or epoch. mmengine does not rerun a validation
-    that was interrupted, so the last one of a run could be missing. A resumed run therefore starts with the validation
-    that is due at its checkpoint. Random states are restored after each validation, so that none affects training.
+    A checkpoint is written before the validation of the same iteration or epoch, and mmengine does not rerun an
+    interrupted validation. A resumed run therefore starts with the validation that is due at its checkpoint. Random
+    states are restored after each validation, so that none affects training.
 
-    ``tools/train.py`` adds this hook by default; ``default_hooks.resume=None`` removes it.
+    ``tools/train.py`` adds this hook; ``default_hooks.resume=None`` removes it.
     """
 
     # After every hook that may draw random numbers, before CheckpointHook.
@@ -70,45 +69,42 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
-        #: Whether the checkpoint that the run resumes from was written at the end of a validation.
-        self.validated = False
         self._before_val: dict[str, Any] | None = None
         self._ranks: list[dict] = []
         self._ranks_at: tuple[int, int] | None = None
 
     def before_run(self, runner) -> None:
         install()
-        if getattr(runner, '_resume', False):
-            # Runs last, so that every other hook is ready for a validation.
-            runner.register_hook(_DueValidation(self), priority='LOWEST')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if getattr(runner, '_resume', False):
-            self._resumed = (checkpoint.get(STATE_KEY) or {}).get('random') or {}
-            self.validated = self._resumed.get('validated', _is_the_best(checkpoint))
+        if runner._resume:
+            self._resumed = stored_state(checkpoint, 'random') or {}
+            if not self._resumed.get('validated'):
+                # Last, so that every other hook is ready for a validation.
+                runner.register_hook(_DueValidation(), priority='LOWEST')
 
     def before_train(self, runner) -> None:
         if self._resumed is None:
             return
         ranks, loop = self._resumed.get('ranks', ()), runner.train_loop
         loader, self._resumed = loop.dataloader, None
-        reasons = []
-        if not ranks:
-            reasons.append('the checkpoint has no random states')
-        elif len(ranks) != get_world_size():
-            reasons.append(f'the checkpoint has the random states of {len(ranks)} ranks, and there are now '
-                           f'{get_world_size()}')  # fmt: skip
-        if isinstance(loop, EpochBasedTrainLoop):
-            if loader.num_workers > 0 and loader.persistent_workers:
-                reasons.append('persistent workers begin anew (train_dataloader.persistent_workers=False keeps it)')
-            if runner.iter != runner.epoch * len(loader):
-                reasons.append('the checkpoint is from the middle of an epoch, which begins again')
-        if getattr(loop, 'fast_forward_on_resume', False):
-            reasons.append('train_cfg.fast_forward_on_resume begins the order of the images anew')
-        if reasons:
-            runner.logger.warning(
-                f'resume: the run goes on, but not to the bit as if it had not stopped: {"; ".join(reasons)}'
-            )
+        epochs = isinstance(loop, EpochBasedTrainLoop)
+        fast = getattr(loop, 'fast_forward_on_resume', False)
+        causes = {
+            f'the checkpoint has random states of {len(ranks)} ranks instead of {get_world_size()}': (
+                len(ranks) != get_world_size()
+            ),
+            'persistent workers start again (train_dataloader.persistent_workers=False avoids it)': (
+                epochs and loader.num_workers > 0 and loader.persistent_workers
+            ),
+            'the checkpoint is from the middle of an epoch, which starts again': (
+                epochs and runner.iter != runner.epoch * len(loader)
+            ),
+            'train_cfg.fast_forward_on_resume changes the order of the images': fast,
+        }
+        if any(causes.values()):
+            reasons = '; '.join(text for text, applies in causes.items() if applies)
+            runner.logger.warning(f'resume: the run is not bit-identical to an uninterrupted one: {reasons}')
         if len(ranks) != get_world_size():
             return
         own = ranks[get_rank()]
@@ -119,7 +115,7 @@ class ResumeHook(Hook):
                     buffers[name].copy_(value)
         set_random_state(own)
         # The maintained fork can skip the batches already trained on without drawing them.
-        if isinstance(loop, IterBasedTrainLoop) and not getattr(loop, 'fast_forward_on_resume', False):
+        if isinstance(loop, IterBasedTrainLoop) and not fast:
             # The loop first draws all batches already trained on again, which changes the random states.
             loop.dataloader_iterator = _Rewound(loop, runner.iter, lambda: set_random_state(own))
 
@@ -136,20 +132,20 @@ class ResumeHook(Hook):
         self._before_val = self._ranks_at = None
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        for hook in _checkpoint_hooks(runner):
-            if not hook.by_epoch and (
-                hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_iter(runner))
-            ):
-                return self._gather(runner)
+        self._gather_before_saving(runner, by_epoch=False)
 
     def after_train_epoch(self, runner) -> None:
-        for hook in _checkpoint_hooks(runner):
-            if hook.by_epoch and (
-                hook.every_n_epochs(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_epoch(runner))
-            ):
-                return self._gather(runner)
+        self._gather_before_saving(runner, by_epoch=True)
+
+    def _gather_before_saving(self, runner, by_epoch: bool) -> None:
+        due, last = (
+            (self.every_n_epochs, self.is_last_train_epoch)
+            if by_epoch
+            else (self.every_n_train_iters, self.is_last_train_iter)
+        )
+        saving = [h for h in runner.hooks if isinstance(h, CheckpointHook) and h.by_epoch == by_epoch]
+        if any(due(runner, h.interval, h.save_begin) or (h.save_last and last(runner)) for h in saving):
+            self._gather(runner)
 
     def _gather(self, runner) -> None:
         """Gather all ranks' states in advance, since only the first rank saves."""
@@ -171,21 +167,15 @@ class ResumeHook(Hook):
             # A single rank, or a hook that saves on its own.
             ranks = [dict(self._before_val or random_state(), buffers={})]
         # CheckpointHook rewrites the last checkpoint if its validation was the best.
-        state = dict(version=1, ranks=ranks, validated=self._before_val is not None)
-        checkpoint.setdefault(STATE_KEY, {})['random'] = state
+        add_state(checkpoint, random=dict(version=1, ranks=ranks, validated=self._before_val is not None))
 
 
 class _DueValidation(Hook):
     """Starts a resumed training with the validation that its loop would have run at the checkpoint."""
 
-    def __init__(self, resume: ResumeHook):
-        self.resume = resume
-
     def before_train(self, runner) -> None:
         loop = runner.train_loop
         if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)) or runner.val_loop is None:
-            return
-        if self.resume.validated:
             return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
@@ -224,13 +214,6 @@ class _Rewound:
             next(self)
 
 
-def _is_the_best(checkpoint: dict) -> bool:
-    """Whether a file without ``validated`` was written by CheckpointHook after a validation that was the best."""
-    info, meta = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}, checkpoint.get('meta') or {}
-    ends = tuple(f'_{unit}_{meta.get(unit)}.pth' for unit in ('iter', 'epoch'))
-    return any(str(path).endswith(ends) for name, path in info.items() if name.startswith('best_ckpt'))
-
-
 def _buffers(runner) -> dict[str, torch.Tensor]:
     """The buffers of the model and of its moving average (EMA), which is validated."""
     found = dict(unwrapped(runner.model).named_buffers())
@@ -240,18 +223,13 @@ def _buffers(runner) -> dict[str, torch.Tensor]:
     return found
 
 
-def _checkpoint_hooks(runner) -> list[CheckpointHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-
-
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, with the same arguments, that never leaves a folder without a good checkpoint.
 
     An outdated file (``max_keep_ckpts``, the former best) is removed only after the new one is written, so the disk
-    briefly holds one more than ``max_keep_ckpts``. ``last_checkpoint`` is written completely or not at all. Temporary
-    files of killed processes are removed at the start. ``tools/train.py`` uses it in place of every plain
-    CheckpointHook.
+    briefly holds one more. Temporary files of killed processes are removed at the start. ``tools/train.py`` uses it in
+    place of CheckpointHook.
 
     Raises:
         WriteError: a file cannot be written, as on a full disk; the message names the last good checkpoint.
@@ -271,72 +249,46 @@ class SafeCheckpointHook(CheckpointHook):
                     runner.logger.info(f'removed {name}, which a killed process left behind')
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        outdated = []
-        if self.max_keep_ckpts > 0:
-            kept = [*self.keep_ckpt_ids]
-            if step not in kept[-1:]:
-                kept.append(step)
-            # The new file lists them all, so that a run resumed from it removes those this run did not get to.
-            runner.message_hub.update_info('keep_ckpt_ids', kept)
-            outdated = kept[: -self.max_keep_ckpts]
-            self.keep_ckpt_ids.extend(kept[len(self.keep_ckpt_ids) :])
-        before, filename = self.last_ckpt, self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        before, limit = self.last_ckpt, self.max_keep_ckpts
+        if limit > 0:
+            # Keep one more until the new file is there, and list it there: if this run is killed before it removes the
+            # outdated file, a resumed one does.
+            self.max_keep_ckpts, self.keep_ckpt_ids = limit + 1, deque(self.keep_ckpt_ids)
         try:
-            runner.save_checkpoint(
-                self.out_dir,
-                filename,
-                self.file_client_args,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-                **self.args,
-            )
-            if is_main_process():
-                write_whole(f'{runner.work_dir}/last_checkpoint', self.last_ckpt.encode())
-        except WriteError as error:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        except OSError as error:
             good = f'the last good checkpoint is {before}' if before else 'there is no checkpoint yet'
-            raise WriteError(f'{error}; {good}; go on with --resume') from error
-        if is_main_process():
-            for old in outdated:
-                self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+            raise WriteError(f'{error}; {good}; continue with --resume') from error
+        finally:
+            self.max_keep_ckpts = limit
+        while 0 < limit < len(self.keep_ckpt_ids):
+            outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            if is_main_process():
+                self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        with self._removing_later():
+        # mmengine removes the former best before it writes the new one.
+        backend = self.file_backend
+        self.file_backend = later = _RemovingLater(backend)
+        try:
             super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        for path in set(later.paths) - best:
+            self._remove(path)
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)  # deepspeed's checkpoints are folders
-
-    @contextlib.contextmanager
-    def _removing_later(self) -> Iterator[None]:
-        """Postpone removals requested inside until exit; drop them if an exception is raised."""
-        backend = self.file_backend
-        self.file_backend = later = _RemovingLater(backend)
-        try:
-            yield
-        finally:
-            self.file_backend = backend
-        best = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
-        for path in later.paths:
-            if path not in best:
-                self._remove(path)
 
 
 class _RemovingLater:
+    """A file backend that notes the files to remove."""
+
     def __init__(self, backend: Any):
         self._backend, self.paths = backend, []
+        self.remove = self.rmtree = self.paths.append
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self.paths.append(path)
-
-    rmtree = remove

@@ -35,8 +35,8 @@ class LossWeightHook(Hook):
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
         begin, end, milestones: times in units of ``by``; a float between 0 and 1 is a fraction of the whole training.
     Raises:
-        ValueError: an unknown schedule or unit, missing or negative values, ``end`` not after ``begin``, or a second
-            schedule for the term. KeyError: no such term.
+        ValueError: an unknown schedule, unit or term, missing or negative values, ``end`` not after ``begin``, or a
+            second schedule for the term.
     """
 
     SCHEDULES = ('constant', 'step', 'linear', 'cosine', 'stop')
@@ -55,51 +55,44 @@ class LossWeightHook(Hook):
         gamma: float = 0.1,
     ):
         who = f'LossWeightHook for {term!r}'
-        arguments.text('LossWeightHook', 'term', term)
         arguments.choice(who, 'schedule', schedule, self.SCHEDULES)
         arguments.choice(who, 'by', by, ('iter', 'epoch'))
         if schedule in ('linear', 'cosine', 'stop') and end is None:
             raise ValueError(f'{who}: the schedule {schedule!r} needs end')
-        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma, begin=begin).items():
+        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma).items():
             arguments.number(who, name, value, at_least=0)
-        if end is not None:
-            arguments.number(who, 'end', end, at_least=0)
-        milestones = arguments.listed(who, 'milestones', milestones, 'times')
-        for time in milestones:
-            arguments.number(who, 'milestones', time, at_least=0)
         if schedule == 'step' and not milestones:
             raise ValueError(f'{who}: the schedule step needs milestones')
         self.term, self.schedule, self.by = term, schedule, by
         self.begin, self.end, self.milestones = begin, end, milestones
         self.start, self.stop, self.factor, self.gamma = start, stop, factor, gamma
-        self.total = math.inf
+        #: Iterations of the training and of an epoch; known once training has begun.
+        self.total, self.epoch = math.inf, 1
 
     def before_train(self, runner) -> None:
         terms = terms_of(runner, 'LossWeightHook')
-        if self.term not in terms:
-            raise KeyError(f'LossWeightHook: unknown term {self.term!r}, the terms are {", ".join(terms)}')
-        others = [h for h in runner.hooks if isinstance(h, LossWeightHook) and h.term == self.term and h is not self]
-        if others:
-            raise ValueError(f'LossWeightHook: the term {self.term!r} has {len(others) + 1} schedules; keep one')
-        self.total = runner.max_iters / (1 if self.by == 'iter' else epoch_length(runner))
-        begin, end = self._time(self.begin), self._time(self.end)
-        if end is not None and end <= begin:
-            raise ValueError(f'LossWeightHook for {self.term!r}: end ({end:g}) must come after begin ({begin:g})')
+        arguments.choice('LossWeightHook', 'term', self.term, terms)
+        count = sum(isinstance(hook, LossWeightHook) and hook.term == self.term for hook in runner.hooks)
+        if count > 1:
+            raise ValueError(f'LossWeightHook: the term {self.term!r} has {count} schedules; keep one')
+        self.total, self.epoch = runner.max_iters, epoch_length(runner)
+        if self.end is not None and self._time(self.end) <= self._time(self.begin):
+            raise ValueError(f'LossWeightHook for {self.term!r}: end={self.end} must come after begin={self.begin}')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        time = runner.iter if self.by == 'iter' else runner.iter // epoch_length(runner)
+        unit = 1 if self.by == 'iter' else self.epoch
         for term in terms_of(runner, 'LossWeightHook')[self.term]:
-            term.scale = self.factor_at(time)
+            term.scale = self.factor_at(runner.iter // unit * unit)
         name = self.term.removeprefix('loss_')
         runner.message_hub.update_scalar(f'train/weight_{name}', term.weight * term.scale)
 
-    def factor_at(self, time: float) -> float:
-        """The factor at a time in units of ``by``; times given as fractions need the training to have begun."""
-        begin, end = self._time(self.begin), self._time(self.end)
+    def factor_at(self, time: int) -> float:
+        """The factor at an iteration; epochs and fractions are known once training has begun."""
         if self.schedule == 'constant':
             return self.factor
         if self.schedule == 'step':
             return self.gamma ** bisect_right(sorted(map(self._time, self.milestones)), time)
+        begin, end = self._time(self.begin), self._time(self.end)
         if self.schedule == 'stop':
             return 1.0 if time < end else 0.0
         part = min(max((time - begin) / (end - begin), 0.0), 1.0)
@@ -107,49 +100,43 @@ class LossWeightHook(Hook):
             return self.start + (self.stop - self.start) * part
         return self.stop + (self.start - self.stop) * (1 + math.cos(math.pi * part)) / 2
 
-    def _time(self, value: float | None) -> float | None:
-        return value * self.total if isinstance(value, float) and 0 < value < 1 else value
+    def _time(self, value: float) -> float:
+        return iterations(value, self.by, self.total, self.epoch)
 
 
 @HOOKS.register_module()
 class ConnectorWarmupHook(Hook):
     """Trains only the connectors at first: the student's weights are fixed, so random connectors cannot affect them.
 
-    Until ``end`` the student's parameters are restored after every update; their optimizer state is deleted when the
-    warm-up is over. BatchNorm's running statistics and schedules still advance, as in the authors' code.
-    With gradient accumulation, choose ``end`` at an update.
+    Until ``end`` the student's parameters are restored after every update; then their optimizer state is deleted.
+    BatchNorm's running statistics and schedules advance, as in the authors' code. With gradient accumulation, choose
+    ``end`` at an update.
 
     Args:
         end: end of the warm-up, in units of ``by``; a float between 0 and 1 is a fraction of the whole training.
         by: 'iter', or 'epoch': a pass over the training data, in iteration-based loops too.
     Raises:
-        ValueError: an unknown unit, an ``end`` not above 0 or not before the training's end, or no connectors to train.
+        ValueError: an unknown unit, an ``end`` not before the training's end, or no connectors to train.
     Source: the first epoch of OFD's segmentation recipe (Heo et al., ICCV 2019, authors' code).
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self, end: float = 1, by: str = 'epoch'):
-        arguments.choice('ConnectorWarmupHook', 'by', by, ('iter', 'epoch'))
-        arguments.number('ConnectorWarmupHook', 'end', end, above=0)
-        self.end, self.by = end, by
+        self.end = arguments.number('ConnectorWarmupHook', 'end', end, above=0)
+        self.by = arguments.choice('ConnectorWarmupHook', 'by', by, ('iter', 'epoch'))
         self._last = 0
         self._before: list[tuple[torch.nn.Parameter, Tensor]] = []
 
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'ConnectorWarmupHook')
         if not any(p.requires_grad for p in model.terms.parameters()):
-            raise ValueError(
-                'ConnectorWarmupHook: no term has connectors to train; give one connector=dict(type=...), or take the '
-                'hook away'
-            )
-        unit = 1 if self.by == 'iter' else epoch_length(runner)
-        part = isinstance(self.end, float) and self.end < 1
-        self._last = math.ceil(self.end * (runner.max_iters if part else unit))
+            raise ValueError('ConnectorWarmupHook: no term has connectors to train; add one, or remove the hook')
+        self._last = math.ceil(iterations(self.end, self.by, runner.max_iters, epoch_length(runner)))
         if self._last >= runner.max_iters:
             raise ValueError(
-                f'ConnectorWarmupHook: its {self._last} iterations are all of the training ({runner.max_iters}), and '
-                'the student would never be trained; make end smaller'
+                f'ConnectorWarmupHook: end={self.end} leaves none of the {runner.max_iters} iterations to train the '
+                'student; make it smaller'
             )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -165,6 +152,13 @@ class ConnectorWarmupHook(Hook):
             for parameter, _ in self._before:
                 runner.optim_wrapper.optimizer.state.pop(parameter, None)
         self._before = []
+
+
+def iterations(time: float, by: str, total: int, epoch: int = 1) -> float:
+    """A time in iterations, given in iterations or epochs (``by``), or as a float between 0 and 1, of all ``total``."""
+    if isinstance(time, float) and 0 < time < 1:
+        return time * total
+    return time * (epoch if by == 'epoch' else 1)
 
 
 def epoch_length(runner) -> int:

@@ -75,9 +75,7 @@ def load_config(source: str, who: str = 'config') -> Config:
             f'{who}: {source!r} inherits from a package that is not installed ({error})', name=package
         ) from None
     except Exception as error:
-        raise ValueError(
-            f'{who}: cannot read the config {source!r}: {type(error).__name__}: {one_line(error)}'
-        ) from error
+        raise ValueError(f'{who}: cannot read the config {source!r}: {one_line(error)}') from error
 
 
 def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
@@ -87,9 +85,7 @@ def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
     except Exception as error:
         kind = cfg.get('type')
         name = kind.__name__ if isinstance(kind, type) else repr(kind)
-        raise ValueError(
-            f'{who}: its model {name} cannot be built: {type(error).__name__}: {one_line(error)}'
-        ) from error
+        raise ValueError(f'{who}: its model {name} cannot be built: {one_line(error)}') from error
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:

@@ -20,7 +20,7 @@ from torch import nn
 from ..config import check_data, has_teacher, plain_model
 from ..contexts import preserved_rng
 from ..distillation import FrozenTeacher
-from ..errors import one_sentence
+from ..errors import one_line
 from ..evaluation.drawing import draw, original_image
 from ..hosts import host_of
 from ..storage.checkpoint import load_strictly
@@ -295,5 +295,5 @@ def _class_name(label: int, classes: Any) -> str:
 
 def sentence(error: Exception) -> str:
     """An error message as a sentence for the page."""
-    text = one_sentence(error).removesuffix('(--debug shows where)').strip()
+    text = one_line(error)
     return text if text.endswith(('.', '…')) else text + '.'

@@ -16,6 +16,7 @@ _PREFIXES = ('module.', 'architecture.', 'student.', 'teacher.', 'model.')
 _STUDENTS = ('architecture.', 'student.')
 _STATES = ('state_dict', 'model', 'ema_state_dict')
 _SHOWN = 8
+_SIZES = 'size mismatch'
 
 
 def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
@@ -26,8 +27,7 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     """
     loaded = read_checkpoint(source, who)
     state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), Mapping)), loaded)
-    pairs = state.items() if isinstance(state, Mapping) else ()
-    weights = OrderedDict((k, v) for k, v in pairs if isinstance(k, str) and isinstance(v, Tensor))
+    weights = OrderedDict((k, v) for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor))
     if state is loaded.get('ema_state_dict'):
         weights.pop('steps', None)  # the EMA's step counter
     if not weights:
@@ -38,18 +38,12 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
         return OrderedDict(
             (f'head.{key}' if key.startswith('fc.') else f'backbone.{key}', value) for key, value in weights.items()
         )
-    stripped = True
-    while stripped:
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None)
-        # mmrazor saves teacher and student; there the student is 'architecture.', elsewhere 'student.'.
-        part = next((p for p in _STUDENTS if any(key.startswith(p) for key in weights)), None)
-        if prefix is None and part is not None:
-            weights = OrderedDict((k, v) for k, v in weights.items() if k.startswith(part))
-            continue
-        stripped = prefix is not None
-        if stripped:
-            weights = OrderedDict((key[len(prefix) :], value) for key, value in weights.items())
-            versions = {k[len(prefix) :]: v for k, v in versions.items() if f'{k}.'.startswith(prefix)}
+    # All keys share a prefix; or some begin with the student's, in files that hold the teacher too.
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None) or next(
+        (p for p in _STUDENTS if any(key.startswith(p) for key in weights)), None
+    ):
+        weights = OrderedDict((k.removeprefix(prefix), v) for k, v in weights.items() if k.startswith(prefix))
+        versions = {k[len(prefix) :]: v for k, v in versions.items() if f'{k}.'.startswith(prefix)}
     weights._metadata = versions
     return weights
 
@@ -68,24 +62,13 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     allow = [allow] if isinstance(allow, str) else list(allow)
     weights = model_weights(source, who)
     check_finite(weights, source, who)
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
+    found = {
+        what: [key for key in keys if what == _SIZES or not any(re.search(pattern, key) for pattern in allow)]
+        for what, keys in _load(model, weights).items()
+    }
+    if any(found.values()):
         raise ValueError(
-            f'{who}: the checkpoint {source!r} is of another shape than {type(model).__name__}: '
-            + ('; '.join(lines[:_SHOWN]) or str(error))
-        ) from error
-
-    def judged(keys: Iterable[str]) -> list[str]:
-        return [k for k in keys if 'num_batches_tracked' not in k and not any(re.search(p, k) for p in allow)]
-
-    missing, unexpected = judged(missing), judged(unexpected)
-    if missing or unexpected:
-        parts = [f'missing {_some(missing)}'] if missing else []
-        parts += [f'unexpected {_some(unexpected)}'] if unexpected else []
-        raise ValueError(
-            f'{who}: the checkpoint {source!r} does not fit {type(model).__name__}: {"; ".join(parts)}; give the '
+            f'{who}: the checkpoint {source!r} does not fit {type(model).__name__}: {_listed(found)}; give the '
             'checkpoint of this architecture, or allow keys by name with allow=[…]'
         )
 
@@ -117,44 +100,75 @@ def check_loading(model: nn.Module, loaded: dict[str, Any], source: str, who: st
         raise ValueError(f'{who}: {source!r} holds no weights where mmengine looks for them (keys: {keys})')
     check_finite(weights, source, who)
     weights._metadata = getattr(state, '_metadata', OrderedDict())
-    probe = copy.deepcopy(model)
-    own = [key for key in probe.state_dict() if 'num_batches_tracked' not in key]
-    shapes: list[str] = []
-    try:
-        missing, unexpected = probe.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        shapes = re.findall(r'size mismatch for (\S+):', str(error))
-        if not shapes:
-            raise ValueError(f'{who}: {source!r} does not fit {type(model).__name__}: {error}') from error
-        missing = [key for key in probe.state_dict() if key not in weights]
-        unexpected = [key for key in weights if key not in probe.state_dict()]
-    missing, unexpected = ([k for k in keys if 'num_batches_tracked' not in k] for keys in (missing, unexpected))
+    own = [key for key in model.state_dict() if 'num_batches_tracked' not in key]
     # A Distiller reports keys with the prefix 'student.', which its state_dict omits.
-    missing, shapes = ([k.removeprefix('student.') for k in keys] for keys in (missing, shapes))
-    fitting = len(set(own) - set(missing) - set(shapes))
+    found = {k: [x.removeprefix('student.') for x in v] for k, v in _load(copy.deepcopy(model), weights).items()}
+    fitting = len(set(own) - set(found['missing']) - {text.partition(' ')[0] for text in found[_SIZES]})
     name = type(getattr(model, 'student', model)).__name__
     if not fitting:
         prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in weights)), None)
-        hint = f'; its keys begin with {prefix!r}, which mmengine does not take off' if prefix else ''
+        hint = f'; its keys begin with {prefix!r}, which mmengine does not remove' if prefix else ''
         raise ValueError(
             f'{who}: nothing in {source!r} fits {name}: it has {_some(list(weights))}, and the model {_some(own)}{hint}'
         )
-    parts = [
-        f'{what} {_some(keys)}'
-        for what, keys in (('of another shape', shapes), ('missing', missing), ('unexpected', unexpected))
-        if keys
-    ]
-    if not parts:
+    if not any(found.values()):
         return None
-    report = f'{who}: {source!r} fits {name} in {fitting} of its {len(own)} tensors; {"; ".join(parts)}'
+    report = f'{who}: {source!r} fits {name} in {fitting} of its {len(own)} tensors; {_listed(found)}'
     if strict:
-        raise ValueError(f'{report}; give a checkpoint of this very model, or start from it with load_from')
-    return f'{report}; what does not fit stays as it is initialised'
+        raise ValueError(f'{report}; give a checkpoint of this model, or start from its weights with load_from')
+    return f'{report}; what does not fit keeps its initial values'
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Load what fits into a model; the keys that are missing, unexpected or have another shape."""
+    sizes: list[str] = []
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        mismatches = re.findall(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error))
+        if not mismatches:
+            raise
+        sizes = [f'{key} ({theirs} in the file, {ours} in the model)' for key, theirs, ours in mismatches]
+        own = model.state_dict()
+        missing, unexpected = [k for k in own if k not in weights], [k for k in weights if k not in own]
+    found = {_SIZES: sizes, 'missing': missing, 'unexpected': unexpected}
+    return {what: [key for key in keys if 'num_batches_tracked' not in key] for what, keys in found.items()}
+
+
+def _listed(found: Mapping[str, list[str]]) -> str:
+    return '; '.join(f'{what} {_some(keys)}' for what, keys in found.items() if keys)
 
 
 def _some(keys: list[str]) -> str:
     rest = f' and {len(keys) - _SHOWN} more' if len(keys) > _SHOWN else ''
     return f'{len(keys)} keys: ' + ', '.join(keys[:_SHOWN]) + rest if len(keys) > 1 else keys[0]
+
+
+def add_state(checkpoint: dict, **state: Any) -> None:
+    """Store what a hook needs to resume beside the student's weights, under the key ``lckd_mm``."""
+    checkpoint.setdefault(STATE_KEY, {}).update(state)
+
+
+def stored_state(checkpoint: dict, key: str) -> Any:
+    """What :func:`add_state` stored under ``key``; None if there is none."""
+    return (checkpoint.get(STATE_KEY) or {}).get(key)
+
+
+def resumed_state(runner: Any, checkpoint: dict, key: str, hook: str) -> Any:
+    """:func:`stored_state` of the checkpoint from which a run resumes; None if it only loads its weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not runner._resume:
+        return None
+    state = stored_state(checkpoint, key)
+    if state is None:
+        raise ValueError(
+            f'resume: the checkpoint has no {key!r} under {STATE_KEY!r}, so its run had no {hook}; start from it with '
+            'load_from instead of resuming'
+        )
+    return state
 
 
 def export_keys(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

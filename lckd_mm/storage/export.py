@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import arguments
 from ..contexts import eval_mode
-
-FORMATS = ('onnx', 'pt2')
+from ..errors import one_line
 
 
 class PlainForward(nn.Module):
@@ -35,9 +36,9 @@ class PlainForward(nn.Module):
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, (tuple, list)):
-        return [tensor for one in value for tensor in _tensors(one)]
-    raise TypeError(f"export: the model's plain forward gives a {type(value).__name__}, and only tensors are exported")
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"export: the model's plain forward gives a {type(value).__name__}, expected tensors")
+    return [tensor for one in value for tensor in _tensors(one)]
 
 
 def export(
@@ -63,14 +64,16 @@ def export(
             left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are missing.
     """
     path = Path(path)
-    kind = path.suffix.removeprefix('.')
-    if kind not in FORMATS:
-        raise ValueError(f'export: {str(path)!r} ends in {path.suffix!r}, expected .onnx or .pt2')
+    kind = arguments.choice('export', 'suffix', path.suffix, _FORMATS)
+    write, run = _FORMATS[kind]
+    if kind == '.onnx':
+        missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
+        if missing:
+            raise ModuleNotFoundError(f'export: missing packages; pip install {" ".join(missing)}', name=missing[0])
     generator = torch.Generator().manual_seed(seed)
     plain = PlainForward(model)
     # Two images for a dynamic batch: exporters treat a 1 as constant.
     example = torch.randn(2 if dynamic_batch else 1, 3, *size, generator=generator)
-    write, run = {'onnx': (_write_onnx, _run_onnx), 'pt2': (_write_pt2, _run_pt2)}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     with eval_mode(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         draft = Path(folder) / path.name
@@ -79,13 +82,9 @@ def export(
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 write(plain, example, draft, dynamic_batch)
-        except ModuleNotFoundError:
-            raise
         except Exception as error:  # exporters can raise anything
-            reason = ' '.join(str(error).split())[:300]
             raise ValueError(
-                f'export: the forward of {type(model).__name__} cannot be exported to {kind} '
-                f'({type(error).__name__}: {reason})'
+                f'export: the forward of {type(model).__name__} cannot be exported to {kind}: {one_line(error)}'
             ) from error
         worst = _difference(run(draft, example), expected)
         if dynamic_batch:
@@ -95,7 +94,7 @@ def export(
         if not worst <= tolerance:
             raise ValueError(
                 f'export: the outputs of {path.name} differ from those of {type(model).__name__} by {worst:.1e} of the '
-                f'largest, and {tolerance:.0e} is allowed; the file was not kept'
+                f'largest, more than {tolerance:.0e}; the file was not kept'
             )
         os.replace(draft, path)
     return [tuple(x.shape) for x in expected], worst
@@ -113,13 +112,6 @@ def _dynamic(dynamic_batch: bool) -> dict | None:
 
 
 def _write_onnx(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bool) -> None:
-    for package in ('onnx', 'onnxscript', 'onnxruntime'):
-        try:
-            __import__(package)
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                f'export: {package} is not installed; pip install onnx onnxscript onnxruntime', name=package
-            ) from None
     # A single file: separate weights are easily lost.
     torch.onnx.export(
         plain, (example,), path, input_names=['inputs'], dynamic_shapes=_dynamic(dynamic_batch), dynamo=True,
@@ -140,3 +132,6 @@ def _write_pt2(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: boo
 
 def _run_pt2(path: Path, images: Tensor) -> list[Tensor]:
     return list(torch.export.load(path).module()(images))
+
+
+_FORMATS = {'.onnx': (_write_onnx, _run_onnx), '.pt2': (_write_pt2, _run_pt2)}

@@ -125,11 +125,6 @@ def test_sbd_without_a_folder(tool, trees, capsys, missing):
     assert err.startswith('error: SBD: no ') and missing in err and err.count('\n') == 1
 
 
-def test_key_errors_lose_their_quotes(tool):
-    assert tool.sentence(KeyError("no 'a' here")) == "no 'a' here"
-    assert tool.sentence(OSError(28, 'No space left on device')) == 'No space left on device'
-
-
 def test_interruption_is_one_line(tool, monkeypatch, tmp_path, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

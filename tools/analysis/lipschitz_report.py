@@ -179,7 +179,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
     device, figures = torch.device(args.device), {}
     student = plain_model(cfg)
     size = input_size(cfg, student)
-    chains = smoothness.lipschitz_chains(cfg, student)
+    links = smoothness.lipschitz_links(cfg, student)
     preprocessor = student.data_preprocessor.to(device)
     images = list(smoothness.first_images(loader, preprocessor, args.images, args.batch))
     for name, path in paths.items():
@@ -197,7 +197,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
         side = int(name == TEACHER)
         role = 'teacher' if side else 'student'
         taps = merge_taps(role, model, cfg.model.get('taps'), cfg.model.get(f'{role}_taps')).addresses
-        wanted = list(dict.fromkeys(tap for chain in chains.values() for tap in chain[side]))
+        wanted = list(dict.fromkeys(tap for link in links for tap in link[side]))
         if not set(wanted) <= set(taps):
             taps = {**merge_taps(role, model, 'backbone', None).addresses, **taps}
         if not set(wanted) <= set(taps):
@@ -205,7 +205,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
             raise KeyError(f'{role}: no tap {missing!r} among {", ".join(map(repr, taps))}')
         net = smoothness.Net(model, FeatureTaps({tap: str(taps[tap]) for tap in wanted}, role), **convert)
         trace_taps(net.taps, model, size)
-        stages = [stage for chain in chains.values() for stage in smoothness.stages_of(net, chain[side])]
+        stages = [stage for link in links for stage in smoothness.stages_of(net, link[side])]
         figures[name] = smoothness.measure(net, stages, images, args.noise, args.noise_seed, args.without)
         if 'metric' not in args.without:
             noises = {0.0: None} | {x: smoothness.GaussianNoise(x, args.noise_seed) for x in args.noise}
