@@ -83,15 +83,3 @@ def choice(who: str, name: str, value: Any, allowed: Iterable[str]) -> Any:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f'{who}: unknown {name} {value!r}, expected one of {", ".join(allowed)}')
     return value
-
-
-# Former names, until the other rooms follow.
-whole, text, switch, listed = integer, string, boolean, sequence
-
-
-def scale(who: str, name: str, value: Any) -> float:
-    return number(who, name, value, above=0)
-
-
-def channels(who: str, name: str, value: Any) -> int:
-    return integer(who, name, value)

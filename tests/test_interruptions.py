@@ -445,13 +445,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_temporary_files_of_dead_processes_go_and_others_stay(tmp_path):
     dead = subprocess.Popen(['true'])
     dead.wait()
+    here, other = socket.gethostname(), 'another.machine'
     names = {
-        f'.iter_1.pth.{dead.pid}.partial': False,
-        f'.iter_2.pth.{os.getppid()}.partial': True,
+        f'.iter_1.pth.{here}.{dead.pid}.partial': False,
+        f'.iter_2.pth.{here}.{os.getppid()}.partial': True,
+        f'.iter_3.pth.{other}.{dead.pid}.partial': True,
+        f'.iter_4.pth.{other}.{dead.pid}.partial': False,
         '.mine.partial': True,
         'iter_5.pth': True,
     }
     for name in names:
         (tmp_path / name).write_bytes(b'')
-    assert remove_partials(tmp_path) == [f'.iter_1.pth.{dead.pid}.partial']
+    os.utime(tmp_path / f'.iter_4.pth.{other}.{dead.pid}.partial', (0, 0))
+    assert sorted(remove_partials(tmp_path)) == [name for name, stays in names.items() if not stays]
     assert {p.name for p in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}

@@ -34,7 +34,7 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
         if found is None:
             # A run killed before its first checkpoint starts as it did the first time, with load_from.
             cfg.resume = False
-            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from the start')
+            notes.append(f'resume: {cfg.work_dir!r} has no checkpoint yet; training starts from scratch')
             resume = None
         else:
             resume, loaded, broken = found

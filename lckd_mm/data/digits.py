@@ -43,10 +43,10 @@ class Digits(BaseDataset):
             raise ValueError(f'Digits: unknown split {split!r}, expected one of {", ".join(_SPLITS)}')
         if isinstance(label_noise, bool) or not isinstance(label_noise, Real) or not 0 <= label_noise <= 1:
             raise ValueError(f'Digits: label_noise is a part of the labels, 0 to 1, got {label_noise!r}')
-        arguments.whole('Digits', 'size', size, at_most=4096)
-        arguments.whole('Digits', 'subset_seed', subset_seed, at_least=0)
+        arguments.integer('Digits', 'size', size, at_most=4096)
+        arguments.integer('Digits', 'subset_seed', subset_seed, at_least=0)
         if subset is not None:
-            arguments.whole('Digits', 'subset', subset)
+            arguments.integer('Digits', 'subset', subset)
         self.split, self.size, self.subset = split, size, subset
         self.label_noise, self.subset_seed = label_noise, subset_seed
         super().__init__(ann_file='', **kwargs)

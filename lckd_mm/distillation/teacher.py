@@ -42,11 +42,11 @@ class FrozenTeacher:
                 'since a teacher with random weights would teach noise'
             )
         allow = (
-            [allow] if isinstance(allow, str) else arguments.listed('teacher', 'allow', allow, 'regular expressions')
+            [allow] if isinstance(allow, str) else arguments.sequence('teacher', 'allow', allow, 'regular expressions')
         )
         for pattern in allow:
             try:
-                re.compile(arguments.text('teacher', 'allow', pattern))
+                re.compile(arguments.string('teacher', 'allow', pattern))
             except re.error as error:
                 raise ValueError(f'teacher: allow: {pattern!r} is not a regular expression: {error}') from None
         arguments.choice('teacher', 'bn', bn, _BN_MODES)

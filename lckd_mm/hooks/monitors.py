@@ -37,7 +37,7 @@ class LipschitzMonitorHook(Hook):
         self, on: Sequence[str] | None = None, term: str = 'loss_lipschitz', interval: int = 50, gap: str = 'log'
     ):
         self.on, self.term = on, term
-        self.interval = arguments.whole('LipschitzMonitorHook', 'interval', interval)
+        self.interval = arguments.integer('LipschitzMonitorHook', 'interval', interval)
         self.gap = arguments.choice('LipschitzMonitorHook', 'gap', gap, GAPS)
         self._scalars: dict[str, float] = {}
 

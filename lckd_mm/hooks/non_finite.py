@@ -57,8 +57,8 @@ class NonFiniteHook(Hook):
 
     def __init__(self, action: str = 'stop', patience: int = 5, interval: int = 50):
         self.action = arguments.choice('NonFiniteHook', 'action', action, _ACTIONS)
-        self.patience = arguments.whole('NonFiniteHook', 'patience', patience)
-        self.interval = arguments.whole('NonFiniteHook', 'interval', interval)
+        self.patience = arguments.integer('NonFiniteHook', 'patience', patience)
+        self.interval = arguments.integer('NonFiniteHook', 'interval', interval)
         self.watch = GradientWatch()
         self.skipped, self._in_a_row = 0, 0
         self._dropping = False

@@ -29,7 +29,7 @@ class PredictionHook(Hook):
 
     def __init__(self, indices: Sequence[int] = (0, 1, 2, 3), interval: int = 1):
         self.indices = indices
-        self.interval = arguments.whole('PredictionHook', 'interval', interval)
+        self.interval = arguments.integer('PredictionHook', 'interval', interval)
         self._count = 0
 
     @master_only

@@ -59,7 +59,7 @@ class PruningHook(Hook):
         self.sparsity = arguments.number('PruningHook', 'sparsity', sparsity, at_least=0, at_most=1)
         self.structured = arguments.choice('PruningHook', 'kind', kind, ('unstructured', 'structured')) == 'structured'
         self.end = arguments.number('PruningHook', 'end', end, at_least=0)
-        self.interval = arguments.whole('PruningHook', 'interval', interval)
+        self.interval = arguments.integer('PruningHook', 'interval', interval)
         self._layers: dict[str, nn.Module] = {}
         # _masks: a layer's weight name to its boolean mask, true where kept; _followers: a parameter pruned with a
         # layer's channels to that layer's weight name.

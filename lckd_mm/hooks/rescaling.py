@@ -36,7 +36,7 @@ class GradientRescaleHook(Hook):
 
     def __init__(self, term: str = 'loss_kd', interval: int = 50):
         self.term = term
-        self.interval = arguments.whole('GradientRescaleHook', 'interval', interval)
+        self.interval = arguments.integer('GradientRescaleHook', 'interval', interval)
         self._handle: Any = None
         self._scalars: dict[str, float] = {}
 

@@ -7,6 +7,8 @@ import io
 import itertools
 import os
 import re
+import socket
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,15 +38,15 @@ _trusted: set[str] = set()
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file atomically: at any moment, even after a crash, it has either the old or the new content.
 
-    The data is written and synced to a temporary file in the same folder (``.<name>.<process>.partial``), which is then
-    renamed.
+    The data is written and synced to a temporary file in the same folder (``.<name>.<host>.<process>.partial``), which
+    is then renamed.
 
     Raises:
         WriteError: the disk is full, or a limit or permission prevents writing; the temporary file is removed.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    partial = os.path.join(folder, f'.{name[:100]}.{os.getpid()}{_PARTIAL}')
+    partial = os.path.join(folder, f'.{name[:100]}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}')
     if os.path.exists(target) and not os.path.isfile(target):
         Path(target).write_bytes(data)  # a device, such as /dev/null, must not be replaced by a file
         return
@@ -72,12 +74,20 @@ def save_whole(content: Any, path: str | Path) -> None:
 
 
 def remove_partials(folder: str | Path) -> list[str]:
-    """Remove the temporary files of processes that no longer run on this machine, and return their names."""
+    """Remove the temporary files that killed processes left in a folder, and return their names.
+
+    Files of processes that run on this machine are kept, and those of other machines for a day.
+    """
     removed = []
     for path in Path(folder).glob(f'.*{_PARTIAL}'):
-        process = path.name.removesuffix(_PARTIAL).rpartition('.')[2]
-        if process.isdigit() and not _runs(int(process)):
-            path.unlink(missing_ok=True)
+        owner, _, process = path.name.removesuffix(_PARTIAL).rpartition('.')
+        with contextlib.suppress(FileNotFoundError):
+            if not process.isdigit() or (
+                path.stat().st_mtime > time.time() - 24 * 3600
+                and (not owner.endswith(f'.{socket.gethostname()}') or _runs(int(process)))
+            ):
+                continue
+            path.unlink()
             removed.append(path.name)
     return removed
 

@@ -114,7 +114,7 @@ def test_terms_that_are_not_finite_stop_the_run_in_one_sentence(train, tmp_path)
 
 
 def test_debug_shows_the_traceback(train):
-    with pytest.raises(ValueError, match='0 or above'):
+    with pytest.raises(ValueError, match='at least 0'):
         train(LCKD, 'model.terms.loss_kd.weight=-1', debug=True)
 
 
