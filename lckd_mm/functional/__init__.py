@@ -17,7 +17,6 @@ from .features import (
 from .jacobian import directional_gap, unit_gap
 from .lipschitz import (
     graph_bound,
-    layer_norms,
     lipschitz_gap,
     local_lipschitz,
     product_bound,
@@ -62,7 +61,6 @@ __all__ = [
     'graph_bound',
     'interpolates',
     'kd_divergence',
-    'layer_norms',
     'lipschitz_gap',
     'local_lipschitz',
     'margin_relu',

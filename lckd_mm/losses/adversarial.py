@@ -114,7 +114,7 @@ class GradientPenalty(nn.Module):
             fake, real = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (fake, real))
             if self.kind == 'spectral':
                 x = critic.as_map(fake[:1]) if hasattr(critic, 'as_map') else fake[:1]
-                return self.weight * product_bound(getattr(critic, 'chain', critic), x, gradient=True).square()
+                return self.weight * product_bound(getattr(critic, 'chain', critic), x).square()
             share = torch.rand(
                 len(fake), generator=own_generator(self.draws, fake.device), device=fake.device, dtype=fake.dtype
             )

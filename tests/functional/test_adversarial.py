@@ -119,8 +119,7 @@ def test_product_bound_has_its_exact_gradient():
     ).double()  # fmt: skip
     x = torch.zeros(1, 2, 6, 6, dtype=torch.float64)
     weights = [net[0].weight, net[4].weight]
-    with_gradient = product_bound(net, x, 1e-9, gradient=True)
-    torch.testing.assert_close(with_gradient.detach(), product_bound(net, x, 1e-9), rtol=1e-9, atol=0)
+    with_gradient = product_bound(net, x, 1e-9)
     gradients = torch.autograd.grad(with_gradient, weights)
     for weight, gradient in zip(weights, gradients):
         direction = torch.randn_like(weight)

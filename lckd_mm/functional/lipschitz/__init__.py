@@ -1,15 +1,14 @@
 """The Lipschitz core: transmitting matrices and their norms, gaps, and estimators for comparison."""
 
-from .estimators import layer_norms, local_lipschitz, product_bound
+from .estimators import local_lipschitz
 from .gaps import GAPS, lipschitz_gap
-from .graph import graph_bound
+from .graph import graph_bound, product_bound
 from .spectral import spectral_norm
 from .transmitting import transmitting_matrix, transmitting_norm, transmitting_norms
 
 __all__ = [
     'GAPS',
     'graph_bound',
-    'layer_norms',
     'lipschitz_gap',
     'local_lipschitz',
     'product_bound',
