@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from . import arguments
-from .functional import bn_margin, margin_relu
+from .functional import bn_margin
 from .functional.shapes import mean
 from .registry import MODELS, build_registered, registered_class
 
@@ -148,7 +148,7 @@ class MarginReLU(Connector):
         return 'its margins are estimated from training images'
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return margin_relu(x, self.margin)
+        return torch.maximum(x, self.margin.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype))
 
 
 def _paraphrased(channels: int, rate: float, who: str) -> int:

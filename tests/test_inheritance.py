@@ -11,8 +11,8 @@ from run_helpers import HOOK, HOSTS, config, count, distiller, run, scalars, sce
 from lckd_mm import cli
 from lckd_mm.connectors import AutoEncoder
 from lckd_mm.distillation.term import Batch
-from lckd_mm.functional import factor_distance
 from lckd_mm.hosts import build_model
+from lckd_mm.losses import FTLoss
 
 ENCODER = dict(type='lckd_mm.FactorEncoder')
 
@@ -127,7 +127,7 @@ def test_the_terms_are_the_papers(scenes, teacher_file, tmp_path):
         factor = auto_encoder.encoder(t['stage3'])
         for name, sign in (('loss_inherit', 1), ('loss_explore', -1)):
             assert s['stage3'].shape[1] == 16 and factor.shape[1] == 16 and t['stage3'].shape[1] == 32
-            expected = sign * 50 * factor_distance(connected[name]['stage3'], factor)
+            expected = sign * 50 * FTLoss()(connected[name]['stage3'], factor)
             torch.testing.assert_close(losses[name], expected)
 
 

@@ -18,8 +18,9 @@ from run_helpers import ROOT, count, run, scalars
 from test_configs import voc_tree
 
 from lckd_mm.config import check_data, student_config
-from lckd_mm.functional import bn_margin, partial_l2
+from lckd_mm.functional import bn_margin
 from lckd_mm.hosts import build_model, fabricate_samples, read_model_config
+from lckd_mm.losses import OFDLoss
 
 CONFIGS = ROOT / 'configs'
 # CIFAR-100's settings: teacher, student, batch size, alpha, factor on alpha after 60 % of the epochs, last learning
@@ -463,8 +464,8 @@ def test_ofds_recipe(small):
             for tap, divisor in divisors.items():
                 norm = self.model.teacher.model.get_submodule(norms[tap])
                 margin = bn_margin(norm.weight, norm.bias).view(1, -1, 1, 1)
-                distance = partial_l2(connected['loss_ofd'][tap], torch.maximum(teacher[tap], margin))
-                total = total + distance.sum() / len(distance) / divisor
+                distance = OFDLoss()(connected['loss_ofd'][tap], torch.maximum(teacher[tap], margin))
+                total = total + distance / divisor
             weights = {key: p.detach().clone() for key, p in self.model.named_parameters()}
             seen.append((1e-5 * total.item(), losses['loss_ofd'].item(), weights))
 

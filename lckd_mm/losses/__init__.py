@@ -1,4 +1,4 @@
-"""Registered losses: each holds hyper-parameters and calls :mod:`lckd_mm.functional`. The term holds the weight."""
+"""Registered losses: each holds hyper-parameters and a formula. The term holds the weight."""
 
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss

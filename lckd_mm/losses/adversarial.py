@@ -9,16 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import arguments
-from ..functional import (
-    convex_phi,
-    critic_loss,
-    fooling_loss,
-    gradient_norms,
-    interpolates,
-    product_bound,
-    slope_penalty,
-)
-from ..functional.adversarial import PHIS, SLOPES
+from ..functional import convex_phi, gradient_norms, product_bound
+from ..functional.adversarial import PHIS
 from ..functional.shapes import same_shape
 from ..registry import MODELS, build_registered, registered_class
 from .base import Loss, check_channels
@@ -30,12 +22,11 @@ class LGANLoss(nn.Module):
     r"""Losses of a Lipschitz critic: :math:`E\,\phi(f(fake)) + E\,\phi(-f(real))`; use it with a penalty on f.
 
     Args:
-        phi: 'x', 'exp', 'softplus', 'sqrt', or for comparison 'hinge', 'lsgan';
-            :func:`~lckd_mm.functional.convex_phi`.
+        phi: 'x', 'exp', 'softplus' or 'sqrt', as in :func:`~lckd_mm.functional.convex_phi`.
         student: the student's loss: 'linear', :math:`-E\,f(fake)`, or 'phi', :math:`E\,\phi(-f(fake))`.
     Raises:
         ValueError: an unknown phi or form.
-    Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019.
+    Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019, eq. 4 with :math:`\varphi(x) = \phi(-x)`.
     """
 
     FORMS = ('linear', 'phi')
@@ -43,46 +34,42 @@ class LGANLoss(nn.Module):
     def __init__(self, phi: str = 'softplus', student: str = 'linear'):
         super().__init__()
         arguments.choice('LGANLoss', 'phi', phi, PHIS)
-        if student not in self.FORMS:
-            raise ValueError(f'LGANLoss: unknown form {student!r} for the student, expected {" or ".join(self.FORMS)}')
+        arguments.choice('LGANLoss', 'student', student, self.FORMS)
         self.phi, self.form = phi, student
 
     def critic(self, fake: Tensor, real: Tensor) -> Tensor:
         """The critic's loss, from its outputs (B,) on student and teacher features."""
-        return critic_loss(fake, real, self.phi)
+        return convex_phi(fake, self.phi).mean() + convex_phi(-real, self.phi).mean()
 
     def student(self, fake: Tensor) -> Tensor:
         """The student's loss, from the critic's outputs (B,) on its features."""
-        return fooling_loss(fake, self.phi if self.form == 'phi' else None)
+        return -fake.mean() if self.form == 'linear' else convex_phi(-fake, self.phi).mean()
 
 
 @MODELS.register_module()
 class LSGANLoss(nn.Module):
     r"""Least squares: critic :math:`E\,(D(real) - 1)^2 + E\,D(fake)^2`, student :math:`E\,(D(fake) - 1)^2`.
 
-    With :math:`f = 2 D - 1` these are a quarter of :class:`LGANLoss` with phi 'lsgan' and ``student='phi'``.
-
     Source: Mao et al. 2017, as AFD uses it (Chung et al., ICML 2020).
     """
 
     def critic(self, fake: Tensor, real: Tensor) -> Tensor:
-        """The critic's loss, from its outputs (B,) on student and teacher features."""
         return (real - 1).square().mean() + fake.square().mean()
 
     def student(self, fake: Tensor) -> Tensor:
-        """The student's loss, from the critic's outputs (B,) on its features."""
-        return convex_phi(-fake, 'lsgan').mean()
+        return (fake - 1).square().mean()
 
 
 @MODELS.register_module()
 class GradientPenalty(nn.Module):
     r"""Penalty on a critic's gradient norms :math:`s_i` at random points between pairs of samples.
 
-    ``max`` (MaxGP) :math:`\lambda (\max s)^2`; ``max-target`` :math:`\lambda (\max s - c)^2`; ``gp``
-    :math:`\lambda\,\mathrm{mean}\,(s - c)^2`; ``lp`` :math:`\lambda\,\mathrm{mean}\,\max(0, s - c)^2`; ``zero``
-    :math:`\lambda\,\mathrm{mean}\,s^2`; ``max-al`` :math:`\lambda g^2 + \mu g` with :math:`g = \max s - c` and a
-    multiplier :math:`\mu` that grows by ``rate`` times g per step; ``spectral`` :math:`\lambda (\prod_l \sigma_l)^2`
-    with the layers' largest singular values (:func:`~lckd_mm.functional.product_bound`); it samples no points.
+    * ``max`` (MaxGP): :math:`\lambda (\max s)^2`.
+    * ``gp``: :math:`\lambda\,\mathrm{mean}\,(s - c)^2`; ``lp``: :math:`\lambda\,\mathrm{mean}\,\max(0, s - c)^2`.
+    * ``max-al``: :math:`\lambda g^2 + \mu g` with :math:`g = \max s - c` and a multiplier :math:`\mu` that grows by
+      ``rate`` times g per step.
+    * ``spectral``: :math:`\lambda (\prod_l \sigma_l)^2` with the layers' largest singular values
+      (:func:`~lckd_mm.functional.product_bound`); it samples no points.
 
     Args:
         kind: one of the names above. weight: lambda. target: c.
@@ -90,11 +77,12 @@ class GradientPenalty(nn.Module):
     Raises:
         ValueError: an unknown kind; a weight, rate or target below 0; features that differ in shape; ``spectral`` with
             a critic that is not a chain of layers.
-    Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3. Deviation: each rank takes the
+    Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3; Gulrajani et al. 2017 (gp);
+        Petzka et al. 2018 (lp). Deviation: each rank takes the
         largest gradient norm of its own samples, and the multiplier follows the mean over ranks.
     """
 
-    KINDS = (*SLOPES, 'max-al', 'spectral')
+    KINDS = ('max', 'gp', 'lp', 'max-al', 'spectral')
 
     def __init__(
         self, kind: str = 'max', weight: float = 0.1, target: float = 1.0, rate: float = 1e-3, multiplier: float = 0.0
@@ -115,12 +103,16 @@ class GradientPenalty(nn.Module):
             if self.kind == 'spectral':
                 x = critic.as_map(fake[:1]) if hasattr(critic, 'as_map') else fake[:1]
                 return self.weight * product_bound(getattr(critic, 'chain', critic), x).square()
-            share = torch.rand(
-                len(fake), generator=own_generator(self.draws, fake.device), device=fake.device, dtype=fake.dtype
-            )
-            norms = gradient_norms(critic, interpolates(fake, real, share))
-            if self.kind != 'max-al':
-                return self.weight * slope_penalty(norms, self.kind, self.target)
+            shape = len(fake), *[1] * (fake.dim() - 1)
+            generator = own_generator(self.draws, fake.device)
+            share = torch.rand(shape, generator=generator, device=fake.device, dtype=fake.dtype)
+            norms = gradient_norms(critic, share * real + (1 - share) * fake)
+            if self.kind == 'max':
+                return self.weight * norms.amax().square()
+            if self.kind == 'gp':
+                return self.weight * (norms - self.target).square().mean()
+            if self.kind == 'lp':
+                return self.weight * (norms - self.target).clamp(min=0).square().mean()
             gap = norms.amax() - self.target
             value = self.weight * gap.square() + self.multiplier.clone() * gap
             if self.training and torch.is_grad_enabled():

@@ -3,20 +3,13 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional import (
-    activation_boundary,
-    attended_distance,
-    attention_map,
-    channel_divergence,
-    factor_distance,
-    partial_l2,
-    standardised,
-    transmitting_matrix,
-)
-from ..functional.shapes import check_rank, mean, mean_square, same_shape
+from ..functional import kd_divergence, transmitting_matrix
+from ..functional.shapes import check_map, check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss, check_channels
 
@@ -50,9 +43,10 @@ class _DepthWeighted(Loss):
 class OFDLoss(_DepthWeighted):
     r"""Partial squared distance between features before a ReLU.
 
-    .. math:: L = \sum_{i=0}^{n-1} w_i \frac1B \sum_{b, c, h, w} d(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
+    .. math:: L = \sum_{i=0}^{n-1} w_i \frac1B \sum_{b, c, h, w} d(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}, \qquad
+              d(s, t) = (s - t)^2 \; [s > t \ \text{or}\ t > 0]
 
-    where d is :func:`~lckd_mm.functional.partial_l2`. The student's features pass through
+    d is 0 where s <= t <= 0, since a ReLU makes both 0 there. The student's features pass through
     :class:`~lckd_mm.connectors.ConvBN`, the teacher's through :class:`~lckd_mm.connectors.MarginReLU`.
 
     Args:
@@ -68,7 +62,8 @@ class OFDLoss(_DepthWeighted):
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return _per_sample('OFDLoss', partial_l2(student, teacher))
+        same_shape('OFDLoss', student, teacher)
+        return _per_sample('OFDLoss', (student - teacher).square() * ((student > teacher) | (teacher > 0)))
 
 
 @MODELS.register_module()
@@ -93,9 +88,10 @@ class FitNetsLoss(Loss):
 
 @MODELS.register_module()
 class ATLoss(Loss):
-    r"""Squared distance between attention maps (:func:`~lckd_mm.functional.attention_map`), averaged over layers.
+    r"""Squared distance between spatial attention maps of unit length, averaged over layers.
 
-    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b, hw} (a(s_i) - a(t_i))^2
+    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b, hw} (a(s_i) - a(t_i))^2, \qquad
+              a(x) = \mathrm{vec}\Bigl(\sum_c x_c^2\Bigr) \Bigm/ \Bigl\lVert \sum_c x_c^2 \Bigr\rVert_2
 
     Shapes:
         student, teacher: maps (B, C, H_i, W_i); channels may differ, sizes may not.
@@ -103,15 +99,20 @@ class ATLoss(Loss):
         A scalar, without unit; small, so a weight of 1000 is usual.
     Raises:
         ValueError: sizes that differ.
-    Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017. Deviation: the mean squared distance follows
-        the authors' code; their eq. 2 has the norm itself.
+    Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017, p = 2. Deviation: the mean squared distance
+        follows the authors' code; their eq. 2 has the norm itself.
     """
 
     bounded = True  # attention maps have unit length
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         same_shape('ATLoss', student[:, :1], teacher[:, :1])
-        return mean_square('ATLoss', attention_map(student), attention_map(teacher))
+        return mean_square('ATLoss', _attention(student), _attention(teacher))
+
+
+def _attention(x: Tensor) -> Tensor:
+    check_map('ATLoss', x)
+    return F.normalize(x.square().mean(1).flatten(1), dim=1)
 
 
 @MODELS.register_module()
@@ -149,12 +150,11 @@ class FSPLoss(Loss):
 class ABLoss(_DepthWeighted):
     r"""Hinge loss on the activation boundaries of features before a ReLU.
 
-    .. math:: L = \sum_i w_i \frac1B \sum_{b, c, h, w} a(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}
-
-    where a is :func:`~lckd_mm.functional.activation_boundary`.
+    .. math:: L = \sum_i w_i \frac1B \sum_{b, c, h, w} a(s_i, t_i), \qquad w_i = 2^{-(n-1-i)}, \qquad
+              a(s, t) = [t > 0]\,\max(0, \mu - s)^2 + [t \le 0]\,\max(0, \mu + s)^2
 
     Args:
-        margin: margin of the hinge, in the features' units. layer_weights: :math:`w_i`.
+        margin: :math:`\mu`, in the features' units. layer_weights: :math:`w_i`.
     Shapes, Returns and Raises: as :class:`OFDLoss`.
     Source: Heo et al., Activation Boundaries (AB), AAAI 2019, eq. 5; the layers' weights are OFD's.
         Deviation: trained together with the task, not in a stage before it.
@@ -165,12 +165,16 @@ class ABLoss(_DepthWeighted):
         self.margin = arguments.number('ABLoss', 'margin', margin, above=0)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return _per_sample('ABLoss', activation_boundary(student, teacher, self.margin))
+        same_shape('ABLoss', student, teacher)
+        return _per_sample('ABLoss', F.relu(self.margin - torch.where(teacher > 0, student, -student)).square())
 
 
 @MODELS.register_module()
 class FTLoss(Loss):
-    r"""Distance between factors (:func:`~lckd_mm.functional.factor_distance`), averaged over layers.
+    r"""Distance between factors of unit length, averaged over layers.
+
+    .. math:: L = \frac1n \sum_i \mathrm{mean}\,
+              \bigl|\, s_i / \lVert s_i \rVert_2 - t_i / \lVert t_i \rVert_2 \,\bigr|
 
     :class:`~lckd_mm.connectors.Paraphraser`, trained before the first iteration, makes the teacher's factors;
     :class:`~lckd_mm.connectors.Translator` makes the student's.
@@ -181,13 +185,16 @@ class FTLoss(Loss):
         A scalar, without unit; small, so weights of a few hundred are usual.
     Raises:
         ValueError: shapes that differ.
-    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3. Deviation: none.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3, p = 1. Deviation: the mean instead of
+        the sum.
     """
 
     bounded = True  # factors have unit length
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return factor_distance(student, teacher)
+        same_shape('FTLoss', student, teacher)
+        check_rank('FTLoss', student, 2, '(B, ...)')
+        return mean((F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))).abs())
 
 
 @MODELS.register_module()
@@ -207,8 +214,8 @@ class AFDLoss(Loss):
         A scalar, in squared units.
     Raises:
         ValueError: shapes, channels or counts that differ.
-    Source: Wang et al., Attentive Feature Distillation (AFD), ICLR 2020. Deviation: the attention has two layers and
-        biases, and starts uniform over the channels.
+    Source: Wang et al., Attentive Feature Distillation (AFD), ICLR 2020. Deviation: the mean over positions; the
+        attention has two layers and biases, and starts uniform over the channels.
     """
 
     joint = True
@@ -227,7 +234,10 @@ class AFDLoss(Loss):
         check_channels('AFDLoss', [net[0].in_features for net in self.attentions], teacher)
         total = 0.0
         for net, s, t in zip(self.attentions, student, teacher):
-            total = total + attended_distance(s, t, net(t.abs().flatten(2).mean(2)).softmax(1))
+            same_shape('AFDLoss', s, t)
+            check_rank('AFDLoss', s, 3, '(B, C, ...)')
+            attention = net(t.abs().flatten(2).mean(2)).softmax(1)
+            total = total + mean((attention * (s - t).square().flatten(2).mean(2)).sum(1))
         return total / len(teacher)
 
 
@@ -235,10 +245,10 @@ class AFDLoss(Loss):
 class CWDLoss(Loss):
     r"""KL divergence of each channel's softmax over positions, averaged over channels, samples and layers.
 
-    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b,c}\, d(s_i, t_i)
+    .. math:: L = \frac1n \sum_i \mathrm{mean}_{b,c}\, \tau^2 \sum_{hw} p^T (\ln p^T - \ln p^S), \qquad
+              p = \mathrm{softmax}_{hw}(x_c / \tau)
 
-    where d is :func:`~lckd_mm.functional.channel_divergence`. On class scores a channel is a class; on features, a
-    connector maps the student's channels.
+    On class scores a channel is a class; on features, a connector maps the student's channels.
 
     Args:
         tau: temperature.
@@ -248,7 +258,7 @@ class CWDLoss(Loss):
         A scalar, in nats times tau squared.
     Raises:
         ValueError: shapes that differ, features without positions, a temperature that is not above 0.
-    Source: Shu et al., Channel-wise Knowledge Distillation (CWD), ICCV 2021, eq. 5. Deviation: none.
+    Source: Shu et al., Channel-wise Knowledge Distillation (CWD), ICCV 2021, eq. 3-5. Deviation: none.
     """
 
     def __init__(self, tau: float = 4.0):
@@ -260,17 +270,20 @@ class CWDLoss(Loss):
             raise ValueError(
                 f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'
             )
-        return mean(channel_divergence(student, teacher, self.tau))
+        same_shape('CWDLoss', student, teacher)
+        return mean(kd_divergence(*(x.flatten(2).flatten(0, 1) for x in (student, teacher)), self.tau))
 
 
 @MODELS.register_module()
 class PKDLoss(Loss):
     r"""Half the mean squared distance between standardised features, summed over the levels.
 
-    .. math:: L = \sum_i \tfrac12\,\mathrm{mean}\,(\hat s_i - \hat t_i)^2
+    .. math:: L = \sum_i \tfrac12\,\mathrm{mean}\,(\hat s_i - \hat t_i)^2, \qquad
+              \hat x = \frac{x - \mu_c}{s_c + 10^{-6}}
 
-    where :math:`\hat x` is :func:`~lckd_mm.functional.standardised`; a level adds about 1 - r, r being the mean Pearson
-    correlation of the channels. It ignores the scale of the features, so teacher and student may differ in kind.
+    with mean and unbiased standard deviation of each channel over batch and positions. A level adds about 1 - r, r
+    being the mean Pearson correlation of the channels. It ignores the scale of the features, so teacher and student may
+    differ in kind.
 
     Shapes:
         student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, such as the levels of a pyramid.
@@ -279,7 +292,8 @@ class PKDLoss(Loss):
         RetinaNet, on the first four levels.
     Raises:
         ValueError: shapes that differ.
-    Source: Cao et al., PKD, NeurIPS 2022. Deviation: none; lckd_mm.MatchSize resizes where sizes differ.
+    Source: Cao et al., PKD, NeurIPS 2022. Deviation: none; under several ranks each takes the statistics of its own
+        samples.
     """
 
     bounded = True
@@ -288,4 +302,14 @@ class PKDLoss(Loss):
         return [1.0] * count
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return mean_square('PKDLoss', standardised(student), standardised(teacher)) / 2
+        return mean_square('PKDLoss', _standardised(student), _standardised(teacher)) / 2
+
+
+def _standardised(x: Tensor) -> Tensor:
+    check_rank('PKDLoss', x, 3, '(B, C, ...)')
+    rows = x.transpose(0, 1).flatten(1)
+    rows = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
+    variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
+    # Avoid the square root at 0, where it has no derivative.
+    deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    return (rows / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)

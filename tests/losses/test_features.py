@@ -1,14 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from lckd_mm.functional import (
-    activation_boundary,
-    attention_map,
-    channel_divergence,
-    factor_distance,
-    partial_l2,
-    transmitting_matrix,
-)
+from lckd_mm.functional import transmitting_matrix
 from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 
 
@@ -21,15 +16,8 @@ def maps(n=3, batch=2, widths=(3, 4, 5)):
     return [torch.randn(batch, widths[i], 2 ** (3 - i), 2 ** (3 - i), dtype=torch.float64) for i in range(n)]
 
 
-def total(x):
-    """Sum over elements, mean over the batch."""
-    return x.sum() / len(x)
-
-
-def test_ofd_is_the_published_sum():
-    student, teacher = maps(), maps()
-    expected = sum(w * total(partial_l2(s, t)) for w, s, t in zip((0.25, 0.5, 1.0), student, teacher))
-    torch.testing.assert_close(OFDLoss()(student, teacher), expected)
+def row(*values):
+    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def test_ofd_by_hand():
@@ -39,6 +27,29 @@ def test_ofd_by_hand():
     assert OFDLoss()(student, teacher).item() == 4.0
     assert OFDLoss(layer_weights=[2, 1])(student, teacher).item() == 16.0
     assert OFDLoss()(student[0], teacher[0]).item() == 8.0
+    #               both below   student above   teacher positive   both positive
+    value = OFDLoss()(row(-3.0, -1.0, -4.0, 2.0), row(-2.0, -2.0, 1.0, 5.0))
+    assert value.item() == 0 + 1 + 25 + 9
+    positive = [x.abs() + 0.1 for x in maps()]
+    student = [torch.randn_like(x) for x in positive]
+    expected = sum(w * (s - t).square().sum() / 2 for w, s, t in zip((0.25, 0.5, 1.0), student, positive))
+    torch.testing.assert_close(OFDLoss()(student, positive), expected)
+
+
+def test_ofd_has_no_gradient_where_the_relu_hides_the_difference():
+    student = row(-3.0, -1.0).requires_grad_()
+    OFDLoss()(student, row(-2.0, -2.0)).backward()
+    assert student.grad.flatten().tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [OFDLoss(), ABLoss(), ATLoss(), FTLoss(), CWDLoss(), PKDLoss(), AFDLoss([3]).double()],
+    ids=lambda x: type(x).__name__,
+)
+def test_gradients_are_those_of_the_values(loss):
+    student, teacher = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
 
 
 def test_fitnets_is_the_mean_over_layers_of_mean_squares():
@@ -48,10 +59,15 @@ def test_fitnets_is_the_mean_over_layers_of_mean_squares():
     assert FitNetsLoss()(torch.ones(2, 3), torch.full((2, 3), 3.0)).item() == 4.0
 
 
-def test_at_equals_its_maps_and_takes_other_widths():
-    student, teacher = maps(), maps(widths=(6, 7, 8))
-    expected = sum((attention_map(s) - attention_map(t)).square().mean() for s, t in zip(student, teacher)) / 3
-    torch.testing.assert_close(ATLoss()(student, teacher), expected)
+def test_at_by_hand_and_takes_other_widths():
+    student = torch.tensor([[[[3.0, 0.0]], [[0.0, 4.0]]]])  # sums of squares 9 and 16
+    length = math.hypot(9, 16)
+    expected = ((9 / length - 1) ** 2 + (16 / length) ** 2) / 2
+    for teacher in (torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[7.0, 0.0]]]])):
+        assert ATLoss()(student, teacher).item() == pytest.approx(expected)
+    levels = [ATLoss()(s, t) for s, t in zip(maps(), maps(widths=(6, 7, 8)))]
+    torch.manual_seed(0)
+    torch.testing.assert_close(ATLoss()(*zip(*zip(maps(), maps(widths=(6, 7, 8))))), sum(levels) / 3)
 
 
 def test_fsp_equals_its_matrices():
@@ -63,10 +79,11 @@ def test_fsp_equals_its_matrices():
     torch.testing.assert_close(FSPLoss()(student, teacher), expected / 2)
 
 
-def test_ab_is_the_weighted_sum_of_hinges():
-    student, teacher = maps(), maps()
-    expected = sum(w * total(activation_boundary(s, t, 2.0)) for w, s, t in zip((0.25, 0.5, 1.0), student, teacher))
-    torch.testing.assert_close(ABLoss(margin=2.0)(student, teacher), expected)
+def test_ab_by_hand_and_sees_signs_only():
+    student, teacher = row(2.0, 0.5, -1.0, -2.0, 0.5), row(1.0, 1.0, 1.0, -1.0, 0.0)
+    assert ABLoss()(student, teacher).item() == 0 + 0.25 + 4 + 0 + 2.25
+    assert ABLoss(margin=3.0)(student, 10 * teacher).item() == 1 + 6.25 + 16 + 1 + 12.25
+    assert ABLoss()([student, student], [teacher, teacher]).item() == 1.5 * 6.5
 
 
 @pytest.mark.parametrize('loss', [OFDLoss(), FitNetsLoss(), ATLoss(), FSPLoss()], ids=lambda x: type(x).__name__)
@@ -92,10 +109,14 @@ def test_a_step_against_the_gradient_lowers_the_loss(loss):
     [
         (OFDLoss(), maps(3), maps(2), 'OFDLoss: 3 student tensors, but 2'),
         (OFDLoss([1.0]), maps(2), maps(2), 'OFDLoss: 1 layer_weights for 2 layers'),
-        (OFDLoss(), maps(1), maps(1, widths=(9,)), r'partial L2: student .* differ in shape; .*ConvBN'),
-        (ABLoss(), maps(1), maps(1, widths=(9,)), 'activation boundary: student .* differ in shape'),
+        (OFDLoss(), maps(1), maps(1, widths=(9,)), r'OFDLoss: student .* differ in shape; .*ConvBN'),
+        (ABLoss(), maps(1), maps(1, widths=(9,)), 'ABLoss: student .* differ in shape'),
         (FitNetsLoss(), maps(1), maps(1, widths=(9,)), 'FitNetsLoss: student .* differ in shape'),
         (ATLoss(), maps(1), [x[..., :2] for x in maps(1)], r'ATLoss: student .* differ in shape; .*MatchSize'),
+        (ATLoss(), [torch.zeros(2, 3)], [torch.zeros(2, 3)], r'ATLoss: expected \(B, C, H, W\), got shape \(2, 3\)'),
+        (FTLoss(), maps(1), maps(1, widths=(9,)), 'FTLoss: student .* differ in shape'),
+        (CWDLoss(), maps(1), maps(1, widths=(9,)), 'CWDLoss: student .* differ in shape'),
+        (AFDLoss([3]).double(), maps(1, widths=(9,)), maps(1), 'AFDLoss: student .* differ in shape'),
         (FSPLoss(), maps(1), maps(1), 'FSPLoss: needs at least two taps'),
         (FSPLoss(), maps(2), maps(3), 'FSPLoss: 2 student tensors, but 3'),
         (FSPLoss(), maps(2), maps(2, widths=(3, 9)), r'FSPLoss: .*3, 4.*3, 9'),
@@ -111,11 +132,12 @@ def test_a_margin_that_is_not_above_zero_raises():
         ABLoss(margin=0)
 
 
-def test_ft_is_the_mean_over_layers():
-    student, teacher = maps(), maps()
-    expected = sum(factor_distance(s, t) for s, t in zip(student, teacher)) / 3
-    torch.testing.assert_close(FTLoss()(student, teacher), expected)
-    torch.testing.assert_close(FTLoss()(student[0], teacher[0]), factor_distance(student[0], teacher[0]))
+def test_ft_by_hand_and_has_no_scale():
+    student, teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    # (|0.6 - 1| + |0.8 - 0| + 0 + 0) / 4
+    for scale in (1, 7):
+        assert FTLoss()(scale * student, teacher).item() == pytest.approx(0.3)
+    assert FTLoss()([student, student], [teacher, student]).item() == pytest.approx(0.15)
 
 
 def test_afd_begins_as_the_mean_square_and_learns_its_attention():
@@ -146,10 +168,19 @@ def test_afd_of_other_channels_raises():
         AFDLoss(channels=[3], reduction=0)
 
 
-def test_cwd_is_the_mean_over_channels_and_layers():
+def test_cwd_by_hand():
+    # Two positions: the teacher's channel is even, the student's e^2 to 1, at temperature 2 e to 1.
+    student, teacher = torch.tensor([[[[2.0, 0.0]]]]), torch.zeros(1, 1, 1, 2)
+    p = 1 / (1 + math.exp(-1))
+    expected = 4 * (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
+    assert CWDLoss(tau=2.0)(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+    assert CWDLoss(tau=2.0)([student, teacher], [teacher, teacher]).item() == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_cwd_does_not_see_what_is_added_to_a_channel():
     student, teacher = maps(), maps()
-    expected = sum(channel_divergence(s, t, 2.0).mean() for s, t in zip(student, teacher)) / 3
-    torch.testing.assert_close(CWDLoss(tau=2.0)(student, teacher), expected)
+    moved = [x + torch.randn(2, x.shape[1], 1, 1) for x in student]
+    torch.testing.assert_close(CWDLoss()(moved, teacher), CWDLoss()(student, teacher))
 
 
 def test_cwd_without_positions_raises():
