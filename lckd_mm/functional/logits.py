@@ -7,27 +7,27 @@ from torch import Tensor
 from .shapes import check_rank, same_shape
 
 
-def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
+def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     r"""Kullback-Leibler divergence of softened softmax scores, per sample and position.
 
     .. math:: \tau^2 \sum_c p^T_c (\ln p^T_c - \ln p^S_c), \qquad p = \mathrm{softmax}(z / \tau)
 
     Args:
-        student: logits with the classes along ``dim``. teacher: the same shape. tau: temperature.
+        student: logits ``(N, C, ...)``. teacher: the same shape. tau: temperature.
     Returns:
-        The shape of ``student`` without ``dim``, in nats times :math:`\tau^2`.
+        ``(N, ...)``, in nats times :math:`\tau^2`.
     Raises:
         ValueError: where the shapes differ.
     Source: Hinton, Vinyals, Dean 2015, section 2. Deviation: none; the factor :math:`\tau^2` is theirs and makes
         the size of the gradient independent of the temperature.
     """
-    _check(student, teacher, dim)
-    log_p_student = F.log_softmax(student / tau, dim)
-    log_p_teacher = F.log_softmax(teacher / tau, dim)
-    return (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(dim) * tau**2
+    _check(student, teacher)
+    log_p_student = F.log_softmax(student / tau, 1)
+    log_p_teacher = F.log_softmax(teacher / tau, 1)
+    return (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(1) * tau**2
 
 
-def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
+def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     r"""The same for heads with independent sigmoids: the sum of binary divergences over classes.
 
     .. math:: \tau^2 \sum_c \left[ p^T_c \ln\frac{p^T_c}{p^S_c} + (1 - p^T_c) \ln\frac{1 - p^T_c}{1 - p^S_c} \right],
@@ -35,18 +35,16 @@ def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, dim
 
     Args, Returns and Raises: as :func:`kd_divergence`.
     """
-    _check(student, teacher, dim)
+    _check(student, teacher)
     z_student, z_teacher = student / tau, teacher / tau
     p = z_teacher.sigmoid()
     # ln (1 - sigmoid(z)) = ln sigmoid(-z), which is stable far below 0, as is ln sigmoid(z).
     positive = p * (F.logsigmoid(z_teacher) - F.logsigmoid(z_student))
     negative = (1 - p) * (F.logsigmoid(-z_teacher) - F.logsigmoid(-z_student))
-    return (positive + negative).sum(dim) * tau**2
+    return (positive + negative).sum(1) * tau**2
 
 
-def decoupled_kd(
-    student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0, dim: int = 1
-) -> tuple[Tensor, Tensor]:
+def decoupled_kd(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     r"""The two parts of :func:`kd_divergence`: the target class against the rest, and among the rest.
 
     .. math::
@@ -57,31 +55,31 @@ def decoupled_kd(
     :math:`\mathrm{KD} = \mathrm{TCKD} + (1 - p^T_y) \, \mathrm{NCKD}`.
 
     Args:
-        student: logits with the classes along ``dim``. teacher: the same shape. tau: temperature.
-        target: y, int64, the shape of ``student`` without ``dim``.
+        student: logits ``(N, C, ...)``. teacher: the same shape. tau: temperature.
+        target: y, int64, ``(N, ...)``.
     Returns:
         Two tensors of the shape of ``target``, in nats times :math:`\tau^2`.
     Raises:
         ValueError: shapes that differ, or only one class.
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 5-7. Deviation: none.
     """
-    _check(student, teacher, dim)
-    if student.shape[dim] < 2:
+    _check(student, teacher)
+    if student.shape[1] < 2:
         raise ValueError('decoupled distillation: needs at least two classes, one is left beside the target')
-    mask = F.one_hot(target, student.shape[dim]).movedim(-1, dim).bool()
+    mask = F.one_hot(target, student.shape[1]).movedim(-1, 1).bool()
 
     def parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = z / tau
         # ln p_y and ln (1 - p_y), both stable near probability 0; then the log-softmax of the other classes.
-        whole = z.logsumexp(dim)
-        rest = z.masked_fill(mask, -torch.inf).logsumexp(dim)
-        return (z * mask).sum(dim) - whole, rest - whole, torch.where(mask, 0, z - rest.unsqueeze(dim))
+        whole = z.logsumexp(1)
+        rest = z.masked_fill(mask, -torch.inf).logsumexp(1)
+        return (z * mask).sum(1) - whole, rest - whole, torch.where(mask, 0, z - rest.unsqueeze(1))
 
     s_target, s_rest, s_among = parts(student)
     t_target, t_rest, t_among = parts(teacher)
     of_target = t_target.exp() * (t_target - s_target) + t_rest.exp() * (t_rest - s_rest)
     # At the target both are 0 and add nothing.
-    among = (t_among.exp() * (t_among - s_among)).sum(dim)
+    among = (t_among.exp() * (t_among - s_among)).sum(1)
     return of_target * tau**2, among * tau**2
 
 
@@ -98,7 +96,6 @@ def partial_target(
     siblings: Tensor | None = None,
     betas: tuple[float, float] | None = None,
     epsilon: float | None = None,
-    dim: int = 1,
 ) -> Tensor:
     r"""A distribution over classes that keeps part of the information in the teacher's softened scores.
 
@@ -113,13 +110,13 @@ def partial_target(
     * ``label_smoothing``: :math:`1 - \epsilon` for y, plus :math:`\epsilon / K` for each class; ignores the teacher.
 
     Args:
-        teacher: logits with the classes along ``dim``.
-        target: y, int64, the shape of ``teacher`` without ``dim``; not needed for 'full' and 'topk'.
+        teacher: logits ``(N, C, ...)``.
+        target: y, int64, ``(N, ...)``; not needed for 'full' and 'topk'.
         tau: temperature of 'full', 'pt' and 'topk'.
         k: for 'topk', 1 to K. similarities: ``(K, K)``, rows sum to 1. siblings: ``(K, K)``, bool, whether two
             classes share a super-class. betas, epsilon: as above.
     Returns:
-        The shape of ``teacher``; along ``dim`` it sums to 1.
+        The shape of ``teacher``; over the classes it sums to 1.
     Raises:
         ValueError: an unknown kind, a k outside 1 to K, betas that do not sum to 1 with the other classes.
     Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532; the
@@ -127,24 +124,24 @@ def partial_target(
     """
     if kind not in PARTIAL_KINDS:
         raise ValueError(f'partial teacher: unknown kind {kind!r}, expected one of {", ".join(PARTIAL_KINDS)}')
-    classes = teacher.shape[dim]
-    p = F.softmax(teacher / tau, dim)
+    classes = teacher.shape[1]
+    p = F.softmax(teacher / tau, 1)
     if kind == 'full':
         return p
     if kind == 'topk':
         if not 1 <= k <= classes:
             raise ValueError(f'partial teacher: k must be 1 to {classes}, the number of classes, got {k}')
-        largest = torch.zeros_like(p).scatter(dim, p.topk(k, dim).indices, 1) > 0
-        rest = p.masked_fill(largest, 0).sum(dim, keepdim=True)
+        largest = torch.zeros_like(p).scatter(1, p.topk(k, 1).indices, 1) > 0
+        rest = p.masked_fill(largest, 0).sum(1, keepdim=True)
         return torch.where(largest, p, rest / max(classes - k, 1))
-    hot = F.one_hot(target, classes).movedim(-1, dim).to(p)
+    hot = F.one_hot(target, classes).movedim(-1, 1).to(p)
     if kind == 'pt':
-        sure = (p * hot).sum(dim, keepdim=True)
+        sure = (p * hot).sum(1, keepdim=True)
         return torch.where(hot > 0, sure, (1 - sure) / (classes - 1))
     if kind == 'label_smoothing':
         return (1 - epsilon) * hot + epsilon / classes
     rows = similarities if kind == 'sim' else _relation_rows(siblings, *betas)
-    return rows.to(p)[target].movedim(-1, dim)
+    return rows.to(p)[target].movedim(-1, 1)
 
 
 def _relation_rows(siblings: Tensor, first: float, second: float) -> Tensor:
@@ -170,19 +167,15 @@ def row_similarities(weight: Tensor, alpha: float, beta: float) -> Tensor:
         weight: ``(K, ...)``, one row per class. alpha: exponent; below 1 it raises small cosines. beta: temperature.
     Returns:
         ``(K, K)``; rows sum to 1, with the maximum at the class itself. A zero row has cosine 0 with every row.
-    Raises:
-        ValueError: alpha or beta not above 0.
     Source: Tang et al., arXiv 2002.03532 (KD-sim; the form is unverified). Deviation: the sign, because cosines
         can be negative, where a fractional power is undefined.
     """
-    if not alpha > 0 or not beta > 0:
-        raise ValueError(f'similarities of classes: alpha and beta must be above 0, got {alpha} and {beta}')
     rows = F.normalize(weight.flatten(1), dim=1)
     cosines = rows @ rows.T
     return F.softmax(cosines.sign() * cosines.abs() ** alpha / beta, 1)
 
 
-def target_divergence(student: Tensor, target: Tensor, tau: float = 1.0, dim: int = 1) -> Tensor:
+def target_divergence(student: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
     r"""Kullback-Leibler divergence of softened softmax scores from a given distribution, per sample and position.
 
     .. math:: \sum_c \rho_c (\ln \rho_c - \ln q_c), \qquad q = \mathrm{softmax}(z^S / \tau)
@@ -190,12 +183,12 @@ def target_divergence(student: Tensor, target: Tensor, tau: float = 1.0, dim: in
     Its gradient with respect to :math:`z^S` is :math:`(q - \rho) / \tau`, as for the cross-entropy.
 
     Args:
-        student: logits with the classes along ``dim``. target: :math:`\rho`, the same shape; 0 ln 0 is 0.
+        student: logits ``(N, C, ...)``. target: :math:`\rho`, the same shape; 0 ln 0 is 0.
     Returns:
-        The shape of ``student`` without ``dim``, in nats; no factor of :math:`\tau^2`.
+        ``(N, ...)``, in nats; no factor of :math:`\tau^2`.
     """
-    _check(student, target, dim)
-    return (torch.xlogy(target, target) - target * F.log_softmax(student / tau, dim)).sum(dim)
+    _check(student, target)
+    return (torch.xlogy(target, target) - target * F.log_softmax(student / tau, 1)).sum(1)
 
 
 def gradient_rescaling(
@@ -206,7 +199,6 @@ def gradient_rescaling(
     weight: float = 1.0,
     task_weight: float = 1.0,
     tau_squared: bool = True,
-    dim: int = 1,
 ) -> Tensor:
     r"""The factor by which distillation rescales each sample's gradient at the true class.
 
@@ -217,26 +209,26 @@ def gradient_rescaling(
                 = \lambda_0 + \lambda \frac{s}{\tau} \, \frac{\rho_y - \tilde q_y}{1 - q_y}
 
     Args:
-        student: logits with the classes along ``dim``. soft_target: :math:`\rho`, the same shape.
-        target: y, int64, the shape of ``student`` without ``dim``.
+        student: logits ``(N, C, ...)``. soft_target: :math:`\rho`, the same shape.
+        target: y, int64, ``(N, ...)``.
         weight: :math:`\lambda`. task_weight: :math:`\lambda_0`; the paper has 1 - λ.
         tau_squared: whether s is :math:`\tau^2`, as in KDLoss.
     Returns:
         The shape of ``target``, without unit; infinite where the student gives the other classes probability 0.
     Source: Tang et al., arXiv 2002.03532, the factor w_t. Deviation: two separate weights, and the factor s.
     """
-    mask = F.one_hot(target, student.shape[dim]).movedim(-1, dim).bool()
+    mask = F.one_hot(target, student.shape[1]).movedim(-1, 1).bool()
 
     def others(z: Tensor) -> Tensor:
         # 1 - q_y without cancellation where q_y is close to 1.
-        return (z.masked_fill(mask, -torch.inf).logsumexp(dim) - z.logsumexp(dim)).exp()
+        return (z.masked_fill(mask, -torch.inf).logsumexp(1) - z.logsumexp(1)).exp()
 
-    rest = soft_target.masked_fill(mask, 0).sum(dim)
+    rest = soft_target.masked_fill(mask, 0).sum(1)
     scale = tau if tau_squared else 1 / tau
     return task_weight + weight * scale * (others(student / tau) - rest) / others(student)
 
 
-def _check(student: Tensor, teacher: Tensor, dim: int) -> None:
+def _check(student: Tensor, teacher: Tensor) -> None:
     who = 'knowledge distillation on logits'
-    check_rank(who, student, dim + 1, f'classes along dimension {dim}')
+    check_rank(who, student, 2, '(N, C, ...)')
     same_shape(who, student, teacher, 'both nets must score the same classes at the same positions')

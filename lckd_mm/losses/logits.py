@@ -12,6 +12,25 @@ from .base import Loss
 _ACTIVATIONS = ('softmax', 'sigmoid')
 
 
+def labelled_scores(
+    student: Tensor, teacher: Tensor, data_samples: list | None, ignore_index: int, who: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both nets' scores and the labels, 0 at ignored positions, and a mask of the other positions."""
+    target = class_targets(student, data_samples, who)
+    valid = target != ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
+    return *_masked(valid, student, teacher), torch.where(valid, target, 0), valid
+
+
+def _masked(valid: Tensor, *scores: Tensor) -> list[Tensor]:
+    # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
+    return [torch.where(valid.unsqueeze(1), z, 0) for z in scores]
+
+
+def masked_mean(value: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid positions; 0 if there are none."""
+    return (value * valid).sum() / valid.sum().clamp(min=1)
+
+
 @MODELS.register_module()
 class KDLoss(Loss):
     r"""KL divergence between softened class scores, averaged over samples and positions.
@@ -72,8 +91,7 @@ class KDLoss(Loss):
             z_student, z_teacher = self._split_anchors(z_student), self._split_anchors(z_teacher)
             valid = self._valid(z_student, data_samples)
             if valid is not None:
-                # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
-                z_student, z_teacher = (torch.where(valid[:, None], z, 0) for z in (z_student, z_teacher))
+                z_student, z_teacher = _masked(valid, z_student, z_teacher)
             value = divergence(z_student, z_teacher, self.tau)
             total = total + value.sum()
             count = count + (value.numel() if valid is None else valid.sum())
@@ -144,10 +162,6 @@ class DKDLoss(Loss):
         refuse_without_target(head, 'DKDLoss')
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
-        target = class_targets(student, data_samples, 'DKDLoss')
-        valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-        # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
-        student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
-        of_target, among = decoupled_kd(student, teacher, torch.where(valid, target, 0), self.tau)
-        value = (self.alpha * of_target + self.beta * among) * valid
-        return value.sum() / valid.sum().clamp(min=1)
+        student, teacher, target, valid = labelled_scores(student, teacher, data_samples, self.ignore_index, 'DKDLoss')
+        of_target, among = decoupled_kd(student, teacher, target, self.tau)
+        return masked_mean(self.alpha * of_target + self.beta * among, valid)

@@ -9,10 +9,9 @@ from .. import arguments
 from ..functional import partial_target, row_similarities, target_divergence
 from ..functional.logits import PARTIAL_KINDS
 from ..functional.shapes import mean, same_shape
-from ..hosts import class_targets
 from ..registry import MODELS
 from .base import Loss
-from .logits import refuse_without_target
+from .logits import labelled_scores, masked_mean, refuse_without_target
 
 
 @MODELS.register_module()
@@ -113,12 +112,9 @@ class PartialKDLoss(Loss):
         same_shape('PartialKDLoss', student, teacher, 'both nets must score the same classes at the same positions')
         if self.kind in ('full', 'topk') and student.dim() == 2:
             return mean(self._scaled(student, self.soft_target(teacher, None)))
-        target = class_targets(student, data_samples, f'PartialKDLoss of kind {self.kind!r}')
-        valid = target != self.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-        # Mask the scores, not the divergence: infinity at an ignored position would give nan in backward.
-        student, teacher = (torch.where(valid.unsqueeze(1), z, 0) for z in (student, teacher))
-        value = self._scaled(student, self.soft_target(teacher, torch.where(valid, target, 0)))
-        return (value * valid).sum() / valid.sum().clamp(min=1)
+        who = f'PartialKDLoss of kind {self.kind!r}'
+        student, teacher, target, valid = labelled_scores(student, teacher, data_samples, self.ignore_index, who)
+        return masked_mean(self._scaled(student, self.soft_target(teacher, target)), valid)
 
     def soft_target(self, teacher: Tensor, target: Tensor | None) -> Tensor:
         """The student's target distribution, from the teacher's logits and the labels."""

@@ -48,15 +48,6 @@ def test_binary_form_equals_cross_entropy_less_entropy(tau):
 
 
 @pytest.mark.parametrize('function', FUNCTIONS)
-def test_classes_along_another_dimension(function):
-    student, teacher = torch.randn(2, 3, 4, 5, dtype=DOUBLE), torch.randn(2, 3, 4, 5, dtype=DOUBLE)
-    value = function(student, teacher, 2.0, dim=-1)
-    assert value.shape == (2, 3, 4)
-    expected = function(student.flatten(0, 2), teacher.flatten(0, 2), 2.0).view(2, 3, 4)
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize('function', FUNCTIONS)
 def test_not_negative_and_zero_for_equals(function):
     student, teacher = torch.randn(50, 4, dtype=DOUBLE), torch.randn(50, 4, dtype=DOUBLE)
     assert (function(student, teacher, 3.0) > 0).all()
