@@ -2,9 +2,8 @@
 
 from .adversarial import convex_phi, gradient_norms
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
-from .detection import absolute_attention, attended_context, box_masks, focal_distances
+from .detection import absolute_attention, box_masks, focal_distances
 from .features import bn_margin
-from .jacobian import directional_gap, unit_gap
 from .lipschitz import (
     graph_bound,
     lipschitz_gap,
@@ -24,12 +23,10 @@ from .logits import (
     row_similarities,
     target_divergence,
 )
-from .relations import pairwise_angles, pairwise_distances
 
 __all__ = [
     'ClassBias',
     'absolute_attention',
-    'attended_context',
     'binary_kd_divergence',
     'bn_margin',
     'box_masks',
@@ -37,7 +34,6 @@ __all__ = [
     'confusion_matrix',
     'convex_phi',
     'decoupled_kd',
-    'directional_gap',
     'focal_distances',
     'gradient_norms',
     'gradient_rescaling',
@@ -47,8 +43,6 @@ __all__ = [
     'local_lipschitz',
     'modal_prediction',
     'one_against_rest',
-    'pairwise_angles',
-    'pairwise_distances',
     'partial_target',
     'product_bound',
     'row_similarities',
@@ -57,5 +51,4 @@ __all__ = [
     'transmitting_matrix',
     'transmitting_norm',
     'transmitting_norms',
-    'unit_gap',
 ]

@@ -1,7 +1,6 @@
 """Comparisons of detectors' feature maps that use the object positions."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .shapes import check_map, mean, same_shape
@@ -85,18 +84,3 @@ def focal_distances(
         mean((distance * background).sum((1, 2))),
         mean(gaps),
     )
-
-
-def attended_context(x: Tensor, scores: Tensor) -> Tensor:
-    r"""Softmax-weighted mean of a map over its positions.
-
-    .. math:: \sum_j \mathrm{softmax}(k)_j \, x_j
-
-    Args:
-        x: ``(B, C, H, W)``. scores: k, ``(B, H, W)``.
-    Returns:
-        ``(B, C)``, in the units of x.
-    Source: Cao et al., GCNet, 2019, as used in FGD (section 3.2). Deviation: none.
-    """
-    check_map('attended context', x)
-    return torch.einsum('bcn,bn->bc', x.flatten(2), F.softmax(scores.flatten(1), 1))

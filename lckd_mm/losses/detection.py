@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional import attended_context, box_masks, focal_distances
+from ..functional import box_masks, focal_distances
 from ..functional.shapes import mean
 from ..hosts import relative_boxes
 from ..registry import MODELS
@@ -37,7 +37,7 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(self.transform[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = attended_context(x, self.score(x).squeeze(1))
+        context = torch.einsum('bcn,bn->bc', x.flatten(2), self.score(x).flatten(1).softmax(1))
         return x + self.transform(context)[:, :, None, None]
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import arguments
-from ..functional import directional_gap, unit_gap
-from ..functional.shapes import mean_square, same_shape
+from ..functional.shapes import check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss
 from .streams import own_generator
@@ -18,14 +17,16 @@ from .streams import own_generator
 class JacobianLoss(Loss):
     r"""Matches the nets' Jacobians with respect to the image, with a second forward pass of both nets.
 
-    * ``difference``: the Jacobians along a random direction (:func:`~lckd_mm.functional.directional_gap`), from one
-      more forward pass of both nets.
+    * ``difference``: :math:`\mathrm{mean}\,\bigl((f_S(x + \xi) - f_S(x)) - (f_T(x + \xi) - f_T(x))\bigr)^2 / \sigma^2`
+      with :math:`\xi \sim N(0, \sigma^2 I)`, from one more forward pass of both nets. Its expectation is
+      :math:`\lVert J_S - J_T \rVert_F^2` divided by the number of outputs, up to terms of order :math:`\sigma^2`.
     * ``noise``: :math:`\mathrm{mean}\,(f_S(x + \xi) - f_T(x + \xi))^2`, the outputs under input noise. Its expectation
       is the squared gap of the outputs plus :math:`\sigma^2` times that of the Jacobians.
-    * ``gradient``: the exact gradients of the score of the teacher's top class
-      (:func:`~lckd_mm.functional.unit_gap`), from another forward and backward pass of both nets. The student's
-      backward pass is differentiated again: about three times the cost of a student step. The score of a dense
-      prediction is its mean over positions. Layers must have second derivatives: SyncBN on several ranks has none.
+    * ``gradient``: :math:`\mathrm{mean}_b \bigl\lVert g_S / \lVert g_S \rVert - g_T / \lVert g_T \rVert \bigr\rVert^2`,
+      which is 2 (1 - cosine), of the exact gradients of the score of the teacher's top class, from another forward and
+      backward pass of both nets. A zero gradient stays zero. The student's backward pass is differentiated again: about
+      three times the cost of a student step. The score of a dense prediction is its mean over positions. Layers must
+      have second derivatives: SyncBN on several ranks has none.
 
     The second pass leaves BatchNorm's running statistics unchanged and drops the same units in dropout. This does not
     hold in blocks with activation checkpointing (``with_cp``), which run again in the backward pass.
@@ -37,11 +38,11 @@ class JacobianLoss(Loss):
         student, teacher: lists of outputs (B, ...) of equal shapes; ``gradient`` takes one tap of class scores
         (B, K, ...).
     Returns:
-        A scalar.
+        A scalar, in squared units of outputs over inputs; of outputs for ``noise``; without unit for ``gradient``.
     Raises:
         ValueError: an unknown mode, a sigma that is not above 0, shapes that differ.
     Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1 and eq. 6.
-        Deviation: the task's own loss sees the clean images only.
+        Deviation: ``difference`` leaves out the outputs' own gap; the task's own loss sees the clean images only.
     """
 
     MODES = ('difference', 'noise', 'gradient')
@@ -67,7 +68,7 @@ class JacobianLoss(Loss):
         noisy = replay(inputs + self.sigma * self._noise(inputs))
         if self.mode == 'difference':
             quads = zip(student, teacher, *noisy, strict=True)
-            gaps = [directional_gap((s, s2), (t, t2), self.sigma) for s, t, s2, t2 in quads]
+            gaps = [mean_square('JacobianLoss', s2 - s, t2 - t) / self.sigma**2 for s, t, s2, t2 in quads]
         else:
             gaps = [mean_square('JacobianLoss', s, t) for s, t in zip(*noisy, strict=True)]
         return torch.stack(gaps).mean()
@@ -90,3 +91,18 @@ class JacobianLoss(Loss):
     def _noise(self, like: Tensor) -> Tensor:
         generator = own_generator(self.draws, like.device)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def unit_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of normalised gradients ``(B, ...)``; a gradient of 0 stays 0 and gets no gradient."""
+    check_rank('JacobianLoss', student, 2, '(B, ...)')
+    return mean((_unit(student.flatten(1)) - _unit(teacher.flatten(1))).square().sum(1))
+
+
+def _unit(x: Tensor) -> Tensor:
+    # Divide by the largest entry first: the square of a small gradient, or the cube in the derivative, would underflow.
+    largest = x.detach().abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
+    square = x.square().sum(1, keepdim=True)
+    # Avoid the square root at 0, where it has no derivative.
+    return x * torch.where(square > 0, square, 1).rsqrt()

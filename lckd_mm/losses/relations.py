@@ -1,11 +1,11 @@
 """Distillation of the relations between samples."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import arguments
-from ..functional import pairwise_angles, pairwise_distances
-from ..functional.shapes import same_shape
+from ..functional.shapes import check_rank, same_shape
 from ..registry import MODELS
 from .base import Loss
 
@@ -16,8 +16,13 @@ class RKDLoss(Loss):
 
     .. math:: L = w_d \, \mathrm{mean}\, l_1(d^S, d^T) + w_a \, \mathrm{mean}\, l_1(\psi^S, \psi^T)
 
-    with :func:`~lckd_mm.functional.pairwise_distances`, :func:`~lckd_mm.functional.pairwise_angles`, and the smooth L1
-    loss l_1. The nets' features may differ in shape: only relations are compared.
+    with the smooth L1 loss l_1 and, for the flattened features x of each net,
+
+    .. math:: d_{ij} = \lVert x_i - x_j \rVert_2 / \mu, \qquad \mu = \text{the mean of all distances above 0}
+
+    .. math:: \psi_{jik} = \langle e_{ji}, e_{jk} \rangle, \qquad e_{ji} = (x_i - x_j) / \lVert x_i - x_j \rVert_2
+
+    The nets' features may differ in shape: only relations are compared.
 
     Args:
         distance_weight: :math:`w_d`. angle_weight: :math:`w_a`; 0 leaves out the angles, whose cost grows as B^3.
@@ -27,8 +32,8 @@ class RKDLoss(Loss):
         A scalar, without unit.
     Raises:
         ValueError: a negative weight, both weights 0.
-    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: none. Each rank
-        compares only its own samples.
+    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: the mean is over
+        distances above 0, as in the authors' code. Each rank compares only its own samples.
     """
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0):
@@ -52,3 +57,29 @@ class RKDLoss(Loss):
 def _huber(student: Tensor, teacher: Tensor) -> Tensor:
     same_shape('RKDLoss: relations of', student, teacher, 'both nets must see the same batch')
     return F.smooth_l1_loss(student, teacher.to(student.dtype)) if len(student) else (student - teacher).sum()
+
+
+def pairwise_distances(x: Tensor) -> Tensor:
+    """``(B, B)``; zeros if all samples are equal. The gradient at a distance of 0 is 0."""
+    check_rank('RKDLoss', x, 2, '(B, ...)')
+    x = x.flatten(1)
+    # The cheaper matrix-product mode loses all digits of distances that are small relative to the features.
+    distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    return distances / torch.where(mean > 0, mean, 1)
+
+
+def pairwise_angles(x: Tensor) -> Tensor:
+    """``(B, B, B)``, the vertex first.
+
+    It is 0, with zero gradient, where two of the three are closer than 1e-5 times the largest distance.
+    """
+    check_rank('RKDLoss', x, 2, '(B, ...)')
+    if not len(x):
+        return x.new_zeros(0, 0, 0)
+    x = x.flatten(1)
+    edges = x[None] - x[:, None]
+    squares = edges.square().sum(2, keepdim=True)
+    apart = squares > 1e-10 * squares.max()
+    edges = torch.where(apart, edges / torch.where(apart, squares, 1).sqrt(), 0)
+    return edges @ edges.mT

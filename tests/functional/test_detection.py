@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lckd_mm.functional import absolute_attention, attended_context, box_masks, focal_distances
+from lckd_mm.functional import absolute_attention, box_masks, focal_distances
 
 
 @pytest.fixture(autouse=True)
@@ -120,19 +120,3 @@ def test_gradients_are_those_of_the_values():
 def test_shapes_that_differ_raise():
     with pytest.raises(ValueError, match=r'student .* and teacher .* differ in shape; .*ConvBN'):
         focal_distances(torch.zeros(1, 3, 4, 5), torch.zeros(1, 6, 4, 5), *masks(1, (4, 5)))
-
-
-# ---- context
-
-
-def test_context_by_hand():
-    x = torch.tensor([[[[1.0, 5.0]], [[2.0, -2.0]]]])
-    torch.testing.assert_close(attended_context(x, torch.zeros(1, 1, 2)), torch.tensor([[3.0, 0.0]]))
-    scores = torch.tensor([[[0.0, math.log(3)]]])
-    torch.testing.assert_close(attended_context(x, scores), torch.tensor([[4.0, -1.0]]))
-
-
-def test_contexts_gradients_are_those_of_the_values():
-    x = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
-    scores = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attended_context, (x, scores))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -79,6 +81,16 @@ def test_a_context_is_the_same_at_all_positions():
     torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added))
     # Positions have no order.
     torch.testing.assert_close(context(x.flip(2, 3)), context(x).flip(2, 3))
+
+
+def test_a_context_is_the_mean_weighted_by_softmax():
+    context = GlobalContext(2)
+    context.transform = torch.nn.Identity()
+    x = torch.tensor([[[[1.0, 5.0]], [[2.0, -2.0]]]])
+    torch.nn.init.zeros_(context.score.weight)
+    torch.testing.assert_close((context(x) - x)[..., 0, 0], torch.tensor([[3.0, 0.0]]))
+    context.score.weight.data[0, 0] = math.log(3) / 4  # the second position scores ln 3 more
+    torch.testing.assert_close((context(x) - x)[..., 0, 0], torch.tensor([[4.0, -1.0]]))
 
 
 @pytest.mark.parametrize('samples', [None, [], [DetDataSample()]])

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lckd_mm.functional import directional_gap, unit_gap
 from lckd_mm.losses import JacobianLoss
+from lckd_mm.losses.jacobian import unit_gap
+
+DOUBLE = torch.float64
 
 
 class Pair:
@@ -34,8 +36,32 @@ def test_difference_is_the_gap_along_the_noise():
     value = pair.loss(sigma=0.2)
     noisy = pair.seen[-1]
     assert (noisy - pair.x).std().item() == pytest.approx(0.2, rel=0.1)
-    s, t = (tuple(net(x) for x in (pair.x, noisy)) for net in (pair.student, pair.teacher))
-    torch.testing.assert_close(value, directional_gap(s, t, 0.2))
+    s, t = (net(noisy) - net(pair.x) for net in (pair.student, pair.teacher))
+    torch.testing.assert_close(value, (s - t).square().mean() / 0.2**2)
+
+
+def moved(student, teacher, sigma):
+    """The difference of outputs before and after the noise, one pair per net."""
+    (s, s2), (t, t2) = student, teacher
+    return JacobianLoss(sigma=sigma)(s, t, inputs=torch.zeros(1, 3, 2, 2), replay=lambda images: ([s2], [t2]))
+
+
+def test_difference_by_hand_and_without_constants():
+    student = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 4.0]])  # moves by 1 and 2
+    teacher = torch.tensor([[5.0, 5.0]]), torch.tensor([[5.0, 6.0]])  # by 0 and 1
+    assert moved(student, teacher, 0.5).item() == 4.0
+    assert moved([x + 7 for x in student], teacher, 0.5).item() == 4.0
+    with pytest.raises(ValueError, match=r'student \(1, 2\) and teacher \(1, 3\) differ in shape'):
+        moved(student, (torch.zeros(1, 3),) * 2, 1.0)
+
+
+def test_difference_is_the_distance_of_the_jacobians_in_expectation():
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 8, dtype=DOUBLE), torch.randn(5, 8, dtype=DOUBLE)
+    x, sigma = torch.randn(1, 8, dtype=DOUBLE).expand(200_000, 8), 0.3
+    noisy = x + sigma * torch.randn(200_000, 8, dtype=DOUBLE)
+    gap = moved((x @ a.T, noisy @ a.T), (x @ b.T, noisy @ b.T), sigma)
+    assert gap.item() == pytest.approx((a - b).square().sum().item() / 5, rel=0.02)
 
 
 def test_noise_is_the_mean_square_of_noisy_outputs():
@@ -101,3 +127,29 @@ def test_gradient_of_a_list_raises():
     x = [torch.zeros(2, 3)] * 2
     with pytest.raises(ValueError, match="mode='gradient' takes one tap of class scores"):
         JacobianLoss(mode='gradient')(x, x, inputs=torch.zeros(2, 3, 4, 4), replay=lambda images: (x, x))
+
+
+# ---- unit_gap
+
+
+def test_unit_gap_by_hand():
+    student = torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    teacher = torch.tensor([[9.0, 0.0], [5.0, 0.0], [-1.0, 0.0]])  # along, across, against
+    assert unit_gap(student, teacher).item() == pytest.approx((0 + 2 + 4) / 3)
+
+
+def test_unit_gap_has_no_scale_and_is_twice_one_minus_the_cosine():
+    a, b = torch.randn(4, 3, 5, dtype=DOUBLE), torch.randn(4, 3, 5, dtype=DOUBLE)
+    cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
+    torch.testing.assert_close(unit_gap(1e3 * a, 1e-3 * b), 2 - 2 * cosine)
+
+
+def test_unit_gap_gradcheck_and_zero():
+    a, b = (torch.randn(2, 3, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(unit_gap, (a, b))
+    assert torch.autograd.gradgradcheck(unit_gap, (a, b))
+    zero = torch.zeros(1, 3, requires_grad=True)
+    value = unit_gap(zero, torch.ones(1, 3))
+    assert value.item() == pytest.approx(1.0)
+    value.backward()
+    assert torch.isfinite(zero.grad).all()
