@@ -42,8 +42,15 @@ class Connector(nn.Module):
         return ''
 
 
+class _Layers(Connector, nn.Sequential):
+    """A chain of layers that does not look at the other net's feature."""
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
 @MODELS.register_module()
-class ConvBN(Connector, nn.Sequential):
+class ConvBN(_Layers):
     """1x1 convolution without bias, then BatchNorm: maps a student's feature to the teacher's width.
 
     Args:
@@ -54,9 +61,6 @@ class ConvBN(Connector, nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
         nn.init.kaiming_normal_(self[0].weight, mode='fan_out', nonlinearity='relu')
-
-    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return super().forward(x)
 
 
 @MODELS.register_module()
@@ -116,10 +120,10 @@ class MarginReLU(Connector):
         """Take the margin from the BatchNorm before the tap."""
         if self.source != 'bn':
             return
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
+        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if not is_batch_norm or norm.weight is None:
             found = 'no normalisation layer' if norm is None else type(norm).__name__
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                found += ' without the two'
+            found += ' without the two' if is_batch_norm else ''
             raise ValueError(
                 f'{who}: MarginReLU needs a BatchNorm with weight and bias, but before the tap comes {found}; '
                 "estimate the margin from training images: dict(type='lckd_mm.MarginReLU', margin='data')"
@@ -165,7 +169,7 @@ def _conv_layers(*widths: int) -> list[nn.Module]:
 
 
 @MODELS.register_module()
-class Translator(Connector, nn.Sequential):
+class Translator(_Layers):
     """Three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
@@ -178,12 +182,9 @@ class Translator(Connector, nn.Sequential):
         factor = _paraphrased(out_channels, rate, 'Translator')
         super().__init__(*_conv_layers(in_channels, in_channels, factor, factor))
 
-    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return super().forward(x)
-
 
 @MODELS.register_module()
-class FactorEncoder(Connector, nn.Sequential):
+class FactorEncoder(_Layers):
     """Leaky ReLU, then three 3x3 convolutions that turn the student's feature into a factor; trained with the student.
 
     Args:
@@ -196,9 +197,6 @@ class FactorEncoder(Connector, nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
         factor = _paraphrased(out_channels, rate, 'FactorEncoder')
         super().__init__(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
-
-    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return super().forward(x)
 
 
 @MODELS.register_module()
@@ -245,7 +243,7 @@ class AutoEncoder(Connector):
         arguments.number(who, 'lr', lr, above=0)
         factor = _paraphrased(in_channels, rate, who)
         self.mode, self.batches, self.lr, self.online = mode, batches, lr, online
-        self.encoder = self._encoder(in_channels, factor)
+        self.encoder = nn.Sequential(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
         layers: list[nn.Module] = []
         for a, b in ((factor, factor), (factor, in_channels)):
             layers += [nn.ConvTranspose2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
@@ -256,9 +254,6 @@ class AutoEncoder(Connector):
         self._learns = False
         self.requires_grad_(online)
         self.train(False)
-
-    def _encoder(self, channels: int, factor: int) -> nn.Sequential:
-        return nn.Sequential(nn.LeakyReLU(0.1), *_conv_layers(channels, channels, factor, factor))
 
     @property
     def waits_for_data(self) -> bool:
@@ -310,8 +305,8 @@ class AutoEncoder(Connector):
         """Freeze; returns a message with the lost fraction of variance and the relative absolute error."""
         if self._optimizer is None:
             raise ValueError(
-                f'{type(self).__name__}: its features had one value a channel in every batch, and cannot be trained '
-                'on; tap an earlier layer, or take larger batches'
+                f'{type(self).__name__}: its features had one value per channel in every batch, too few to train it; '
+                'tap an earlier layer, or take larger batches'
             )
         self._optimizer.zero_grad()
         self._optimizer = None
@@ -347,9 +342,7 @@ class Paraphraser(AutoEncoder):
 
     def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):
         super().__init__(in_channels, rate, 'l2', batches, lr)
-
-    def _encoder(self, channels: int, factor: int) -> nn.Sequential:
-        return nn.Sequential(*_conv_layers(channels, channels, factor, factor))
+        self.encoder = nn.Sequential(*list(self.encoder)[1:])
 
 
 @MODELS.register_module()
@@ -369,13 +362,7 @@ class ChannelPart(Connector):
         Deviation: none.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        part: str = 'inherit',
-        connector: dict | None = None,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, part: str = 'inherit', connector: dict | None = None):
         super().__init__()
         arguments.choice('ChannelPart', 'part', part, ('inherit', 'explore'))
         if in_channels < 2:

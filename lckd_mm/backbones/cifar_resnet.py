@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from .. import arguments
 from ..registry import MODELS
-from .initialisation import HE_NORMAL, blocks_per_group
+from .initialisation import HE_NORMAL, blocks_per_group, three_groups
 
 
 class _PaddedShortcut(nn.Module):
-    """Option A: the input at every ``stride``-th pixel, padded with zero channels."""
+    """The input at every ``stride``-th pixel, padded with zero channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -20,16 +20,6 @@ class _PaddedShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
-
-
-class _ProjectedShortcut(nn.Sequential):
-    """Option B: conv1x1 - BN."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int):
-        super().__init__(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-
-
-_SHORTCUTS = {'A': _PaddedShortcut, 'B': _ProjectedShortcut}
 
 
 class _Block(nn.Module):
@@ -44,7 +34,11 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut = None
         if in_channels != channels or stride != 1:
-            self.shortcut = _SHORTCUTS[shortcut](in_channels, channels, stride)
+            if shortcut == 'A':
+                self.shortcut = _PaddedShortcut(in_channels, channels, stride)
+            else:
+                conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels))
         # A module, so that the sum before the ReLU can be tapped by name.
         self.sum = nn.Identity()
         self.relu2 = nn.ReLU()
@@ -80,18 +74,13 @@ class CifarResNet(BaseModule):
     ):
         super().__init__(init_cfg or HE_NORMAL)
         blocks = blocks_per_group('CifarResNet', depth, 6, 2)
-        arguments.choice('CifarResNet', 'shortcut', shortcut, _SHORTCUTS)
+        arguments.choice('CifarResNet', 'shortcut', shortcut, 'AB')
         if not isinstance(widths, Sequence) or len(widths) != 4 or min(widths) < 1:
             raise ValueError(f'CifarResNet: widths must be four numbers of channels, got {widths}')
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu1 = nn.ReLU()
-        for i in range(3):
-            group = [
-                _Block(widths[i] if n == 0 else widths[i + 1], widths[i + 1], 2 if i and n == 0 else 1, shortcut)
-                for n in range(blocks)
-            ]
-            self.add_module(f'layer{i + 1}', nn.Sequential(*group))
+        self.layer1, self.layer2, self.layer3 = three_groups(_Block, widths, blocks, shortcut)
         self.out_channels = widths[3]
 
     def forward(self, x: Tensor) -> tuple[Tensor]:

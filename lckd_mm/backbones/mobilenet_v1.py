@@ -13,7 +13,7 @@ from .initialisation import HE_NORMAL
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
 
 
-class _Block(nn.Module):
+class _Block(nn.Sequential):
     """depthwise conv3x3 - BN - ReLU - conv1x1 - BN - ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -24,10 +24,6 @@ class _Block(nn.Module):
         self.pointwise = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.bn1(self.depthwise(x)))
-        return self.relu2(self.bn2(self.pointwise(x)))
 
 
 @MODELS.register_module()

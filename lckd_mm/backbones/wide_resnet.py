@@ -4,7 +4,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .initialisation import HE_NORMAL, blocks_per_group
+from .initialisation import HE_NORMAL, blocks_per_group, three_groups
 
 
 class _Block(nn.Module):
@@ -52,12 +52,7 @@ class WideResNet(BaseModule):
         blocks = blocks_per_group('WideResNet', depth, 6, 4)
         widths = [16, *(16 * 2**i * widen_factor for i in range(3))]
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
-        for i in range(3):
-            group = [
-                _Block(widths[i] if n == 0 else widths[i + 1], widths[i + 1], 2 if i and n == 0 else 1, drop_rate)
-                for n in range(blocks)
-            ]
-            self.add_module(f'block{i + 1}', nn.Sequential(*group))
+        self.block1, self.block2, self.block3 = three_groups(_Block, widths, blocks, drop_rate)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
         self.out_channels = widths[3]

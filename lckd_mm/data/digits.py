@@ -1,7 +1,5 @@
 """scikit-learn's scanned handwritten digits as a classification data set."""
 
-from numbers import Real
-
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -39,10 +37,8 @@ class Digits(BaseDataset):
         subset_seed: int = 0,
         **kwargs,
     ):
-        if not isinstance(split, str) or split not in _SPLITS:
-            raise ValueError(f'Digits: unknown split {split!r}, expected one of {", ".join(_SPLITS)}')
-        if isinstance(label_noise, bool) or not isinstance(label_noise, Real) or not 0 <= label_noise <= 1:
-            raise ValueError(f'Digits: label_noise is a part of the labels, 0 to 1, got {label_noise!r}')
+        arguments.choice('Digits', 'split', split, _SPLITS)
+        arguments.number('Digits', 'label_noise', label_noise, at_least=0, at_most=1)
         arguments.integer('Digits', 'size', size, at_most=4096)
         arguments.integer('Digits', 'subset_seed', subset_seed, at_least=0)
         if subset is not None:
