@@ -75,11 +75,11 @@ class GradientPenalty(nn.Module):
         kind: one of the names above. weight: lambda. target: c.
         rate: step size of the multiplier. multiplier: its initial value; a buffer, stored in the checkpoint.
     Raises:
-        ValueError: an unknown kind; a weight, rate or target below 0; features that differ in shape; ``spectral`` with
-            a critic that is not a chain of layers.
+        ValueError: an unknown kind; a weight, rate or target below 0; ``spectral`` with a critic that is not a chain of
+            layers.
     Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3; Gulrajani et al. 2017 (gp);
-        Petzka et al. 2018 (lp). Deviation: each rank takes the
-        largest gradient norm of its own samples, and the multiplier follows the mean over ranks.
+        Petzka et al. 2018 (lp). Deviation: each rank takes the largest gradient norm of its own samples, and the
+        multiplier follows the mean over ranks.
     """
 
     KINDS = ('max', 'gp', 'lp', 'max-al', 'spectral')
