@@ -2,7 +2,6 @@
 
 from .adversarial import convex_phi, gradient_norms
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
-from .detection import absolute_attention, box_masks, focal_distances
 from .features import bn_margin
 from .lipschitz import (
     graph_bound,
@@ -26,15 +25,12 @@ from .logits import (
 
 __all__ = [
     'ClassBias',
-    'absolute_attention',
     'binary_kd_divergence',
     'bn_margin',
-    'box_masks',
     'class_bias',
     'confusion_matrix',
     'convex_phi',
     'decoupled_kd',
-    'focal_distances',
     'gradient_norms',
     'gradient_rescaling',
     'graph_bound',

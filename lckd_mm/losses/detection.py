@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional import box_masks, focal_distances
-from ..functional.shapes import mean
+from ..functional.shapes import check_map, mean, same_shape
 from ..hosts import relative_boxes
 from ..registry import MODELS
 from .base import Loss, check_channels
@@ -41,6 +40,65 @@ class GlobalContext(nn.Module):
         return x + self.transform(context)[:, :, None, None]
 
 
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    r"""Weights of a map's cells inside and outside of boxes, so that each object and the background weigh the same.
+
+    .. math:: f_{ij} = \max_{r \ni (i, j)} \frac{1}{H_r W_r}, \qquad
+              b_{ij} = [f_{ij} = 0] \Bigm/ \sum_{kl} [f_{kl} = 0]
+
+    A box covers the cells from the floor of its first corner to the ceiling of its second, both inclusive; H_r and
+    W_r count these. Where boxes overlap, the smallest one counts.
+
+    Args:
+        boxes: ``(K, 4)``, x1, y1, x2, y2 in cells of the map; K may be 0. size: (H, W) of the map.
+    Returns:
+        foreground and background, ``(H, W)`` each; the background sums to 1, or is 0 if boxes cover the whole map.
+    Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3.1; the cells
+        of a box are those of the authors' code. Deviation: y selects rows and x columns; the code swaps them, which
+        matters on maps that are not square.
+    """
+    rows, columns = (torch.arange(n, device=boxes.device) for n in size)
+    (x1, y1), (x2, y2) = boxes[:, :2].floor().unbind(1), boxes[:, 2:].ceil().unbind(1)
+    in_rows = (rows >= y1[:, None]) & (rows <= y2[:, None])
+    in_columns = (columns >= x1[:, None]) & (columns <= x2[:, None])
+    inside = in_rows[:, :, None] & in_columns[:, None, :]
+    weights = inside / ((y2 - y1 + 1) * (x2 - x1 + 1))[:, None, None]
+    # Zeros are appended so that the maximum exists without boxes.
+    foreground = torch.cat([weights, weights.new_zeros(1, *size)]).amax(0)
+    background = (foreground == 0).to(foreground.dtype)
+    return foreground, background / background.sum().clamp(min=1)
+
+
+def absolute_attention(x: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Attentions over positions ``(B, H, W)`` and over channels ``(B, C)`` of a map, with mean 1 each."""
+    check_map('FGDLoss', x)
+    size = x.abs()
+    spatial = (size.mean(1).flatten(1) / temperature).softmax(1) * x.shape[2:].numel()
+    channel = (size.mean((2, 3)) / temperature).softmax(1) * x.shape[1]
+    return spatial.unflatten(1, x.shape[2:]), channel
+
+
+def focal_distances(
+    student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor, temperature: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The distances on objects and on the background, and that of the attentions, each a scalar.
+
+    Args:
+        student, teacher: ``(B, C, H, W)``. foreground, background: ``(B, H, W)``, of :func:`box_masks`.
+        temperature: temperature of the attentions.
+    """
+    same_shape('FGDLoss', student, teacher)
+    ours, theirs = absolute_attention(student, temperature), absolute_attention(teacher, temperature)
+    spatial, channel = theirs
+    distance = ((student - teacher).square() * channel[:, :, None, None]).sum(1) * spatial
+    gaps = sum((a - b).abs().flatten(1).sum(1) for a, b in zip(ours, theirs))
+    return (
+        mean((distance * foreground).sum((1, 2))),
+        mean((distance * background).sum((1, 2))),
+        mean(gaps),
+    )
+
+
 @MODELS.register_module()
 class FGDLoss(Loss):
     r"""Focal and global distillation: features on objects and on the background, attentions, and pixel relations.
@@ -48,9 +106,17 @@ class FGDLoss(Loss):
     .. math:: L = \sum_{\mathrm{levels}} \alpha L_{fg} + \beta L_{bg} + \gamma L_{att}
               + \lambda \frac1B \sum_{b, c, h, w} (R_s(s) - R_t(t))^2
 
-    The first three terms are those of :func:`~lckd_mm.functional.focal_distances`; the ground-truth boxes mark the
-    objects (:func:`~lckd_mm.functional.box_masks`). R is a :class:`GlobalContext`, one per net, both trained with the
-    student. For detectors only. The defaults are those of the authors' code, chosen for RetinaNet's pyramid levels.
+    where the first three are averages over the batch,
+
+    .. math:: L_{fg} = \sum_{cij} m_{ij} \, A^{S,t}_{ij} A^{C,t}_c \, (s - t)^2_{cij}, \qquad
+              L_{att} = \sum_{ij} |A^{S,s} - A^{S,t}|_{ij} + \sum_c |A^{C,s} - A^{C,t}|_c
+
+    .. math:: A^S = HW \; \mathrm{softmax}\Bigl(\tfrac1C \sum_c |x_c| \Bigm/ T\Bigr), \qquad
+              A^C = C \; \mathrm{softmax}\Bigl(\tfrac1{HW} \sum_{ij} |x_{ij}| \Bigm/ T\Bigr)
+
+    m weighs the positions inside the ground-truth boxes, for L_bg those outside (:func:`box_masks`). R is a
+    :class:`GlobalContext`, one per net, both trained with the student. For detectors only. The defaults are those of
+    the authors' code, chosen for RetinaNet's pyramid levels.
 
     Args:
         channels: channels of each teacher feature; a term fills them in.
