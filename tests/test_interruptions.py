@@ -388,6 +388,7 @@ def test_the_tool_says_what_it_passed_over(saved, forks, plain_run):
     statuses, text = forks(config, saved, '--resume', str(saved / 'iter_6.pth'))
     (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
     assert statuses == [1] and 'iter_6.pth' in line and 'damaged' in line
+    assert line.endswith(f' {saved}/iter_4.pth')  # the newest good one beside it
     statuses, text = forks(config, saved, '--resume')
     assert statuses == [0], text[-3000:]
     log = '\n'.join(path.read_text() for path in saved.glob('*/*.log'))

@@ -1,5 +1,6 @@
 """Chooses the file from which training starts, and checks that it fits the model."""
 
+import contextlib
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,7 +21,8 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
         The file's content, or None if training starts from scratch or from a URL that is fetched later; and messages
         for the log.
     Raises:
-        FileNotFoundError, ValueError: the file is missing or damaged, or all files are damaged.
+        FileNotFoundError, ValueError: the file is missing or damaged, or all files are damaged; for a damaged file the
+            error names the newest good one beside it.
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
@@ -40,7 +42,7 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
             resume, loaded, broken = found
             notes += [f'{note}; it is skipped and left in place' for note in broken]
     elif resume is not None:
-        loaded = read_resumable(resume) if '://' not in resume else None
+        loaded = _read_named(resume) if '://' not in resume else None
     if resume is not None:
         cfg.resume, cfg.load_from = True, resume
         notes.append(f'resume: continuing from {resume}')
@@ -51,6 +53,17 @@ def choose_start(cfg: Config, resume: str | None) -> tuple[dict | None, list[str
         return loaded, notes
     source = cfg.get('load_from')
     return (read_checkpoint(source, 'load_from') if source and '://' not in source else None), notes
+
+
+def _read_named(path: str) -> dict:
+    try:
+        return read_resumable(path)
+    except ValueError as error:
+        found = None
+        with contextlib.suppress(ValueError, OSError):
+            found = newest_good(Path(path).parent)
+        good = f'; the newest good checkpoint beside it is {found[0]}' if found else ''
+        raise ValueError(f'{error}{good}') from error
 
 
 def check_start(runner: Runner, loaded: dict | None) -> None:
