@@ -142,10 +142,10 @@ class EvilStorage(Evil):
         return torch.storage._load_from_bytes, (inner.getvalue(),)
 
 
-@pytest.mark.parametrize(('evil', 'reason'), [(Evil, 'it would run posix.system'), (EvilStorage, 'UnpicklingError')])
-def test_a_file_that_would_run_code_is_refused(evil, reason, tmp_path):
-    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps([evil(tmp_path / 'ran')]))
-    with pytest.raises(ValueError, match=f'cannot read the predictions .*{reason}.*--dump FILE.pkl'):
+@pytest.mark.parametrize('evil', [Evil, EvilStorage])
+def test_a_file_that_would_run_code_is_refused(evil, tmp_path):
+    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps([evil(tmp_path / 'ran')], protocol=2))
+    with pytest.raises(ValueError, match=r'evil\.pkl.* posix\.system.*--dump FILE.pkl'):
         read_predictions(tmp_path / 'evil.pkl', 'reference')
     assert not (tmp_path / 'ran').exists()
     pickle.loads((tmp_path / 'evil.pkl').read_bytes())
@@ -169,14 +169,14 @@ def test_other_files_are_refused(tmp_path):
         '2 samples with 1': [dict(one, sample_idx=0)] * 2,
     }
     for word, content in cases.items():
-        (tmp_path / 'case.pkl').write_bytes(pickle.dumps(content))
+        (tmp_path / 'case.pkl').write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(ValueError, match=word):
             read_predictions(tmp_path / 'case.pkl', 'reference')
 
 
 def test_arrays_and_numpy_numbers_are_read(tmp_path):
     content = [dict(sample_idx=np.int64(0), gt_label=np.array([2]), pred_score=np.array([0.1, 0.7]), scale=(1.0, 2))]
-    (tmp_path / 'file.pkl').write_bytes(pickle.dumps(content))
+    (tmp_path / 'file.pkl').write_bytes(pickle.dumps(content, protocol=2))
     ((truth, predicted),) = read_predictions(tmp_path / 'file.pkl', 'reference').values()
     assert (int(truth), int(predicted)) == (2, 1)
 
@@ -276,7 +276,7 @@ def test_the_tools_from_checkpoints_to_table(tmp_path, monkeypatch, capsys):
     # The reference against itself has no bias; a file that is not safe is one sentence.
     tool.main([files[0], files[0]])
     assert 'PIE: 0 of 899' in capsys.readouterr().out
-    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps([Evil(tmp_path / 'ran')]))
+    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps([Evil(tmp_path / 'ran')], protocol=2))
     again = ['tools/analysis/class_bias.py', files[0], str(tmp_path / 'evil.pkl')]
     out = subprocess.run([sys.executable, '-W', 'ignore', *again], capture_output=True, text=True)
     assert out.returncode == 1 and 'it would run posix.system' in out.stderr and 'Traceback' not in out.stderr

@@ -1,64 +1,30 @@
 """Reads files of predictions, as written by the hosts' test tools, without running code from them."""
 
 import io
-import pickle
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, _weights_only_unpickler
 
 from ..errors import one_line
+from ..storage.files import forbidden_name, installed
 
 #: Sample key to (truth, prediction): class indices, a scalar (classification) or a map (H, W).
 Predictions = dict[str, tuple[Tensor, Tensor]]
 
 
 def _storage(data: bytes) -> Any:
-    # torch's own function with this name unpickles without weights_only.
+    # torch's own _load_from_bytes unpickles without weights_only.
     return torch.load(io.BytesIO(data), weights_only=True)
-
-
-def _as_bytes(text: str, encoding: str) -> bytes:
-    # Pickle protocol 2, which mmengine writes, encodes bytes this way.
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'it would run _codecs.encode with {encoding!r}')
-    return text.encode('latin1')
-
-
-# Everything needed for a list of dicts of numbers, tensors and arrays.
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
-    ('torch.storage', '_load_from_bytes'): _storage,
-    ('torch', 'Size'): torch.Size,
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
-    ('_codecs', 'encode'): _as_bytes,
-    **{(module, kind.__name__): kind for module in ('builtins', '__builtin__') for kind in (set, slice)},
-    **{(f'numpy.{core}.multiarray', name): getattr(np._core.multiarray, name)
-       for core in ('core', '_core') for name in ('scalar', '_reconstruct')},
-}  # fmt: skip
-
-
-class _Reader(pickle.Unpickler):
-    """Reads numbers, tensors and arrays; refuses any other class or function named in the file."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f'it would run {module}.{name}')
-        return _ALLOWED[module, name]
 
 
 def read_predictions(path: str | Path, who: str) -> Predictions:
     """The truth and prediction of every sample in a file written by mmengine's ``DumpResults``.
 
     Such files come from mmpretrain's ``tools/test.py --out FILE.pkl --out-item pred`` and from this package's
-    ``tools/test.py --dump FILE.pkl``. They are pickles, read by an unpickler that accepts only numbers, tensors and
-    arrays.
+    ``tools/test.py --dump FILE.pkl``. They are pickles, read as checkpoints are: numbers, tensors and arrays only.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or has no class predictions
@@ -68,10 +34,13 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
     if not Path(path).is_file():
         raise FileNotFoundError(f'{who}: no predictions at {str(path)!r}; {way}')
     try:
-        with open(path, 'rb') as file:
-            samples = _Reader(file).load()
+        storage = (_storage, 'torch.storage._load_from_bytes')
+        with installed(), torch.serialization.safe_globals([storage, slice]), open(path, 'rb') as file:
+            samples = _weights_only_unpickler.load(file)
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f'{who}: cannot read the predictions {str(path)!r}: {one_line(error)}; {way}') from error
+        name = forbidden_name(error)
+        reason = f'it would run {name}' if name else one_line(error)
+        raise ValueError(f'{who}: cannot read the predictions {str(path)!r}: {reason}; {way}') from error
     if not isinstance(samples, list):
         raise ValueError(f'{who}: {str(path)!r} holds a {type(samples).__name__} instead of a list of predictions')
     found = predictions_of(samples, f'{who}, {str(path)!r}')

@@ -183,14 +183,19 @@ def _safely(load: Callable) -> Callable:
 
 def _reason(error: Exception) -> str:
     # torch's own message advises weights_only=False, which would run the file's code.
-    forbidden = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
     detail = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
-    if forbidden:
+    if name := forbidden_name(error):
         return (
-            f'it would run {forbidden[1]}, and only tensors and plain values are read; if you trust whoever made it '
+            f'it would run {name}, and only tensors and plain values are read; if you trust whoever made it '
             'with your account, say so with --trust-checkpoint FILE'
         )
     return f'it is damaged or not a checkpoint of torch ({detail[1] if detail else one_line(error)})'
+
+
+def forbidden_name(error: Exception) -> str | None:
+    """The function or class that torch's unpickler refused, if that is the error."""
+    found = re.search(r'(?i)unsupported (?:global: )?(?:global|class) (\S+)', str(error))
+    return found and found[1]
 
 
 def _check_intact(path: str) -> None:
