@@ -4,8 +4,8 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,17 +35,27 @@ class Net:
     convert: Convert = lambda inputs, samples: inputs
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Two consecutive taps of a chain; ``levels`` are indices into taps with several maps, None for taps with one."""
+class Point(NamedTuple):
+    """A tap, or one level of a tap with several maps."""
 
-    front: str
-    back: str
-    levels: tuple[int | None, int | None] = (None, None)
+    tap: str
+    level: int | None = None
 
-    @property
-    def label(self) -> str:
-        return f'{_point(self.front, self.levels[0])} → {_point(self.back, self.levels[1])}'
+    def __str__(self) -> str:
+        return self.tap if self.level is None else f'{self.tap}[{self.level}]'
+
+    def of(self, features: Mapping[str, Any]) -> Tensor:
+        return features[self.tap] if self.level is None else features[self.tap][self.level]
+
+
+class Stage(NamedTuple):
+    """Two consecutive points of a net."""
+
+    front: Point
+    back: Point
+
+    def __str__(self) -> str:
+        return f'{self.front} → {self.back}'
 
 
 def lipschitz_links(cfg: Config, student: nn.Module) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -96,15 +106,10 @@ def _is_lipschitz(loss: Any) -> bool:
 
 def stages_of(net: Net, names: Sequence[str]) -> list[Stage]:
     """The pairs of consecutive taps; for a single tap, the pairs of its consecutive levels."""
+    points = [Point(name) for name in names]
     if len(names) == 1:
-        count = len(net.taps.traces[names[0]].shapes)
-        return [Stage(names[0], names[0], pair) for pair in pairwise(range(count))]
-    return [Stage(*pair) for pair in pairwise(names)]
-
-
-def points_of(stages: Iterable[Stage]) -> list[tuple[str, int | None]]:
-    """The (tap, level) at which stages start and end, without duplicates, in order."""
-    return list(dict.fromkeys(end for stage in stages for end in zip((stage.front, stage.back), stage.levels)))
+        points = [Point(names[0], level) for level in range(len(net.taps.traces[names[0]].shapes))]
+    return [Stage(*pair) for pair in pairwise(points)]
 
 
 def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | None) -> dict:
@@ -114,38 +119,35 @@ def features_of(net: Net, names: Iterable[str], inputs: Tensor, samples: list | 
     return features
 
 
-def image_map(net: Net, tap: str, level: int | None, samples: list | None) -> Callable[[Tensor], Tensor]:
-    """The function from preprocessed images to a tap, or to one level of it."""
-    return lambda images: _level(features_of(net, [tap], images, samples)[tap], level)
-
-
-def stage_map(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Callable[[Tensor], Tensor] | None:
-    """The function from a stage's front features to its back features, or None if there is none.
+def stage_map(
+    net: Net, stage: Stage, inputs: Tensor, samples: list | None
+) -> tuple[Callable[[Tensor], Tensor], Tensor] | None:
+    """The function from a stage's front features to its back features, with the front features; None if there is none.
 
     The front tap's tensor is replaced and the forward continues from it. The function exists if the back tap depends on
     the front tap alone: autograd finds a path to the back tap from the replaced tensor, and none from the images. So it
     does not exist with a skip connection around the tap, or in a pyramid whose finer levels come from coarser ones.
     """
-    if stage.levels != (None, None) or '*' in (net.taps.addresses[tap].call for tap in (stage.front, stage.back)):
+    if any(point.level is not None or net.taps.addresses[point.tap].call == '*' for point in stage):
         return None
+    start, end = (point.tap for point in stage)
 
     def function(front: Tensor, images: Tensor = inputs) -> Tensor:
         with (
-            net.taps.record(net.model, [stage.back], stop=True) as features,
-            net.taps.substitute(net.model, stage.front, front),
+            net.taps.record(net.model, [end], stop=True) as features,
+            net.taps.substitute(net.model, start, front),
         ):
             net.model(net.convert(images, samples), samples, mode='tensor')
-        return features[stage.back]
+        return features[end]
 
     with torch.enable_grad():
         images = inputs.detach().clone().requires_grad_()
-        front = features_of(net, [stage.front], images, samples)[stage.front].detach().requires_grad_()
+        front = features_of(net, [start], images, samples)[start].detach().requires_grad_()
         back = function(front.clone(), images)
-        sources = (front, images)
         if not back.requires_grad:
             return None
-        through, around = torch.autograd.grad(back.sum(), sources, allow_unused=True)
-    return function if through is not None and around is None else None
+        through, around = torch.autograd.grad(back.sum(), (front, images), allow_unused=True)
+    return (function, front.detach()) if through is not None and around is None else None
 
 
 @torch.no_grad()
@@ -154,42 +156,15 @@ def sigmas(net: Net, stages: Sequence[Stage], inputs: Tensor, samples: list | No
 
     A map's length is the root mean square of its vectors' lengths; the quotient is at most about 1.
     """
-    names = list(dict.fromkeys(name for stage in stages for name in (stage.front, stage.back)))
+    names = dict.fromkeys(point.tap for stage in stages for point in stage)
     features = features_of(net, names, inputs, samples)
     aspect = inputs.shape[2] / inputs.shape[3]
     norms, shares = [], []
     for stage in stages:
-        ends = zip((stage.front, stage.back), stage.levels)
-        maps = as_maps([_level(features[tap], level) for tap, level in ends], aspect)
+        maps = as_maps([point.of(features) for point in stage], aspect)
         norms.append(transmitting_norms(maps)[0])
         shares.append(norms[-1] / (mean_length(maps[0]) * mean_length(maps[1])))
     return torch.stack(norms), torch.stack(shares)
-
-
-def stage_constants(
-    net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3
-) -> tuple[Tensor, Tensor] | None:
-    """A stage's local Lipschitz constants ``(B,)`` at the images' features, and residuals; None without a stage map."""
-    function = stage_map(net, stage, inputs, samples)
-    if function is None:
-        return None
-    return local_lipschitz(function, _front(net, stage, inputs, samples), tol, residual=True)
-
-
-def stage_bound(net: Net, stage: Stage, inputs: Tensor, samples: list | None, tol: float = 1e-3) -> Tensor | None:
-    """:func:`~lckd_mm.functional.graph_bound` of a stage at the size of one image; None without a stage map.
-
-    Raises:
-        ValueError: an operation in the stage whose constant is not known.
-    """
-    inputs, samples = inputs[:1], samples and samples[:1]
-    function = stage_map(net, stage, inputs, samples)
-    return None if function is None else graph_bound(function, _front(net, stage, inputs, samples), tol)
-
-
-@torch.no_grad()
-def _front(net: Net, stage: Stage, inputs: Tensor, samples: list | None) -> Tensor:
-    return features_of(net, [stage.front], inputs, samples)[stage.front]
 
 
 class GaussianNoise:
@@ -212,15 +187,10 @@ class GaussianNoise:
         return noisy if valid is None else torch.where(valid, noisy, inputs)
 
 
-@torch.no_grad()
-def relative_changes(clean: dict, noisy: dict, points: Iterable[tuple[str, int | None]]) -> Tensor:
-    """``(points, B)``: distance between noisy and clean features, divided by the norm of the clean ones, per image."""
-    changes = []
-    for tap, level in points:
-        before, after = (_level(features[tap], level).flatten(1) for features in (clean, noisy))
-        length = torch.linalg.vector_norm(before, dim=1)
-        changes.append(torch.linalg.vector_norm(after - before, dim=1) / length.clamp(min=1e-12))
-    return torch.stack(changes)
+def relative_change(clean: Tensor, noisy: Tensor) -> Tensor:
+    """``(B,)``: distance between noisy and clean features, divided by the norm of the clean ones, per image."""
+    length = torch.linalg.vector_norm(clean.flatten(1), dim=1)
+    return torch.linalg.vector_norm((noisy - clean).flatten(1), dim=1) / length.clamp(min=1e-12)
 
 
 def metrics_under_noise(
@@ -285,50 +255,44 @@ def measure(
         value per image);
         ``unconverged``: the number of local constants whose residual stayed above twice ``tol``.
     """
-    points = points_of(stages)
-    names = list(dict.fromkeys(tap for tap, _ in points))
-    rows = {stage.label: dict(sigma=[], normalised=[], constant=[], bound=None) for stage in stages}
-    taps = {_point(*point): dict(image=[], changes={str(level): [] for level in levels}) for point in points}
+    points = list(dict.fromkeys(chain.from_iterable(stages)))
+    names = list(dict.fromkeys(point.tap for point in points))
+    rows = {str(stage): dict(sigma=[], normalised=[], constant=[], bound=None) for stage in stages}
+    taps = {str(point): dict(image=[], changes={str(level): [] for level in levels}) for point in points}
     noises = [GaussianNoise(level, seed) for level in levels]
     unconverged = 0
+
+    def constants(function: Callable[[Tensor], Tensor], at: Tensor) -> list[float]:
+        nonlocal unconverged
+        values, residual = local_lipschitz(function, at, tol, residual=True)
+        unconverged += int((residual > 2 * tol).sum())
+        return values.tolist()
+
     with eval_mode(net.model), preserved_rng():
         for inputs, samples in images:
             for row, norms, shares in zip(rows.values(), *sigmas(net, stages, inputs, samples), strict=True):
                 row['sigma'] += norms.tolist()
                 row['normalised'] += shares.tolist()
             for stage, row in zip(stages, rows.values(), strict=True):
-                if 'constant' in without or row['constant'] is None:
-                    continue
-                found = stage_constants(net, stage, inputs, samples, tol)
-                if found is None:
-                    row['constant'] = None
-                    continue
-                row['constant'] += found[0].tolist()
-                unconverged += int((found[1] > 2 * tol).sum())
+                if 'constant' not in without and row['constant'] is not None:
+                    found = stage_map(net, stage, inputs, samples)
+                    row['constant'] = found and row['constant'] + constants(*found)
             for point, row in zip(points, taps.values(), strict=True):
                 if 'image' not in without:
-                    values, rest = local_lipschitz(image_map(net, *point, samples), inputs, tol, residual=True)
-                    row['image'] += values.tolist()
-                    unconverged += int((rest > 2 * tol).sum())
+                    to_point = lambda x, p=point, s=samples: p.of(features_of(net, [p.tap], x, s))  # noqa: E731
+                    row['image'] += constants(to_point, inputs)
             if levels:
                 clean = features_of(net, names, inputs, samples)
             for level, noise in zip(levels, noises, strict=True):
                 noisy = features_of(net, names, noise(inputs, samples), samples)
-                for row, values in zip(taps.values(), relative_changes(clean, noisy, points), strict=True):
-                    row['changes'][str(level)] += values.tolist()
-        if 'bound' not in without:
-            for stage, row in zip(stages, rows.values(), strict=True):
-                try:
-                    bound = stage_bound(net, stage, *images[0], tol)
-                    row['bound'] = None if bound is None else bound.item()
-                except ValueError as error:
-                    row['bound_refused'] = str(error)
+                for point, row in zip(points, taps.values(), strict=True):
+                    row['changes'][str(level)] += relative_change(point.of(clean), point.of(noisy)).tolist()
+        inputs, samples = images[0]
+        for stage, row in zip(stages, rows.values(), strict=True):
+            # A bound holds at the size of one image.
+            found = None if 'bound' in without else stage_map(net, stage, inputs[:1], samples and samples[:1])
+            try:
+                row['bound'] = found and graph_bound(*found, tol).item()
+            except ValueError as error:
+                row['bound_refused'] = str(error)
     return dict(stages=rows, taps=taps, unconverged=unconverged)
-
-
-def _point(tap: str, level: int | None) -> str:
-    return tap if level is None else f'{tap}[{level}]'
-
-
-def _level(feature: Tensor | list[Tensor], level: int | None) -> Tensor:
-    return feature if level is None else feature[level]
