@@ -1,6 +1,5 @@
 """PruningHook in real runs: the ramp, what is taken out, files, resuming, momentum, EMA, and two processes."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -9,21 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from run_helpers import (
-    HOOK,
-    HOSTS,
-    ROOT,
-    classifier,
-    config,
-    detector,
-    distiller,
-    run,
-    scalars,
-    scenes,
-    segmentor,
-    teacher_file,
-    validation,
-)  # fmt: skip
+from run_helpers import HOOK, HOSTS, ROOT, classifier, config, distiller, run, scalars, scenes, teacher_file, validation
 from torch import nn
 from torch.nn.utils import prune
 
@@ -97,25 +82,6 @@ def test_weights_go_along_the_ramp_and_stay_out(host, scenes, tmp_path):
     assert others and all(part < 0.01 for part in zeros(saved, others).values())
     # Nothing is left attached.
     assert not any(p._backward_hooks for p in runner.model.parameters())
-
-
-def test_the_smallest_are_taken_as_torch_does(scenes, tmp_path):
-    cfg = pruned('mmpretrain', scenes, tmp_path, iters=2, end=0, sparsity=0.6)
-    before = {}
-
-    class First(Hook):
-        priority = 'HIGHEST'
-
-        def before_train(self, runner):
-            before['model'] = copy.deepcopy(runner.model)
-
-    watch = Watch()
-    runner = run(cfg, First(), watch)
-    layers = convolutions(before['model'])
-    for name, layer in layers.items():
-        prune.l1_unstructured(layer, 'weight', int(0.6 * layer.weight.numel()))
-        assert torch.equal(watch.seen[0][name], layer.weight_mask == 0), name
-    assert runner.iter == 2
 
 
 @pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=1.0, momentum=0.9, weight_decay=5e-4), dict(type='Adam')])

@@ -1,15 +1,14 @@
 """PruningHook: magnitude pruning during training."""
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from .. import arguments
 from ..distillation import Distiller
@@ -25,11 +24,11 @@ class PruningHook(Hook):
 
     .. math:: s_t = s \left( 1 - \left( 1 - \frac{t}{t_1} \right)^3 \right), \qquad 0 \le t \le t_1
 
-    Every ``interval`` iterations and at ``end``, torch.nn.utils.prune selects the weights of smallest magnitude until
-    the fraction :math:`s_t` of each layer is pruned; pruned weights stay pruned. They are 0 in every forward pass and
-    get no gradient; neither momentum nor weight decay restores them. The modules keep their parameters: checkpoints,
-    EMA's average included, hold plain ``weight`` keys with zeros and load into a plain model. The masks are stored
-    beside them under the key ``lckd_mm`` and restored on resume.
+    Every ``interval`` iterations and at ``end``, the weights of smallest magnitude are pruned, as torch.nn.utils.prune
+    does, until the fraction :math:`s_t` of each layer is pruned. Pruned weights stay 0 in every forward pass and get no
+    gradient; neither momentum nor weight decay restores them. Checkpoints, EMA's average included, hold plain
+    ``weight`` keys with zeros and load into a plain model. The masks are stored beside them under the key ``lckd_mm``
+    and restored on resume.
 
     * ``unstructured``: single weights of convolutions and linear layers.
     * ``structured``: whole output channels of convolutions, those of smallest L1 norm. The convolution's bias is pruned
@@ -83,11 +82,16 @@ class PruningHook(Hook):
         if self.structured:
             self._followers = self._find_followers(model)
         if self._stored is not None:
-            self._restore()
+            for name, mask in self._masks.items():
+                if name not in self._stored or self._stored[name].shape != mask.shape:
+                    raise ValueError(f'resume: the checkpoint has no mask of {name!r}: it pruned other layers')
+                self._masks[name] = self._stored[name].to(mask.device)
+            self._stored = None
+            self._measure()
         parameters = dict(model.named_parameters())
         for name in [*self._masks, *self._followers]:
             if parameters[name].requires_grad:
-                self._handles.append(parameters[name].register_hook(self._gradient_mask(name)))
+                self._handles.append(parameters[name].register_hook(partial(self._mask_gradient, name)))
         self._apply(runner)
         which = f'{sum(m.numel() for m in self._masks.values())} weights of {len(self._layers)} layers'
         if self.structured:
@@ -137,23 +141,17 @@ class PruningHook(Hook):
     def _prune(self, sparsity: float) -> None:
         """Prune the smallest remaining weights, until this fraction of each layer is pruned."""
         for name, layer in self._layers.items():
+            dim, left, size = _channel_dim(layer), self._left(name), layer.weight.abs()
+            shape, most = left.shape, left.numel()
             if self.structured:
-                dim, left = _channel_dim(layer), self._channels(name)
-                more = min(_count(sparsity, left), len(left) - 1) - int((~left).sum())
-                if more > 0:
-                    alive = layer.weight.index_select(dim, left.nonzero().flatten())
-                    kept = prune.LnStructured(more, n=1, dim=dim).compute_mask(alive, torch.ones_like(alive))
-                    left[left.clone()] = kept.transpose(0, dim).flatten(1).any(1)
-                    shape = [-1 if d == dim else 1 for d in range(layer.weight.dim())]
-                    self._masks[name] = left.view(shape).expand_as(layer.weight).clone()
-            else:
-                left = self._masks[name]
-                more = _count(sparsity, left) - int((~left).sum())
-                if more > 0:
-                    alive = layer.weight[left]
-                    kept = prune.L1Unstructured(more).compute_mask(alive, torch.ones_like(alive)) > 0
-                    self._masks[name] = left.clone()
-                    self._masks[name][left] = kept
+                size = size.transpose(0, dim).flatten(1).sum(1)
+                shape, most = [-1 if d == dim else 1 for d in range(layer.weight.dim())], most - 1
+            # In floating point 0.29 * 100 is below 29.
+            more = min(math.floor(sparsity * left.numel() + 1e-9), most) - int((~left).sum())
+            if more > 0:
+                smallest = size.masked_fill(~left, math.inf).flatten().topk(more, largest=False).indices
+                kept = left.flatten().index_fill(0, smallest, False)
+                self._masks[name] = kept.view(shape).expand_as(layer.weight).clone()
         if is_distributed():
             # The ranks' weights are equal, but devices may break ties between equal magnitudes differently.
             for name, mask in self._masks.items():
@@ -163,18 +161,19 @@ class PruningHook(Hook):
         self._measure()
 
     def _measure(self) -> None:
-        left = [self._channels(n) if self.structured else m for n, m in self._masks.items()]
+        left = [self._left(name) for name in self._masks]
         self._pruned = 1 - sum(int(m.sum()) for m in left) / sum(m.numel() for m in left)
 
-    def _channels(self, name: str) -> Tensor:
-        """``(channels,)``, true for each channel that is kept."""
-        return self._masks[name].transpose(0, _channel_dim(self._layers[name])).flatten(1).any(1)
+    def _left(self, name: str) -> Tensor:
+        """True for each weight of a layer, or each of its channels, that is kept."""
+        mask = self._masks[name]
+        return mask.transpose(0, _channel_dim(self._layers[name])).flatten(1).any(1) if self.structured else mask
 
     def _mask_of(self, name: str) -> Tensor:
-        return self._masks[name] if name in self._masks else self._channels(self._followers[name])
+        return self._masks[name] if name in self._masks else self._left(self._followers[name])
 
-    def _gradient_mask(self, name: str) -> Callable[[Tensor], Tensor]:
-        return lambda gradient: gradient.masked_fill(~self._mask_of(name), 0)
+    def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(~self._mask_of(name), 0)
 
     @torch.no_grad()
     def _apply(self, runner) -> None:
@@ -184,14 +183,6 @@ class PruningHook(Hook):
             for name in [*self._masks, *self._followers]:
                 parameters[name].masked_fill_(~self._mask_of(name), 0)
 
-    def _restore(self) -> None:
-        for name, mask in self._masks.items():
-            if name not in self._stored or self._stored[name].shape != mask.shape:
-                raise ValueError(f'resume: the checkpoint has no mask of {name!r}: it pruned other layers')
-            self._masks[name] = self._stored[name].to(mask.device)
-        self._stored = None
-        self._measure()
-
     def _find_followers(self, model: nn.Module) -> dict[str, str]:
         """Parameters pruned with a layer's channels: its bias, and those of the BatchNorm that reads its output."""
         produced: dict[int, tuple[str, Tensor, int]] = {}
@@ -199,27 +190,21 @@ class PruningHook(Hook):
             f'{name.removesuffix("weight")}bias': name for name, layer in self._layers.items() if layer.bias is not None
         }
 
-        def note(name):
-            def hook(module, args, output):
-                produced[id(output)] = name, output, output._version
+        def note(name, module, args, output):
+            produced[id(output)] = name, output, output._version
 
-            return hook
-
-        def match(path):
-            def hook(module, args):
-                name, tensor, version = produced.get(id(args[0]), (None, None, None))
-                # The convolution's output itself, not a sum written into it in place.
-                if tensor is args[0] and tensor._version == version and module.affine:
-                    followers.update({f'{path}.weight': name, f'{path}.bias': name})
-
-            return hook
+        def match(path, module, args):
+            name, tensor, version = produced.get(id(args[0]), (None, None, None))
+            # The convolution's output itself, not a sum written into it in place.
+            if tensor is args[0] and tensor._version == version and module.affine:
+                followers.update({f'{path}.weight': name, f'{path}.bias': name})
 
         with ExitStack() as hooks:
             for name, layer in self._layers.items():
-                hooks.callback(layer.register_forward_hook(note(name)).remove)
+                hooks.callback(layer.register_forward_hook(partial(note, name)).remove)
             for path, module in model.named_modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    hooks.callback(module.register_forward_pre_hook(match(path)).remove)
+                    hooks.callback(module.register_forward_pre_hook(partial(match, path)).remove)
             run_once(model, training_size(model), 'tensor')
         return followers
 
@@ -235,7 +220,3 @@ def student_of(model: nn.Module) -> nn.Module:
 
 def _channel_dim(layer: nn.Module) -> int:
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
-
-
-def _count(sparsity: float, mask: Tensor) -> int:
-    return math.floor(sparsity * mask.numel() + 1e-9)
