@@ -125,7 +125,7 @@ def test_the_watch_tells_terms_at_one_tap_apart():
 class _Named(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.loss = torch.nn.Linear(1, 1)
+        self.loss, self.loss_name = torch.nn.Linear(1, 1), 'Linear'
 
 
 def test_the_watch_sees_a_terms_own_parameters():

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -60,29 +61,27 @@ class NonFiniteHook(Hook):
         self.patience = arguments.integer('NonFiniteHook', 'patience', patience)
         self.interval = arguments.integer('NonFiniteHook', 'interval', interval)
         self.watch = GradientWatch()
-        self.skipped, self._in_a_row = 0, 0
-        self._dropping = False
-        self._undo: list[Callable[[], Any]] = []
+        self.skipped, self._in_a_row, self._dropping = 0, 0, False
+        self._undo = ExitStack()
 
     def before_train(self, runner) -> None:
         model, wrapper = distiller_of(runner, 'NonFiniteHook'), runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
             raise TypeError(f'NonFiniteHook: a Distiller is trained by one OptimWrapper, got {type(wrapper).__name__}')
         self.watch.forget()
-        self.watch.attach(model.terms)
-        self._undo.append(lambda: self.watch.detach(model.terms))
+        for name, term in model.terms.items():
+            term.student.follow = partial(self.watch.follow, name)
+            self._undo.callback(setattr, term.student, 'follow', None)
         if _scaler_of(wrapper) is None:
             handle = wrapper.optimizer.register_step_pre_hook(lambda *_: self.watch.check(model.terms))
-            self._undo.append(handle.remove)
+            self._undo.callback(handle.remove)
         if self.action == 'skip':
-            own, inner = 'train_step' in runner.model.__dict__, runner.model.train_step
-            runner.model.train_step = lambda data, optim_wrapper: self._step(model, inner, data, optim_wrapper)
-            # Under torch.compile the instance already has its own train_step, which must be restored.
-            self._undo.append(
-                (lambda: setattr(runner.model, 'train_step', inner))
-                if own
-                else (lambda: delattr(runner.model, 'train_step'))
-            )
+            inner = runner.model.train_step
+            if 'train_step' in runner.model.__dict__:  # torch.compile's
+                self._undo.callback(setattr, runner.model, 'train_step', inner)
+            else:
+                self._undo.callback(delattr, runner.model, 'train_step')
+            runner.model.train_step = partial(self._step, model, inner)
 
     def _step(self, model, inner: Callable, data: Any, optim_wrapper: OptimWrapper) -> dict:
         count = optim_wrapper._inner_count
@@ -126,8 +125,7 @@ class NonFiniteHook(Hook):
         self.watch.forget()
 
     def after_train(self, runner) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         if self.skipped:
             runner.logger.warning(f'NonFiniteHook: {self.skipped} updates were skipped')
 
@@ -135,21 +133,12 @@ class NonFiniteHook(Hook):
 class GradientWatch:
     """Records in the backward pass, without synchronising, whether each term's gradient at its taps is finite.
 
-    A finite term can have a non-finite gradient, as the square root does at 0. After :meth:`attach`, each term reads
-    its own alias of a feature, so that the gradients of terms that read one tap stay distinct.
+    A finite term can have a non-finite gradient, as the square root does at 0. Each term reads its own alias of a
+    feature (:meth:`follow`), so that the gradients of terms that read one tap stay distinct.
     """
 
     def __init__(self):
         self._flags: dict[tuple[str, str | None], Tensor] = {}
-
-    def attach(self, terms: Mapping[str, Term]) -> None:
-        for name, term in terms.items():
-            term.student.follow = partial(self.follow, name)
-
-    @staticmethod
-    def detach(terms: Mapping[str, Term]) -> None:
-        for term in terms.values():
-            term.student.follow = None
 
     def follow(self, term: str, tap: str, feature: Feature) -> Feature:
         if not isinstance(feature, Tensor):
@@ -193,7 +182,7 @@ class GradientWatch:
             where += ', whose gradient is the sum over all ranks'
         raise NonFiniteError(
             f'term {term!r} is finite in {iteration()}, but its gradient holds nan or infinity at {where}: the '
-            f'derivative of {type(terms[term].loss).__name__} is not finite there (a root or logarithm of 0, a '
+            f'derivative of {terms[term].loss_name} is not finite there (a root or logarithm of 0, a '
             f'division by a tiny number), or its weight is too large; {ADVICE}'
         )
 

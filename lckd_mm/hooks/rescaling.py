@@ -46,7 +46,7 @@ class GradientRescaleHook(Hook):
         soft = isinstance(term.loss, PartialKDLoss) or getattr(term.loss, 'activation', None) == 'softmax'
         if not soft or not isinstance(term.loss, (KDLoss, PartialKDLoss)) or len(term.student.names) != 1:
             raise TypeError(
-                f'GradientRescaleHook: the term {self.term!r} has {type(term.loss).__name__}; it looks at KDLoss or '
+                f'GradientRescaleHook: the term {self.term!r} has {term.loss_name}; it looks at KDLoss or '
                 "PartialKDLoss on one tap of a softmax's scores"
             )
         head = owner_head(model.student, model.student_taps.addresses[term.student.names[0]].path)
