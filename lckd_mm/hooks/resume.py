@@ -1,5 +1,6 @@
 """Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
+import copy
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -49,17 +50,16 @@ def set_random_state(state: dict[str, Any]) -> None:
 class ResumeHook(Hook):
     """Stores every rank's random states in each checkpoint, and restores them on resume.
 
-    With deterministic operations, a resumed run is then bit-identical to an uninterrupted one: the same images in the
-    same order with the same augmentation, the same dropout. This holds for iteration-based loops, and for epoch-based
-    ones without persistent workers from a checkpoint at the end of an epoch, with the same number of ranks. Otherwise
-    the log has a warning.
+    With deterministic operations, a resumed run is then bit-identical to an uninterrupted one. This holds for
+    iteration-based loops, and for epoch-based ones without persistent workers from a checkpoint at the end of an epoch,
+    with the same number of ranks. Otherwise the log has a warning.
 
-    The states are stored under the file's key ``lckd_mm``, with the buffers of each rank that differ from the first
-    rank's (BatchNorm statistics), which ``state_dict`` holds.
+    The states are stored under the file's key ``lckd_mm``, with each rank's own buffers (BatchNorm statistics) where
+    they differ from the first rank's in ``state_dict``.
 
-    A checkpoint is written before the validation of the same iteration or epoch, and mmengine does not rerun an
-    interrupted validation. A resumed run therefore starts with the validation that is due at its checkpoint. Random
-    states are restored after each validation, so that none affects training.
+    A checkpoint is written before the validation of the same iteration or epoch; a resumed run starts with the
+    validation that is due at its checkpoint. Random states are restored after each validation, so that none affects
+    training.
 
     ``tools/train.py`` adds this hook; ``default_hooks.resume=None`` removes it.
     """
@@ -88,23 +88,19 @@ class ResumeHook(Hook):
             return
         ranks, loop = self._resumed.get('ranks', ()), runner.train_loop
         loader, self._resumed = loop.dataloader, None
-        epochs = isinstance(loop, EpochBasedTrainLoop)
-        fast = getattr(loop, 'fast_forward_on_resume', False)
-        causes = {
-            f'the checkpoint has random states of {len(ranks)} ranks instead of {get_world_size()}': (
-                len(ranks) != get_world_size()
-            ),
-            'persistent workers start again (train_dataloader.persistent_workers=False avoids it)': (
-                epochs and loader.num_workers > 0 and loader.persistent_workers
-            ),
-            'the checkpoint is from the middle of an epoch, which starts again': (
-                epochs and runner.iter != runner.epoch * len(loader)
-            ),
-            'train_cfg.fast_forward_on_resume changes the order of the images': fast,
-        }
-        if any(causes.values()):
-            reasons = '; '.join(text for text, applies in causes.items() if applies)
-            runner.logger.warning(f'resume: the run is not bit-identical to an uninterrupted one: {reasons}')
+        fast, reasons = getattr(loop, 'fast_forward_on_resume', False), []
+        if len(ranks) != get_world_size():
+            reasons.append(f'the checkpoint has random states of {len(ranks)} ranks instead of {get_world_size()}')
+        if isinstance(loop, EpochBasedTrainLoop):
+            if loader.num_workers > 0 and loader.persistent_workers:
+                reasons.append('persistent workers start again (train_dataloader.persistent_workers=False avoids it)')
+            if runner.iter != runner.epoch * len(loader):
+                reasons.append('the checkpoint is from the middle of an epoch, which starts again')
+        if fast:
+            reasons.append('train_cfg.fast_forward_on_resume changes the order of the images')
+        if reasons:
+            text = '; '.join(reasons)
+            runner.logger.warning(f'resume: the run is not bit-identical to an uninterrupted one: {text}')
         if len(ranks) != get_world_size():
             return
         own = ranks[get_rank()]
@@ -132,17 +128,12 @@ class ResumeHook(Hook):
         self._before_val = self._ranks_at = None
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        self._gather_before_saving(runner, by_epoch=False)
+        self._gather_before_saving(runner, False, self.every_n_train_iters, self.is_last_train_iter)
 
     def after_train_epoch(self, runner) -> None:
-        self._gather_before_saving(runner, by_epoch=True)
+        self._gather_before_saving(runner, True, self.every_n_epochs, self.is_last_train_epoch)
 
-    def _gather_before_saving(self, runner, by_epoch: bool) -> None:
-        due, last = (
-            (self.every_n_epochs, self.is_last_train_epoch)
-            if by_epoch
-            else (self.every_n_train_iters, self.is_last_train_iter)
-        )
+    def _gather_before_saving(self, runner, by_epoch: bool, due: Callable, last: Callable) -> None:
         saving = [h for h in runner.hooks if isinstance(h, CheckpointHook) and h.by_epoch == by_epoch]
         if any(due(runner, h.interval, h.save_begin) or (h.save_last and last(runner)) for h in saving):
             self._gather(runner)
@@ -268,27 +259,17 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         # mmengine removes the former best before it writes the new one.
-        backend = self.file_backend
-        self.file_backend = later = _RemovingLater(backend)
+        backend, former = self.file_backend, []
+        self.file_backend = copy.copy(backend)
+        self.file_backend.remove = self.file_backend.rmtree = former.append
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
         best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        for path in set(later.paths) - best:
+        for path in set(former) - best:
             self._remove(path)
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-
-
-class _RemovingLater:
-    """A file backend that notes the files to remove."""
-
-    def __init__(self, backend: Any):
-        self._backend, self.paths = backend, []
-        self.remove = self.rmtree = self.paths.append
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
