@@ -107,50 +107,33 @@ class _NetFiles(Hook):
         self.pending = False
         self._known: set[Path] = set()
 
-    def after_train_iter(self, runner, *_: Any, **__: Any) -> None:
-        self._follow(runner)
-
-    def after_train_epoch(self, runner) -> None:
-        self._follow(runner)
-
-    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        self._follow(runner)
-
     @master_only
     def before_train(self, runner) -> None:
         # Include the resumed run's files, so that they too are deleted with their checkpoint.
         self._known |= {file for file in _checkpoints(runner) if _plain_files(file)}
 
     @master_only
-    def _follow(self, runner) -> None:
+    def _follow(self, runner, *_: Any, **__: Any) -> None:
         if not self.pending:
             return
         self.pending = False
         for file in _checkpoints(runner):
             plain = _plain_files(file)
             if not plain or any(p.stat().st_mtime_ns < file.stat().st_mtime_ns for p in plain):
-                self._split(file)
+                stored = read_checkpoint(str(file), 'OnlineHook')
+                for k, state in enumerate(stored_state(stored, 'nets') or (), 1):
+                    save_whole(dict(meta=stored['meta'], state_dict=state), file.with_name(f'{file.stem}.net{k}.pth'))
+                    self._known.add(file)
         for file in [f for f in self._known if not f.exists()]:
             self._known.discard(file)
             for plain in _plain_files(file):
                 plain.unlink()
 
-    def _split(self, file: Path) -> None:
-        stored = read_checkpoint(str(file), 'OnlineHook')
-        for k, state in enumerate(stored_state(stored, 'nets') or (), 1):
-            save_whole(dict(meta=stored['meta'], state_dict=state), _named(file, k))
-            self._known.add(file)
-
-
-def _named(file: Path, k: int) -> Path:
-    return file.with_name(f'{file.stem}.net{k}.pth')
+    after_train_iter = after_train_epoch = after_val_epoch = _follow
 
 
 def _plain_files(file: Path) -> list[Path]:
-    files = []
-    while (plain := _named(file, len(files) + 1)).exists():
-        files.append(plain)
-    return files
+    return [f for f in file.parent.glob('*.net*.pth') if re.fullmatch(re.escape(file.stem) + r'\.net\d+', f.stem)]
 
 
 def _checkpoints(runner) -> list[Path]:
