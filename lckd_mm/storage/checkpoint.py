@@ -176,18 +176,16 @@ def export_keys(module: nn.Module, state: dict, prefix: str, metadata: dict) -> 
 
     Changes ``state`` in place. Works at any depth (``prefix``), so EMA's copy of the Distiller is saved the same way.
     """
-    own = [key for key in state if key.startswith(prefix)]
     inner = prefix + 'student.'
-    for key in own:
+    for key in [k for k in state if k.startswith(prefix)]:
         value = state.pop(key)
         if key.startswith(inner):
             state[prefix + key[len(inner) :]] = value
-    versions = getattr(state, '_metadata', None)
-    if versions is not None:
-        for key in [k for k in versions if f'{k}.'.startswith(prefix) and f'{k}.' != prefix]:
-            value = versions.pop(key)
-            if f'{key}.'.startswith(inner):
-                versions[(prefix + key[len(inner) :]).rstrip('.')] = value
+    versions = getattr(state, '_metadata', {})
+    for key in [k for k in versions if f'{k}.'.startswith(prefix) and f'{k}.' != prefix]:
+        value = versions.pop(key)
+        if f'{key}.'.startswith(inner):
+            versions[(prefix + key[len(inner) :]).rstrip('.')] = value
 
 
 def import_keys(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
@@ -197,7 +195,5 @@ def import_keys(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
     of a plain checkpoint has no missing keys.
     """
     for key in [k for k in state if k.startswith(prefix)]:
-        value = state.pop(key)
-        state[prefix + 'student.' + key[len(prefix) :]] = value
-    for key, value in module.terms.state_dict(prefix=prefix + 'terms.').items():
-        state[key] = value
+        state[prefix + 'student.' + key[len(prefix) :]] = state.pop(key)
+    state.update(module.terms.state_dict(prefix=prefix + 'terms.'))

@@ -17,12 +17,10 @@ from ..errors import one_line
 
 
 class PlainForward(nn.Module):
-    """Maps normalised images to the tensors of ``mode='tensor'``, in the host's order: class scores of a classifier or
-    segmentor (at the head's stride), raw maps of a detector's head. Without decoding, NMS and resizing.
+    """Maps normalised images ``(B, 3, H, W)`` to a host model's tensors of ``mode='tensor'``, in the host's order.
 
-    Args:
-        model: a host's model.
-    Shapes: ``(B, 3, H, W)`` to a tuple of tensors.
+    These are class scores of a classifier or segmentor (at the head's stride), and raw maps of a detector's head:
+    without decoding, NMS and resizing.
     """
 
     def __init__(self, model: nn.Module):
@@ -42,12 +40,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def export(
-    model: nn.Module,
-    path: str | os.PathLike,
-    size: tuple[int, int],
-    dynamic_batch: bool = False,
-    tolerance: float = 1e-4,
-    seed: int = 0,
+    model: nn.Module, path: str | Path, size: tuple[int, int], dynamic_batch: bool = False, tolerance: float = 1e-4
 ) -> tuple[list[tuple[int, ...]], float]:
     """Write ``path`` and compare its outputs with the model's on random images.
 
@@ -70,27 +63,24 @@ def export(
         missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
         if missing:
             raise ModuleNotFoundError(f'export: missing packages; pip install {" ".join(missing)}', name=missing[0])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     plain = PlainForward(model)
     # Two images for a dynamic batch: exporters treat a 1 as constant.
-    example = torch.randn(2 if dynamic_batch else 1, 3, *size, generator=generator)
+    batches = [torch.randn(n, 3, *size, generator=generator) for n in ((2, 1, 3) if dynamic_batch else (1,))]
+    shapes = {'inputs': {0: torch.export.Dim('batch', min=1)}} if dynamic_batch else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with eval_mode(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         draft = Path(folder) / path.name
-        expected = plain(example)
+        expected = plain(batches[0])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                write(plain, example, draft, dynamic_batch)
+                write(plain, batches[0], draft, shapes)
         except Exception as error:  # exporters can raise anything
             raise ValueError(
                 f'export: the forward of {type(model).__name__} cannot be exported to {kind}: {one_line(error)}'
             ) from error
-        worst = _difference(run(draft, example), expected)
-        if dynamic_batch:
-            for batch in (1, 3):
-                images = torch.randn(batch, 3, *size, generator=generator)
-                worst = max(worst, _difference(run(draft, images), plain(images)))
+        worst = max(_difference(run(draft, images), plain(images)) for images in batches)
         if not worst <= tolerance:
             raise ValueError(
                 f'export: the outputs of {path.name} differ from those of {type(model).__name__} by {worst:.1e} of the '
@@ -107,16 +97,10 @@ def _difference(got: list[Tensor], expected: tuple[Tensor, ...]) -> float:
     return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in pairs)
 
 
-def _dynamic(dynamic_batch: bool) -> dict | None:
-    return {'inputs': {0: torch.export.Dim('batch', min=1)}} if dynamic_batch else None
-
-
-def _write_onnx(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bool) -> None:
+def _write_onnx(plain: nn.Module, example: Tensor, path: Path, shapes: dict | None) -> None:
     # A single file: separate weights are easily lost.
-    torch.onnx.export(
-        plain, (example,), path, input_names=['inputs'], dynamic_shapes=_dynamic(dynamic_batch), dynamo=True,
-        external_data=False, verbose=False,
-    )  # fmt: skip
+    options = dict(dynamo=True, external_data=False, verbose=False)
+    torch.onnx.export(plain, (example,), path, input_names=['inputs'], dynamic_shapes=shapes, **options)
 
 
 def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
@@ -126,8 +110,8 @@ def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {'inputs': images.numpy()})]
 
 
-def _write_pt2(plain: nn.Module, example: Tensor, path: Path, dynamic_batch: bool) -> None:
-    torch.export.save(torch.export.export(plain, (example,), dynamic_shapes=_dynamic(dynamic_batch)), path)
+def _write_pt2(plain: nn.Module, example: Tensor, path: Path, shapes: dict | None) -> None:
+    torch.export.save(torch.export.export(plain, (example,), dynamic_shapes=shapes), path)
 
 
 def _run_pt2(path: Path, images: Tensor) -> list[Tensor]:

@@ -38,8 +38,7 @@ _trusted: set[str] = set()
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file atomically: at any moment, even after a crash, it has either the old or the new content.
 
-    The data is written and synced to a temporary file in the same folder (``.<name>.<host>.<process>.partial``), which
-    is then renamed.
+    The data goes to a temporary file in the same folder (``.<name>.<host>.<process>.partial``), which is then renamed.
 
     Raises:
         WriteError: the disk is full, or a limit or permission prevents writing; the temporary file is removed.
@@ -125,12 +124,8 @@ def _own_method(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def register_safe_globals() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read mmengine's checkpoints.
-
-    mmengine pickles log buffers and numpy scalars into every checkpoint; without this none of them can be loaded or
-    resumed. Only these few classes are added; none can run code.
-    """
+def _register_safe_globals() -> None:
+    """Allow the log buffers and numpy scalars that mmengine pickles into every checkpoint; none can run code."""
     numbers = [getattr(np.dtypes, f'{k}DType') for k in ('Bool', 'UInt8', 'Int32', 'Int64', 'Float32', 'Float64')]
     scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
     # Files written with numpy 1 name the last two by their old path.
@@ -319,14 +314,13 @@ _undo: list[Callable[[], None]] = []
 def install() -> None:
     """Patch how mmengine and torch read and write files in this process:
 
-    * ``torch.load(weights_only=True)`` accepts the few classes that mmengine writes (:func:`register_safe_globals`);
+    * ``torch.load(weights_only=True)``, the default since torch 2.6, accepts the few classes that mmengine writes;
     * mmengine's checkpoint loaders read weights only, and report damaged files;
     * mmengine writes local files atomically (:class:`WholeFileBackend`);
     * ``mmseg::…`` and similar names find the installed host libraries, and install nothing.
 
-    The tools and, before a run, this package's hooks call it: without it mmengine cannot resume from its own files with
-    torch 2.6 and later. Importing lckd_mm or building a Distiller does not call it. A second call does nothing;
-    :func:`uninstall` reverts it.
+    The tools and, before a run, this package's hooks call it: without it mmengine cannot resume from its own files.
+    Importing lckd_mm or building a Distiller does not. A second call does nothing; :func:`uninstall` reverts it.
     """
     if _undo:
         return
@@ -336,7 +330,7 @@ def install() -> None:
     allowed = torch.serialization.get_safe_globals()
     _undo.append(functools.partial(torch.serialization.add_safe_globals, allowed))
     _undo.append(torch.serialization.clear_safe_globals)  # undone in reverse: first this, then the line above
-    register_safe_globals()
+    _register_safe_globals()
     fork = getattr(mmengine.runner.checkpoint, '_safe_torch_load', None)
     if fork is not None:
         mmengine.runner.checkpoint._safe_torch_load = _fork_load
