@@ -221,9 +221,8 @@ def add_hooks(cfg: Config) -> None:
     DistillationHook and NonFiniteHook, or OnlineHook if nets learn together. Values that the config sets, such as
     ``default_hooks.non_finite.action``, are kept.
     """
-    # A Config stores a copy of what is assigned, so fetch each dict again after setting it.
     cfg.setdefault('default_hooks', {})
-    hooks = cfg.default_hooks
+    hooks = cfg.default_hooks  # a Config stores a copy of what is assigned
     kinds = dict(OWN_HOOKS)
     if is_online(cfg):
         kinds.update(distillation='lckd_mm.OnlineHook')

@@ -36,12 +36,9 @@ def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth:
 
 
 def _draw_segmentation(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
+    """Coloured labels blended with the image; ignored pixels, and those with a black colour, show it dimmed."""
     labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
-    return overlay_labels(image, labels, np.array(meta['palette'], np.uint8))
-
-
-def overlay_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Blend coloured labels with an image; ignored pixels, and those with a black colour, show the image dimmed."""
+    palette = np.array(meta['palette'], np.uint8)
     if labels.shape != image.shape[:2]:
         labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     colours = np.zeros_like(image)

@@ -36,6 +36,7 @@ class ClassBiasMetric(BaseMetric):
         smoothing: a pseudo-count added to the true and false positives and negatives of both nets; with 0, classes
             with a reference rate of 0 are left out.
         ignore_index: label of pixels to ignore in segmentation.
+        base: arguments of mmengine's ``BaseMetric``.
     Raises:
         FileNotFoundError: no such file. ValueError: an unknown convention, a negative smoothing, an unsafe file, boxes,
             samples that the reference lacks.
@@ -46,16 +47,9 @@ class ClassBiasMetric(BaseMetric):
     default_prefix = 'class_bias'
 
     def __init__(
-        self,
-        reference: str,
-        convention: str = '2022',
-        smoothing: float = 0.0,
-        ignore_index: int = 255,
-        collect_device: str = 'cpu',
-        prefix: str | None = None,
-        collect_dir: str | None = None,
+        self, reference: str, convention: str = '2022', smoothing: float = 0.0, ignore_index: int = 255, **base: Any
     ):
-        super().__init__(collect_device, prefix, collect_dir)
+        super().__init__(**base)
         self.convention = arguments.choice('ClassBiasMetric', 'convention', convention, CONVENTIONS)
         self.smoothing = arguments.number('ClassBiasMetric', 'smoothing', smoothing, at_least=0)
         self.ignore_index = ignore_index
@@ -77,7 +71,10 @@ class ClassBiasMetric(BaseMetric):
             expected, reference = self._reference[key]
             if not torch.equal(expected.long(), truth.long()):
                 raise ValueError(f'ClassBiasMetric: {key!r} has another truth in the reference, a file of other data')
-            self.results.append(count_triples(truth, predicted, reference, self.ignore_index))
+            # The distinct triples of labels, with their counts; ignore_index applies to maps only.
+            valid = (truth != self.ignore_index) if truth.dim() else torch.ones_like(truth, dtype=torch.bool)
+            triples = torch.stack([x[valid].long().flatten() for x in (truth, predicted, reference)])
+            self.results.append(torch.unique(triples, dim=1, return_counts=True))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         names = list((self.dataset_meta or {}).get('classes') or ())
@@ -109,17 +106,6 @@ class DumpPredictions(DumpResults):
     def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
         lean = [{k: v for k, v in sample.items() if k not in ('seg_logits', 'i_seg_logits')} for sample in predictions]
         super().process(data_batch, lean)
-
-
-def count_triples(truth: Tensor, predicted: Tensor, reference: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The distinct triples (truth, prediction, reference's prediction) of a sample's pixels, with their counts.
-
-    Returns:
-        ``(3, K)`` and ``(K,)``, int64. ``ignore_index`` applies to maps only.
-    """
-    valid = (truth != ignore_index) if truth.dim() else torch.ones_like(truth, dtype=torch.bool)
-    triples = torch.stack([x[valid].long().flatten() for x in (truth, predicted, reference)])
-    return torch.unique(triples, dim=1, return_counts=True)
 
 
 def bias_table(

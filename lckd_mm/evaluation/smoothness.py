@@ -133,12 +133,8 @@ def stage_map(
     start, end = (point.tap for point in stage)
 
     def function(front: Tensor, images: Tensor = inputs) -> Tensor:
-        with (
-            net.taps.record(net.model, [end], stop=True) as features,
-            net.taps.substitute(net.model, start, front),
-        ):
-            net.model(net.convert(images, samples), samples, mode='tensor')
-        return features[end]
+        with net.taps.substitute(net.model, start, front):
+            return features_of(net, [end], images, samples)[end]
 
     with torch.enable_grad():
         images = inputs.detach().clone().requires_grad_()

@@ -78,7 +78,6 @@ class DistillationHook(Hook):
 
     @torch.no_grad()
     def before_train(self, runner) -> None:
-        """Fit the connectors that need training images (margins without BatchNorm, auto-encoders), or load them."""
         model = distiller_of(runner, 'DistillationHook')
         if runner._load_from and not runner._resume:
             # load_from has just overwritten the weights that the student inherited from the teacher.
@@ -92,11 +91,11 @@ class DistillationHook(Hook):
         self.before_run(runner)
         model = distiller_of(runner, 'DistillationHook')
         model.init_weights()
-        waiting = _waiting(model)
-        if not waiting:
+        names = tuple(f'{name}.' for name in _waiting(model))
+        if not names:
             raise ValueError('DistillationHook: no connector of this config needs training images: nothing to fit')
         self.before_train(runner)
-        return {k: v for k, v in model.distillation_state().items() if k.startswith(tuple(f'{n}.' for n in waiting))}
+        return {key: value for key, value in model.distillation_state().items() if key.startswith(names)}
 
     def _load_fitted(self, runner, model: Distiller, waiting: dict[str, tuple[str, torch.nn.Module]]) -> None:
         who = f'DistillationHook: fitted={self.fitted!r}'
@@ -121,8 +120,8 @@ class DistillationHook(Hook):
         loader_cfg.update(num_workers=0, persistent_workers=False)
         pairs = list(waiting.values())
         with preserved_rng():
-            # A separate loader: the run's own sampler would continue where this one stops.
-            # All ranks share one order of the images, even if each has its own seed.
+            # A separate loader: the run's own sampler would continue where this one stops. All ranks share one order of
+            # the images, even if each has its own seed.
             seeds = runner.cfg.get('randomness') or {}
             loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
             batches = max(connector.batches for _, connector in pairs)

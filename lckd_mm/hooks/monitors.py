@@ -79,8 +79,7 @@ class LipschitzMonitorHook(Hook):
             self._scalars[f'sigma_student/{pair}'] = raw.mean().item()
             self._scalars[f'sigma_teacher/{pair}'] = target.mean().item()
             if s1 in after and s2 in after:
-                sigma = transmitting_norm(after[s1], after[s2])
-                self._scalars[f'sigma_connected/{pair}'] = sigma.mean().item()
+                self._scalars[f'sigma_connected/{pair}'] = transmitting_norm(after[s1], after[s2]).mean().item()
         self._scalars['sigma_gap'] = torch.stack(gaps).mean().item()
         total, logged = self._parse(losses)
         for name in connected:
@@ -126,10 +125,9 @@ class TeacherCheckHook(Hook):
 
 @HOOKS.register_module()
 class TeacherReferenceHook(Hook):
-    """Passes the teacher's predictions on the validation set to each metric that needs them.
+    """Passes the teacher's predictions to the metrics that compare with them, during the first validation.
 
-    These are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``. The teacher predicts
-    each batch during the first validation, and the metric keeps the predictions.
+    These are :class:`~lckd_mm.evaluation.metrics.ClassBiasMetric` with ``reference='teacher'``.
 
     Raises:
         ValueError: the validation has no such metric.
