@@ -24,7 +24,6 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
-from lckd_mm.evaluation.drawing import side_by_side
 from lckd_mm.functional import transmitting_norm
 from lckd_mm.hooks import ConnectorWarmupHook, LossWeightHook, epoch_length
 
@@ -193,14 +192,6 @@ def test_hooks_say_so_on_a_plain_model(scenes, tmp_path):
     cfg.custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', on=list(STAGES))]
     with pytest.raises(TypeError, match=r'EncoderDecoder, not an lckd_mm\.Distiller'):
         run(cfg)
-
-
-def test_side_by_side_keeps_the_panels():
-    import numpy as np
-
-    row = side_by_side({'a': np.full((10, 10, 3), 7, np.uint8), 'b': np.full((10, 20, 3), 9, np.uint8)}, height=50)
-    assert row.shape == (70, 50 + 4 + 100 + 4, 3)
-    assert (row[20:, :50] == 7).all() and (row[20:, 54:154] == 9).all()
 
 
 def predictions_of(host, scenes, tmp_path, teacher_file, data, evaluator, visualizer, **extra):

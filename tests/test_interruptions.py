@@ -13,16 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from run_helpers import (
-    ROOT,
-    config,
-    count,
-    distiller,
-    run,
-    scenes,
-    segmentor,
-    validation,
-)  # fmt: skip
+from run_helpers import ROOT, config, count, distiller, run, scenes, segmentor, validation
 
 from lckd_mm.contexts import preserved_rng
 from lckd_mm.errors import WriteError

@@ -15,17 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.structures import PixelData
-from run_helpers import (
-    HOOK,
-    ROOT,
-    config,
-    distiller,
-    run,
-    scenes,
-    segmentor,
-    teacher_file,
-    validation,
-)  # fmt: skip
+from run_helpers import HOOK, ROOT, config, distiller, run, scenes, segmentor, teacher_file, validation
 
 from lckd_mm import cli
 from lckd_mm.evaluation.metrics import ClassBiasMetric, DumpPredictions
