@@ -129,5 +129,5 @@ def test_resuming_a_plain_run_as_a_distillation_is_refused(scenes, tmp_path, tea
     run(config('mmseg', scenes, tmp_path / 'plain', segmentor(4), iters=10))
     cfg = seg_distillation(scenes, tmp_path / 'kd', teacher_file)
     cfg.resume, cfg.load_from = True, str(tmp_path / 'plain' / 'iter_10.pth')
-    with pytest.raises(ValueError, match=r"no 'lckd_mm' key.*load_from"):
+    with pytest.raises(ValueError, match=r"'lckd_mm'.*DistillationHook.*load_from"):
         run(cfg)

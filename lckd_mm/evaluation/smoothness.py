@@ -22,9 +22,6 @@ from ..registry import MODELS
 from ..taps import FeatureTaps
 from ..taps.presets import preset_taps
 
-#: Maps images from the student's preprocessor, with their samples, to a net's own input.
-Convert = Callable[[Tensor, list | None], Tensor]
-
 
 @dataclass
 class Net:
@@ -32,7 +29,7 @@ class Net:
 
     model: nn.Module
     taps: FeatureTaps
-    convert: Convert = lambda inputs, samples: inputs
+    convert: Callable[[Tensor, list | None], Tensor] = lambda inputs, samples: inputs
 
 
 class Point(NamedTuple):

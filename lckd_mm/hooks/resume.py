@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -185,9 +185,6 @@ class _Rewound:
 
     def __init__(self, loop: IterBasedTrainLoop, skip: int, put_back: Callable[[], None]):
         self._loop, self._iterator, self._left, self._put_back = loop, loop.dataloader_iterator, skip, put_back
-
-    def __iter__(self) -> Iterator:
-        return self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterator, name)
