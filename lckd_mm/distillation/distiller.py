@@ -5,23 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from mmengine.dist import broadcast, is_distributed
+from mmengine.dist import broadcast
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..contexts import Moment, preserved_rng
-from ..hosts import build_named_model, host_of, own_losses, training_size
+from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
-from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
-from .student import StudentModel
+from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
+from .student import TERM_SEED, StudentModel
 from .teacher import FrozenTeacher
 from .term import Batch, Term
-
-# Seed offset that keeps the connectors' random numbers apart from the student's.
-_CONNECTOR_SEED = 0x1C4D
 
 
 @MODELS.register_module()
@@ -78,24 +74,21 @@ class Distiller(StudentModel):
                 f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
             )
         terms = inherited(terms, 'Distiller')
-        student = dict(student)
-        dry_run_size = as_size('Distiller', dry_run_size)
-        if isinstance(data_preprocessor, Mapping):
-            student.setdefault('data_preprocessor', data_preprocessor)
         # The student first: nothing else may draw random numbers before or while it is built.
-        net = build_named_model(student, None, 'student')
-        if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(f'Distiller: the student {type(net).__name__} is not from mmpretrain, mmseg or mmdet')
+        net = build_named_model(student, 'student', preprocessor=data_preprocessor)
+        size = image_size('Distiller', dry_run_size, net)
         super().__init__(net, init_cfg)
-        with preserved_rng(torch.initial_seed() + _CONNECTOR_SEED):
+        with preserved_rng(torch.initial_seed() + TERM_SEED):
             # A plain attribute, not a submodule.
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = merge_taps('student', net, taps, student_taps)
             self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
-            only_with_loss = self._dry_run(dry_run_size)
+            with DefaultScope.overwrite_default_scope(self.teacher.scope):
+                trace_taps(self.teacher_taps, self.teacher.model, size)
+            only_with_loss = trace_taps(self.student_taps, net, size, with_loss=True)
             self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
-            rehearse(self.terms, net, dry_run_size, only_with_loss)
+            rehearse(self.terms, net, size, only_with_loss)
         self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
             self._common_tensors(path)
@@ -104,8 +97,6 @@ class Distiller(StudentModel):
         #: connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready = False
-        #: True while a hook stores the connectors in checkpoints.
-        self.state_is_stored = False
 
     def init_weights(self) -> None:
         """Call the student's own init_weights, then load the teacher; Runner calls this before training."""
@@ -114,23 +105,16 @@ class Distiller(StudentModel):
             self.teacher.load()
         self.terms.bind(self.teacher.model)
         self.copy_teacher_weights()
-        if is_distributed():
-            # Runner broadcasts the state dict, which holds only the student.
-            for tensor in self.terms.state_dict().values():
-                broadcast(tensor)
-        if not self.state_is_stored and any(True for _ in self.terms.state_dict()):
+        # Runner broadcasts the state dict, which holds only the student.
+        for tensor in self.terms.state_dict().values():
+            broadcast(tensor)
+        if self.terms.state_dict() and not self.state_is_stored:
             print_log(
                 'Distiller: its connectors will be in no checkpoint, so that a resumed run would begin with new ones; '
                 "add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as tools/train.py does",
                 logger='current',
                 level=logging.WARNING,
             )
-
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
-        """``mode='loss'`` distils; any other mode is the student's own forward."""
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        return self.student(inputs, data_samples, mode=mode)
 
     # Hooks added inside or after torch.compile do not fire, so this runs uncompiled under a compiled train_step.
     @torch.compiler.disable
@@ -240,10 +224,3 @@ class Distiller(StudentModel):
         if self.observers:
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
         return self.terms.used()
-
-    def _dry_run(self, size: tuple[int, int] | None) -> set[str]:
-        """Run both nets once on a dummy image; returns the student's taps that fire only with the loss."""
-        size = size or training_size(self.student)
-        with DefaultScope.overwrite_default_scope(self.teacher.scope):
-            trace_taps(self.teacher_taps, self.teacher.model, size)
-        return trace_taps(self.student_taps, self.student, size, with_loss=True)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
+from ..contexts import eval_mode
 from ..errors import one_line
 from ..hosts import fabricate_samples, run_once, training_size
 from ..taps import LIST_ALL, FeatureTaps
 from ..taps.presets import preset_taps
-from .side import Connected
+from .objective import Objective
+from .side import Connected, Feature
 from .term import Batch, Term
 
 #: Tap name to address, a preset's name, or a list of these.
@@ -34,10 +36,10 @@ def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
     return FeatureTaps(addresses, role)
 
 
-def as_size(who: str, size: Any) -> tuple[int, int] | None:
-    """Height and width, from one integer or two."""
+def image_size(who: str, size: Any, student: nn.Module) -> tuple[int, int]:
+    """Height and width of the dummy image, from one integer or two; None stands for the student's training size."""
     if size is None:
-        return None
+        return training_size(student)
     sides = [size, size] if isinstance(size, int) else arguments.sequence(who, 'dry_run_size', size, 'two sides')
     if len(sides) != 2:
         raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
@@ -69,38 +71,26 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_
     return only_with_loss
 
 
-def rehearse(
-    terms: Mapping[str, Term], student: nn.Module, size: tuple[int, int] | None, only_with_loss: set[str]
-) -> None:
+def rehearse(terms: Objective, student: nn.Module, size: tuple[int, int], only_with_loss: set[str]) -> None:
     """Run every term once on zeros of the traced shapes, so that mismatched shapes raise here.
 
     Args:
         student: the net for which dummy samples are made.
-        size: size of the dummy image; by default the student's training size.
+        size: height and width of the dummy image.
         only_with_loss: the student's taps that fire only with the loss.
     """
+    first: Term = next(iter(terms.values()))
 
-    def zeros(taps: FeatureTaps) -> dict:
-        return {
-            name: [torch.zeros(shape) for shape in trace.shapes]
-            if taps.addresses[name].call == '*'
-            else torch.zeros(trace.shapes[0])
-            for name, trace in taps.traces.items()
-        }
+    def features(images: Tensor, *_) -> list[dict[str, Feature]]:
+        # They depend on the images, for losses that differentiate with respect to them.
+        zero, sides = 0 * images.sum(), []
+        for taps in (first.student.taps, first.teacher.taps):
+            zeros = {name: [zero + torch.zeros(shape) for shape in t.shapes] for name, t in taps.traces.items()}
+            sides.append({n: of if taps.addresses[n].call == '*' else of[0] for n, of in zeros.items()})
+        return sides
 
-    first = next(iter(terms.values()))
-    s, t = zeros(first.student.taps), zeros(first.teacher.taps)
-    size = size or training_size(student)
-
-    def replay(images: Tensor, *_) -> tuple[dict, dict]:
-        # The features depend on the images, for losses that differentiate with respect to them.
-        nothing = 0 * images.sum()
-        return tuple(
-            {n: [y + nothing for y in x] if isinstance(x, list) else x + nothing for n, x in side.items()}
-            for side in (s, t)
-        )
-
-    batch = Batch(s, t, torch.zeros(1, 3, *size), fabricate_samples(student, 1, size), replay=replay)
+    images = torch.zeros(1, 3, *size)
+    batch = Batch(*features(images), images, fabricate_samples(student, 1, size), replay=features)
     done: Connected = {}
     for name, term in terms.items():
         unseen = sorted(only_with_loss.intersection(term.student.names))
@@ -109,10 +99,8 @@ def rehearse(
                 f'term {name!r}: {term.loss_name} runs the nets again without their losses, and student '
                 f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
             )
-        mode = [(m, m.training) for m in term.modules()]
-        term.eval()
         try:
-            with torch.no_grad():
+            with eval_mode(term):
                 value = term(batch, done)
         except Exception as error:  # a loss or connector may raise anything on features that do not fit
             shapes = [
@@ -122,9 +110,6 @@ def rehearse(
             raise ValueError(
                 f'term {name!r}: {term.loss_name} does not take these features ({"; ".join(shapes)}): {one_line(error)}'
             ) from error
-        finally:
-            for module, training in mode:
-                module.training = training
         if not isinstance(value, Tensor) or value.dim() != 0:
             given = tuple(value.shape) if isinstance(value, Tensor) else f'a {type(value).__name__}'
             raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')

@@ -6,11 +6,11 @@ Gradients are checked by :class:`~lckd_mm.hooks.NonFiniteHook`.
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from mmengine.dist import all_reduce, is_distributed
+from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from .side import Feature
+from .side import Feature, levels
 from .term import Batch, Term
 
 ADVICE = (
@@ -32,8 +32,6 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 def on_all_ranks(finite: Tensor) -> bool:
     """Whether the flag is true on all ranks, so that they stop or skip a step together. Synchronises the device."""
-    if not is_distributed():
-        return bool(finite)
     flag = finite.to(torch.uint8)
     all_reduce(flag, 'min')
     return bool(flag)
@@ -76,19 +74,19 @@ def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
     for side, features in ((term.student, batch.student), (term.teacher, batch.teacher)):
         for name in side.names:
             where = f'{side.taps.role} tap {name!r} ({str(side.taps.addresses[name])!r})'
-            for level in _levels(features[name]):
-                if not all_finite([level]):
-                    return f'{where} holds nan or infinity{_why(side.taps.role, level.dtype)}'
-                largest = max(largest, (level.detach().abs().max().item(), where))
+            for tensor in levels(features[name]):
+                if not all_finite([tensor]):
+                    return f'{where} holds nan or infinity{_why(side.taps.role, tensor.dtype)}'
+                largest = max(largest, (tensor.detach().abs().max().item(), where))
     for name, feature in connected.items():
-        if not all_finite(_levels(feature)):
+        if not all_finite(levels(feature)):
             return (
                 f'its connector at student tap {name!r} turns a finite feature into nan or infinity; lower the '
                 'learning rate or the weight of the term'
             )
     return (
-        f'its features are finite, the largest {largest[0]:.3g} at {largest[1]}, so the cause is in '
-        f'{type(term.loss).__name__} itself'
+        f'its features are finite, the largest {largest[0]:.3g} at {largest[1]}, so the cause is in {term.loss_name} '
+        'itself'
     )
 
 
@@ -98,7 +96,3 @@ def _why(role: str, dtype: torch.dtype) -> str:
     if role == 'teacher':
         return '; check its checkpoint, and how its images are normalised'
     return ': the student itself diverges; lower its learning rate or the weights of the terms, or clip its gradient'
-
-
-def _levels(feature: Feature) -> list[Tensor]:
-    return [feature] if isinstance(feature, Tensor) else feature

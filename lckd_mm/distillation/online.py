@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce_params, broadcast, get_rank, is_distributed
+from mmengine.dist import all_reduce_params, broadcast, get_rank
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
@@ -14,16 +14,16 @@ from torch.func import functional_call
 
 from .. import arguments
 from ..contexts import Moment, preserved_rng
-from ..hosts import build_named_model, host_of, normalisation, own_losses, training_size
+from ..hosts import build_named_model, normalisation, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
-from .dry_run import Taps, as_size, merge_taps, rehearse, trace_taps
+from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
 from .side import detached
-from .student import StudentModel
+from .student import TERM_SEED, StudentModel
 from .term import Batch, Term
 
-# Seed offsets that keep the random numbers of the terms' modules and of the peers apart from net 0's.
-_TERM_SEED, _PEER_SEED = 0x1C4D, 0x9EE5
+# Seed offset that keeps the random numbers of the peers apart from net 0's.
+_PEER_SEED = 0x9EE5
 #: The optimizer names that every config may use; all others come from ``steps``.
 NETS, CRITICS = 'nets', 'critics'
 
@@ -78,36 +78,27 @@ class OnlineDistiller(StudentModel):
         if not isinstance(nets, Sequence) or len(nets) < 2 or not all(isinstance(net, Mapping) for net in nets):
             raise ValueError('OnlineDistiller: nets must be a list of two or more model dicts')
         terms = inherited(terms, 'OnlineDistiller')
-        size = as_size('OnlineDistiller', dry_run_size)
-        configs = [dict(net) for net in nets]
-        if isinstance(data_preprocessor, Mapping):
-            for config in configs:
-                config.setdefault('data_preprocessor', data_preprocessor)
         # Net 0 first: nothing else may draw random numbers before or while it is built.
-        first = self._built(configs[0], 0)
+        first = build_named_model(nets[0], 'net 0', preprocessor=data_preprocessor)
+        size = image_size('OnlineDistiller', dry_run_size, first)
         super().__init__(first, init_cfg)
-        others = []
-        for k, config in enumerate(configs[1:], 1):
-            with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
-                others.append(self._built(config, k))
-        self.peers = nn.ModuleList(others)
-        self.steps = {name: list(of) for name, of in (steps or {}).items()}
-        self._check_steps(terms)
-        expected = normalisation(first.data_preprocessor)
-        for k, net in enumerate(self.peers, 1):
-            if normalisation(net.data_preprocessor) != expected:
+        self.peers = nn.ModuleList()
+        for k, config in enumerate(nets[1:], 1):
+            with self._seeded(k):
+                net = build_named_model(config, f'net {k}', preprocessor=data_preprocessor)
+            if normalisation(net.data_preprocessor) != normalisation(first.data_preprocessor):
                 raise ValueError(
                     f'OnlineDistiller: net {k} normalises images differently from net 0, and all nets get the same '
                     'batch; give them one data_preprocessor'
                 )
+            self.peers.append(net)
+        self.steps = {name: list(of) for name, of in (steps or {}).items()}
+        self._check_steps(terms)
         #: (k, j): net k learns from net j.
         self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
-        with preserved_rng(torch.initial_seed() + _TERM_SEED):
+        with preserved_rng(torch.initial_seed() + TERM_SEED):
             self.net_taps = [merge_taps(f'net {k}', net, taps, None) for k, net in enumerate(self.nets)]
-            only_with_loss = [
-                trace_taps(of, net, size or training_size(first), with_loss=True)
-                for of, net in zip(self.net_taps, self.nets)
-            ]
+            only_with_loss = [trace_taps(of, net, size, True) for of, net in zip(self.net_taps, self.nets)]
             #: 'net<k>_from<j>' to the objective in which net k learns from net j.
             self.terms = nn.ModuleDict()
             for k, j in self.pairs:
@@ -116,20 +107,11 @@ class OnlineDistiller(StudentModel):
                 for term in objective.values():
                     self._refuse_bound(term)
                 self.terms[_pair(k, j)] = objective
-                rehearse(objective, self.nets[k], size or training_size(first), only_with_loss[k])
+                rehearse(objective, self.nets[k], size, only_with_loss[k])
         self._passes = 0
         # Gradients by optimizer name, kept while an optimizer accumulates over several batches.
         self._held: dict[str, list[Tensor | None]] = {}
-        #: True while a hook stores the other nets in checkpoints.
-        self.state_is_stored = False
         self.register_load_state_dict_pre_hook(_import_peers)
-
-    @staticmethod
-    def _built(config: dict, k: int) -> BaseModel:
-        net = build_named_model(config, None, f'net {k}')
-        if not isinstance(net, BaseModel) or host_of(net) is None:
-            raise TypeError(f'OnlineDistiller: net {k} ({type(net).__name__}) is not from mmpretrain, mmseg or mmdet')
-        return net
 
     @property
     def nets(self) -> list[BaseModel]:
@@ -158,19 +140,12 @@ class OnlineDistiller(StudentModel):
         """Call net 0's own init_weights, and every other net's with a seed of its own."""
         self.student.init_weights()
         for k, net in enumerate(self.peers, 1):
-            with preserved_rng(torch.initial_seed() + _PEER_SEED * k):
+            with self._seeded(k):
                 net.init_weights()
-        if is_distributed():
-            # Runner broadcasts the state dict, which holds only net 0.
-            for module in (self.peers, self.terms):
-                for tensor in module.state_dict().values():
-                    broadcast(tensor)
-
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
-        """``mode='loss'`` trains all nets; any other mode is net 0's own forward."""
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        return self.student(inputs, data_samples, mode=mode)
+        # Runner broadcasts the state dict, which holds only net 0.
+        for module in (self.peers, self.terms):
+            for tensor in module.state_dict().values():
+                broadcast(tensor)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """Each net's own losses and terms, as ``net<k>.<name>``. The features are freed when this returns.
@@ -184,7 +159,7 @@ class OnlineDistiller(StudentModel):
         self._passes += self.training
         for k, net in enumerate(self.nets):
             names, trained = self._recorded(k)
-            with self._stream(k):
+            with self._seeded(k, 7919 * self._passes + 1_000_003 * get_rank()):
                 moments.append(Moment(inputs.device))
                 trained = trained if torch.is_grad_enabled() else []
                 with self.net_taps[k].record(net, names, require_grad=trained) as recorded:
@@ -199,11 +174,10 @@ class OnlineDistiller(StudentModel):
             losses |= {f'net{k}.{name}': value for name, value in terms.items()}
         return losses
 
-    def _stream(self, k: int) -> contextlib.AbstractContextManager:
-        """Seeds the random numbers of net k's pass; net 0 uses the global ones, as when trained alone."""
-        if k == 0:
-            return contextlib.nullcontext()
-        return preserved_rng(torch.initial_seed() + _PEER_SEED * k + 7919 * self._passes + 1_000_003 * get_rank())
+    @staticmethod
+    def _seeded(k: int, offset: int = 0) -> contextlib.AbstractContextManager:
+        """Random numbers of net k's own; net 0 uses the global ones, as when trained alone."""
+        return preserved_rng(torch.initial_seed() + _PEER_SEED * k + offset) if k else contextlib.nullcontext()
 
     def _recorded(self, k: int) -> tuple[list[str], list[str]]:
         """The taps of net k to record, and those of them that must carry gradient."""
@@ -258,12 +232,12 @@ class OnlineDistiller(StudentModel):
 
     def _objective(self, name: str, losses: dict) -> Tensor:
         """The sum of the losses that the optimizer ``name`` minimises."""
-        steps = {f'net{k}.{key}': self._step_of(key) for k, _ in self.pairs for key in self.named_terms()}
-        if name == CRITICS:
-            chosen = steps.keys()
-        else:
-            chosen = {key for key in losses if steps.get(key, NETS) == name}
-        return self.parse_losses({key: value for key, value in losses.items() if key in chosen})[0]
+        terms, chosen = self.named_terms(), {}
+        for key, value in losses.items():
+            term = key.partition('.')[2]
+            if term in terms if name == CRITICS else self._step_of(term) == name:
+                chosen[key] = value
+        return self.parse_losses(chosen)[0]
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """One batch: compute all gradients at the current weights, then let the optimizers step in config order.

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from ..storage.checkpoint import export_keys, import_keys
 
+#: Offset of the seed of connectors and other modules of terms, apart from the student's random numbers.
+TERM_SEED = 0x1C4D
+
 
 class StudentModel(BaseModel):
     """Base class of the distillers, which train a host's model, ``self.student``, together with other modules.
@@ -22,8 +25,16 @@ class StudentModel(BaseModel):
         # The property returns the student's preprocessor; registered here too, it would be in the state dict twice.
         del self._modules['data_preprocessor']
         self.student = student
+        #: True while a hook stores in checkpoints what ``state_dict`` leaves out.
+        self.state_is_stored = False
         self._register_state_dict_hook(export_keys)
         self.register_load_state_dict_pre_hook(import_keys)
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
+        """``mode='loss'`` trains; any other mode is the student's own forward."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
 
     @property
     def data_preprocessor(self) -> nn.Module:

@@ -1,20 +1,18 @@
 """FrozenTeacher: the teacher net, kept out of checkpoints, optimizers, DDP buckets and EMA copies."""
 
-import contextlib
 import math
 import re
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from .. import arguments
-from ..contexts import preserved_rng
-from ..hosts import build_named_model, host_of, normalisation, read_model_config, valid_region
+from ..contexts import eval_mode, preserved_rng
+from ..hosts import build_named_model, normalisation, read_model_config, valid_region
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps
 
@@ -41,9 +39,8 @@ class FrozenTeacher:
                 'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_URL), '
                 'since a teacher with random weights would teach noise'
             )
-        allow = (
-            [allow] if isinstance(allow, str) else arguments.sequence('teacher', 'allow', allow, 'regular expressions')
-        )
+        allow = [allow] if isinstance(allow, str) else allow
+        allow = arguments.sequence('teacher', 'allow', allow, 'regular expressions')
         for pattern in allow:
             try:
                 re.compile(arguments.string('teacher', 'allow', pattern))
@@ -53,30 +50,25 @@ class FrozenTeacher:
         cfg, scope = read_model_config(model, 'teacher')
         self.scope = scope
         with preserved_rng():
-            self.model = build_named_model(cfg, scope, 'teacher')
-        if not isinstance(self.model, BaseModel) or host_of(self.model) is None:
-            raise TypeError(f'teacher: {type(self.model).__name__} is not a model of mmpretrain, mmseg or mmdet')
+            self.model = build_named_model(cfg, 'teacher', scope)
         self.has_preprocessor = cfg.get('data_preprocessor') is not None
         self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False
         self._convert: tuple[Tensor, Tensor, bool] | None = None
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
             self.model = revert_sync_batchnorm(self.model)
-        self._freeze()
-
-    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
-        """Returns itself: EMA deep-copies the distiller, and a frozen net can be shared."""
-        return self
-
-    def _freeze(self) -> None:
         self.model.requires_grad_(False)
         self.model.eval()
-        if self.bn == 'batch':
+        if bn == 'batch':
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     # Without tracking, torch passes the kernel no running statistics, so it uses the batch's.
                     module.train()
                     module.track_running_stats = False
+
+    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
+        """Returns itself: EMA deep-copies the distiller, and a frozen net can be shared."""
+        return self
 
     def load(self) -> None:
         """Load the checkpoint strictly; see :func:`lckd_mm.storage.checkpoint.load_strictly`."""
@@ -95,8 +87,7 @@ class FrozenTeacher:
         if own is None or other is None or own == other:
             return
         for who, (mean, std, _) in (('teacher', own), ('student', other)):
-            finite = all(isinstance(x, Real) and math.isfinite(x) for x in mean + std)
-            if len(mean) != 3 or len(std) != 3 or not finite or not all(std):
+            if not len(mean) == len(std) == 3 or not all(map(math.isfinite, mean + std)) or not all(std):
                 raise ValueError(
                     f"{who}: its data_preprocessor's mean and std must be three finite numbers each, std not 0, got "
                     f'{mean} and {std}'
@@ -154,24 +145,10 @@ class FrozenTeacher:
         return features
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:
-        """The teacher's predictions for a batch from a validation loader."""
+        """Predictions for a batch from a validation loader, by the running statistics whatever ``bn`` is."""
         preprocessor = self._preprocessor(student_preprocessor)
         preprocessor.to(next(self.model.parameters()).device)
-        with torch.no_grad(), _eval(self.model):
+        # In eval mode torch uses the running statistics, even with bn='batch'.
+        with eval_mode(self.model):
             data = preprocessor(data, False)
             return self.model(**data, mode='predict')
-
-
-@contextlib.contextmanager
-def _eval(model: nn.Module):
-    """Use the running statistics inside, even with ``bn='batch'``: a teacher is validated as it was published."""
-    batch = [m for m in model.modules() if m.training]
-    for module in batch:
-        module.eval()
-        module.track_running_stats = True
-    try:
-        yield
-    finally:
-        for module in batch:
-            module.train()
-            module.track_running_stats = False

@@ -4,10 +4,11 @@ import contextlib
 import copy
 import importlib.util
 import os
+from collections.abc import Mapping
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -78,14 +79,28 @@ def load_config(source: str, who: str = 'config') -> Config:
         raise ValueError(f'{who}: cannot read the config {source!r}: {one_line(error)}') from error
 
 
-def build_named_model(cfg: dict, scope: str | None, who: str) -> nn.Module:
-    """:func:`build_model`, with any exception of the host turned into a ValueError that begins with ``who``."""
+def build_named_model(
+    cfg: Mapping, who: str, scope: str | None = None, preprocessor: Mapping | nn.Module | None = None
+) -> BaseModel:
+    """:func:`build_model` for a net of a distiller.
+
+    Args:
+        who: names the net in error messages.
+        preprocessor: a config for the net's preprocessor, used if its own config has none; a module is ignored.
+    Raises:
+        ValueError: the host cannot build it. TypeError: it is not a model of a host.
+    """
+    if isinstance(preprocessor, Mapping):
+        cfg = {'data_preprocessor': preprocessor, **cfg}
     try:
-        return build_model(cfg, scope)
+        model = build_model(cfg, scope)
     except Exception as error:
         kind = cfg.get('type')
         name = kind.__name__ if isinstance(kind, type) else repr(kind)
         raise ValueError(f'{who}: its model {name} cannot be built: {one_line(error)}') from error
+    if not isinstance(model, BaseModel) or host_of(model) is None:
+        raise TypeError(f'{who}: {type(model).__name__} is not a model of mmpretrain, mmseg or mmdet')
+    return model
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from .address import Address
-from .modules import is_activation, is_norm, not_inplace
+from .modules import is_activation, is_norm, not_inplace, watch_input, watch_output
 
 LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
 
@@ -95,6 +96,11 @@ class Capture:
 
 @contextlib.contextmanager
 def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str, int] | None = None) -> Iterator[None]:
+    """Feed each capture inside the ``with``.
+
+    Args:
+        countdown: tap name to the number of calls to wait for; Finished is raised after the last. None: never.
+    """
     waiting = None if countdown is None else {n for n, calls in countdown.items() if calls > 0}
 
     def feed(capture: Capture, value: Any) -> None:
@@ -104,62 +110,37 @@ def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str,
             if not waiting:
                 raise Finished
 
-    def output_hook(capture):
-        def hook(module, args, output):
-            feed(capture, output)
-
-        return hook
-
-    def input_hook(capture):
-        def hook(module, args, kwargs):
-            feed(capture, args[0] if args else next(iter(kwargs.values()), None))
-
-        return hook
-
-    handles, read_before = [], []
-    try:
+    with contextlib.ExitStack() as stack:
         for capture in captures:
             module = model.get_submodule(capture.address.path)
             if capture.address.port == 'in':
-                read_before.append(module)
-                handles.append(module.register_forward_pre_hook(input_hook(capture), with_kwargs=True))
+                stack.enter_context(not_inplace([module]))
+                stack.enter_context(watch_input(module, partial(feed, capture)))
             else:
-                handles.append(module.register_forward_hook(output_hook(capture)))
-        with not_inplace(read_before):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+                stack.enter_context(watch_output(module, partial(feed, capture)))
+        yield
 
 
 @contextlib.contextmanager
 def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
     """Let each capture note the path of the normalisation layer that produces its tensor."""
-    last: list[str | None] = [None]
+    last: str | None = None
 
-    def note(path: str | None) -> Callable[..., None]:
-        def hook(*_) -> None:
-            last[0] = path
+    def note(path: str | None, _: Any) -> None:
+        nonlocal last
+        last = path
 
-        return hook
-
-    handles = []
-    norms = set()
-    for path, module in model.named_modules():
-        if is_norm(module):
-            norms.add(path)
-        # Ignore a block's projection, a parallel branch that some hosts run after the block's last layer.
-        if {'downsample', 'shortcut'} & set(path.split('.')):
-            continue
-        if is_norm(module):
-            handles.append(module.register_forward_hook(note(path)))
-        elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            handles.append(module.register_forward_hook(note(None)))
-    for capture in captures:
-        itself = capture.address.path if capture.address.port == 'out' and capture.address.path in norms else None
-        capture.note = lambda itself=itself: itself or last[0]
-    try:
+    with contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            # Ignore a block's projection, a parallel branch that some hosts run after the block's last layer.
+            if {'downsample', 'shortcut'} & set(path.split('.')):
+                continue
+            if is_norm(module):
+                stack.enter_context(watch_output(module, partial(note, path)))
+            elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                stack.enter_context(watch_output(module, partial(note, None)))
+        for capture in captures:
+            path = capture.address.path
+            itself = path if capture.address.port == 'out' and is_norm(model.get_submodule(path)) else None
+            capture.note = lambda itself=itself: itself or last
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

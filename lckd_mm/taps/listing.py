@@ -1,14 +1,16 @@
 """Lists the tensors of a model that can be tapped, with notes on each address; see tools/analysis/list_taps.py."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .address import Address
-from .modules import is_activation, not_inplace
+from .modules import is_activation, not_inplace, watch_input, watch_output
 
 
 @dataclass
@@ -124,46 +126,34 @@ def _watch(
     # Kept alive until the run has ended, so that no id is reused.
     alive: list[Any] = []
 
-    def see(address: Address, module: nn.Module, tensor: Any) -> None:
+    def see(address: Address, tensor: Any) -> None:
         if isinstance(tensor, Tensor):
             before = seen.pop(address, None)
             calls = before.calls + 1 if before else 1
-            seen[address] = _Seen(type(module).__name__, calls, str(tuple(tensor.shape)), tensor, tensor._version)
+            kind = type(modules[address.path]).__name__
+            seen[address] = _Seen(kind, calls, str(tuple(tensor.shape)), tensor, tensor._version)
 
-    def output_hook(path):
-        def hook(module, args, output):
-            alive.append(output)
-            items = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
-            for item, tensor in items:
-                see(Address(path, item), module, tensor)
-            if module in activations and isinstance(output, Tensor):
-                activated[id(output)] = output._version
+    def gave(path: str, output: Any) -> None:
+        alive.append(output)
+        for item, tensor in enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]:
+            see(Address(path, item), tensor)
+        if modules[path] in activations and isinstance(output, Tensor):
+            activated[id(output)] = output._version
 
-        return hook
+    def took(path: str, tensor: Any) -> None:
+        alive.append(tensor)
+        address = Address(path, port='in')
+        see(address, tensor)
+        if isinstance(tensor, Tensor):
+            call = seen[address].calls - 1
+            read.setdefault(id(tensor), []).append((replace(address, call=call), tensor._version))
 
-    def input_hook(path):
-        def hook(module, args, kwargs):
-            tensor = args[0] if args else next(iter(kwargs.values()), None)
-            alive.append(tensor)
-            address = Address(path, port='in')
-            see(address, module, tensor)
-            if isinstance(tensor, Tensor):
-                call = seen[address].calls - 1
-                read.setdefault(id(tensor), []).append((replace(address, call=call), tensor._version))
-
-        return hook
-
-    handles = [module.register_forward_hook(output_hook(path)) for path, module in modules.items()]
-    handles += [
-        module.register_forward_pre_hook(input_hook(path), with_kwargs=True)
-        for path, module in modules.items()
-        if module in activations
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for path, module in modules.items():
+            stack.enter_context(watch_output(module, partial(gave, path)))
+            if module in activations:
+                stack.enter_context(watch_input(module, partial(took, path)))
         # With gradient, do not keep activations for a backward that never comes.
-        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
+        run()
     return seen, read, activated

@@ -1,10 +1,12 @@
-"""Questions about a module: is it an activation or a normalisation layer, does it run in place, is it compiled."""
+"""Modules: what kind one is, whether it is compiled, and hooks that read what goes in and what comes out."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -21,6 +23,20 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer."""
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return isinstance(module, kinds) or 'Norm' in type(module).__name__
+
+
+def watch_output(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandle:
+    """Call ``see`` on each output of the module; the handle, also as a context manager, ends it."""
+    return module.register_forward_hook(lambda _, args, output: see(output))
+
+
+def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandle:
+    """Call ``see`` on the first input of each call, positional or by keyword; as :func:`watch_output`."""
+
+    def hook(_, args: tuple, kwargs: dict) -> None:
+        see(args[0] if args else next(iter(kwargs.values()), None))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Resolves ``@preact`` to the input of the activation that ends a module."""
 
+import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from .address import Address
-from .modules import is_activation, is_norm, not_inplace
+from .modules import is_activation, is_norm, not_inplace, watch_output
 
 
 def resolve_preact(
@@ -25,29 +27,24 @@ def resolve_preact(
     modules = dict(model.named_modules())
     paths = {m: p for p, m in modules.items()}
     leaves = [m for p, m in modules.items() if p and not any(m.children())]
-    activations = [m for m in leaves if is_activation(m)]
     order: list[tuple[nn.Module, int, Any]] = []  # (leaf, its call number, output), in order of execution
     calls: dict[nn.Module, int] = dict.fromkeys(leaves, 0)
     ends: dict[str, tuple[int, Any]] = {}
 
-    def leaf_hook(module, args, output):
+    def leaf_ran(module: nn.Module, output: Any) -> None:
         order.append((module, calls[module], output))
         calls[module] += 1
 
-    def stage_hook(path):
-        def hook(module, args, output):
-            ends[path] = (len(order), output)
+    def stage_ran(path: str, output: Any) -> None:
+        ends[path] = (len(order), output)
 
-        return hook
-
-    handles = [m.register_forward_hook(leaf_hook) for m in leaves]
-    handles += [modules[path].register_forward_hook(stage_hook(path)) for path in stages]
-    try:
-        with not_inplace(activations):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for leaf in leaves:
+            stack.enter_context(watch_output(leaf, partial(leaf_ran, leaf)))
+        for path in stages:
+            stack.enter_context(watch_output(modules[path], partial(stage_ran, path)))
+        stack.enter_context(not_inplace(filter(is_activation, leaves)))
+        run()
     resolved: dict[str, Address] = {}
     for path, taps in stages.items():
         if path not in ends:

@@ -59,6 +59,8 @@ class FeatureTaps:
             KeyError: the model lacks the module; the message names the closest. ValueError: the module lies inside a
             compiled module (torch.compile).
         """
+        # With duplicates: a shared module can be tapped by any of its names.
+        known = dict(model.named_modules(remove_duplicate=False))
         for name, address in self.addresses.items():
             path = self.resolved.get(name, address).path
             compiled = compiled_around(model, path)
@@ -68,9 +70,6 @@ class FeatureTaps:
                     'which torch.compile has compiled, and hooks do not fire inside compiled code; compile only '
                     'modules without taps inside'
                 )
-        # With duplicates: a shared module can be tapped by any of its names.
-        known = dict(model.named_modules(remove_duplicate=False))
-        for name, address in self.addresses.items():
             if address.path not in known:
                 names = [n for n in known if n]
                 close = difflib.get_close_matches(address.path, names, n=3, cutoff=0.5)
@@ -95,21 +94,15 @@ class FeatureTaps:
         names = [n for n in self.addresses if n not in self.traces] if names is None else list(names)
         unresolved = {n: self.addresses[n] for n in names if n not in self.resolved}
         self.resolved |= resolve_preact(model, run, unresolved, self.role)
-        silent = set()
         captures = {n: Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
         with watched_norms(model, captures.values()), attached(model, captures.values()):
             run()
-        for name in names:
-            if name not in captures or captures[name].calls == 0:
-                silent.add(name)
-                continue
-            picked = captures[name].read(require_grad=False)
-            self.traces[name] = Trace(
-                calls=captures[name].calls,
-                shapes=[tuple(x.shape) for x in (picked if isinstance(picked, list) else [picked])],
-                norm=captures[name].noted(),
-            )
-        return silent
+        fired = {name: capture for name, capture in captures.items() if capture.calls}
+        for name, capture in fired.items():
+            picked = capture.read(require_grad=False)
+            shapes = [tuple(x.shape) for x in (picked if isinstance(picked, list) else [picked])]
+            self.traces[name] = Trace(capture.calls, shapes, capture.noted())
+        return set(names) - set(fired)
 
     @contextlib.contextmanager
     def record(
@@ -180,21 +173,15 @@ class FeatureTaps:
             items[address.item] = value
             return type(given)(items) if type(given) in (list, tuple) else type(given)(*items)
 
-        def output_hook(module, args, output):
-            return replaced(output)
-
-        def input_hook(module, args, kwargs):
+        def replaced_input(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
                 return (replaced(args[0]), *args[1:]), kwargs
             key = next(iter(kwargs))
             return args, {**kwargs, key: replaced(kwargs[key])}
 
         if address.port == 'in':
-            handle = module.register_forward_pre_hook(input_hook, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(output_hook)
-        try:
-            with not_inplace([module] if address.port == 'in' else []):
+            with not_inplace([module]), module.register_forward_pre_hook(replaced_input, with_kwargs=True):
                 yield
-        finally:
-            handle.remove()
+        else:
+            with module.register_forward_hook(lambda _, args, output: replaced(output)):
+                yield
