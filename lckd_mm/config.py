@@ -26,8 +26,8 @@ _DATA_HINTS = {
 }
 
 
-def is_distillation(cfg: Config) -> bool:
-    return cfg.model.type in (*DISTILLER, *ONLINE)
+def has_teacher(cfg: Config) -> bool:
+    return cfg.model.type in DISTILLER
 
 
 def is_online(cfg: Config) -> bool:
@@ -35,8 +35,8 @@ def is_online(cfg: Config) -> bool:
     return cfg.model.type in ONLINE
 
 
-def has_teacher(cfg: Config) -> bool:
-    return is_distillation(cfg) and not is_online(cfg)
+def is_distillation(cfg: Config) -> bool:
+    return has_teacher(cfg) or is_online(cfg)
 
 
 def student_config(cfg: Config, net: int = 0) -> Config:
@@ -47,10 +47,13 @@ def student_config(cfg: Config, net: int = 0) -> Config:
     nets = len(cfg.model.nets) if is_online(cfg) else 1
     if not 0 <= net < nets:
         raise ValueError(f'--net {net}: the config has nets 0 to {nets - 1}')
-    cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) if is_distillation(cfg) else cfg
     if is_distillation(cfg):
+        cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
         cfg.model = ConfigDict(cfg.model.nets[net] if is_online(cfg) else cfg.model.student)
-    own = lambda hook: isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')  # noqa: E731
+
+    def own(hook: Any) -> bool:
+        return isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')
+
     cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k not in OWN_HOOKS}
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not own(hook)]
@@ -104,10 +107,9 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
                 continue
             root = dataset.get('data_root') or ''
-            parts = [dataset.get('ann_file')]
             prefix = dataset.get('data_prefix')
-            parts += list(prefix.values()) if isinstance(prefix, dict) else [prefix]
-            for part in [None, *parts]:
+            prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+            for part in (None, dataset.get('ann_file'), *prefixes):
                 path = os.path.join(root, part) if isinstance(part, str) and part else root
                 if path and '://' not in path and not os.path.exists(path):
                     hint = next((h for key, h in _DATA_HINTS.items() if key in path), 'set data_root to where it is')

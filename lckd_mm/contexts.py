@@ -2,27 +2,22 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-RNGState = tuple[Tensor, Tensor | None]
-
-
-def rng_state(device: torch.device) -> RNGState:
-    """torch's random states of the CPU and, if it is a CUDA device, of ``device``."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
-
 
 @contextlib.contextmanager
 def preserved_rng(
-    seed: int | None = None, state: RNGState | None = None, device: torch.device | None = None
+    seed: int | None = None,
+    state: tuple[Tensor, Tensor | None] | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[None]:
     """Restore the random states of Python, numpy and torch (``device``, by default every device in use) on exit.
 
-    Inside, torch starts from ``seed`` or from ``state`` (see :func:`rng_state`), if given.
+    Inside, torch starts from ``seed`` or from ``state`` (of the CPU and of the current GPU, or None), if given.
     """
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -55,17 +50,22 @@ def saved_buffers(model: nn.Module) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def untracked_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in training mode use batch statistics and do not update their running ones."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+def switched(modules: Iterable[nn.Module], name: str, value: bool) -> Iterator[None]:
+    """Set an attribute of the modules; restore each module's own on exit."""
+    before = {module: getattr(module, name) for module in modules}
+    for module in before:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for module, own in before.items():
+            setattr(module, name, own)
+
+
+def untracked_statistics(model: nn.Module) -> contextlib.AbstractContextManager:
+    """BatchNorm layers in training mode use batch statistics and do not update their running ones."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return switched([m for m in norms if m.training and m.track_running_stats], 'track_running_stats', False)
 
 
 @contextlib.contextmanager
@@ -74,17 +74,12 @@ def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
 
     With ``gradient``, gradients are enabled and parameters require them as in training.
     """
-    training = {module: module.training for module in model.modules()}
-    if gradient:
-        # Some backbones freeze their first stages only in train().
-        model.train()
-    model.eval()
-    try:
-        with torch.set_grad_enabled(gradient):
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with switched(model.modules(), 'training', False), torch.set_grad_enabled(gradient):
+        if gradient:
+            # Some backbones freeze their first stages only in train().
+            model.train()
+        model.eval()
+        yield
 
 
 class Moment:
@@ -93,7 +88,7 @@ class Moment:
     def __init__(self, device: torch.device):
         self.kind = device.type
         self.precision = torch.get_autocast_dtype(self.kind), torch.is_autocast_enabled(self.kind)
-        self.state = rng_state(device)
+        self.state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if self.kind == 'cuda' else None
 
     @contextlib.contextmanager
     def again(self, net: nn.Module) -> Iterator[None]:

@@ -10,15 +10,7 @@ from collections.abc import Mapping
 
 try:
     import mmengine
-    from mmengine.registry import DATASETS as MMENGINE_DATASETS
-    from mmengine.registry import HOOKS as MMENGINE_HOOKS
-    from mmengine.registry import METRICS as MMENGINE_METRICS
-    from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
-    from mmengine.registry import MODELS as MMENGINE_MODELS
-    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-    from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-    from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-    from mmengine.registry import Registry
+    from mmengine import registry
     from mmengine.utils import digit_version
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -35,34 +27,20 @@ from torch import nn
 
 from .errors import one_line
 
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='lckd_mm',
-    locations=[
-        'lckd_mm.distillation.distiller',
-        'lckd_mm.distillation.online',
-        'lckd_mm.losses',
-        'lckd_mm.connectors',
-        'lckd_mm.losses.critics',
-        'lckd_mm.backbones',
-        'lckd_mm.heads',
-    ],
-)
-MODEL_WRAPPERS = Registry(
-    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.distillation.online_optim']
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='lckd_mm',
-    locations=['lckd_mm.distillation.online_optim'],
-)
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='lckd_mm', locations=['lckd_mm.hooks'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='lckd_mm', locations=['lckd_mm.evaluation.metrics'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='lckd_mm', locations=['lckd_mm.data.digits'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='lckd_mm', locations=[])
-OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='lckd_mm', locations=['lckd_mm.optim'])
+
+def _child(parent: registry.Registry, *modules: str) -> registry.Registry:
+    """A child of mmengine's registry, for the classes in the given modules of this package."""
+    locations = [f'lckd_mm.{module}' for module in modules]
+    return registry.Registry(parent.name, parent=parent, scope='lckd_mm', locations=locations)
+
+
+MODELS = _child(registry.MODELS, 'distillation', 'losses', 'losses.critics', 'connectors', 'backbones', 'heads')
+MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'distillation.online_optim')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'distillation.online_optim')
+OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'optim')
+HOOKS = _child(registry.HOOKS, 'hooks')
+METRICS = _child(registry.METRICS, 'evaluation.metrics')
+DATASETS = _child(registry.DATASETS, 'data.digits')
 
 
 def registered_class(config: Mapping, who: str) -> type:

@@ -15,7 +15,7 @@ from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
 from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
-from .student import TERM_SEED, StudentModel
+from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .term import Batch, Term
 
@@ -163,7 +163,7 @@ class Distiller(StudentModel):
 
     def distillation_state(self) -> dict[str, Tensor]:
         """Connectors and losses' buffers, stored under a key of their own in the checkpoint."""
-        return self.terms.state()
+        return stored(self.terms)
 
     def load_distillation_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`distillation_state`; ValueError if it belongs to other terms."""
@@ -191,13 +191,13 @@ class Distiller(StudentModel):
 
     def _common_tensors(self, path: str) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a module's tensors in the student and in the teacher that agree in name and shape."""
-        modules = []
+        states = []
         for role, net in (('student', self.student), ('teacher', self.teacher.model)):
             try:
-                modules.append(net.get_submodule(path))
+                states.append(net.get_submodule(path).state_dict(keep_vars=True))
             except AttributeError:
                 raise ValueError(f'inherit: no module {path!r} in the {role} {type(net).__name__}') from None
-        own, theirs = (dict(module.state_dict(keep_vars=True)) for module in modules)
+        own, theirs = states
         agreeing = [(own[key], theirs[key]) for key in own if key in theirs and own[key].shape == theirs[key].shape]
         if not any(tensor.dim() for tensor, _ in agreeing):
             raise ValueError(

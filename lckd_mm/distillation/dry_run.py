@@ -40,11 +40,10 @@ def image_size(who: str, size: Any, student: nn.Module) -> tuple[int, int]:
     """Height and width of the dummy image, from one integer or two; None stands for the student's training size."""
     if size is None:
         return training_size(student)
-    sides = [size, size] if isinstance(size, int) else arguments.sequence(who, 'dry_run_size', size, 'two sides')
+    sides = arguments.integers(who, 'dry_run_size', [size, size] if isinstance(size, int) else size)
     if len(sides) != 2:
         raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
-    height, width = (arguments.integer(who, 'dry_run_size', side) for side in sides)
-    return height, width
+    return tuple(sides)
 
 
 def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_loss: bool = False) -> set[str]:
@@ -62,9 +61,9 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_
     if silent and with_loss:
         silent = taps.trace(model, lambda: _run(model, size, 'loss', taps.role), silent)
     if silent:
-        name = min(silent)
+        tap = min(silent)
         raise ValueError(
-            f'{taps.role} tap {name!r}: {str(taps.addresses[name])!r} never fires: no forward calls this module '
+            f'{taps.role} tap {tap!r}: {str(taps.addresses[tap])!r} never fires: no forward calls this module '
             '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
             + LIST_ALL
         )

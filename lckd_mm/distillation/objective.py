@@ -56,10 +56,6 @@ class Objective(nn.ModuleDict):
         for term in self.values():
             term.bind(teacher)
 
-    def state(self) -> dict[str, Tensor]:
-        """Connectors and losses' buffers, on the CPU, as they are stored."""
-        return {key: value.detach().cpu() for key, value in self.state_dict().items()}
-
 
 def _unique(names: Iterable[list[str]]) -> list[str]:
     return list(dict.fromkeys(name for several in names for name in several))

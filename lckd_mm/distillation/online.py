@@ -19,7 +19,7 @@ from ..registry import MODELS
 from .build import build_objective, inherited
 from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
 from .side import detached
-from .student import TERM_SEED, StudentModel
+from .student import TERM_SEED, StudentModel, stored
 from .term import Batch, Term
 
 # Seed offset that keeps the random numbers of the peers apart from net 0's.
@@ -214,12 +214,10 @@ class OnlineDistiller(StudentModel):
 
     def trained_by(self, name: str, optimizers: Sequence[str]) -> nn.Module:
         """The modules that the optimizer ``name`` trains, if ``optimizers`` are the names of all."""
+        terms = [(key, term) for of_pair in self.terms.values() for key, term in of_pair.items()]
         if name == CRITICS:
-            of_losses = [term.loss for of_pair in self.terms.values() for term in of_pair.values()]
-            return nn.ModuleDict(dict(losses=nn.ModuleList(of_losses)))
-        followed = [
-            term for of_pair in self.terms.values() for key, term in of_pair.items() if self._step_of(key) == name
-        ]
+            return nn.ModuleDict(dict(losses=nn.ModuleList(term.loss for _, term in terms)))
+        followed = [term for key, term in terms if self._step_of(key) == name]
         connectors = [side for term in followed for side in (term.connectors, term.teacher_connectors)]
         modules = dict(student=self.student, peers=self.peers, connectors=nn.ModuleList(connectors))
         if CRITICS not in optimizers:
@@ -280,17 +278,13 @@ class OnlineDistiller(StudentModel):
 
     def distillation_state(self) -> dict[str, Any]:
         """The other nets' state dicts, connectors and losses' modules, for a key of their own in the checkpoint."""
-        nets = [{key: value.detach().cpu() for key, value in net.state_dict().items()} for net in self.peers]
-        terms = {key: value.detach().cpu() for key, value in self.terms.state_dict().items()}
-        return dict(nets=nets, terms=terms, passes=self._passes)
+        return dict(nets=[stored(net) for net in self.peers], terms=stored(self.terms), passes=self._passes)
 
     def load_distillation_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`distillation_state`; ValueError if it belongs to other nets or terms."""
-        if len(state.get('nets', ())) != len(self.peers):
-            raise ValueError(
-                f'OnlineDistiller: the checkpoint holds {len(state.get("nets", ()))} nets beside net 0, the config has '
-                f'{len(self.peers)}'
-            )
+        held, wanted = len(state.get('nets', ())), len(self.peers)
+        if held != wanted:
+            raise ValueError(f'OnlineDistiller: the checkpoint holds {held} nets beside net 0, the config has {wanted}')
         try:
             for net, weights in zip(self.peers, state['nets']):
                 net.load_state_dict(weights)

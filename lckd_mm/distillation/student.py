@@ -12,12 +12,16 @@ from ..storage.checkpoint import export_keys, import_keys
 TERM_SEED = 0x1C4D
 
 
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, as it is stored."""
+    return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+
+
 class StudentModel(BaseModel):
     """Base class of the distillers, which train a host's model, ``self.student``, together with other modules.
 
-    Validation, test and export are the student's. ``state_dict`` holds the student's own keys, without prefix, and
-    nothing else; other trained modules are stored elsewhere. Unknown attributes are looked up on the student, for the
-    hosts' hooks and optimizer constructors.
+    Derived classes define ``loss(inputs, data_samples)``; all else is the student's, as
+    :class:`~lckd_mm.distillation.Distiller` describes it.
     """
 
     def __init__(self, student: BaseModel, init_cfg: dict | None = None):

@@ -123,9 +123,8 @@ def relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:
         )
     boxes = []
     for sample in data_samples:
-        meta = sample.metainfo
+        meta, corners = sample.metainfo, sample.gt_instances.bboxes
         height, width = (meta.get('batch_input_shape') or meta.get('pad_shape') or meta['img_shape'])[:2]
-        corners = sample.gt_instances.bboxes
         corners = getattr(corners, 'tensor', corners)
         boxes.append(corners.to(like) / like.new_tensor([width, height, width, height]))
     return boxes

@@ -24,8 +24,7 @@ class Capture:
         self.name, self.address, self.role, self.keep_all = name, address, role, keep_all
         self.calls = 0
         self.note: Callable[[], Any] = lambda: None
-        self._kept: list[tuple[int, Tensor, int]] = []  # (call, tensor, version)
-        self._notes: list[Any] = []
+        self._kept: list[tuple[int, Tensor, int, Any]] = []  # (call, tensor, version, note)
 
     def __call__(self, value: Any) -> None:
         call, wanted = self.calls, self.address.call
@@ -37,14 +36,12 @@ class Capture:
                 # Only the last calls can be wanted: drop earlier ones to free their memory.
                 del self._kept[: max(0, len(self._kept) + 1 + wanted)]
         tensor = self._select(value)
-        self._kept.append((call, tensor, tensor._version))
-        if self.keep_all:
-            self._notes.append(self.note())
+        self._kept.append((call, tensor, tensor._version, self.note()))
 
     def noted(self) -> Any:
         """The value of :attr:`note` at the wanted call; needs ``keep_all``."""
         wanted = self.address.call
-        return self._notes[wanted if isinstance(wanted, int) else -1]
+        return self._kept[wanted if isinstance(wanted, int) else -1][3]
 
     def _select(self, value: Any) -> Tensor:
         item = self.address.item
@@ -74,7 +71,7 @@ class Capture:
         picked = self._kept
         if wanted != '*':
             picked = [kept for kept in self._kept if kept[0] == (wanted or 0) % self.calls]
-        for _, tensor, version in picked:
+        for _, tensor, version, _ in picked:
             if tensor._version != version:
                 raise self._error(
                     'was overwritten in place after it was read (by an in-place activation or `+=`); tap the input '
@@ -87,7 +84,7 @@ class Capture:
                     'detached, or inside reentrant activation checkpointing; tap elsewhere, unfreeze them, or '
                     'checkpoint with use_reentrant=False, as the hook lckd_mm.ActivationCheckpointHook does'
                 )
-        tensors = [tensor for _, tensor, _ in picked]
+        tensors = [tensor for _, tensor, *_ in picked]
         return tensors if wanted == '*' else tensors[0]
 
     def _error(self, what: str) -> ValueError:

@@ -15,13 +15,30 @@ from .modules import is_activation, not_inplace, watch_input, watch_output
 
 @dataclass
 class Tappable:
-    """A tensor that :func:`list_taps` found to be tappable."""
+    """A tensor that can be tapped: its module's class, how often it was produced in a run, and its last shape.
 
-    address: str
+    ``tensor`` and its version counter are of the last call; it is set to None once the run has been evaluated, to free
+    its memory for the next run.
+    """
+
+    place: Address
     kind: str
     calls: int
     shape: str
-    note: str = ''
+    tensor: Tensor | None
+    version: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(replace(self.place, call=None if self.calls == 1 else -1))
+
+    @property
+    def note(self) -> str:
+        return ', '.join(self.notes)
+
+    def overwritten(self) -> bool:
+        return self.tensor._version != self.version
 
 
 def list_taps(
@@ -55,33 +72,10 @@ def list_taps(
         elif address.path not in paths:
             found[address] = row
             row.notes.append('only with the loss')
-    return [
-        Tappable(
-            str(replace(a, call=None if row.calls == 1 else -1)), row.kind, row.calls, row.shape, ', '.join(row.notes)
-        )
-        for a, row in found.items()
-    ]
+    return list(found.values())
 
 
-@dataclass
-class _Seen:
-    """A tensor of one run: its module's class, how often it was produced, and its version counter at the last call.
-
-    The tensor is set to None once the run has been evaluated, to free its memory for the next run.
-    """
-
-    kind: str
-    calls: int
-    shape: str
-    tensor: Tensor | None
-    version: int
-    notes: list[str] = field(default_factory=list)
-
-    def overwritten(self) -> bool:
-        return self.tensor._version != self.version
-
-
-def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, _Seen]:
+def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, Tappable]:
     modules = {path: module for path, module in model.named_modules() if path}
     activations = [module for module in modules.values() if is_activation(module)]
     # An unchanged run shows what is overwritten. In the second run no activation works in place, so that its input and
@@ -115,12 +109,12 @@ def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> 
 
 def _watch(
     modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
-) -> tuple[dict[Address, _Seen], dict[int, list[tuple[Address, int]]], dict[int, int]]:
+) -> tuple[dict[Address, Tappable], dict[int, list[tuple[Address, int]]], dict[int, int]]:
     """Run once; return the tensors by address, and by tensor id the activations that read it and those that return it.
 
     The last two also have the tensor's version counter at that time.
     """
-    seen: dict[Address, _Seen] = {}
+    seen: dict[Address, Tappable] = {}
     read: dict[int, list[tuple[Address, int]]] = {}
     activated: dict[int, int] = {}
     # Kept alive until the run has ended, so that no id is reused.
@@ -128,10 +122,9 @@ def _watch(
 
     def see(address: Address, tensor: Any) -> None:
         if isinstance(tensor, Tensor):
-            before = seen.pop(address, None)
-            calls = before.calls + 1 if before else 1
-            kind = type(modules[address.path]).__name__
-            seen[address] = _Seen(kind, calls, str(tuple(tensor.shape)), tensor, tensor._version)
+            calls = seen.pop(address).calls + 1 if address in seen else 1
+            kind, shape = type(modules[address.path]).__name__, str(tuple(tensor.shape))
+            seen[address] = Tappable(address, kind, calls, shape, tensor, tensor._version)
 
     def gave(path: str, output: Any) -> None:
         alive.append(output)

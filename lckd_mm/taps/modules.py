@@ -1,12 +1,14 @@
 """Modules: what kind one is, whether it is compiled, and hooks that read what goes in and what comes out."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from ..contexts import switched
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -39,17 +41,9 @@ def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandl
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-@contextlib.contextmanager
-def not_inplace(modules: Iterable[nn.Module]) -> Iterator[None]:
+def not_inplace(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager:
     """Switch ``inplace`` off: an in-place activation would overwrite the input being read."""
-    changed = [m for m in dict.fromkeys(modules) if getattr(m, 'inplace', False) is True]
-    for module in changed:
-        module.inplace = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.inplace = True
+    return switched([m for m in modules if getattr(m, 'inplace', False) is True], 'inplace', False)
 
 
 def compiled_around(model: nn.Module, path: str) -> str | None:
