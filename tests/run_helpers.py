@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from scenes.digit_scenes import write_digit_scenes
 from scenes.scene import CLASSES
 
-from lckd_mm.hosts import build_model
+from lckd_mm.hosts import build_model, fabricate_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 #: `make test-all`: every count as the README states it; `make test` has smaller ones, to stay below ten minutes.
@@ -193,6 +193,12 @@ def distiller(host, student, teacher, path, lipschitz=1.0, kd=1.0, **lipschitz_t
     )  # fmt: skip
 
 
+def distillation(host, teacher_file, **terms):
+    """A Distiller of a narrow net with these terms only."""
+    teacher, path = teacher_file(host)
+    return distiller(host, HOSTS[host][0](4), teacher, path) | dict(terms=terms)
+
+
 def run(cfg, *hooks):
     """Train; ``hooks`` are registered beside the config's, after them."""
     DefaultScope._instance_dict.clear()
@@ -211,6 +217,12 @@ run.count = 0
 def scalars(work_dir):
     (file,) = Path(work_dir).glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def hooks_in(model):
+    """The modules that have a forward or backward hook, and its kind."""
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks')
+    return [(name, kind) for name, module in model.named_modules() for kind in kinds if getattr(module, kind)]
 
 
 HOOK = dict(type='lckd_mm.DistillationHook')
@@ -235,3 +247,31 @@ def teacher_file(tmp_path):
         return cfg, tmp_path / f'teacher-{host}.pth'
 
     return save
+
+
+@pytest.fixture
+def built(teacher_file, scope):
+    """``built('mmseg', width=8, terms=…)``: a Distiller in training, four images and their samples.
+
+    ``taps`` are added to the usual ones, ``terms`` replace them; other keywords are the student's backbone's.
+    """
+
+    def build(host='mmseg', width=4, terms=None, taps=(), bn='eval', prepare=lambda cfg: None, **backbone):
+        teacher, file = teacher_file(host)
+        student = HOSTS[host][0](width)
+        if host == 'mmpretrain':
+            student['data_preprocessor'] = HOSTS[host][3]['data_preprocessor']
+        student['backbone'].update(backbone)
+        cfg = distiller(host, student, teacher, file) | dict(dry_run_size=64)
+        cfg['teacher']['bn'] = bn
+        cfg['taps'].update(taps)
+        cfg['terms'] = terms or cfg['terms']
+        prepare(cfg)
+        scope(host)
+        torch.manual_seed(0)
+        model = build_model(cfg, host)
+        model.init_weights()
+        torch.manual_seed(1)
+        return model.train(), torch.randn(4, 3, 64, 64), fabricate_samples(model.student, 4, (64, 64))
+
+    return build

@@ -11,7 +11,7 @@ from run_helpers import (
     STAGES,
     classifier,
     config,
-    distiller,
+    distillation,
     run,
     scalars,
     scenes,
@@ -54,13 +54,6 @@ METHODS = {
     'loss_noise': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='noise'), on='stage4', **CONNECTED),
     'loss_gradient': dict(loss=dict(type='lckd_mm.JacobianLoss', mode='gradient'), on='logits'),
 }  # fmt: skip
-
-
-def distillation(host, teacher_file, **terms):
-    teacher, path = teacher_file(host)
-    model = distiller(host, HOSTS[host][0](4), teacher, path)
-    model['terms'] = terms
-    return model
 
 
 @pytest.mark.parametrize('host', HOSTS)

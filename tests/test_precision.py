@@ -8,34 +8,12 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from poison import States
-from run_helpers import HOOK, HOSTS, config, count, distiller, run, scenes, segmentor, teacher_file
+from run_helpers import HOOK, HOSTS, built, config, count, distiller, run, scenes, segmentor, teacher_file
 
 from lckd_mm.distillation import NonFiniteError
 from lckd_mm.hooks.non_finite import GradientWatch
-from lckd_mm.hosts import build_model, fabricate_samples
 
 pytestmark = pytest.mark.filterwarnings('ignore')
-
-
-@pytest.fixture
-def built(teacher_file, scope):
-    """``built('mmseg', **terms)``: a Distiller in training, images and samples; terms in place of the usual ones."""
-
-    def build(host, width=4, terms=None, bn='eval'):
-        teacher, file = teacher_file(host)
-        student = HOSTS[host][0](width)
-        if host == 'mmpretrain':
-            student['data_preprocessor'] = HOSTS[host][3]['data_preprocessor']
-        cfg = distiller(host, student, teacher, file)
-        cfg['teacher']['bn'] = bn
-        cfg.update(dry_run_size=64, **({} if terms is None else dict(terms=terms)))
-        scope(host)
-        torch.manual_seed(0)
-        model = build_model(cfg, host)
-        model.init_weights()
-        return model.train(), torch.randn(2, 3, 64, 64), fabricate_samples(model.student, 2, (64, 64))
-
-    return build
 
 
 def last_norms(model):

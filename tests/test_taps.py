@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from run_helpers import hooks_in
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -87,20 +88,15 @@ def image():
     return torch.randn(2, 3, 8, 8)
 
 
-def hooks_in(model):
-    return [
-        (name, kind)
-        for name, module in model.named_modules()
-        for kind, hooks in vars(module).items()
-        if kind.endswith('_hooks') and hooks
-    ]
+def traced(model, image, **addresses):
+    taps = FeatureTaps(addresses)
+    with torch.no_grad():
+        taps.trace(model, lambda: model(image))
+    return taps
 
 
 def record(model, image, require_grad=False, **addresses):
     taps = FeatureTaps(addresses)
-    if any(a.port == 'preact' for a in taps.addresses.values()):
-        with torch.no_grad():
-            taps.trace(model, lambda: model(image))
     with taps.record(model, require_grad=require_grad) as features:
         model(image)
     assert not hooks_in(model)
@@ -348,25 +344,21 @@ def test_preact_is_what_the_last_activation_reads(scope, tiny_fcn, depth):
 
 
 def test_preact_of_an_activation_that_runs_once(image):
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1, inplace=True))
-    wrapped = nn.ModuleDict(dict(stage=model))
-    taps = FeatureTaps(dict(pre='stage@preact', out='stage'))
-    with torch.no_grad():
-        taps.trace(wrapped, lambda: model(image))
-    assert str(taps.resolved['pre']) == 'stage.2@in'
-    with taps.record(wrapped) as f:
+    stage = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1, inplace=True))
+    model = nn.Sequential(stage)
+    taps = traced(model, image, pre='0@preact', out='0')
+    assert str(taps.resolved['pre']) == '0.2@in'
+    with taps.record(model) as f:
         model(image)
     assert torch.equal(nn.functional.leaky_relu(f['pre'], 0.1), f['out'])
 
 
 def test_preact_of_a_stage_whose_activation_runs_again_later(image):
     relu = nn.ReLU()
-    model = nn.ModuleDict(dict(a=nn.Sequential(nn.Conv2d(3, 4, 1), relu), b=nn.Sequential(nn.Conv2d(4, 4, 1), relu)))
-    taps = FeatureTaps(dict(a='a@preact', b='b@preact', a_out='a', b_out='b'))
-    with torch.no_grad():
-        taps.trace(model, lambda: model['b'](model['a'](image)))
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), relu), nn.Sequential(nn.Conv2d(4, 4, 1), relu))
+    taps = traced(model, image, a='0@preact', b='1@preact', a_out='0', b_out='1')
     with taps.record(model) as f:
-        model['b'](model['a'](image))
+        model(image)
     assert torch.equal(f['a'].relu(), f['a_out'])
     assert torch.equal(f['b'].relu(), f['b_out'])
     assert not torch.equal(f['a'], f['b'])
@@ -374,27 +366,22 @@ def test_preact_of_a_stage_whose_activation_runs_again_later(image):
 
 def test_preact_of_a_preactivation_net_raises_with_the_alternatives(image):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Preactivated(), Preactivated())
-    taps = FeatureTaps(dict(stage='1@preact'))
     says = r"'1' does not end in an activation, .* '1' \(its output\), '1.bn' \(its last .* '2.bn' \(the next norm"
-    with pytest.raises(ValueError, match=says), torch.no_grad():
-        taps.trace(model, lambda: model(image))
+    with pytest.raises(ValueError, match=says):
+        traced(model, image, stage='1@preact')
     assert not hooks_in(model)
 
 
 def test_preact_of_a_linear_bottleneck_raises_with_the_alternatives(scope):
     scope('mmpretrain')
-    model = build_model(dict(type='MobileNetV2', widen_factor=0.25))
-    taps = FeatureTaps(dict(stage='layer3@preact'))
-    says = r"'layer3' does not end in an activation.*'layer3.2.conv.2.bn' \(its last norm.*'layer4.0.conv.0.bn'"
+    model, image = build_model(dict(type='MobileNetV2', widen_factor=0.25)), torch.randn(1, 3, 32, 32)
     model.eval()
-    with pytest.raises(ValueError, match=says), torch.no_grad():
-        taps.trace(model, lambda: model(torch.zeros(1, 3, 32, 32)))
+    says = r"'layer3' does not end in an activation.*'layer3.2.conv.2.bn' \(its last norm.*'layer4.0.conv.0.bn'"
+    with pytest.raises(ValueError, match=says):
+        traced(model, image, stage='layer3@preact')
     # It does end in an activation where the stage is the last convolution.
-    taps = FeatureTaps(dict(last='conv2@preact', out='conv2'))
-    with torch.no_grad():
-        taps.trace(model, lambda: model(torch.zeros(1, 3, 32, 32)))
-        with taps.record(model) as f:
-            model(torch.randn(1, 3, 32, 32))
+    with torch.no_grad(), traced(model, image, last='conv2@preact', out='conv2').record(model) as f:
+        model(image)
     assert torch.equal(f['last'].clamp(0, 6), f['out'])
 
 
@@ -426,13 +413,12 @@ def test_preact_of_a_module_that_never_runs_is_silent(net, image):
 )
 def test_stop_leaves_the_forward_after_the_last_tap(net, image, addresses, ran):
     net.eval()
-    taps, calls = FeatureTaps(addresses), []
+    taps, calls = traced(net, image, **addresses), []
 
     def note(name):
         return net.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
 
     with torch.no_grad():
-        taps.trace(net, lambda: net(image))
         with taps.record(net) as whole:
             net(image)
         handles = [note(name) for name in ('layer2.0.conv2', 'layer2.1.conv2', 'split', 'head')]
@@ -449,9 +435,8 @@ def test_stop_leaves_the_forward_after_the_last_tap(net, image, addresses, ran):
 
 
 def test_stop_waits_for_the_taps_asked_for_and_for_all_without_a_trace(net, image):
-    taps, later = FeatureTaps(dict(a='stem', b='split[0]')), []
+    taps, later = traced(net, image, a='stem', b='split[0]'), []
     with torch.no_grad():
-        taps.trace(net, lambda: net(image))
         handle = net.layer1.register_forward_hook(lambda *_: later.append(1))
         with taps.record(net, ['a'], stop=True) as features:
             net(image)
@@ -463,9 +448,7 @@ def test_stop_waits_for_the_taps_asked_for_and_for_all_without_a_trace(net, imag
 
 
 def test_taps_hold_no_modules(net, image):
-    taps = FeatureTaps(dict(stage='layer2@preact'))
-    with torch.no_grad():
-        taps.trace(net, lambda: net(image))
+    taps = traced(net, image, stage='layer2@preact')
     net.layer2[1].relu = nn.ReLU()  # as hosts do when they convert modules
     with taps.record(net) as f:
         net(image)
@@ -503,40 +486,33 @@ def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope, tiny_classifi
 # ---- substitute
 
 
-def traced(addresses):
-    model = Net().eval()
-    taps = FeatureTaps(addresses)
-    images = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        taps.trace(model, lambda: model(images))
-    return model, taps, images
-
-
 @pytest.mark.parametrize(
     'address',
     ['layer1', 'layer1@preact', 'layer2.0.conv1@in', 'layer2.0.relu@in#0', 'layer2.0.relu#-1', 'split[0]', 'pack@in'],
 )
-def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(address):
-    model, taps, images = traced({'a': address, 'end': 'head'})
+def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(net, image, address):
+    taps = traced(net.eval(), image, a=address, end='head')
     with torch.no_grad():
-        with taps.record(model) as plain:
-            model(images)
-        with taps.record(model, ['end']) as same, taps.substitute(model, 'a', plain['a'].clone()):
-            model(images)
-        with taps.record(model, ['end']) as moved, taps.substitute(model, 'a', plain['a'].flip(0)):
-            model(images)
-        with taps.record(model, ['end']) as after:
-            model(images)
+        with taps.record(net) as plain:
+            net(image)
+        with taps.record(net, ['end']) as same, taps.substitute(net, 'a', plain['a'].clone()):
+            net(image)
+        with taps.record(net, ['end']) as moved, taps.substitute(net, 'a', plain['a'].flip(0)):
+            net(image)
+        with taps.record(net, ['end']) as after:
+            net(image)
     torch.testing.assert_close(same['end'], plain['end'])
     assert not torch.allclose(moved['end'], plain['end'])
     assert torch.equal(after['end'], plain['end'])
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert all(m.inplace for m in model.modules() if isinstance(m, nn.ReLU))
+    assert not hooks_in(net)
+    assert all(m.inplace for m in net.modules() if isinstance(m, nn.ReLU))
 
 
-def test_nothing_is_put_where_there_is_no_single_place():
-    model, taps, images = traced({'all': 'layer2.0.relu#*'})
-    with pytest.raises(ValueError, match='reads all calls'), taps.substitute(model, 'all', 0):
-        pass
-    with pytest.raises(ValueError, match=r"tap 'a': it must be traced"):
-        FeatureTaps({'a': 'layer1'}).substitute(model, 'a', images).__enter__()
+def test_nothing_is_put_where_there_is_no_single_place(image):
+    net = Net(inplace=False)
+    for taps, says in (
+        (traced(net, image, a='layer2.0.relu#*'), 'reads all calls'),
+        (FeatureTaps(dict(a='layer1')), 'it must be traced'),
+    ):
+        with pytest.raises(ValueError, match=f"tap 'a': .*{says}"), taps.substitute(net, 'a', image):
+            pass

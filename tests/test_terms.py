@@ -114,6 +114,9 @@ def features():
         ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
         (dict(loss=KD, on='a', connector=dict(type='lckd_mm.MarginReLU')), ValueError, 'write it as teacher_connector'),
         (dict(loss=KD, on='a', connector=dict(type=nn.Identity)), TypeError, 'Identity does not derive from lckd_mm'),
+        (dict(loss=KD, on='a', connector=dict(CONV, width=3)), ValueError, r"ConvBN .*'width'; it takes \(in_channels"),
+        (dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])), ValueError,
+         'connector has 1 out_channels, but there are 2 taps'),
     ],
 )  # fmt: skip
 def test_mistakes(make, config, error, says):
@@ -125,18 +128,6 @@ def test_mistakes(make, config, error, says):
 def test_a_bad_weight_raises(make, weight):
     with pytest.raises(ValueError, match=r"term 'loss_x': weight must be (a finite number|at least 0), got"):
         make(dict(loss=KD, on='logits', weight=weight))
-
-
-def test_the_name_must_begin_with_loss(make):
-    with pytest.raises(ValueError, match="term 'kd': its name must start with 'loss_'"):
-        make(dict(loss=KD, on='logits'), name='kd')
-
-
-def test_a_term_without_taps_of_a_net_lists_none():
-    with pytest.raises(KeyError, match="unknown student tap 'logits', the taps are none"):
-        build_term(
-            'loss_x', dict(loss=KD, on='logits'), (FeatureTaps({}), FeatureTaps({}, 'teacher')), nn.Identity(), {}
-        )
 
 
 # ---- types
@@ -311,16 +302,6 @@ def test_an_untraced_tap_needs_typed_channels(make):
     assert tuple(term.connectors[0][0].weight.shape) == (5, 6, 1, 1)
 
 
-def test_a_list_of_channels_that_does_not_fit_raises(make):
-    with pytest.raises(ValueError, match="term 'loss_x': connector has 1 out_channels, but there are 2 taps"):
-        make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])))
-
-
-def test_a_wrong_argument_of_a_connector_names_it(make):
-    with pytest.raises(ValueError, match=r"connector: ConvBN .*'width'; it takes \(in_channels"):
-        make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, width=3)))
-
-
 def test_connectors_are_trained_and_stored(make, features):
     term = make(dict(loss=LIPSCHITZ, on=['a', 'b'], connector=CONV))
     term(Batch(*features), {}).backward()
@@ -343,31 +324,28 @@ def test_a_shared_connector_is_the_other_terms_own_feature(make, features):
     second(Batch(*features), done)
     assert second.loss.seen['student'][0] is done[first.name][0]['b']
     assert second.loss.seen['raw_student'][0] is features[0]['b']
-
-
-def test_sharing_from_a_term_that_shares_goes_to_the_source(make):
-    first = make(dict(loss=dict(type=Gap), on=['a', 'b'], connector=CONV), 'loss_first')
-    second = make(
-        dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), 'loss_second', others={'loss_first': first}
-    )
     both = {'loss_first': first, 'loss_second': second}
-    assert (
-        make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_second'), others=both).student.lender
-        == 'loss_first'
+    third = make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_second'), others=both)
+    assert third.student.lender == 'loss_first'
+
+
+@pytest.mark.parametrize(
+    ('config', 'error', 'says'),
+    [
+        (dict(on='a', connector='loss_late'), KeyError, "connector: no term 'loss_late' .*'loss_first'"),
+        (dict(on='b', connector='loss_first'), ValueError, "'loss_first' .* student tap 'b' to teacher tap 'b'"),
+        (dict(on='a', connector='loss_bare'), ValueError, "'loss_bare' has no connector"),
+        (dict(on='a', teacher_connector='loss_first'), ValueError, "'loss_first' has no teacher_connector"),
+    ],
+)
+def test_sharing_what_is_not_there_raises(make, config, error, says):
+    gap = dict(type=Gap)
+    others = dict(
+        loss_first=make(dict(loss=gap, on=['a'], connector=CONV), 'loss_first'),
+        loss_bare=make(dict(loss=gap, on=['a']), 'loss_bare'),
     )
-
-
-def test_sharing_what_is_not_there_raises(make):
-    first = make(dict(loss=dict(type=Gap), on=['a'], connector=CONV), 'loss_first')
-    with pytest.raises(KeyError, match=r"connector: no term 'loss_late' before this one .*'loss_first'"):
-        make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_late'), others={'loss_first': first})
-    with pytest.raises(ValueError, match="'loss_first' has no connector from student tap 'b' to teacher tap 'b'"):
-        make(dict(loss=dict(type=Greedy), on=['b'], connector='loss_first'), others={'loss_first': first})
-    bare = make(dict(loss=dict(type=Gap), on=['a']), 'loss_bare')
-    with pytest.raises(ValueError, match="'loss_bare' has no connector"):
-        make(dict(loss=dict(type=Greedy), on=['a'], connector='loss_bare'), others={'loss_bare': bare})
-    with pytest.raises(ValueError, match="'loss_first' has no teacher_connector"):
-        make(dict(loss=dict(type=Gap), on=['a'], teacher_connector='loss_first'), others={'loss_first': first})
+    with pytest.raises(error, match=says):
+        make(dict(loss=gap, **config), others=others)
 
 
 def test_a_shared_teacher_connector_is_the_other_terms_own_feature_without_gradient(make, features):

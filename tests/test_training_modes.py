@@ -8,11 +8,23 @@ import torch._dynamo
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from poison import States
-from run_helpers import HOOK, HOSTS, config, detector, distiller, run, scenes, segmentor, teacher_file, validation
+from run_helpers import (
+    HOOK,
+    HOSTS,
+    built,
+    config,
+    detector,
+    distiller,
+    run,
+    scenes,
+    segmentor,
+    teacher_file,
+    validation,
+)
 from torch import nn
 
 from lckd_mm.hooks import ActivationCheckpointHook
-from lckd_mm.hosts import build_model, fabricate_samples
+from lckd_mm.hosts import build_model
 from lckd_mm.registry import MODELS
 from lckd_mm.taps import FeatureTaps
 
@@ -28,27 +40,6 @@ class Linear1x1(nn.Conv2d):
 
     def forward(self, x, like=None):
         return super().forward(x)
-
-
-@pytest.fixture
-def built(teacher_file, scope):
-    def build(host='mmseg', taps=None, prepare=None, **backbone):
-        teacher, file = teacher_file(host)
-        student = HOSTS[host][0](4)
-        if host == 'mmpretrain':
-            student['data_preprocessor'] = HOSTS[host][3]['data_preprocessor']
-        student['backbone'].update(backbone)
-        cfg = distiller(host, student, teacher, file)
-        cfg['taps'].update(taps or {})
-        cfg['dry_run_size'] = 64
-        scope(host)
-        torch.manual_seed(0)
-        model = build_model(prepare(cfg) if prepare else cfg, host)
-        model.init_weights()
-        torch.manual_seed(1)
-        return model.train(), torch.randn(4, 3, 64, 64), fabricate_samples(model.student, 4, (64, 64))
-
-    return build
 
 
 def gradients(model):
@@ -69,7 +60,6 @@ def test_two_accumulated_batches_are_one_of_both(built, host):
             if head in cfg['student']:
                 cfg['student'][head].update(norm_cfg=norm, dropout_ratio=0)
         cfg['terms']['loss_lipschitz']['connector'] = dict(type='Linear1x1')
-        return cfg
 
     moves = []
     for parts in (1, 2):

@@ -42,26 +42,21 @@ def build_term(
     if 'loss' not in config:
         raise KeyError(f"term {name!r}: no loss, expected loss=dict(type='lckd_mm.LipschitzLoss') or the like")
     term = Term(name, taps, net, before, **config)
-    _check(term)
-    return term
-
-
-def _check(term: Term) -> None:
-    if term.replays:
-        for side in (term.student, term.teacher):
-            if side.lender:
-                raise ValueError(
-                    f'term {term.name!r}: {term.loss_name} runs the nets again, so it cannot borrow the '
-                    f'{side.key} of {side.lender!r}; give it its own'
-                )
+    for side in (term.student, term.teacher):
+        if term.replays and side.lender:
+            raise ValueError(
+                f'term {name!r}: {term.loss_name} runs the nets again, so it cannot borrow the {side.key} of '
+                f'{side.lender!r}; give it its own'
+            )
     for connector in term.teacher_connectors:
         # A connector with online=True is trained only by a loss that reads it.
         if connector.online and 'teacher_connector' not in term.extras:
             raise ValueError(
-                f'term {term.name!r}: a {type(connector).__name__} with online=True is trained by a term of its '
-                "own, with loss=dict(type='lckd_mm.ReconstructionLoss'); put it there, and name that term here as "
+                f'term {name!r}: a {type(connector).__name__} with online=True is trained by a term of its own, with '
+                "loss=dict(type='lckd_mm.ReconstructionLoss'); put it there, and name that term here as "
                 'teacher_connector'
             )
+    return term
 
 
 def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:

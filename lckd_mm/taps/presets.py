@@ -31,7 +31,7 @@ def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
     kinds = [kind.__name__ for kind in type(backbone).__mro__]
     preset = next((_PRESETS[kind] for kind in kinds if kind in _PRESETS), None)
     if preset is None and getattr(backbone, 'res_layers', None):
-        preset = _residual
+        return {f'stage{i}': f'backbone.{layer}@preact' for i, layer in enumerate(backbone.res_layers, 1)}
     if preset is None:
         raise ValueError(
             f"taps: there is no preset 'backbone' for {kinds[0]}; write a dict such as "
@@ -40,26 +40,10 @@ def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
     return {f'stage{i}': f'backbone{address}' for i, address in enumerate(preset(backbone), 1)}
 
 
-def _residual(backbone: nn.Module) -> list[str]:
-    return [f'.{layer}@preact' for layer in backbone.res_layers]
-
-
-def _cifar_resnet(backbone: nn.Module) -> list[str]:
-    return [f'.layer{i}@preact' for i in (1, 2, 3)]
-
-
-def _wide_resnet(backbone: nn.Module) -> list[str]:
-    return ['.block2.0.bn1', '.block3.0.bn1', '.bn1']
-
-
 def _pyramidnet(backbone: nn.Module) -> list[str]:
     # OFD's: in a bottleneck bn2, the first BatchNorm before a ReLU; otherwise bn1, although no ReLU reads it.
     norm = 'bn2' if backbone.layer2[0].expansion > 1 else 'bn1'
     return [f'.layer2.0.{norm}', f'.layer3.0.{norm}', '.bn_final']
-
-
-def _mobilenet_v1(backbone: nn.Module) -> list[str]:
-    return [f'.block{i}.bn2' for i in (3, 5, 11, 13)]
 
 
 def _mobilenet_v2(backbone: nn.Module) -> list[str]:
@@ -88,10 +72,6 @@ def _swin(backbone: nn.Module) -> list[str]:
     return _outputs(backbone, lambda i: f'.stages.{i}[{item}]', len(backbone.stages))
 
 
-def _mix_transformer(backbone: nn.Module) -> list[str]:
-    return _outputs(backbone, lambda i: f'.layers.{i}.2', len(backbone.layers))
-
-
 def _outputs(backbone: nn.Module, tokens: Callable[[int], str], stages: int) -> list[str]:
     """The backbone's own outputs, which are maps; for a stage that it does not return, the tokens."""
     given = sorted(backbone.out_indices)
@@ -99,13 +79,13 @@ def _outputs(backbone: nn.Module, tokens: Callable[[int], str], stages: int) -> 
 
 
 _PRESETS: dict[str, Callable[[nn.Module], list[str]]] = {
-    'CifarResNet': _cifar_resnet,
-    'MixVisionTransformer': _mix_transformer,
-    'MobileNetV1': _mobilenet_v1,
+    'CifarResNet': lambda _: [f'.layer{i}@preact' for i in (1, 2, 3)],
+    'MixVisionTransformer': lambda backbone: _outputs(backbone, lambda i: f'.layers.{i}.2', len(backbone.layers)),
+    'MobileNetV1': lambda _: [f'.block{i}.bn2' for i in (3, 5, 11, 13)],
     'MobileNetV2': _mobilenet_v2,
     'PyramidNet': _pyramidnet,
     'SwinTransformer': _swin,
     'SwinTransformerV2': _swin,
     'VGG': _vgg,
-    'WideResNet': _wide_resnet,
+    'WideResNet': lambda _: ['.block2.0.bn1', '.block3.0.bn1', '.bn1'],
 }
