@@ -32,19 +32,22 @@ def preprocessor(kind, **extra):
     return dict(type=kind, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], **extra)
 
 
-def segmentor(width):
-    def head(kind, **extra):
-        loss = dict(type='CrossEntropyLoss', loss_weight=kind)
-        return dict(type='FCNHead', channels=8, num_classes=11, norm_cfg=NORM, loss_decode=loss, **extra)
+def segmentor(width, depth=18, classes=11, size=64):
+    deepest = width * (8 if depth < 50 else 32)
+
+    def head(weight, **extra):
+        loss = dict(type='CrossEntropyLoss', loss_weight=weight)
+        return dict(type='FCNHead', channels=8, num_classes=classes, norm_cfg=NORM, loss_decode=loss, num_convs=1,
+                    concat_input=False, **extra)  # fmt: skip
 
     return dict(
         type='EncoderDecoder',
-        data_preprocessor=preprocessor('SegDataPreProcessor', bgr_to_rgb=True, size=(64, 64)),
-        backbone=dict(type='ResNetV1c', depth=18, base_channels=width, stem_channels=8, strides=(1, 2, 1, 1),
+        data_preprocessor=preprocessor('SegDataPreProcessor', bgr_to_rgb=True, size=(size, size)),
+        backbone=dict(type='ResNetV1c', depth=depth, base_channels=width, stem_channels=8, strides=(1, 2, 1, 1),
                       dilations=(1, 1, 1, 1), norm_cfg=NORM, norm_eval=False),
-        decode_head=head(1.0, in_channels=8 * width, in_index=3, num_convs=1, concat_input=False),
+        decode_head=head(1.0, in_channels=deepest, in_index=3),
         test_cfg=dict(mode='whole'),
-        auxiliary_head=head(0.4, in_channels=4 * width, in_index=2, num_convs=1, concat_input=False),
+        auxiliary_head=head(0.4, in_channels=deepest // 2, in_index=2),
     )  # fmt: skip
 
 
@@ -57,14 +60,14 @@ def classifier(width):
     )
 
 
-def detector(width):
+def detector(width, classes=10):
     return dict(
         type='RetinaNet',
         data_preprocessor=preprocessor('DetDataPreprocessor', bgr_to_rgb=True, pad_size_divisor=32),
         backbone=dict(type='ResNet', depth=18, base_channels=width, stem_channels=width, frozen_stages=-1,
                       norm_cfg=NORM, norm_eval=False),
         neck=dict(type='FPN', in_channels=[width, 2 * width, 4 * width, 8 * width], out_channels=8, num_outs=4),
-        bbox_head=dict(type='RetinaHead', num_classes=10, in_channels=8, stacked_convs=1, feat_channels=8,
+        bbox_head=dict(type='RetinaHead', num_classes=classes, in_channels=8, stacked_convs=1, feat_channels=8,
                        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1,
                                              ratios=[1.0], strides=[4, 8, 16, 32])),
         train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),

@@ -80,7 +80,7 @@ class Side:
     def connected(self, raw: list[Feature], likes: list[Feature], done: Connected) -> list[Feature]:
         """The features after the connectors; ``likes``: the other net's, ``done``: connected ones of earlier terms."""
         if self.lender is None:
-            return [_connect(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
+            return [_each(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
         if self.role == 'student':
             return [self._followed(name, done[self.lender][0][name]) for name in self.names]
         return [detached(done[self.lender][1][name]) for name in self.names]
@@ -142,16 +142,15 @@ def flat(features: Iterable[Feature]) -> list[Tensor]:
 
 def detached(feature: Feature) -> Feature:
     """The feature, detached."""
-    return feature.detach() if isinstance(feature, Tensor) else [level.detach() for level in feature]
-
-
-def _connect(connector: nn.Module, feature: Feature, like: Feature) -> Feature:
-    if isinstance(feature, Tensor):
-        return connector(feature, like)
-    return [connector(level, other) for level, other in zip(feature, like, strict=True)]
+    return _each(Tensor.detach, feature)
 
 
 def _widened(feature: Feature) -> Feature:
-    if isinstance(feature, Tensor):
-        return feature.to(torch.promote_types(feature.dtype, torch.float32))
-    return [_widened(level) for level in feature]
+    return _each(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)), feature)
+
+
+def _each(function: Callable[..., Tensor], *features: Feature) -> Feature:
+    """The function of one tensor of each feature, level by level."""
+    if isinstance(features[0], Tensor):
+        return function(*features)
+    return [function(*tensors) for tensors in zip(*features, strict=True)]
