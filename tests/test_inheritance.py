@@ -186,18 +186,6 @@ def test_sizes_that_differ_are_refused_while_building(teacher_file, scope):
         build_model(distillation('mmpretrain', teacher_file, **terms), 'mmpretrain')
 
 
-def test_a_schedule_reaches_each_part(scenes, teacher_file, tmp_path):
-    cfg = config('mmpretrain', scenes, tmp_path / 'run', distillation('mmpretrain', teacher_file, **OVER_AT), iters=4)
-    cfg.custom_hooks = [
-        dict(type='lckd_mm.LossWeightHook', term='loss_explore', schedule='linear', start=0.0, stop=1.0, end=4)
-    ]
-    cfg.default_hooks.logger.interval = 1
-    run(cfg)
-    steps = [e for e in scalars(tmp_path / 'run') if 'loss' in e]
-    assert steps[0]['loss_explore'] == 0 and steps[3]['loss_explore'] < 0
-    assert all(e['loss_inherit'] > 0 for e in steps)
-
-
 # ---- two nets that learn together, each by the factor of the other's auto-encoder
 
 
