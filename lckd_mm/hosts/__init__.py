@@ -3,7 +3,6 @@
 from .heads import has_sigmoids, owner_head
 from .inputs import normalisation
 from .models import (
-    HOSTS,
     build_model,
     build_named_model,
     host_of,
@@ -23,7 +22,6 @@ from .samples import (
 )
 
 __all__ = [
-    'HOSTS',
     'build_model',
     'build_named_model',
     'class_targets',

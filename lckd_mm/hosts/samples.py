@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from ..contexts import eval_mode, preserved_rng
-from .models import HOSTS, host_of
+from .models import host_of
 
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
@@ -21,17 +21,8 @@ def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tu
 def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
     """Dummy data samples with ground truth for a batch of images of ``size``, for runs where only shapes matter."""
     host, (height, width) = host_of(model), size
-    meta = dict(
-        img_shape=size,
-        ori_shape=size,
-        pad_shape=size,
-        batch_input_shape=size,
-        scale_factor=(1.0, 1.0),
-        padding_size=[0, 0, 0, 0],
-        flip=False,
-        flip_direction=None,
-        img_path='',
-    )
+    meta = dict(scale_factor=(1.0, 1.0), padding_size=[0, 0, 0, 0], flip=False, flip_direction=None, img_path='')
+    meta |= {f'{key}_shape': size for key in ('img', 'ori', 'pad', 'batch_input')}
     samples = []
     for _ in range(batch):
         if host == 'mmseg':
@@ -54,10 +45,7 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
 
             sample = DataSample(metainfo=meta).set_gt_label(0)
         else:
-            raise TypeError(
-                f'{type(model).__name__} is not a model of {", ".join(HOSTS)}: a Distiller takes an '
-                'mmpretrain classifier, an mmseg segmentor or an mmdet detector'
-            )
+            raise TypeError(f'{type(model).__name__} is not a model of mmpretrain, mmseg or mmdet')
         samples.append(sample)
     return samples
 
