@@ -23,6 +23,7 @@ from run_helpers import (
 )
 from torch import nn
 
+from lckd_mm.connectors import Connector
 from lckd_mm.hooks import ActivationCheckpointHook
 from lckd_mm.hosts import build_model
 from lckd_mm.registry import MODELS
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 
 @MODELS.register_module()
-class Linear1x1(nn.Conv2d):
+class Linear1x1(Connector, nn.Conv2d):
     """A connector without statistics of the batch."""
 
     def __init__(self, in_channels, out_channels):
