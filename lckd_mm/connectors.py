@@ -241,6 +241,7 @@ class AutoEncoder(Connector):
         arguments.choice(who, 'mode', mode, self.MODES)
         arguments.integer(who, 'batches', batches)
         arguments.number(who, 'lr', lr, above=0)
+        arguments.boolean(who, 'online', online)
         factor = _paraphrased(in_channels, rate, who)
         self.mode, self.batches, self.lr, self.online = mode, batches, lr, online
         self.encoder = nn.Sequential(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))

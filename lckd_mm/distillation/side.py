@@ -38,7 +38,7 @@ class Side:
             )
         self.names = [names] if isinstance(names, str) else list(names)
         for tap in self.names:
-            if tap not in taps.addresses:
+            if not isinstance(tap, str) or tap not in taps.addresses:
                 known = ', '.join(map(repr, taps.addresses)) or 'none'
                 raise KeyError(f'term {term!r}: unknown {self.role} tap {tap!r}, the taps are {known}')
         self.connectors = nn.ModuleList()

@@ -34,9 +34,9 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
-        if not checkpoint:
+        if not isinstance(checkpoint, str) or not checkpoint:
             raise ValueError(
-                'teacher: no checkpoint; write teacher=dict(model=…, checkpoint=PATH_OR_URL), '
+                f'teacher: checkpoint is {checkpoint!r}; write teacher=dict(model=…, checkpoint=PATH_OR_URL), '
                 'since a teacher with random weights would teach noise'
             )
         allow = [allow] if isinstance(allow, str) else allow
