@@ -98,8 +98,8 @@ class Plotter:
 
     def validation(self, metric: str) -> Chart:
         """One metric over the validations, for every group that logs it; dots for runs with a single validation."""
-        found = {g.title: [c for c in (run.validations(metric) for run in g.runs) if c] for g in self.groups}
-        found = {title: curves for title, curves in found.items() if curves}
+        found = {group.title: group.series(metric, 'validation') for group in self.groups}
+        found = {title: series for title, series in found.items() if series}
         shown = [group for group in self.groups if group.title in found]
         checked = [run.history.teacher[metric] for g in shown for run in g.runs if metric in run.history.teacher]
 
@@ -155,12 +155,12 @@ class Plotter:
 
     def sigma(self) -> Chart | None:
         """Lipschitz constants of student and teacher for each pair of layers; None if no run logged any."""
-        logged = {g.title: dict.fromkeys(k for r in g.runs for e in r.history.training for k in e) for g in self.groups}
-        logged = {title: [k for k in keys if k.startswith('sigma_student/')] for title, keys in logged.items()}
-        groups = [group for group in self.groups if logged[group.title]]
-        if not groups:
+        logged = dict.fromkeys(k for g in self.groups for r in g.runs for e in r.history.training for k in e)
+        keys = [key for key in logged if key.startswith('sigma_student/')]
+        if not keys:
             return None
-        keys = [*dict.fromkeys(key for found in logged.values() for key in found), 'sigma_gap']
+        groups = [group for group in self.groups if any(map(group.series, keys))]
+        keys.append('sigma_gap')
         columns = min(3, len(keys))
         rows = math.ceil(len(keys) / columns)
 
@@ -194,14 +194,14 @@ class Plotter:
 
 def shares(group: Group, terms: Sequence[str]) -> tuple[list[int], list[list[float]]]:
     """Steps, and each term's percentage of the sum of the terms' absolute values, averaged over seeds."""
-    parts: dict[str, list[dict[int, float]]] = {term: [] for term in terms}
+    parts: list[list[dict[int, float]]] = [[] for _ in terms]
     for run in group.runs:
-        series = {term: run.series(term) for term in terms}
-        steps = {step for one in series.values() for step in one}
-        whole = {step: sum(abs(one.get(step, 0.0)) for one in series.values()) or 1.0 for step in steps}
-        for term, one in series.items():
-            parts[term].append({step: 100 * abs(one.get(step, 0.0)) / whole[step] for step in steps})
-    return band(parts[terms[0]])[0], [band(parts[term])[1] for term in terms]
+        series = [run.series(term) for term in terms]
+        steps = {step for one in series for step in one}
+        sizes = {step: [abs(one.get(step, 0.0)) for one in series] for step in steps}
+        for i, part in enumerate(parts):
+            part.append({step: 100 * values[i] / (sum(values) or 1.0) for step, values in sizes.items()})
+    return band(parts[0])[0], [band(part)[1] for part in parts]
 
 
 def slug(text: str) -> str:

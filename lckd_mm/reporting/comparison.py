@@ -24,7 +24,7 @@ from ..errors import one_line
 from ..evaluation.drawing import draw, original_image
 from ..hosts import host_of
 from ..storage.checkpoint import load_strictly
-from .runs import Group, Run, fingerprint_of
+from .runs import LEARNING, Group, Run, fingerprint_of
 from .scores import box_f1, image_iou
 
 #: Name and explanation of each host's score of an image, for captions.
@@ -46,7 +46,6 @@ SCORES = {
         'and the other right; improvements are the reverse.',
     ),
 }
-_NO_TRUTH = 'the validation images have no ground truth: the pipeline lacks LoadAnnotations'
 #: Maximum and minimum size of the longer side of pictures, in pixels.
 _LARGEST, _SMALLEST = 360, 192
 TEACHER, ALONE, DISTILLED, NET = 'teacher', 'student alone', 'student distilled', 'prediction'
@@ -86,12 +85,12 @@ class Comparison:
     reference: str | None
     images: int
     of: int
+    notes: list[str]
     means: dict[str, float] = field(default_factory=dict)
     regressions: list[Row] = field(default_factory=list)
     improvements: list[Row] = field(default_factory=list)
     worse: int = 0
     better: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class Comparer:
@@ -126,14 +125,14 @@ class Comparer:
             if host not in SCORES:
                 raise ValueError(f'{type(student).__name__}: pictures need a model of {", ".join(SCORES)}')
             dataset, indices = self._dataset(cfg, loader, host)
-            key = fingerprint_of(cfg, loader)
-            batch = int(cfg[loader].get('batch_size') or 1)
             found: dict[str, list[Verdict]] = {}
 
-            def judge(name: str, checkpoint: str, predict: Callable[[dict], list]) -> None:
-                if (checkpoint, key) not in self._kept:
-                    self._kept[checkpoint, key] = self._predict(predict, host, dataset, indices, batch)
-                found[name] = self._kept[checkpoint, key]
+            def judge(name: str, checkpoint: str | Path, predict: Callable[[dict], list]) -> None:
+                key = str(checkpoint), fingerprint_of(cfg, loader)
+                if key not in self._kept:
+                    batch = int(cfg[loader].get('batch_size') or 1)
+                    self._kept[key] = _predict(predict, host, dataset, indices, batch)
+                found[name] = self._kept[key]
 
             if has_teacher(cfg):
                 try:
@@ -142,15 +141,11 @@ class Comparer:
                 except Exception as error:  # the students can still be compared
                     notes.append(f'The teacher is left out: {sentence(error)}')
             if alone is not None:
-                other = self._student(alone)
-                judge(ALONE, str(alone.checkpoint), other.test_step)
-            own = DISTILLED if group.role in ('distilled', 'online') else NET
-            judge(own, str(run.checkpoint), student.test_step)
+                judge(ALONE, alone.checkpoint, self._student(alone).test_step)
+            judge(DISTILLED if group.role in LEARNING else NET, run.checkpoint, student.test_step)
             reference = ALONE if alone is not None else TEACHER if TEACHER in found else None
-            result = Comparison(
-                group.title, host, *SCORES[host], run.seed, list(found), reference, len(indices), len(dataset)
-            )
-            result.notes = notes
+            counts = len(indices), len(dataset)
+            result = Comparison(group.title, host, *SCORES[host], run.seed, list(found), reference, *counts, notes)
             self._fill(result, found, student, dataset, indices)
         return result
 
@@ -180,21 +175,6 @@ class Comparer:
             self._data[key] = dataset, np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         return self._data[key]
 
-    def _predict(self, predict: Callable, host: str, dataset: Any, indices: list[int], batch: int) -> list[Verdict]:
-        verdicts = []
-        classes = dataset.metainfo.get('classes')
-        for start in range(0, len(indices), batch):
-            with torch.no_grad():
-                samples = predict(pseudo_collate([dataset[i] for i in indices[start : start + batch]]))
-            for sample in samples:
-                sample = sample.cpu()
-                # Per-pixel class scores take far more memory than everything else.
-                for large in ('seg_logits', 'i_seg_logits'):
-                    if large in sample:
-                        delattr(sample, large)
-                verdicts.append(_judged(host, sample, classes))
-        return verdicts
-
     def _fill(self, result: Comparison, found: dict, student: nn.Module, dataset: Any, indices: list[int]) -> None:
         """Choose and draw the rows."""
         own = found[result.nets[-1]]
@@ -205,18 +185,32 @@ class Comparer:
             raise ValueError('no image has a truth that counts')
         result.means = {name: float(np.nanmean([v.score for v in verdicts])) for name, verdicts in found.items()}
         if against is None:
-            down, up = order, order[::-1]
+            down = up = order
         elif result.host == 'mmpretrain':
             down = [i for i in order if against[i].right and not own[i].right]
-            up = [i for i in order[::-1] if own[i].right and not against[i].right]
+            up = [i for i in order if own[i].right and not against[i].right]
         else:
             down = [i for i in order if changes[i] < 0]
-            up = [i for i in order[::-1] if changes[i] > 0]
+            up = [i for i in order if changes[i] > 0]
         result.worse, result.better = len(down), len(up)
-        for rows, chosen in ((result.regressions, down), (result.improvements, up)):
+        for rows, chosen in ((result.regressions, down), (result.improvements, up[::-1])):
             for i in chosen[: self.rows]:
                 verdicts = {name: several[i] for name, several in found.items()}
                 rows.append(_row(verdicts, changes[i], student, dataset, indices[i]))
+
+
+def _predict(predict: Callable, host: str, dataset: Any, indices: list[int], batch: int) -> list[Verdict]:
+    verdicts = []
+    for start in range(0, len(indices), batch):
+        with torch.no_grad():
+            samples = predict(pseudo_collate([dataset[i] for i in indices[start : start + batch]]))
+        for sample in samples:
+            sample = sample.cpu()
+            # Per-pixel class scores take far more memory than everything else.
+            for large in {'seg_logits', 'i_seg_logits'} & set(sample.keys()):
+                delattr(sample, large)
+            verdicts.append(_judged(host, sample, dataset.metainfo.get('classes')))
+    return verdicts
 
 
 def _row(verdicts: dict[str, Verdict], change: float, student: nn.Module, dataset: Any, index: int) -> Row:
@@ -246,44 +240,37 @@ def _png(image: np.ndarray) -> bytes:
 
 def _choose(group: Group) -> tuple[Run, Run | None, list[str]]:
     """The run to show and its reference, with the first seed that both have; finished runs first."""
-    notes = []
     runs = [run for run in [*group.finished, *group.runs] if run.checkpoint]
     if not runs:
         raise FileNotFoundError('none of its runs has a checkpoint that is still there')
     others = [run for run in (group.alone.runs if group.alone else []) if run.checkpoint]
     pairs = [(run, other) for run in runs for other in others if run.seed == other.seed]
     if pairs:
-        return (*pairs[0], notes)
-    if others:
-        notes.append(f'No seed is common to both: this is seed {runs[0].seed} against seed {others[0].seed}.')
-        return runs[0], others[0], notes
-    if group.role in ('distilled', 'online'):
-        notes.append(
-            'No run of the student alone with a checkpoint was found among the folders given (a plain run of the same '
-            'student model); with one, images would be sorted by what distillation changed.'
-        )
-    return runs[0], None, notes
+        return (*pairs[0], [])
+    if not others:
+        return runs[0], None, []
+    note = f'No seed is common to both: this is seed {runs[0].seed} against seed {others[0].seed}.'
+    return runs[0], others[0], [note]
 
 
 def _judged(host: str, sample: Any, classes: Any) -> Verdict:
+    needed = dict(mmseg='gt_sem_seg', mmdet='gt_instances', mmpretrain='gt_label')[host]
+    if needed not in sample or (host == 'mmdet' and 'bboxes' not in sample.gt_instances):
+        raise ValueError('the validation images have no ground truth: the pipeline lacks LoadAnnotations')
     if host == 'mmseg':
-        if 'gt_sem_seg' not in sample:
-            raise ValueError(_NO_TRUTH)
         predicted, truth = sample.pred_sem_seg.data[0], sample.gt_sem_seg.data[0]
         if predicted.shape != truth.shape:
             raise ValueError(f'prediction and truth differ in size: {tuple(predicted.shape)}, {tuple(truth.shape)}')
         sample.pred_sem_seg.data = sample.pred_sem_seg.data.to(torch.int16)
         return Verdict(image_iou(predicted, truth), sample)
     if host == 'mmdet':
-        if 'gt_instances' not in sample or 'bboxes' not in sample.gt_instances:
-            raise ValueError(_NO_TRUTH)
         if 'bboxes' not in sample.pred_instances:
             raise ValueError('the model predicts no boxes')
         found, truth = sample.pred_instances, sample.gt_instances
         ignored = sample.ignored_instances.bboxes if 'ignored_instances' in sample else None
         plain = [getattr(boxes, 'tensor', boxes) for boxes in (found.bboxes, truth.bboxes, ignored)]
         return Verdict(box_f1(plain[0], found.labels, found.scores, plain[1], truth.labels, plain[2]), sample)
-    if 'gt_label' not in sample or sample.gt_label.numel() != 1 or 'pred_score' not in sample:
+    if sample.gt_label.numel() != 1 or 'pred_score' not in sample:
         raise ValueError('images of one true class and scores of classes are needed')
     truth, predicted = int(sample.gt_label.flatten()[0]), int(sample.pred_score.argmax())
     return Verdict(float(sample.pred_score[truth]), None, _class_name(predicted, classes), predicted == truth)

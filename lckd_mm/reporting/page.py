@@ -4,25 +4,22 @@ import base64
 import json
 import math
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from ..config import has_teacher, input_size, is_online, plain_model
+from ..config import has_teacher, input_size, plain_model
 from .charts import Plotter
 from .comparison import Comparer, sentence
 from .costs import figures, weight_bytes
-from .runs import Group, find_runs, group_runs
+from .runs import LEARNING, Group, find_runs, group_runs
 from .seeds import spread
 
 #: Number of methods with pictures by default.
 _PICTURED = 3
-_LEARNS = ('distilled', 'online')
 
 
 def write_report(
@@ -60,20 +57,19 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     say(f'{len(runs)} runs of {len(groups)} configs')
     plotter = Plotter(folder, groups)
-    rows_ = [_table_row(group, groups, missing) for group in groups]
-    _against_teacher(rows_)
+    table = [_table_row(group, groups, missing) for group in groups]
+    _against_teacher(table)
     page: dict[str, Any] = dict(
         roots=[str(root) for root in roots],
         written=datetime.now().strftime('%Y-%m-%d %H:%M'),
         groups=groups,
         runs=len(runs),
-        table=rows_,
-        headline=_headline(groups, rows_),
+        table=table,
+        headline=_headline(groups, table),
         validation=[plotter.validation(metric) for metric in dict.fromkeys(g.metric for g in groups if g.metric)],
         losses=[plotter.losses(group) for group in groups if group.terms],
         sigma=plotter.sigma(),
         comparisons=[],
-        missing=missing,
     )
     _missing(groups, page['sigma'] is not None, missing)
     if not chosen:
@@ -82,12 +78,11 @@ def write_report(
     for group in chosen:
         say(f'pictures of {group.title}')
         try:
-            comparison = comparer.compare(group)
+            page['comparisons'].append(comparer.compare(group))
+            notes = page['comparisons'][-1].notes
         except Exception as error:  # a host's error must not cost the rest of the page
-            missing.append(f'Pictures of {group.title}: {sentence(error)}')
-            continue
-        missing += [f'Pictures of {group.title}: {note}' for note in comparison.notes]
-        page['comparisons'].append(comparison)
+            notes = [sentence(error)]
+        missing += [f'Pictures of {group.title}: {note}' for note in notes]
     if left_out:
         quoted = ' '.join(f"'{g.title}'" if ' ' in g.title else g.title for g in left_out[:3])
         missing.append(f'Pictures: only of {", ".join(g.title for g in chosen)}; for others, --methods {quoted}.')
@@ -96,7 +91,7 @@ def write_report(
         loader=PackageLoader('lckd_mm.reporting', '.'), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters['embedded'] = embedded
+    environment.filters |= dict(embedded=embedded, spread=spread)
     out.write_text(environment.get_template('report.html.jinja').render(page), encoding='utf-8')
     (folder / 'figures.json').write_text(json.dumps(_plain(page), indent=1) + '\n')
     return page['missing']
@@ -116,7 +111,7 @@ def _pictured(groups: list[Group], methods: Sequence[str] | None) -> tuple[list[
         raise ValueError(f'--methods: no {", ".join(map(repr, unknown))} here; there are {", ".join(titles)}')
     if methods:
         return [group for group in groups if group.title in methods], []
-    able = [g for g in groups if g.role in _LEARNS] or [g for g in groups if g.role != 'teacher'] or groups
+    able = [g for g in groups if g.role in LEARNING] or [g for g in groups if g.role != 'teacher'] or groups
     able = [group for group in able if any(run.checkpoint for run in group.runs)]
     best = sorted(able, key=lambda group: group.quality, reverse=True)[:_PICTURED]
     return [g for g in able if g in best], [g for g in able if g not in best]
@@ -135,7 +130,6 @@ def _table_row(group: Group, groups: list[Group], missing: list[str]) -> dict[st
     """A group's row of the table, as numbers and as text."""
     counted, values, gain = group.counted, group.values(group.metric), group.gain
     finished, total = len(group.finished), len(group.runs)
-    times = [run.step_ms for run in counted if run.step_ms is not None]
     sizes = [run.checkpoint.stat().st_size for run in counted if run.checkpoint]
     others = dict.fromkeys(name for run in counted for name in run.last)
     row: dict[str, Any] = dict(
@@ -152,10 +146,8 @@ def _table_row(group: Group, groups: list[Group], missing: list[str]) -> dict[st
         gain_text='',
         wins=gain.wins if gain else '',
         others={name: spread(group.values(name), _form(group.values(name))) for name in others},
-        step_ms=times,
-        step_text=spread(times, '{:.1f}'),
+        step_ms=[run.step_ms for run in counted if run.step_ms is not None],
         checkpoint_bytes=sizes,
-        checkpoint_text=f'{statistics.mean(sizes) / 1e6:.2f}' if sizes else '',
         **dict.fromkeys(('parameters', 'flops', 'weight_bytes', 'size')),
     )
     if gain:
@@ -163,25 +155,21 @@ def _table_row(group: Group, groups: list[Group], missing: list[str]) -> dict[st
     if not sizes:
         missing.append(f'{group.title}: the checkpoint in last_checkpoint was not found, so its size is unknown.')
     try:
-        row |= _costs(counted[0].cfg, _size(group, groups))
+        row |= _costs(group, groups)
     except Exception as error:  # the rest of the row works without the model
         missing.append(f'{group.title}: parameters and FLOPs cannot be counted: {sentence(error)}')
     return row
 
 
-def _size(group: Group, groups: list[Group]) -> tuple[int, int] | None:
-    """The image size of the distillation to which a group belongs, so that student's and teacher's FLOPs compare."""
-    related = [g for g in groups if group in (g, g.alone, g.teacher) and g.role in _LEARNS]
-    sizes = [g.runs[0].cfg.model.get('dry_run_size') for g in related]
-    size = next((size for size in sizes if size), None)
-    return (size, size) if isinstance(size, int) else size and tuple(size)
+def _costs(group: Group, groups: list[Group]) -> dict[str, Any]:
+    """Parameters, FLOPs and size of the net in a group's checkpoints.
 
-
-def _costs(cfg: Config, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Parameters, FLOPs and size of the net in a run's checkpoint."""
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        model = plain_model(cfg)
-        size = size or input_size(cfg, model)
+    The image is that of the distillation to which the group belongs, so that student's and teacher's FLOPs compare.
+    """
+    owner = next((g for g in groups if g.role in LEARNING and group in (g, g.alone, g.teacher)), group)
+    with DefaultScope.overwrite_default_scope(group.cfg.get('default_scope', 'mmengine')):
+        model = plain_model(group.cfg)
+        size = input_size(owner.cfg, model)
         try:
             flops = figures(model, size)['flops']
         except RuntimeError:  # the model cannot process this size
@@ -201,7 +189,7 @@ def _against_teacher(table: list[dict]) -> None:
 
 def _headline(groups: list[Group], table: list[dict]) -> str:
     """A sentence on the best distilled student."""
-    able = [(g, row) for g, row in zip(groups, table) if g.role in _LEARNS and g.finished and row['gain'] is not None]
+    able = [(g, row) for g, row in zip(groups, table) if g.role in LEARNING and g.finished and g.gain]
     if not able:
         return ''
     _, best = max(able, key=lambda pair: pair[0].quality)
@@ -236,18 +224,16 @@ def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
         'No loss is logged by {}: runs write scalars.json with LocalVisBackend (vis_backends) every '
         'default_hooks.logger.interval iterations.',
     )
-    silent = [g for g in groups if has_teacher(g.runs[0].cfg) and not g.series('sigma_gap')]
+    silent = [g for g in groups if has_teacher(g.cfg) and not g.series('sigma_gap')]
     note(silent, f'No σ is logged by {{}}: {monitored}.')
     if not silent and not has_sigma:
-        online = any(is_online(group.runs[0].cfg) for group in groups)
-        reason = 'nets that learn together have no teacher' if online else 'no run is a distillation'
-        missing.append(f'No σ: {reason}; for a distillation, {monitored}.')
+        missing.append(f'No σ: no run has a teacher; for a distillation, {monitored}.')
     for group in groups:
         for run in group.runs:
             if not run.finished:
                 what = 'not in the means of the table' if group.finished else 'in the table as it is'
                 missing.append(f'{run.folder}: {run.status}; it is {what}.')
-        if group.role in _LEARNS and group.alone is None:
+        if group.role in LEARNING and group.alone is None:
             missing.append(
                 f'{group.title}: no run of its student alone is in the given folders, so its gain is unknown; train '
                 "the student's own config and give its work_dir, too."
@@ -260,9 +246,8 @@ def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
 
 def _plain(page: dict) -> dict:
     """The numbers of a page, without its pictures."""
-    pictures = {}
+    pictures, keys = {}, ('seed', 'score', 'reference', 'images', 'of', 'means', 'better', 'worse')
     for c in page['comparisons']:
-        keys = ('seed', 'score', 'reference', 'images', 'of', 'means', 'better', 'worse')
         pictures[c.title] = {key: getattr(c, key) for key in keys}
         for name in ('regressions', 'improvements'):
             pictures[c.title][name] = [

@@ -30,7 +30,8 @@ _OF_ONE_RUN = (
     'work_dir', 'launcher', 'experiment_name', 'resume', 'randomness.seed', 'model.teacher.checkpoint',
     'default_hooks.distillation.fitted',
 )  # fmt: skip
-ROLES = ('teacher', 'alone', 'plain', 'distilled', 'online')
+LEARNING = ('distilled', 'online')
+ROLES = ('teacher', 'alone', 'plain', *LEARNING)
 
 
 @dataclass
@@ -63,18 +64,16 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
         history.sessions += 1
         entries = _entries(file)
         # A resumed session may start with a validation; its first training entry shows where it resumed.
-        first = next((int(entry.get('step', 0)) for entry in entries if 'loss' in entry), None)
-        begun, last = False, _resumed_at(file, max(training, default=0)) if first is None else first - 1
+        steps = [int(entry.get('step', 0)) for entry in entries if 'loss' in entry]
+        begun, last = False, steps[0] - 1 if steps else max(training, default=0)
         for entry in entries:
             step = int(entry.get('step', 0))
             if 'loss' in entry:
                 if not begun:
-                    begun = True
                     again = int(entry.get('epoch', step)) if by_epoch else step
                     training = {k: v for k, v in training.items() if k < step}
                     validation = {k: v for k, v in validation.items() if k < again}
-                training[step] = entry
-                last = step
+                training[step], last, begun = entry, step, True
                 continue
             metrics = {k: v for k, v in entry.items() if k not in _COUNTERS and isinstance(v, (int, float))}
             own = {k: v for k, v in metrics.items() if not k.startswith('teacher/')}
@@ -82,21 +81,14 @@ def read_history(folder: Path, by_epoch: bool = False, val_interval: int = 1, to
                 history.teacher = {k.removeprefix('teacher/'): v for k, v in metrics.items() if k not in own}
             if own:
                 if not by_epoch and step == 0:
-                    intervals = math.ceil(last / val_interval) if begun or first is None else last // val_interval
+                    # Before any training a session can only repeat a validation that was cut off.
+                    intervals = math.ceil(last / val_interval) if begun else last // val_interval
                     step = max(intervals, 1) * val_interval
                     step = min(step, total) if total else step
                 validation[step] = dict(own, step=step)
     history.training = [training[step] for step in sorted(training)]
     history.validation = [validation[step] for step in sorted(validation)]
     return history
-
-
-def _resumed_at(scalars: Path, default: int) -> int:
-    """The iteration of the checkpoint from which a session resumed, from its config."""
-    config = scalars.with_name('config.py')
-    text = config.read_text(errors='replace') if config.is_file() else ''
-    found = re.search(r"^load_from\s*=\s*[(\s]*['\"].*iter_(\d+)\.pth['\"]", text, re.M)
-    return int(found[1]) if found and re.search(r'^resume\s*=\s*True', text, re.M) else default
 
 
 def _entries(file: Path) -> list[dict]:
@@ -134,7 +126,6 @@ class Run:
         self.by_epoch = kind.endswith('EpochBasedTrainLoop') or ('type' not in loop and loop.get('by_epoch', True))
         self.total = loop.get('max_epochs' if self.by_epoch else 'max_iters')
         self.history = read_history(folder, self.by_epoch, int(loop.get('val_interval', 1)), self.total)
-
         if not self.history.training and not self.history.validation and self.checkpoint is None:
             raise FileNotFoundError(f'{folder}: no training has logged or saved anything there')
 
@@ -153,9 +144,8 @@ class Run:
     @cached_property
     def done(self) -> int:
         """Completed epochs or iterations, according to the log, the validations or the last checkpoint."""
-        known = [int(e.get('epoch' if self.by_epoch else 'step', 0)) for e in self.history.training[-1:]]
         # The log has the epoch in progress, which may be incomplete.
-        known = [k - 1 for k in known] if self.by_epoch else known
+        known = [int(e.get('epoch', 0)) - 1 if self.by_epoch else e['step'] for e in self.history.training[-1:]]
         known += [entry['step'] for entry in self.history.validation[-1:]]
         numbered = re.search(r'(iter|epoch)_(\d+)', self.checkpoint.name if self.checkpoint else '')
         if numbered and (numbered[1] == 'epoch') == self.by_epoch:
@@ -203,22 +193,15 @@ class Run:
             return rules[min(wanted.index(metric), len(rules) - 1)] != 'less'
         return not _LOWER & set(re.split(r'[^a-z0-9]+', metric.lower()))
 
-    def series(self, key: str) -> dict[int, float]:
-        """A training scalar by step; missing and non-finite entries are left out."""
-        return _by_step(self.history.training, key)
-
-    def validations(self, key: str) -> dict[int, float]:
-        return _by_step(self.history.validation, key)
+    def series(self, key: str, of: str = 'training') -> dict[int, float]:
+        """A scalar of the training or validation by step; missing and non-finite entries are left out."""
+        return {e['step']: e[key] for e in getattr(self.history, of) if math.isfinite(e.get(key, math.nan))}
 
     @property
     def terms(self) -> list[str]:
         """The loss terms: every logged name with "loss" in it, except the total if there are others."""
         names = dict.fromkeys(k for e in self.history.training for k in e if 'loss' in k)
         return [name for name in names if self.series(name) and (name != 'loss' or len(names) == 1)]
-
-
-def _by_step(entries: list[dict], key: str) -> dict[int, float]:
-    return {e['step']: e[key] for e in entries if math.isfinite(e.get(key, math.nan))}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -229,7 +212,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder was the work_dir of ``tools/train.py`` or any Runner."""
+    """Whether a folder was the work_dir of a Runner."""
     if any(folder.glob('*/vis_data/scalars.json')) or any(folder.glob('*/vis_data/config.py')):
         return True
     return any(folder.glob('*.py')) and any(_TIMESTAMP.fullmatch(p.name) for p in folder.iterdir())
@@ -245,17 +228,17 @@ def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]
     for root in map(Path, roots):
         if not root.is_dir():
             raise FileNotFoundError(f'no folder {str(root)!r}; give the --work-dir of a training, or a folder of such')
-        found = False
+        found = []
         for folder, below, _ in os.walk(root):
             below[:] = sorted(name for name in below if not _TIMESTAMP.fullmatch(name))
-            if is_run(Path(folder)):
-                found = True
-                folders.setdefault(Path(folder).resolve(), Path(folder))
+            found += [Path(folder)] * is_run(Path(folder))
         if not found:
             raise FileNotFoundError(
                 f'{str(root)!r} holds no run: none of its folders has <timestamp>/vis_data, which tools/train.py '
                 'writes into its --work-dir'
             )
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
     runs, notes = [], []
     for folder in folders.values():
         try:
@@ -275,6 +258,10 @@ class Group:
     #: For a distillation: the runs of its student alone, and those of its teacher.
     alone: 'Group | None' = None
     teacher: 'Group | None' = None
+
+    @property
+    def cfg(self) -> Config:
+        return self.runs[0].cfg
 
     @property
     def finished(self) -> list[Run]:
@@ -323,9 +310,8 @@ class Group:
         gain = Gain.by_seed(self.by_seed(metric), self.alone.by_seed(metric), self.higher)
         return gain if gain.values else Gain([statistics.mean(own) - statistics.mean(other)], self.higher, paired=False)
 
-    def series(self, key: str) -> list[dict[int, float]]:
-        found = [run.series(key) for run in self.runs]
-        return [series for series in found if series]
+    def series(self, key: str, of: str = 'training') -> list[dict[int, float]]:
+        return [series for run in self.runs if (series := run.series(key, of))]
 
     @property
     def terms(self) -> list[str]:
@@ -370,15 +356,11 @@ def _name(groups: list[Group]) -> None:
     for group in groups:
         names = {run.folder.resolve().name for run in group.runs}
         group.title = names.pop() if len(names) == 1 else group.runs[0].config_name
-    for rename in (
-        lambda group, _: f'{group.title} ({group.runs[0].config_name})',
-        lambda group, _: f'{group.title}, {group.runs[0].folder.parent.name}',
-        lambda group, number: f'{group.title} #{number + 1}',
-    ):
+    for form in ('{0} ({1.config_name})', '{0}, {1.folder.parent.name}', '{0} #{2}'):
         titles = [group.title for group in groups]
         for number, group in enumerate(groups):
             if titles.count(titles[number]) > 1:
-                group.title = rename(group, number)
+                group.title = form.format(group.title, group.runs[0], number + 1)
 
 
 def _architecture(model: Any) -> str:
@@ -392,40 +374,34 @@ def _architecture(model: Any) -> str:
     return json.dumps(bare(model), sort_keys=True, default=str)
 
 
-def _teacher_architecture(cfg: Config) -> str | None:
-    """That of a distillation's teacher; None if its config can no longer be read."""
-    try:
-        return _architecture(read_model_config(cfg.model.teacher.model, 'teacher')[0])
-    except (ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
-        return None
-
-
 def _relate(groups: list[Group]) -> None:
     """Set each group's role, and for each distillation the groups to compare it with."""
-    configs = {id(group): group.runs[0].cfg for group in groups}
     for group in groups:
-        cfg = configs[id(group)]
-        group.role = 'distilled' if has_teacher(cfg) else 'online' if is_online(cfg) else 'plain'
-    plain = {id(group): _architecture(configs[id(group)].model) for group in groups if group.role == 'plain'}
-    learning = [group for group in groups if group.role != 'plain']
-    for group in learning:
+        group.role = 'distilled' if has_teacher(group.cfg) else 'online' if is_online(group.cfg) else 'plain'
+    plain = [(group, _architecture(group.cfg.model)) for group in groups if group.role == 'plain']
+    for group in groups:
         if group.role == 'distilled':
             # First by the folder of the teacher's checkpoint: the student may have the same architecture.
             folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
-            named = [g for g in groups if id(g) in plain and any(run.folder.resolve() in folders for run in g.runs)]
-            wanted = _teacher_architecture(configs[id(group)])
-            same = [g for g in groups if wanted is not None and plain.get(id(g)) == wanted]
-            for teacher in [*named, *same][:1]:
+            found = [g for g, _ in plain if any(run.folder.resolve() in folders for run in g.runs)]
+            # The teacher's own config may be unreadable by now.
+            with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
+                wanted = _architecture(read_model_config(group.cfg.model.teacher.model, 'teacher')[0])
+                found += [g for g, own in plain if own == wanted]
+            for teacher in found[:1]:
                 group.teacher, teacher.role = teacher, 'teacher'
-    for group in learning:
-        cfg = configs[id(group)]
-        wanted = _architecture(student_config(cfg).model)
-        same = [g for g in groups if plain.get(id(g)) == wanted and g.role != 'teacher']
-        # Prefer a group trained on the same data.
-        data = fingerprint_of(cfg, 'train_dataloader', 'train_cfg')
-        same.sort(key=lambda g: fingerprint_of(configs[id(g)], 'train_dataloader', 'train_cfg') != data)
-        for alone in same[:1]:
-            group.alone, alone.role = alone, 'alone'
+    for group in groups:
+        if group.role in LEARNING:
+            wanted = _architecture(student_config(group.cfg).model)
+            same = [g for g, own in plain if own == wanted and g.role != 'teacher']
+            # Prefer a group trained on the same data.
+            same.sort(key=lambda g: _data(g) != _data(group))
+            for alone in same[:1]:
+                group.alone, alone.role = alone, 'alone'
+
+
+def _data(group: Group) -> str:
+    return fingerprint_of(group.cfg, 'train_dataloader', 'train_cfg')
 
 
 def fingerprint_of(cfg: Config, *keys: str) -> str:
