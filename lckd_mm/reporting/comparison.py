@@ -157,10 +157,10 @@ class Comparer:
     def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
         given = copy.deepcopy(dict(run.cfg.model.teacher))
         named = str(given.get('checkpoint'))
-        twin = group.teacher and group.teacher.of_seed(run.seed)
-        if '://' not in named and not Path(named).is_file() and twin and twin.checkpoint:
-            given['checkpoint'] = str(twin.checkpoint)
-            notes.append(f'The teacher at {named} was not found; that of {twin.folder} is used.')
+        twins = [r for r in group.teacher.runs if r.seed == run.seed and r.checkpoint] if group.teacher else []
+        if '://' not in named and not Path(named).is_file() and twins:
+            given['checkpoint'] = str(twins[0].checkpoint)
+            notes.append(f'The teacher at {named} was not found; that of {twins[0].folder} is used.')
         teacher = FrozenTeacher(**given)
         teacher.load()
         teacher.model.to(self.device)

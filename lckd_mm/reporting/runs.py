@@ -114,11 +114,11 @@ class Run:
         dumped = sorted(folder.glob('*.py'), key=lambda file: file.stat().st_mtime)
         # A test in the same folder overwrites the dumped config with the student's alone; the session's copy remains.
         kept = [file.with_name('config.py') for file in sorted(folder.glob('*/vis_data/scalars.json'))]
-        kept = [file for file in kept if file.is_file()] or sorted(folder.glob('*/vis_data/config.py'))
-        if not dumped and not kept:
+        found = [*dumped, *(file for file in kept if file.is_file())]
+        if not found:
             raise FileNotFoundError(f'{folder}: no config that a Runner has dumped')
-        self.config_name = (dumped or kept)[-1].stem
-        self.cfg = load_config(str((kept or dumped)[-1]), str(folder))
+        self.config_name = (dumped or found)[-1].stem
+        self.cfg = load_config(str(found[-1]), str(folder))
         if not isinstance(self.cfg.get('model'), dict):
             raise ValueError(f'{folder}: its config has no model')
         loop = self.cfg.get('train_cfg') or {}
@@ -211,13 +211,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return path and next((p for p in (folder / path.name, path) if p.is_file()), None)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder was the work_dir of a Runner."""
-    if any(folder.glob('*/vis_data/scalars.json')) or any(folder.glob('*/vis_data/config.py')):
-        return True
-    return any(folder.glob('*.py')) and any(_TIMESTAMP.fullmatch(p.name) for p in folder.iterdir())
-
-
 def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
     """Every run in some folders, and a sentence for each that cannot be read.
 
@@ -230,11 +223,12 @@ def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]
             raise FileNotFoundError(f'no folder {str(root)!r}; give the --work-dir of a training, or a folder of such')
         found = []
         for folder, below, _ in os.walk(root):
-            below[:] = sorted(name for name in below if not _TIMESTAMP.fullmatch(name))
-            found += [Path(folder)] * is_run(Path(folder))
+            sessions = set(filter(_TIMESTAMP.fullmatch, below))
+            below[:] = sorted(set(below) - sessions)
+            found += [Path(folder)] * bool(sessions)
         if not found:
             raise FileNotFoundError(
-                f'{str(root)!r} holds no run: none of its folders has <timestamp>/vis_data, which tools/train.py '
+                f'{str(root)!r} holds no run: none of its folders has a <timestamp> folder, which tools/train.py '
                 'writes into its --work-dir'
             )
         for folder in found:
@@ -316,10 +310,6 @@ class Group:
     @property
     def terms(self) -> list[str]:
         return list(dict.fromkeys(term for run in self.runs for term in run.terms))
-
-    def of_seed(self, seed: int | None) -> Run | None:
-        """The run with this seed; finished ones first."""
-        return next((run for run in [*self.finished, *self.runs] if run.seed == seed), None)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

@@ -7,7 +7,7 @@ import os
 import pytest
 from mmengine.config import Config
 
-from lckd_mm.reporting import find_runs, group_runs, read_history
+from lckd_mm.reporting.runs import find_runs, group_runs, read_history
 from lckd_mm.reporting.seeds import spread
 
 STUDENT = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), head=dict(type='LinearClsHead'))

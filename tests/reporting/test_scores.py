@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmseg.evaluation import IoUMetric
 
-from lckd_mm.reporting import box_f1, image_iou
+from lckd_mm.reporting.scores import box_f1, image_iou
 
 
 def test_iou_by_hand():

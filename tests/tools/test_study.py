@@ -19,7 +19,7 @@ from run_helpers import ROOT
 from lckd_mm.cli import run_tool
 from lckd_mm.config import student_config
 from lckd_mm.hosts import build_model
-from lckd_mm.reporting import bootstrap
+from lckd_mm.reporting.seeds import bootstrap
 
 BENCH = ROOT / 'tools' / 'bench'
 QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
