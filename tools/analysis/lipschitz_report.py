@@ -34,6 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 TEACHER = 'teacher'
+NOISE_SEED = 0  # the noise is the same for every net
 
 
 def main(argv: list[str]) -> None:
@@ -52,26 +53,14 @@ def main(argv: list[str]) -> None:
     p.add_argument('--teacher', metavar='CHECKPOINT', help='in place of the one in the config')
     p.add_argument('--before', nargs='+', default=[], metavar='[NAME=]CHECKPOINT', help='further ones of the student')
     p.add_argument('--seeds', nargs='+', type=int, help="replace {seed} in the checkpoints' paths")
-    p.add_argument(
-        '--against',
-        nargs='+',
-        metavar='NAME=NAME',
-        help='over seeds: which column to set against which (default: each against the first of --before)',
-    )
+    text = 'over seeds: which column to set against which (default: each against the first of --before)'
+    p.add_argument('--against', nargs='+', metavar='NAME=NAME', help=text)
     p.add_argument('--images', type=int, default=64, help='for all but the metric (default: 64)')
     p.add_argument('--batch', type=int, default=16, help='images at a time, for all but the metric (default: 16)')
-    p.add_argument(
-        '--noise',
-        nargs='*',
-        type=float,
-        default=[0.05, 0.1, 0.2, 0.4],
-        metavar='LEVEL',
-        help='standard deviations in units of the preprocessed image (default: 0.05 0.1 0.2 0.4); none: no noise',
-    )
-    p.add_argument('--noise-seed', type=int, default=0, help='the noise is the same for every net (default: 0)')
-    p.add_argument(
-        '--without', nargs='+', default=[], choices=['constant', 'image', 'bound', 'metric'], help='save their time'
-    )
+    text = 'standard deviations in units of the preprocessed image (default: 0.05 0.1 0.2 0.4); none: no noise'
+    p.add_argument('--noise', nargs='*', type=float, default=[0.05, 0.1, 0.2, 0.4], metavar='LEVEL', help=text)
+    parts = ['constant', 'image', 'bound', 'metric']
+    p.add_argument('--without', nargs='+', default=[], choices=parts, help='save their time')
     p.add_argument('--metric', help='the one to tabulate, of those that the evaluator gives')
     p.add_argument('--out', help='folder for lipschitz.json, lipschitz.md and lipschitz.png')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -106,7 +95,6 @@ def main(argv: list[str]) -> None:
         images=min(args.images, len(loader.dataset)),
         test_images=len(loader.dataset),
         noise=args.noise,
-        noise_seed=args.noise_seed,
         metric=None if 'metric' in args.without else main_metric(runs, args.metric),
         runs=runs,
     )
@@ -206,9 +194,9 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
         net = smoothness.Net(model, FeatureTaps({tap: str(taps[tap]) for tap in wanted}, role), **convert)
         trace_taps(net.taps, model, size)
         stages = [stage for link in links for stage in smoothness.stages_of(net, link[side])]
-        figures[name] = smoothness.measure(net, stages, images, args.noise, args.noise_seed, args.without)
+        figures[name] = smoothness.measure(net, stages, images, args.noise, NOISE_SEED, args.without)
         if 'metric' not in args.without:
-            noises = {0.0: None} | {x: smoothness.GaussianNoise(x, args.noise_seed) for x in args.noise}
+            noises = {0.0: None} | {x: smoothness.GaussianNoise(x, NOISE_SEED) for x in args.noise}
             figures[name]['metrics'] = {
                 str(level): smoothness.metrics_under_noise(net, preprocessor, loader, evaluator, noise)
                 for level, noise in noises.items()
@@ -239,10 +227,7 @@ def image_figure(tap: int) -> Figure:
 
 
 def change_figure(tap: int, level: float) -> Figure:
-    def figure(run: dict, name: str) -> list[float]:
-        return [100 * value for value in list(run[name]['taps'].values())[tap]['changes'][str(level)]]
-
-    return figure
+    return lambda run, name: [100 * x for x in list(run[name]['taps'].values())[tap]['changes'][str(level)]]
 
 
 def metric_figure(metric: str, level: float) -> Figure:
@@ -253,10 +238,8 @@ def gap(figure: Figure) -> Figure:
     """|ln student - ln teacher|, per image."""
 
     def distance(run: dict, name: str) -> list[float] | None:
-        if name == TEACHER or TEACHER not in run:
-            return None
-        own, theirs = figure(run, name), figure(run, TEACHER)
-        if own is None or theirs is None:
+        own, theirs = figure(run, name), figure(run, TEACHER) if TEACHER in run else None
+        if name == TEACHER or own is None or theirs is None:
             return None
         return [abs(math.log(max(a, 1e-30) / max(b, 1e-30))) for a, b in zip(own, theirs, strict=True)]
 
@@ -288,7 +271,10 @@ def spread(runs: Sequence[dict], figure: Figure, name: str) -> tuple[float, floa
         return None
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    values = [_mean(value) for value in values]
+    return _moments([_mean(value) for value in values])
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float | None]:
     if not all(map(math.isfinite, values)):
         return math.nan, None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -313,18 +299,16 @@ def quantities(result: dict) -> dict[str, list[tuple[str, Figure]]]:
         ]
     images = [(f'{tap}: constant from the image', image_figure(i)) for i, tap in enumerate(taps)]
     images += [(f'{tap}: gap of it', gap(image_figure(i))) for i, tap in enumerate(taps)]
-    found = {'Stages': rows, 'From the image': images}
     changes = [
         (f'{tap}: moved by noise {level:g}, %', change_figure(i, level))
         for i, tap in enumerate(taps)
         for level in result['noise']
     ]
-    found['How far noise moves the features'] = changes
-    if result['metric']:
+    found = {'Stages': rows, 'From the image': images, 'How far noise moves the features': changes}
+    metric = result['metric']
+    if metric:
         levels = [0.0, *result['noise']]
-        found[f'{result["metric"]} under noise'] = [
-            (f'noise {level:g}', metric_figure(result['metric'], level)) for level in levels
-        ]
+        found[f'{metric} under noise'] = [(f'noise {level:g}', metric_figure(metric, level)) for level in levels]
     return found
 
 
@@ -359,9 +343,9 @@ def paired(result: dict) -> list[str]:
                 cells[row].append('–')
                 continue
             steps = [_mean(a) - _mean(b) for a, b in zip(*values)]
-            finite = all(map(math.isfinite, steps))
-            change = _cell((statistics.fmean(steps), statistics.stdev(steps)), sign=True) if finite else 'nan'
-            cells[row].append(f'{change} ({sum(step > 0 for step in steps)}/{len(steps)})' if finite else change)
+            change = _cell(_moments(steps), sign='+')
+            above = f' ({sum(step > 0 for step in steps)}/{len(steps)})'
+            cells[row].append(change if change == 'nan' else change + above)
     title = 'Differences, seed by seed (of how many seeds they are above 0)'
     return _section(title, [f'{name} - {base}' for name, base in result['pairs']], cells)
 
@@ -395,17 +379,17 @@ def _section(title: str, head: Sequence[str], cells: dict[str, list[str]]) -> li
     return ['', f'## {title}', '', *table(['', *head], rows, '---:').splitlines()] if rows else []
 
 
-def _cell(value: tuple[float, float | None] | None, sign: bool = False) -> str:
+def _cell(value: tuple[float, float | None] | None, sign: str = '') -> str:
     if value is None:
         return '–'
     mean, deviation = value
     if not math.isfinite(mean):
         return 'nan'
-    if max(abs(mean), deviation or 0) >= 1e5:
-        return f'{mean:{"+" if sign else ""}.2e}' + (f' ± {deviation:.1e}' if deviation is not None else '')
-    size = abs(mean) if not deviation else max(abs(mean), deviation)
-    digits = 0 if size == 0 else min(4, max(0, 2 - math.floor(math.log10(size))))
-    return f'{mean:{"+" if sign else ""}.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
+    size = max(abs(mean), deviation or 0)
+    form, short = '.2e', '.1e'
+    if size < 1e5:
+        form = short = f'.{0 if size == 0 else min(4, max(0, 2 - math.floor(math.log10(size))))}f'
+    return f'{mean:{sign}{form}}' + (f' ± {deviation:{short}}' if deviation is not None else '')
 
 
 def draw(result: dict, path: Path) -> None:
@@ -420,11 +404,11 @@ def draw(result: dict, path: Path) -> None:
         ('local Lipschitz constant of the stage', stages, [stage_figure(i, 'constant') for i in range(len(stages))]),
         ('local Lipschitz constant from the image', taps, [image_figure(i) for i in range(len(taps))]),
     ]
-    last = len(taps) - 1
+    last, metric = len(taps) - 1, result['metric']
     curves = [(f'{taps[last]} moved by noise, %', levels, [change_figure(last, level) for level in levels])]
-    if result['metric']:
+    if metric:
         levels = [0.0, *levels]
-        curves.append((result['metric'], levels, [metric_figure(result['metric'], level) for level in levels]))
+        curves.append((metric, levels, [metric_figure(metric, level) for level in levels]))
     colours = dict(zip(names, cycle(COLOURS)))
 
     def bars(axis, xs: Sequence[float], figures: Sequence[Figure], name: str, **style) -> None:
