@@ -47,10 +47,7 @@ class Task:
     @property
     def configs(self) -> dict[str, str]:
         scenes = '1xb8-digit-scenes-96x96.py'
-        names = {
-            'teacher': f'{self.teacher}_{scenes}',
-            'alone': f'{self.student}_{scenes}',
-        }
+        names = {'teacher': f'{self.teacher}_{scenes}', 'alone': f'{self.student}_{scenes}'}
         names |= {name: f'{name}_{self.teacher}_{self.student}_{scenes}' for name in TITLES if name not in names}
         return {name: f'configs/demo/{file}' for name, file in names.items()}
 

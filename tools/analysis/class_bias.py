@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if args.json:
         Path(args.json).write_text(json.dumps({k: v for k, v in result.items() if k != 'bias'}, indent=1) + '\n')
     if args.plot:
-        draw(result['bias'], result['names'], args.plot)
+        draw(result['bias'], result['names'], Path(args.plot))
 
 
 def compare(
@@ -113,25 +113,23 @@ def summary(result: dict[str, Any]) -> str:
     return '\n'.join([*lines, *([result['left_out_sentence']] if result['left_out_sentence'] else [])])
 
 
-def draw(bias: Any, names: Sequence[str], path: str) -> None:
+def draw(bias: Any, names: Sequence[str], path: Path) -> None:
     """Plot each class's relative change of FPR and FNR."""
-    import matplotlib
+    from lckd_mm.reporting.charts import save
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    def plot(figure) -> None:
+        axis = figure.subplots()
+        for offset, changes, label in ((-0.2, bias.fpr_change, 'FPR'), (0.2, bias.fnr_change, 'FNR')):
+            axis.bar([i + offset for i in range(len(names))], (100 * changes).nan_to_num().tolist(), 0.4, label=label)
+        for i in (~bias.kept).nonzero().flatten().tolist():
+            axis.annotate('left out', (i, 0), rotation=90, ha='center', va='bottom', fontsize=7)
+        axis.axhline(0, color='black', linewidth=0.8)
+        axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
+        axis.set_xlabel('class')
+        axis.set_ylabel('change against the reference, %')
+        axis.legend()
 
-    figure, axis = plt.subplots(figsize=(max(5, 0.25 * len(names)), 3.2), layout='constrained')
-    for offset, changes, label in ((-0.2, bias.fpr_change, 'FPR'), (0.2, bias.fnr_change, 'FNR')):
-        axis.bar([i + offset for i in range(len(names))], (100 * changes).nan_to_num().tolist(), 0.4, label=label)
-    for i in (~bias.kept).nonzero().flatten().tolist():
-        axis.annotate('left out', (i, 0), rotation=90, ha='center', va='bottom', fontsize=7)
-    axis.axhline(0, color='black', linewidth=0.8)
-    axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
-    axis.set_xlabel('class')
-    axis.set_ylabel('change against the reference, %')
-    axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(path, (max(5, 0.25 * len(names)), 3.2), plot)
 
 
 if __name__ == '__main__':

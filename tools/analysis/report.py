@@ -7,27 +7,13 @@ seed (and the teacher's checkpoint) are grouped. The page works offline; its cha
 """
 
 import argparse
-import contextlib
+import functools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress warnings from the hosts' imports and log messages of loading; both are restored afterwards."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(before)
 
 
 def main(argv: list[str]) -> None:
@@ -52,10 +38,14 @@ def main(argv: list[str]) -> None:
     out = Path(args.out or Path(args.work_dirs[0]) / 'report.html')
     if out.suffix not in ('.html', '.htm'):
         raise ValueError(f'--out: the file must end in .html, got {str(out)!r}')
-    with quiet():
-        missing = write_report(
-            args.work_dirs, out, args.methods, args.images, args.rows, args.device, lambda text: print(text, flush=True)
-        )
+    say = functools.partial(print, flush=True)
+    logging.disable(logging.INFO)  # of loading
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # from the hosts' imports
+            missing = write_report(args.work_dirs, out, args.methods, args.images, args.rows, args.device, say)
+    finally:
+        logging.disable(logging.NOTSET)
     for note in missing:
         print(f'note: {note}')
     print(f'report: {out}')

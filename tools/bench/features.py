@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -101,18 +102,13 @@ SETS = {
 
 def model_config(which: ShapeSet, role: str) -> dict:
     """The model dict of a net without published weights, which may not be available."""
-    cfg, _ = read_model_config(getattr(which, role), role)
-    for key, value in which.overrides.items():
-        node = cfg
-        *path, last = key.split('.')
-        for part in path:
-            node = node[part]
-        node[last] = value
-    if cfg.get('pretrained') is not None:
-        cfg['pretrained'] = None
-    cfg['backbone'].pop('init_cfg', None)
-    replace_sync_bn(cfg)
-    return cfg
+    cfg = Config(dict(model=read_model_config(getattr(which, role), role)[0]))
+    cfg.merge_from_dict({f'model.{key}': value for key, value in which.overrides.items()})
+    model = cfg.model.to_dict()
+    model.pop('pretrained', None)
+    model['backbone'].pop('init_cfg', None)
+    replace_sync_bn(model)
+    return model
 
 
 def batches(which: ShapeSet, batch: int, size: tuple[int, int], split: str = 'train', start: int = 0) -> Iterator[dict]:

@@ -97,8 +97,6 @@ def markdown(result: dict) -> str:
 
 
 if __name__ == '__main__':
-    try:
-        from lckd_mm.cli import run_tool
-    except ImportError as error:
-        sys.exit(f'error: {error}')
+    from lckd_mm.cli import run_tool
+
     sys.exit(run_tool(main))

@@ -16,24 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main(argv: list[str]) -> None:
+    import measure
     import torch
-    from measure import (
-        alternate,
-        build_for_training,
-        keep_freed_memory,
-        machine,
-        median_ms,
-        parser,
-        publish,
-        training_batch,
-    )
     from mmengine.config import DictAction
     from mmengine.logging import MMLogger
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher
 
-    p = parser(__doc__, rounds=7)
+    p = measure.parser(__doc__, rounds=7)
     p.add_argument('config')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     args = p.parse_args(argv)
@@ -41,16 +32,16 @@ def main(argv: list[str]) -> None:
     cfg = read_config(args)
     if not has_teacher(cfg):
         raise ValueError(f'{args.config!r} must be a distillation with a teacher; its model is a {cfg.model.type}')
-    keep_freed_memory()
+    measure.keep_freed_memory()
     MMLogger.get_instance('bench', log_level='ERROR')
     device = torch.device(args.device)
-    distiller = build_for_training(cfg, device)
-    batch, source = training_batch(cfg, distiller.student)
+    distiller = measure.build_for_training(cfg, device)
+    batch, source = measure.training_batch(cfg, distiller.student)
     data = distiller.data_preprocessor(batch, True)
-    times = alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
-    result = dict(config=args.config, machine=machine(device), batch=source, rounds=args.rounds)
-    result |= dict(ms=median_ms(times), terms=list(distiller.terms))
-    publish(markdown(result), result, args.json)
+    times = measure.alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
+    result = dict(config=args.config, machine=measure.machine(device), batch=source, rounds=args.rounds)
+    result |= dict(ms=measure.median_ms(times), terms=list(distiller.terms))
+    measure.publish(markdown(result), result, args.json)
 
 
 def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
@@ -143,10 +134,7 @@ def markdown(result: dict) -> str:
         ('student, step alone', ms['student'], ''),
         ('teacher, whole forward', whole, ''),
         ('teacher, forward to its last tap', ms['teacher'], saved(ms['teacher'])),
-        *(
-            (f'teacher, for {name} alone', ms[f'teacher for {name}'], saved(ms[f'teacher for {name}']))
-            for name in result['terms']
-        ),
+        *((f'teacher, for {n} alone', ms[f'teacher for {n}'], saved(ms[f'teacher for {n}'])) for n in result['terms']),
         ('distillation, step', ms['distillation'], f'{ms["distillation"] / parts:.3f} of student + teacher'),
     ]
     if connectors:
@@ -161,8 +149,6 @@ def markdown(result: dict) -> str:
 
 
 if __name__ == '__main__':
-    try:
-        from lckd_mm.cli import run_tool
-    except ImportError as error:
-        sys.exit(f'error: {error}')
+    from lckd_mm.cli import run_tool
+
     sys.exit(run_tool(main))

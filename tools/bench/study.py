@@ -48,15 +48,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-try:
-    from mmengine.config import Config
+from mmengine.config import Config  # noqa: E402
 
-    from lckd_mm.cli import option_path, run_tool
-    from lckd_mm.reporting import Gain, between, read_history, spread, table
-    from lckd_mm.reporting.charts import COLOURS, curve, dots, save
-    from lckd_mm.reporting.runs import last_checkpoint
-except ImportError as error:
-    sys.exit(f'error: {error}')
+from lckd_mm.cli import option_path, run_tool  # noqa: E402
+from lckd_mm.reporting import Gain, between, read_history, spread, table  # noqa: E402
+from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
+from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
 
 RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
 STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture')
@@ -88,10 +85,10 @@ class Study:
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
         self.work_dir = Path(work_dir or cfg['work_dir'])
-        self.runs, self.prepare, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
+        self.runs, self.commands, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
         for name, run in self.runs.items():
             self._check(name, run)
-        if isinstance(self.picture, dict) and self.picture.get('x') not in self.axes:
+        if self.picture != 'dots' and self.picture.get('x') not in self.axes:
             raise ValueError(f'{where}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
         self._recipes: dict[tuple[str, int], str] = {}
@@ -196,6 +193,10 @@ class Study:
             self._recipes[cell.name, seed] = hashlib.sha256(text.encode()).hexdigest()
         return self._recipes[cell.name, seed]
 
+    def prepare(self) -> None:
+        for command in self.commands:
+            subprocess.run([sys.executable, '-W', 'ignore', *command], check=True, stdout=subprocess.DEVNULL)
+
     def finished(self, cell: Cell, seed: int) -> bool:
         return _read(self.folder(cell, seed) / 'recipe') == self.recipe(cell, seed)
 
@@ -231,18 +232,12 @@ class Study:
             raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
         nets = {k.removesuffix(key).rstrip('/'): scale * v for k, v in validated[-1].items() if k.endswith(f'/{key}')}
         training = [e for e in history.training if e['loss'] > 0]
-        # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
-        shares = {
-            term: statistics.mean(
-                sum(v for k, v in e.items() if k.rpartition('.')[2] == term) / e['loss'] for e in training
-            )
-            for term in sorted(self.terms(cell) & {k.rpartition('.')[2] for e in training for k in e})
-        }
-        return dict(
-            score=scale * validated[-1][key],
-            **{f'also {net}': score for net, score in nets.items()},
-            **{f'share {term.removeprefix("loss_")}': share for term, share in shares.items()},
-        )
+        found = dict(score=scale * validated[-1][key]) | {f'also {net}': score for net, score in nets.items()}
+        for term in sorted(self.terms(cell) & {k.rpartition('.')[2] for e in training for k in e}):
+            # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
+            parts = [sum(v for k, v in e.items() if k.rpartition('.')[2] == term) / e['loss'] for e in training]
+            found[f'share {term.removeprefix("loss_")}'] = statistics.mean(parts)
+        return found
 
     def terms(self, cell: Cell) -> set[str]:
         """The names of the cell's terms, from its config and its options."""
@@ -327,11 +322,6 @@ def main(argv: list[str]) -> None:
             raise RuntimeError(f'{len(failed)} of {total} runs failed: {"; ".join(failed)}')
 
 
-def prepare(study: Study) -> None:
-    for command in study.prepare:
-        subprocess.run([sys.executable, '-W', 'ignore', *command], check=True, stdout=subprocess.DEVNULL)
-
-
 def run_one(study: Study, name: str) -> None:
     seed, _, cell = name.partition('/')
     found = [c for c in study.cells if c.name == cell]
@@ -348,7 +338,7 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
     todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
     if not todo:
         return []
-    prepare(study)
+    study.prepare()
     number, lock = count(1), threading.Lock()
     futures: dict[tuple[str, int], Future] = {}
 
@@ -387,7 +377,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
             f'running; wait for them, or scancel {" ".join(waiting)}'
         )
     record.write_text('')
-    prepare(study)
+    study.prepare()
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(study.path)]
     command += ['--work-dir', str(study.work_dir.absolute())]
     command += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
@@ -443,14 +433,14 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     """Write STUDY.json, STUDY.md and STUDY.png to the work_dir, from the finished runs."""
     # In the order of the study file.
     cells = sorted(cells, key=lambda cell: list(study.runs).index(cell.run))
-    found: dict[Cell, dict[int, dict]] = {c: {} for c in cells}
-    for cell, seed in study.grid(cells, seeds):
-        if study.finished(cell, seed):
-            try:
-                found[cell][seed] = study.result(cell, seed)
-            except RuntimeError as error:
-                print(f'left out: {error}')
-    found = {c: runs for c, runs in found.items() if runs}
+    found: dict[Cell, dict[int, dict]] = {}
+    for cell in cells:
+        for _, seed in study.grid([cell], seeds):
+            if study.finished(cell, seed):
+                try:
+                    found.setdefault(cell, {})[seed] = study.result(cell, seed)
+                except RuntimeError as error:
+                    print(f'left out: {error}')
     if not found:
         print('nothing is finished yet')
         return
@@ -458,9 +448,9 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     record = {c.name: dict(title=study.title_of(c), levels=c.levels, runs=runs) for c, runs in found.items()}
     study.work_dir.mkdir(parents=True, exist_ok=True)
     study.out('json').write_text(json.dumps(record, indent=1) + '\n')
-    table = markdown(study, rows, len(seeds))
-    study.out('md').write_text(table + '\n')
-    print(table)
+    text = markdown(study, rows, len(seeds))
+    study.out('md').write_text(text + '\n')
+    print(text)
     picture = draw(study, rows, found, study.out('png'))
     print(f'figures: {study.out("json")}; picture: {picture}')
 

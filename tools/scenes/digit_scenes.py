@@ -9,10 +9,12 @@ import shutil
 import signal
 import socket
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -29,31 +31,26 @@ def _scene_names(split: str, count: int) -> list[str]:
 
 def _annotation(name: str, scene: Scene) -> str:
     """The VOC XML of one scene."""
+    images = 'scikit-learn load_digits and load_sample_images'
+    source = dict(database='digit scenes', annotation='PASCAL VOC layout', image=images)
     height, width = scene.mask.shape
-    lines = [
-        '<annotation>',
-        '\t<folder>digit_scenes</folder>',
-        f'\t<filename>{name}.jpg</filename>',
-        '\t<source>',
-        '\t\t<database>digit scenes</database>',
-        '\t\t<annotation>PASCAL VOC layout</annotation>',
-        '\t\t<image>scikit-learn load_digits and load_sample_images</image>',
-        '\t</source>',
-        f'\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>',
-        '\t<segmented>1</segmented>',
-    ]
+    size = dict(width=width, height=height, depth=3)
+    root = _element('annotation', dict(folder='digit_scenes', filename=f'{name}.jpg', source=source, size=size))
+    root.append(_element('segmented', 1))
     for label, box, truncated in zip(scene.labels, scene.boxes, scene.truncated):
-        corners = ''.join(f'\t\t\t<{tag}>{at}</{tag}>\n' for tag, at in zip(('xmin', 'ymin', 'xmax', 'ymax'), box))
-        lines += [
-            '\t<object>',
-            f'\t\t<name>{CLASSES[label]}</name>',
-            '\t\t<pose>Unspecified</pose>',
-            f'\t\t<truncated>{int(truncated)}</truncated>',
-            '\t\t<difficult>0</difficult>',
-            f'\t\t<bndbox>\n{corners}\t\t</bndbox>',
-            '\t</object>',
-        ]
-    return '\n'.join([*lines, '</annotation>', ''])
+        content = dict(name=CLASSES[label], pose='Unspecified', truncated=int(truncated), difficult=0)
+        root.append(_element('object', content | dict(bndbox=dict(zip(('xmin', 'ymin', 'xmax', 'ymax'), box)))))
+    ET.indent(root, '\t')
+    return ET.tostring(root, encoding='unicode') + '\n'
+
+
+def _element(tag: str, content: Any) -> ET.Element:
+    element = ET.Element(tag)
+    if isinstance(content, dict):
+        element.extend(_element(key, value) for key, value in content.items())
+    else:
+        element.text = str(content)
+    return element
 
 
 def _write_scenes(folder: Path, parameters: dict[str, int], progress: bool) -> None:
@@ -154,17 +151,14 @@ def _check_existing(target: Path, parameters: dict[str, int], force: bool) -> bo
     if force:
         return False
     if mark.get('version') != _VERSION or mark.get('parameters') != parameters:
-        raise FileExistsError(
-            f'digit scenes: {target} holds version {mark.get("version")} with {_listed(mark.get("parameters"))}, '
-            f'asked for version {_VERSION} with {_listed(parameters)}; '
-            'choose another folder, or replace it with force=True (--force)'
-        )
-    missing = _missing_files(target, parameters)
-    if missing:
-        raise FileExistsError(
-            f'digit scenes: {target} has lost {missing} of its files; '
-            'choose another folder, or replace it with force=True (--force)'
-        )
+        has = f'version {mark.get("version")} with {_listed(mark.get("parameters"))}'
+        wrong = f'holds {has}, asked for version {_VERSION} with {_listed(parameters)}'
+    else:
+        missing = _missing_files(target, parameters)
+        wrong = f'has lost {missing} of its files' if missing else ''
+    if wrong:
+        way = 'choose another folder, or replace it with force=True (--force)'
+        raise FileExistsError(f'digit scenes: {target} {wrong}; {way}')
     return True
 
 

@@ -44,15 +44,11 @@ class SBDConversion:
         return self.found == EXPECTED_FOUND and self.added == EXPECTED_ADDED
 
     def __str__(self) -> str:
-        text = (
+        return (
             f'SBD: found {self.found:,} of {EXPECTED_FOUND:,} masks and added {self.added:,} of {EXPECTED_ADDED:,} '
-            f"training pictures to aug.txt; {self.from_voc:,} masks are VOC's own"
+            f"training pictures to aug.txt; {self.from_voc:,} masks are VOC's own; left out {self.without_mask:,} "
+            f'listed pictures without a mask and {self.without_picture:,} that are not in JPEGImages'
         )
-        if self.without_mask:
-            text += f'; left out {self.without_mask:,} listed pictures without a mask'
-        if self.without_picture:
-            text += f'; left out {self.without_picture:,} that are not in JPEGImages'
-        return text
 
 
 def _find_cls(sbd_root: Path) -> Path:
@@ -60,15 +56,12 @@ def _find_cls(sbd_root: Path) -> Path:
     if not sbd_root.is_dir():
         raise FileNotFoundError(f'SBD: no folder {sbd_root}; give the folder that SBD was unpacked into')
     places = ('benchmark_RELEASE/dataset/cls', 'dataset/cls', 'cls')
-    folders = [sbd_root / place for place in places if (sbd_root / place).is_dir()]
-    if not folders:
-        raise FileNotFoundError(
-            f'SBD: none of {", ".join(places)} is in {sbd_root}; give the folder that SBD was unpacked into'
-        )
-    for folder in folders:
+    for folder in (sbd_root / place for place in places):
         if any(folder.glob('*.mat')):
             return folder
-    raise FileNotFoundError(f'SBD: no .mat file in {folders[0]}; unpack the archive again')
+    raise FileNotFoundError(
+        f'SBD: no .mat file in {", ".join(places)} of {sbd_root}; give the folder that SBD was unpacked into'
+    )
 
 
 def read_sbd_mask(path: str | os.PathLike) -> np.ndarray:
