@@ -84,12 +84,8 @@ def test_one_block_distils_ones_own_config(source, host, own_files, monkeypatch)
 def test_the_commands_below_the_block_name_its_file():
     text = section((ROOT / 'README.md').read_text(), OWN_CONFIG)
     (commands,) = blocks(text, '')
-    for command in (
-        'tools/train.py my_distillation.py',
-        'tools/test.py my_distillation.py',
-        'tools/analysis/report.py',
-    ):
-        assert command in commands
+    for tool in ('tools/train.py my_distillation.py', 'tools/test.py my_distillation.py', 'tools/analysis/report.py'):
+        assert tool in commands
     assert '`my_distillation.py`' in text
 
 

@@ -205,28 +205,22 @@ def _headline(groups: list[Group], table: list[dict]) -> str:
 def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
     """Add a sentence for everything that the page lacks, and how to get it."""
 
-    def note(found: list[Group], text: str) -> None:
-        if found:
-            missing.append(text.format(', '.join(group.title for group in found)))
-
     monitored = "add dict(type='lckd_mm.LipschitzMonitorHook', on=[taps in order of depth]) to custom_hooks"
-    note(
-        [g for g in groups if not g.metric],
+    lacking = {
         'No validation is logged by {}, so there is no metric: a config needs val_dataloader, val_cfg and '
-        'val_evaluator, and a run that reaches its first validation.',
-    )
-    note(
-        [g for g in groups if g.metric and all(len(run.history.validation) < 2 for run in g.runs)],
-        'Validated only once, so there is no curve: {} (train_cfg.val_interval).',
-    )
-    note(
-        [g for g in groups if not g.terms],
+        'val_evaluator, and a run that reaches its first validation.': lambda g: not g.metric,
+        'Validated only once, so there is no curve: {} (train_cfg.val_interval).': (
+            lambda g: g.metric and all(len(run.history.validation) < 2 for run in g.runs)
+        ),
         'No loss is logged by {}: runs write scalars.json with LocalVisBackend (vis_backends) every '
-        'default_hooks.logger.interval iterations.',
-    )
-    silent = [g for g in groups if has_teacher(g.cfg) and not g.series('sigma_gap')]
-    note(silent, f'No σ is logged by {{}}: {monitored}.')
-    if not silent and not has_sigma:
+        'default_hooks.logger.interval iterations.': lambda g: not g.terms,
+        f'No σ is logged by {{}}: {monitored}.': lambda g: has_teacher(g.cfg) and not g.series('sigma_gap'),
+    }
+    for text, lacks in lacking.items():
+        found = [group.title for group in groups if lacks(group)]
+        if found:
+            missing.append(text.format(', '.join(found)))
+    if not has_sigma and not any(has_teacher(group.cfg) for group in groups):
         missing.append(f'No σ: no run has a teacher; for a distillation, {monitored}.')
     for group in groups:
         for run in group.runs:

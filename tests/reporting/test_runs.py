@@ -18,8 +18,8 @@ def trains(*steps, **more):
     return [dict(loss=10.0 - step / 100, loss_kd=1.0, time=0.1, iter=step, step=step, **more) for step in steps]
 
 
-def write(folder, timestamp, entries, cfg=None, tail=''):
-    data = folder / timestamp / 'vis_data'
+def write(folder, entries, cfg=None, session=0, tail=''):
+    data = folder / f'20260101_00000{session}' / 'vis_data'
     data.mkdir(parents=True)
     (data / 'scalars.json').write_text('\n'.join(map(json.dumps, entries)) + '\n' + tail)
     if cfg is not None:
@@ -41,9 +41,9 @@ def distilled(checkpoint, seed=0, weight=1.0):
 
 def test_a_resumed_run_is_one_curve(tmp_path):
     # Killed at 80 with its last checkpoint at 50; the second session does 60 to 80 again, and better.
-    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60, 70, 80)])
-    write(tmp_path, '20260101_000001', [dict(e, loss=0.5) for e in trains(60, 70)] + trains(80, 90, 100)
-          + [dict(mIoU=2.0, step=100)])  # fmt: skip
+    write(tmp_path, [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60, 70, 80)])
+    again = [*(dict(e, loss=0.5) for e in trains(60, 70)), *trains(80, 90, 100), dict(mIoU=2.0, step=100)]
+    write(tmp_path, again, session=1)
     history = read_history(tmp_path, val_interval=50, total=100)
     assert [e['step'] for e in history.training] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
     assert [e['loss'] for e in history.training][5:7] == [0.5, 0.5]
@@ -54,10 +54,9 @@ def test_a_resumed_run_is_one_curve(tmp_path):
 def test_a_validation_before_the_first_step_of_a_resumed_run_stands_at_its_checkpoint(tmp_path):
     # The first session was killed at 80, in 50's validation or after it; by iteration, and as mmdet logs it.
     for folder, step in ((tmp_path / 'iter', 50), (tmp_path / 'epoch', 0)):
-        write(folder, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mAP=1.0, step=step), *trains(60, 70, 80)])
-        write(folder, '20260101_000001', [dict(mAP=1.5, step=step), *trains(60, 70, 80, 90, 100),
-                                          dict(mAP=2.0, step=2 * step)])  # fmt: skip
-        write(folder, '20260101_000002', [dict(mAP=2.5, step=2 * step)])  # killed in the last one
+        write(folder, [*trains(10, 20, 30, 40, 50), dict(mAP=1.0, step=step), *trains(60, 70, 80)])
+        write(folder, [dict(mAP=1.5, step=step), *trains(60, 70, 80, 90, 100), dict(mAP=2.0, step=2 * step)], session=1)
+        write(folder, [dict(mAP=2.5, step=2 * step)], session=2)  # killed in the last one
         history = read_history(folder, val_interval=50, total=100)
         assert history.validation == [dict(mAP=1.5, step=50), dict(mAP=2.5, step=100)]
         assert len(history.training) == 10
@@ -65,17 +64,16 @@ def test_a_validation_before_the_first_step_of_a_resumed_run_stands_at_its_check
 
 def test_a_session_of_a_validation_alone_stands_at_the_checkpoint_it_goes_on_from(tmp_path):
     # Killed at 80; the second session makes up for 50's validation, and is killed before its first entry.
-    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50, 60, 70, 80)])
-    cfg = loop(load_from=str(tmp_path / 'iter_50.pth'), resume=True)
-    write(tmp_path, '20260101_000001', [dict(mAP=1.5, step=0)], cfg)
+    write(tmp_path, [*trains(10, 20, 30, 40, 50, 60, 70, 80)])
+    write(tmp_path, [dict(mAP=1.5, step=0)], loop(), session=1)
     assert read_history(tmp_path, val_interval=50, total=100).validation == [dict(mAP=1.5, step=50)]
     (run,) = find_runs([tmp_path])[0]
     assert not run.finished and run.done == 80
 
 
 def test_a_run_begun_anew_in_the_same_folder_replaces_the_old_one(tmp_path):
-    write(tmp_path, '20260101_000000', [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60)])
-    write(tmp_path, '20260101_000001', trains(10, 20))
+    write(tmp_path, [*trains(10, 20, 30, 40, 50), dict(mIoU=1.0, step=50), *trains(60)])
+    write(tmp_path, trains(10, 20), session=1)
     history = read_history(tmp_path, val_interval=50, total=100)
     assert [e['step'] for e in history.training] == [10, 20]
     assert history.validation == []
@@ -85,7 +83,7 @@ def test_validations_that_were_logged_at_epoch_0_stand_where_they_were_made(tmp_
     # mmdet's and mmpretrain's LoggerHook counts validations in epochs, and iteration-based loops stay in epoch 0.
     entries = [*trains(20, 40), dict(mAP=0.1, step=0), *trains(60, 80, 95), dict(mAP=0.2, step=0),
                {'teacher/mAP': 0.8, 'step': 95}]  # fmt: skip
-    write(tmp_path, '20260101_000000', entries)
+    write(tmp_path, entries)
     history = read_history(tmp_path, val_interval=50, total=95)
     assert history.validation == [dict(mAP=0.1, step=50), dict(mAP=0.2, step=95)]
     assert history.teacher == dict(mAP=0.8)
@@ -94,15 +92,15 @@ def test_validations_that_were_logged_at_epoch_0_stand_where_they_were_made(tmp_
 def test_epochs(tmp_path):
     first = [*trains(10, epoch=1), {'accuracy/top1': 50.0, 'step': 1}, *trains(20, epoch=2),
              {'accuracy/top1': 60.0, 'step': 2}, *trains(30, epoch=3)]  # fmt: skip
-    write(tmp_path, '20260101_000000', first)
-    write(tmp_path, '20260101_000001', [*trains(20, epoch=2), {'accuracy/top1': 61.0, 'step': 2}])
+    write(tmp_path, first)
+    write(tmp_path, [*trains(20, epoch=2), {'accuracy/top1': 61.0, 'step': 2}], session=1)
     history = read_history(tmp_path, by_epoch=True)
     assert [e['step'] for e in history.training] == [10, 20]
     assert [(e['step'], e['accuracy/top1']) for e in history.validation] == [(1, 50.0), (2, 61.0)]
 
 
 def test_the_cut_line_of_a_killed_run_is_left_out(tmp_path):
-    write(tmp_path, '20260101_000000', trains(10, 20), tail='{"loss": 3.1, "ste')
+    write(tmp_path, trains(10, 20), tail='{"loss": 3.1, "ste')
     assert [e['step'] for e in read_history(tmp_path).training] == [10, 20]
 
 
@@ -116,9 +114,9 @@ def tree(tmp_path):
             'alone': loop(seed=seed), 'teacher': loop(seed=seed, model=TEACHER), 'kd': distilled(checkpoint, seed),
             'more': distilled(checkpoint, seed, 2.0),
         }  # fmt: skip
+        entries = [*trains(50, 100), dict(mIoU=10.0 + seed, step=100)]
         for name, cfg in configs.items():
-            write(root / name, '20260101_000000', [*trains(50, 100), dict(mIoU=10.0 + seed, step=100)],
-                  dict(cfg, work_dir=str(root / name)))  # fmt: skip
+            write(root / name, entries, dict(cfg, work_dir=str(root / name)))
     return tmp_path
 
 
@@ -145,8 +143,7 @@ def test_runs_are_grouped_by_what_their_configs_say(tree, tmp_path_factory):
 
 
 def test_an_unfinished_run_is_said_and_not_counted(tree):
-    write(tree / 'seed2' / 'kd', '20260101_000000', [*trains(50), dict(mIoU=99.0, step=50), *trains(60)],
-          distilled('nowhere.pth', 2))  # fmt: skip
+    write(tree / 'seed2' / 'kd', [*trains(50), dict(mIoU=99.0, step=50), *trains(60)], distilled('nowhere.pth', 2))
     kd = group_runs(find_runs([tree])[0])[2]
     assert [r.finished for r in kd.runs] == [True, True, False]
     assert kd.runs[-1].status == 'unfinished, 60 of 100 iterations (interrupted, or still running)'
@@ -155,11 +152,11 @@ def test_an_unfinished_run_is_said_and_not_counted(tree):
 
 def test_groups_are_named_by_folder_or_config_and_told_apart(tmp_path):
     for seed in (0, 1):
-        write(tmp_path / f'kd/seed{seed}', '20260101_000000', trains(100), distilled('t.pth', seed))
+        write(tmp_path / f'kd/seed{seed}', trains(100), distilled('t.pth', seed))
     (group,) = group_runs(find_runs([tmp_path / 'kd'])[0])
     assert group.title == 'mine' and len(group.runs) == 2
     for number, weight in enumerate((1.0, 2.0, 3.0)):
-        write(tmp_path / f'{number}/kd', '20260101_000000', trains(100), distilled('t.pth', 0, weight))
+        write(tmp_path / f'{number}/kd', trains(100), distilled('t.pth', 0, weight))
     titles = [g.title for g in group_runs(find_runs([tmp_path / f'{number}' for number in range(3)])[0])]
     assert titles == ['kd (mine), 0', 'kd (mine), 1', 'kd (mine), 2']
 
@@ -168,10 +165,10 @@ def test_what_is_no_run_is_a_sentence(tmp_path):
     for folder in (tmp_path / 'none', tmp_path):
         with pytest.raises(FileNotFoundError, match=repr(str(folder))):
             find_runs([folder])
-    write(tmp_path / 'good', '20260101_000000', trains(100), loop())
-    write(tmp_path / 'bad', '20260101_000000', trains(100), loop())
+    write(tmp_path / 'good', trains(100), loop())
+    write(tmp_path / 'bad', trains(100), loop())
     (tmp_path / 'bad/20260101_000000/vis_data/config.py').write_text('model = (')
-    write(tmp_path / 'tested', '20260101_000000', [], loop())
+    write(tmp_path / 'tested', [], loop())
     runs, notes = find_runs([tmp_path])
     assert [run.folder.name for run in runs] == ['good']
     assert len(notes) == 2 and '/bad' in notes[0] and '/tested' in notes[1]
@@ -181,7 +178,7 @@ def test_more_or_less_is_better_by_the_rule_or_the_name(tmp_path):
     def higher(metric, **saving):
         folder = tmp_path / f'{metric}{len(saving)}{saving.get("rule")}'.replace('/', '-')
         cfg = loop(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **saving)))
-        write(folder, '20260101_000000', [*trains(100), {metric: 1.0, 'step': 100}], cfg)
+        write(folder, [*trains(100), {metric: 1.0, 'step': 100}], cfg)
         (group,) = group_runs(find_runs([folder])[0])
         assert group.metric == metric and group.quality == (1.0 if group.higher else -1.0)
         return group.higher
@@ -202,7 +199,7 @@ def gain_of(tmp_path, alone, kd):
     for name, runs, model in (('alone', alone, STUDENT), ('kd', kd, distilled('x/y.pth')['model'])):
         for i, (seed, score) in enumerate(runs):
             cfg = loop(seed=seed, model=model)
-            write(tmp_path / f'{i}' / name, '20260101_000000', [*trains(100), dict(mIoU=score, step=100)], cfg)
+            write(tmp_path / f'{i}' / name, [*trains(100), dict(mIoU=score, step=100)], cfg)
     groups = {group.title: group for group in group_runs(find_runs([tmp_path])[0])}
     return groups['kd'].gain
 
@@ -221,17 +218,14 @@ def test_the_teacher_is_the_run_whose_checkpoint_it_is_before_one_of_its_shape(t
     own = distilled(f'{tmp_path}/teacher/iter_100.pth')
     own['model']['teacher']['model'] = STUDENT
     for name, cfg in (('alone', loop()), ('kd', own), ('teacher', loop(load_from='pretrained.pth'))):
-        write(tmp_path / name, '20260101_000000', [*trains(100), dict(mIoU=1.0, step=100)], cfg)
+        write(tmp_path / name, [*trains(100), dict(mIoU=1.0, step=100)], cfg)
     roles = {group.title: group.role for group in group_runs(find_runs([tmp_path])[0])}
     assert roles == dict(teacher='teacher', alone='alone', kd='distilled')
 
 
 def test_a_resumed_run_is_of_the_same_config_as_the_others(tmp_path):
     # As the hosts' default runtimes have it, and as a Runner writes it when it goes on.
-    write(
-        tmp_path / 'a' / 'run', '20260101_000000', trains(100), dict(loop(load_from=None, resume=False), randomness={})
-    )
-    write(tmp_path / 'b' / 'run', '20260101_000000', trains(100),
-          dict(loop(seed=1, load_from='work_dirs/b/iter_50.pth', resume=True)))  # fmt: skip
+    write(tmp_path / 'a' / 'run', trains(100), dict(loop(load_from=None, resume=False), randomness={}))
+    write(tmp_path / 'b' / 'run', trains(100), dict(loop(seed=1, load_from='work_dirs/b/iter_50.pth', resume=True)))
     (group,) = group_runs(find_runs([tmp_path])[0])
     assert len(group.runs) == 2

@@ -1,31 +1,26 @@
 """tools/analysis/complexity.py: published counts, and what a tiny model's counts must be by hand."""
 
-import importlib.util
 import json
-from pathlib import Path
+import runpy
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from run_helpers import ROOT
 
 from lckd_mm.cli import run_tool
 from lckd_mm.reporting.costs import figures
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.chdir(ROOT)
-    spec = importlib.util.spec_from_file_location('complexity', ROOT / 'tools/analysis/complexity.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield runpy.run_path('tools/analysis/complexity.py')['main']
     DefaultScope._instance_dict.clear()
 
 
 def test_resnets_have_the_published_counts(tool, tmp_path, capsys):
-    assert run_tool(tool.main, ['configs/lckd_resnet_imagenet.py', '--out', str(tmp_path / 'x.json')]) == 0
+    assert run_tool(tool, ['configs/lckd_resnet_imagenet.py', '--out', str(tmp_path / 'x.json')]) == 0
     figures = json.loads((tmp_path / 'x.json').read_text())
     # torchvision's documentation: 25,557,032 and 60,192,808 parameters, 4.09 and 11.51 G multiply-adds; those leave
     # the normalisations out.
@@ -60,7 +55,7 @@ def test_a_convolution_by_hand():
 )
 def test_the_size_is_that_of_training_and_both_nets_are_timed(tool, tmp_path, config, size):
     arguments = [config, '--out', str(tmp_path / 'x.json'), '--speed', '--rounds', '1']
-    assert run_tool(tool.main, arguments) == 0
+    assert run_tool(tool, arguments) == 0
     figures = json.loads((tmp_path / 'x.json').read_text())
     assert figures['size'] == size
     for net in set(figures) - {'size', 'device'}:
@@ -70,7 +65,7 @@ def test_the_size_is_that_of_training_and_both_nets_are_timed(tool, tmp_path, co
 
 def test_what_does_not_fit_is_a_sentence(tool, capsys):
     config = 'configs/detection/kd_ssd300-r50_ssd300-r18_8xb8_voc0712.py'
-    assert run_tool(tool.main, [config, '--size', '64', '64']) == 1
+    assert run_tool(tool, [config, '--size', '64', '64']) == 1
     assert 'give --size H W' in capsys.readouterr().err
-    assert run_tool(tool.main, [config, '--rounds', '0']) == 1
+    assert run_tool(tool, [config, '--rounds', '0']) == 1
     assert '--rounds must be at least 1' in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """tools/analysis/lipschitz_report.py on the three hosts, end to end, and what its figures must be."""
 
-import importlib.util
 import json
 import math
+import runpy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,10 +24,7 @@ EVALUATORS = dict(
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location('lipschitz_report', ROOT / 'tools/analysis/lipschitz_report.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield SimpleNamespace(**runpy.run_path(str(ROOT / 'tools/analysis/lipschitz_report.py')))
     DefaultScope._instance_dict.clear()
 
 
@@ -192,9 +190,8 @@ def test_a_plain_config_reports_the_backbone_s_stages_without_a_teacher(tool, wr
     cfg = Config.fromfile(arguments[0])
     cfg.model = cfg.model.student
     cfg.dump(arguments[0])
-    assert (
-        run_tool(tool.main, [*arguments, '--images', '1', '--noise', '--without', 'metric', 'constant', 'image']) == 0
-    )
+    quick = ['--images', '1', '--noise', '--without', 'metric', 'constant', 'image']
+    assert run_tool(tool.main, [*arguments, *quick]) == 0
     text = capsys.readouterr().out
     assert '| stage3 → stage4: bound |' in text and '|  | student |' in text and 'gap' not in text
     assert run_tool(tool.main, [*arguments, '--teacher', str(tmp_path / 'teacher.pth')]) == 1

@@ -14,6 +14,7 @@ from lckd_mm.taps import FeatureTaps
 from lckd_mm.taps.listing import list_taps
 
 ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 
 def listed(model, size=96, gradient=True):
@@ -108,39 +109,35 @@ def test_tuples_dicts_and_calls_that_differ_with_the_loss():
     }
 
 
-def run_tool(*arguments):
+def run_tool(*arguments, fails=False):
     command = [sys.executable, '-W', 'ignore', 'tools/analysis/list_taps.py', *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == int(fails), out.stderr
+    return out.stderr if fails else out.stdout
 
 
 def test_the_tool_prints_the_teachers_too():
     out = run_tool('configs/lckd_fcn_voc.py', '--teacher', '--size', '64')
-    assert out.returncode == 0, out.stderr
-    assert 'backbone.layer3.22.relu#-1' in out.stdout and 'decode_head.conv_seg' in out.stdout
+    assert 'backbone.layer3.22.relu#-1' in out and 'decode_head.conv_seg' in out
 
 
 def test_the_tool_takes_a_hosts_own_config_and_filters():
-    out = run_tool('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--size', '64', '--filter', 'neck[')
-    assert out.returncode == 0, out.stderr
-    sides = [line.split('│')[4].strip() for line in out.stdout.splitlines() if 'neck[' in line]
+    out = run_tool(RETINANET, '--size', '64', '--filter', 'neck[')
+    sides = [line.split('│')[4].strip() for line in out.splitlines() if 'neck[' in line]
     assert sides == [f'(1, 256, {side}, {side})' for side in (8, 4, 2, 1, 1)]
-    assert 'backbone' not in out.stdout
-    out = run_tool('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--size', '64', '--filter', 'nowhere')
-    assert out.returncode == 1 and "holds 'nowhere'" in out.stderr
+    assert 'backbone' not in out
+    assert "'nowhere'" in run_tool(RETINANET, '--size', '64', '--filter', 'nowhere', fails=True)
 
 
 def test_the_tool_says_where_an_image_is_too_small():
-    out = run_tool('mmpretrain::vgg/vgg11_8xb32_in1k.py', '--size', '32')
-    assert out.returncode == 1
-    assert 'ImageClassifier does not run on one image of 32 x 32 (RuntimeError: ' in out.stderr
-    assert 'set --size to one that it takes' in out.stderr
+    error = run_tool('mmpretrain::vgg/vgg11_8xb32_in1k.py', '--size', '32', fails=True)
+    assert 'ImageClassifier' in error and '32 x 32 (RuntimeError: ' in error and '--size' in error
 
 
 def test_the_tool_prints_a_preset_that_can_be_pasted():
-    out = run_tool('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--student', '--backbone', '--size', '64')
-    assert out.returncode == 0, out.stderr
+    out = run_tool(RETINANET, '--student', '--backbone', '--size', '64')
     pasted = {}
-    exec(out.stdout, pasted)
+    exec(out, pasted)
     assert pasted['taps'] == {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
-    assert "'backbone.layer1@preact',  # (1, 64, 16, 16), no gradient: frozen\n" in out.stdout
-    assert "'backbone.layer2@preact',  # (1, 128, 8, 8)\n" in out.stdout
+    assert "'backbone.layer1@preact',  # (1, 64, 16, 16), no gradient: frozen\n" in out
+    assert "'backbone.layer2@preact',  # (1, 128, 8, 8)\n" in out

@@ -30,18 +30,6 @@ def call(*words, cwd=REPO):
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture
-def trees(tmp_path):
-    cls, voc = tmp_path / 'SBD/cls', tmp_path / 'VOC2012'
-    cls.mkdir(parents=True)
-    savemat(cls / 'x.mat', {'GTcls': {'Segmentation': np.full((4, 5), 7, np.uint8)}})
-    (voc / 'SegmentationClass').mkdir(parents=True)
-    (voc / 'ImageSets/Segmentation').mkdir(parents=True)
-    for split in ('train', 'val'):
-        (voc / f'ImageSets/Segmentation/{split}.txt').write_text(f'{split}\n')
-    return tmp_path / 'SBD', voc
-
-
 def test_digit_scenes_from_any_folder_without_installation(tmp_path):
     done = call('digit-scenes', '--out', 'out', '--train', 3, '--val', 2, '--size', 40, '--seed', 5, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -54,10 +42,7 @@ def test_error_is_one_line_and_status_one(tmp_path):
     (tmp_path / 'out').mkdir()
     done = call('digit-scenes', '--out', tmp_path / 'out', '--train', 1, '--val', 0)
     assert (done.returncode, done.stdout) == (1, '')
-    assert done.stderr.startswith('error: digit scenes: ')
-    assert 'was not written by this tool' in done.stderr
-    assert done.stderr.count('\n') == 1
-    assert 'Traceback' not in done.stderr
+    assert done.stderr.startswith('error: digit scenes: ') and done.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize(
@@ -66,22 +51,6 @@ def test_error_is_one_line_and_status_one(tmp_path):
 def test_debug_shows_the_traceback(words, tool, tmp_path):
     with pytest.raises(ValueError, match='size must be at least 32'):
         tool.main([*words, '--out', str(tmp_path / 'out')])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ('words', 'says'),
-    [
-        (['--size', '8'], 'size must be at least 32'),
-        (['--train', '-1'], 'train must be a whole number of at least 0, got -1'),
-        (['--train', '0', '--val', '0'], 'nothing to write'),
-    ],
-)
-def test_bad_parameters(words, says, tool, tmp_path, capsys):
-    assert tool.main(['digit-scenes', '--out', str(tmp_path / 'out'), *words]) == 1
-    out, err = capsys.readouterr()
-    assert out == ''
-    assert err.startswith('error: ') and says in err and err.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,26 +72,19 @@ def test_force(tool, tmp_path, capsys):
     assert 'nothing to do' in capsys.readouterr().out
 
 
-def test_sbd(tool, trees):
-    source, voc = trees
-    assert tool.main(['sbd', str(source), str(voc)]) == 0
-    assert (voc / 'ImageSets/Segmentation/aug.txt').read_text() == 'x\n'
-    assert (np.asarray(Image.open(voc / 'SegmentationClassAug/x.png')) == 7).all()
-
-
-def test_sbd_says_what_it_found(trees):
-    done = call('sbd', *trees)
+def test_sbd(tmp_path):
+    cls, voc = tmp_path / 'SBD/cls', tmp_path / 'VOC2012'
+    cls.mkdir(parents=True)
+    savemat(cls / 'x.mat', {'GTcls': {'Segmentation': np.full((4, 5), 7, np.uint8)}})
+    (voc / 'SegmentationClass').mkdir(parents=True)
+    (voc / 'ImageSets/Segmentation').mkdir(parents=True)
+    for split in ('train', 'val'):
+        (voc / f'ImageSets/Segmentation/{split}.txt').write_text(f'{split}\n')
+    done = call('sbd', tmp_path / 'SBD', voc)
     assert done.returncode == 0, done.stderr
     assert 'found 1 of 11,355 masks and added 1 of 9,118' in done.stderr
-
-
-@pytest.mark.parametrize('missing', ['SBD', 'VOC2012'])
-def test_sbd_without_a_folder(tool, trees, capsys, missing):
-    source, voc = trees
-    (source.parent / missing).rename(source.parent / 'gone')
-    assert tool.main(['sbd', str(source), str(voc)]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith('error: SBD: no ') and missing in err and err.count('\n') == 1
+    assert (voc / 'ImageSets/Segmentation/aug.txt').read_text() == 'x\n'
+    assert (np.asarray(Image.open(voc / 'SegmentationClassAug/x.png')) == 7).all()
 
 
 def test_interruption_is_one_line(tool, monkeypatch, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """tools/analysis/report.py on real runs of the three hosts; the page is looked at by a real browser."""
 
 import base64
-import importlib.util
+import functools
 import json
 import logging
 import os
@@ -20,30 +20,17 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from run_helpers import (
-    HOSTS,
-    ROOT,
-    config,
-    detection_data,
-    distiller,
-    run,
-    scenes,
-    validation,
-)
+from run_helpers import HOSTS, ROOT, config, detection_data, distiller, run, scenes, validation
 
 from lckd_mm.cli import run_tool
 from lckd_mm.reporting.page import embedded
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
-METRICS = {'mmseg': 'mIoU', 'mmdet': 'pascal_voc/mAP', 'mmpretrain': 'accuracy/top1'}
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('report', ROOT / 'tools/analysis/report.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return runpy.run_path(str(ROOT / 'tools/analysis/report.py'))['main']
 
 
 @pytest.fixture(autouse=True)
@@ -97,31 +84,21 @@ def train(host, root, folder, model, seed, iters=4, **more):
     return run(Config.fromfile(file))
 
 
-def trained(host, root, folder, seeds):
-    """A teacher, its student alone, and distilled, under each seed."""
-    kind = HOSTS[host][0]
-    monitor = [dict(type='lckd_mm.LipschitzMonitorHook', interval=1)]
-    more = dict(iters=150) if host == 'mmdet' else {}
-    for seed in seeds:
-        here = folder / f'seed{seed}'
-        train(host, root, here / 'teacher', kind(8), seed, **more)
-        train(host, root, here / 'alone', kind(4), seed, **more)
-        model = distiller(host, kind(4), kind(8), here / f'teacher/iter_{more.get("iters", 4)}.pth')
-        model['dry_run_size'] = 64
-        train(host, root, here / 'lckd', model, seed, custom_hooks=monitor, **more)
-    return folder
-
-
 @pytest.fixture(scope='module')
 def trees(scenes, tmp_path_factory):
-    """A tree of runs of each host, made when it is first asked for."""
-    made = {}
+    """A host's teacher, its student alone, and distilled, under each seed; made when it is first asked for."""
 
+    @functools.cache
     def tree(host):
-        if host not in made:
-            root = tmp_path_factory.mktemp(host)
-            made[host] = trained(host, scenes, root / 'work', (0, 1) if host == 'mmseg' else (0,))
-        return made[host]
+        kind, folder, iters = HOSTS[host][0], tmp_path_factory.mktemp(host) / 'work', 150 if host == 'mmdet' else 4
+        for seed in (0, 1) if host == 'mmseg' else (0,):
+            here = folder / f'seed{seed}'
+            train(host, scenes, here / 'teacher', kind(8), seed, iters)
+            train(host, scenes, here / 'alone', kind(4), seed, iters)
+            model = distiller(host, kind(4), kind(8), here / f'teacher/iter_{iters}.pth')
+            monitor = [dict(type='lckd_mm.LipschitzMonitorHook', interval=1)]
+            train(host, scenes, here / 'lckd', dict(model, dry_run_size=64), seed, iters, custom_hooks=monitor)
+        return folder
 
     return tree
 
@@ -160,11 +137,12 @@ def report(tool, trees, tmp_path_factory):
     return folder / 'report.html', page, figures
 
 
-def logged(folder):
-    entries = []
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        entries += [json.loads(line) for line in file.read_text().splitlines()]
-    return entries
+def logged(folder, metric):
+    """A metric's last value in the log, and the median time of a step in milliseconds."""
+    (file,) = folder.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    times = [entry['time'] for entry in entries if 'loss' in entry]
+    return [entry[metric] for entry in entries if metric in entry][-1], 1e3 * statistics.median(times)
 
 
 def test_the_table_says_what_the_runs_logged(report, trees):
@@ -173,18 +151,13 @@ def test_the_table_says_what_the_runs_logged(report, trees):
     assert [(row['title'], row['role']) for row in figures['table']] == [
         ('teacher', 'teacher'), ('alone', 'alone'), ('lckd', 'distilled')
     ]  # fmt: skip
-    last = {
-        name: [[e for e in logged(tree / f'seed{seed}' / name) if 'mIoU' in e][-1]['mIoU'] for seed in (0, 1)]
-        for name in rows
-    }
+    last = {}
     for name, row in rows.items():
+        last[name], times = zip(*(logged(tree / f'seed{seed}' / name, 'mIoU') for seed in (0, 1)))
         assert row['values'] == pytest.approx(last[name])
         mean, deviation = statistics.mean(last[name]), statistics.stdev(last[name])
         assert f'{mean:.2f} ± {deviation:.2f}' == row['metric_text']
         assert row['metric_text'] in page.text
-        times = [
-            1e3 * statistics.median(e['time'] for e in logged(tree / f'seed{s}' / name) if 'loss' in e) for s in (0, 1)
-        ]
         assert row['step_ms'] == pytest.approx(times)
         sizes = [(tree / f'seed{seed}' / name / 'iter_4.pth').stat().st_size for seed in (0, 1)]
         assert row['checkpoint_bytes'] == sizes
@@ -202,11 +175,9 @@ def test_everything_is_in_the_page_and_nothing_is_fetched(report):
     assert all(a.startswith(('data:image/png;base64,', '#')) for a in page.addresses)
     assert not re.search(r'https?:|url\(|@import|<script|<link', page.source)
     assert {a[1:] for a in page.addresses if a.startswith('#')} <= set(re.findall(r'id="([^"]+)"', page.source))
-    beside = {file.name: file.read_bytes() for file in file.with_name('report_files').glob('*.png')}
-    expected = {f'{name}.png' for name in CHARTS}
-    assert expected == set(beside)
-    embedded = {base64.b64decode(a.partition(',')[2]) for a in page.addresses if a.startswith('data:')}
-    assert {beside[name] for name in expected} <= embedded
+    beside = {file.stem: file.read_bytes() for file in file.with_name('report_files').glob('*.png')}
+    assert sorted(beside) == CHARTS
+    assert set(beside.values()) <= {base64.b64decode(a.partition(',')[2]) for a in page.addresses if 'base64' in a}
     assert all(image['alt'] for image in page.images)
     assert 'Validated only once' not in page.text
 
@@ -222,11 +193,9 @@ def test_pictures_of_segmentations(report):
     rows = len(pictures['regressions']) + len(pictures['improvements'])
     panels = [image for image in page.images if ' of val_' in image['alt']]
     assert len(panels) == 5 * rows > 0
-    for image in panels:
-        if image['alt'].startswith('truth'):
-            shown = decoded(image['src'])
-            # The digits of the truth lie over the image in the palette's magenta.
-            assert ((shown[..., 0] > 140) & (shown[..., 2] > 140) & (shown[..., 1] < 110)).mean() > 0.01
+    for truth in (decoded(image['src']) for image in panels if image['alt'].startswith('truth')):
+        # The digits lie over the image in the palette's magenta.
+        assert ((truth[..., 0] > 140) & (truth[..., 2] > 140) & (truth[..., 1] < 110)).mean() > 0.01
 
 
 def decoded(address):
@@ -251,37 +220,32 @@ def test_boxes_of_the_truth(tool, scenes, tmp_path):
     assert figures['pictures']['alone']['reference'] is None
     assert 'F1 = 2 TP / (2 TP + FP + FN)' in page.text
     by_name = {image['alt']: decoded(image['src']) for image in page.images if ' of val_' in image['alt']}
-    assert len({name.partition(' of ')[2] for name in by_name}) >= 2
-    for name, truth in by_name.items():
-        if name.startswith('truth'):
-            plain = by_name[name.replace('truth', 'input')]
-            assert 0.005 < (truth != plain).any(-1).mean() < 0.5
+    truths = [name for name in by_name if name.startswith('truth')]
+    assert len(truths) >= 2
+    for name in truths:
+        plain = by_name[name.replace('truth', 'input')]
+        assert 0.005 < (by_name[name] != plain).any(-1).mean() < 0.5
 
 
 @pytest.mark.full
 def test_pictures_of_detections(tool, trees, tmp_path):
-    tree = trees('mmdet')
-    page, figures = written(tool, [tree], tmp_path)
+    page, figures = written(tool, [trees('mmdet')], tmp_path)
     (pictures,) = figures['pictures'].values()
     check_lists(pictures, 4)
     assert pictures['better'] + pictures['worse'] > 0
     # Trained on these very images, the larger net finds most of what is in them.
     assert pictures['means']['teacher'] > 0.4
-    assert sum(image['alt'].startswith('teacher of val_') for image in page.images) == len(
-        pictures['regressions'] + pictures['improvements']
-    )
+    shown = pictures['regressions'] + pictures['improvements']
+    assert sum(image['alt'].startswith('teacher of val_') for image in page.images) == len(shown)
 
 
 def test_the_images_on_which_classifiers_differ(tool, trees, tmp_path):
     tree = trees('mmpretrain')
     page, figures = written(tool, [tree], tmp_path)
     (pictures,) = figures['pictures'].values()
-    top1 = {
-        name: [e for e in logged(tree / 'seed0' / name) if METRICS['mmpretrain'] in e][-1][METRICS['mmpretrain']]
-        for name in ('alone', 'lckd')
-    }
+    alone, lckd = (logged(tree / 'seed0' / name, 'accuracy/top1')[0] for name in ('alone', 'lckd'))
     # Who is right where the other is wrong makes up the difference of the accuracies, which the host has counted.
-    gained = (top1['lckd'] - top1['alone']) / 100 * pictures['images']
+    gained = (lckd - alone) / 100 * pictures['images']
     assert pictures['better'] - pictures['worse'] == pytest.approx(gained)
     assert len(pictures['regressions']) == min(4, pictures['worse'])
     assert 'probability of the true class' in page.text

@@ -175,14 +175,11 @@ def test_nets_that_learn_together_have_a_row_each(study, tmp_path):
 def test_gains_are_paired_by_seed_and_a_missing_run_is_said(study, file, tmp_path):
     made = study.Study(file, tmp_path)
     cells = {c.name: c for c in made.cells}
-    for seed, (alone, kd) in enumerate([(80.0, 82.0), (90.0, 91.0), (70.0, None)]):
+    training = {'loss': 1.0, 'loss_kd': 0.25, 'decode.loss_ce': 0.75}
+    for seed, alone in enumerate((80.0, 90.0, 70.0)):
         logged(tmp_path / f'seed{seed}' / 'alone-0-%', {'accuracy/top1': alone})
-        if kd:
-            logged(
-                tmp_path / f'seed{seed}' / 'kd-low-0-%',
-                {'loss': 1.0, 'loss_kd': 0.25, 'decode.loss_ce': 0.75},
-                {'accuracy/top1': kd},
-            )
+    for seed, kd in enumerate((82.0, 91.0)):
+        logged(tmp_path / f'seed{seed}' / 'kd-low-0-%', training, {'accuracy/top1': kd})
     found = {cells['alone-0-%']: range(3), cells['kd-low-0-%']: range(2)}
     found = {cell: {seed: made.result(cell, seed) for seed in seeds} for cell, seeds in found.items()}
     table = study.markdown(made, study.rows_of(made, found), 3).splitlines()
@@ -206,7 +203,7 @@ def test_a_run_without_its_validation_does_not_take_the_table_with_it(study, fil
 
 def test_a_path_that_options_would_not_survive_is_refused_at_once(call, file, tmp_path):
     status, _, errors = call(file, '--runs', 'kd', '--work-dir', tmp_path / 'my runs')
-    assert status == 1 and "/my runs': spaces, commas, quotes and brackets" in errors and '--work-dir' in errors
+    assert status == 1 and "/my runs'" in errors and '--work-dir' in errors
     assert not (tmp_path / 'my runs').exists()
 
 
