@@ -132,8 +132,8 @@ def test_torchvisions_names_fit_mmpretrains_resnet(scope, monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'says'),
     [
-        ({}, 'teacher: no checkpoint'),
-        (dict(checkpoint=''), 'teacher: no checkpoint'),
+        ({}, 'teacher: checkpoint is'),
+        (dict(checkpoint=''), 'teacher: checkpoint is'),
         (dict(checkpoint='a.pth', bn='train'), "teacher: .*'train'.* eval, batch"),
     ],
 )
