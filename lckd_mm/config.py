@@ -101,8 +101,10 @@ def check_teacher_file(cfg: Config) -> None:
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Raise FileNotFoundError, with the path and a hint, if a dataset of the config is not on disk."""
+    """Raise FileNotFoundError, with the path and a hint, if a dataset is not on disk; ValueError for no dict."""
     for loader in loaders:
+        if not isinstance(cfg.get(loader) or {}, dict):
+            raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
                 continue

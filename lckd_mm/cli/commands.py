@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .. import arguments
 from ..config import (
     ONLINE_CONSTRUCTOR,
     OWN_HOOKS,
@@ -115,8 +116,9 @@ def read_config(args: argparse.Namespace) -> Config:
     kept = (*_MMENGINE_HOOKS, *OWN_HOOKS)  # train() adds the latter unless they are None
     for name in [k for k, v in cfg.get('default_hooks', {}).items() if v is None and k not in kept]:
         del cfg.default_hooks[name]
-    if 'type' not in (cfg.get('model') or {}):
+    if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
+    arguments.string(f'config {args.config!r}', 'default_scope', cfg.get('default_scope') or 'mmengine')
     return cfg
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, _weights_only_unpickler
 
@@ -24,7 +25,8 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
     """The truth and prediction of every sample in a file written by mmengine's ``DumpResults``.
 
     Such files come from mmpretrain's ``tools/test.py --out FILE.pkl --out-item pred`` and from this package's
-    ``tools/test.py --dump FILE.pkl``. They are pickles, read as checkpoints are: numbers, tensors and arrays only.
+    ``tools/test.py --dump FILE.pkl``. They are pickles of protocol 2, read as checkpoints are:
+    numbers, tensors and arrays only.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or has no class predictions
@@ -35,14 +37,15 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
         raise FileNotFoundError(f'{who}: no predictions at {str(path)!r}; {way}')
     try:
         storage = (_storage, 'torch.storage._load_from_bytes')
-        with installed(), torch.serialization.safe_globals([storage, slice]), open(path, 'rb') as file:
+        arrays = [getattr(np.dtypes, f'{name}DType') for name in ('Int8', 'Int16', 'UInt16', 'UInt32', 'Float16')]
+        with installed(), torch.serialization.safe_globals([storage, slice, *arrays]), open(path, 'rb') as file:
             samples = _weights_only_unpickler.load(file)
     except Exception as error:  # a damaged pickle can raise anything
         name = forbidden_name(error)
         reason = f'it would run {name}' if name else one_line(error)
         raise ValueError(f'{who}: cannot read the predictions {str(path)!r}: {reason}; {way}') from error
-    if not isinstance(samples, list):
-        raise ValueError(f'{who}: {str(path)!r} holds a {type(samples).__name__} instead of a list of predictions')
+    if not isinstance(samples, list) or not samples or not all(isinstance(sample, Mapping) for sample in samples):
+        raise ValueError(f'{who}: {str(path)!r} does not hold a list of predictions; {way}')
     found = predictions_of(samples, f'{who}, {str(path)!r}')
     if len(found) < len(samples):
         raise ValueError(

@@ -40,6 +40,8 @@ class PredictionHook(Hook):
         model = distiller_of(runner, 'PredictionHook')
         dataset = runner.val_loop.dataloader.dataset
         for index in self.indices:
+            if not 0 <= index < len(dataset):
+                raise ValueError(f'PredictionHook: no image {index}, the validation set has {len(dataset)}')
             with preserved_rng(), eval_mode(model):
                 batch = pseudo_collate([dataset[index]])
                 truth = batch['data_samples'][0]

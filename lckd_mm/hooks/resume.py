@@ -1,6 +1,5 @@
 """Resuming as if there had been no interruption: random states in checkpoints, and safe checkpoint files."""
 
-import copy
 import random
 from collections import deque
 from collections.abc import Callable
@@ -245,7 +244,8 @@ class SafeCheckpointHook(CheckpointHook):
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
         except OSError as error:
-            good = f'the last good checkpoint is {before}' if before else 'there is no checkpoint yet'
+            newest = self.last_ckpt if self.last_ckpt and self.file_backend.exists(self.last_ckpt) else before
+            good = f'the last good checkpoint is {newest}' if newest else 'there is no checkpoint yet'
             raise WriteError(f'{error}; {good}; continue with --resume') from error
         finally:
             self.max_keep_ckpts = limit
@@ -256,17 +256,33 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         # mmengine removes the former best before it writes the new one.
-        backend, former = self.file_backend, []
-        self.file_backend = copy.copy(backend)
-        self.file_backend.remove = self.file_backend.rmtree = former.append
+        backend = self.file_backend
+        self.file_backend = later = _RemovingLater(backend)
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
         best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        for path in set(former) - best:
+        for path in set(later.paths) - best:
             self._remove(path)
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)  # DeepSpeed's checkpoints are folders
+
+
+class _RemovingLater:
+    """A file backend that notes what is to be removed and removes nothing."""
+
+    def __init__(self, backend: Any):
+        self._backend, self.paths = backend, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove

@@ -59,8 +59,11 @@ class LossWeightHook(Hook):
         arguments.choice(who, 'by', by, ('iter', 'epoch'))
         if schedule in ('linear', 'cosine', 'stop') and end is None:
             raise ValueError(f'{who}: the schedule {schedule!r} needs end')
-        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma).items():
+        times = dict(begin=begin, end=0 if end is None else end)
+        for name, value in dict(start=start, stop=stop, factor=factor, gamma=gamma, **times).items():
             arguments.number(who, name, value, at_least=0)
+        for milestone in arguments.sequence(who, 'milestones', milestones, 'numbers'):
+            arguments.number(who, 'milestones', milestone, at_least=0)
         if schedule == 'step' and not milestones:
             raise ValueError(f'{who}: the schedule step needs milestones')
         self.term, self.schedule, self.by = term, schedule, by

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import one_line
 from .files import read_checkpoint
 
 STATE_KEY = 'lckd_mm'
@@ -127,7 +128,7 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str
     except RuntimeError as error:
         mismatches = re.findall(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error))
         if not mismatches:
-            raise
+            raise ValueError(f'cannot load the weights: {one_line(error)}') from error
         sizes = [f'{key} ({theirs} in the file, {ours} in the model)' for key, theirs, ours in mismatches]
         own = model.state_dict()
         missing, unexpected = [k for k in own if k not in weights], [k for k in weights if k not in own]

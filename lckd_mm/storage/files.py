@@ -26,7 +26,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
-from ..errors import WriteError, one_line
+from ..errors import WriteError
 
 _PARTIAL = '.partial'
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -80,14 +80,14 @@ def remove_partials(folder: str | Path) -> list[str]:
     removed = []
     for path in Path(folder).glob(f'.*{_PARTIAL}'):
         owner, _, process = path.name.removesuffix(_PARTIAL).rpartition('.')
-        with contextlib.suppress(FileNotFoundError):
-            if not process.isdigit() or (
-                path.stat().st_mtime > time.time() - 24 * 3600
-                and (not owner.endswith(f'.{socket.gethostname()}') or _runs(int(process)))
-            ):
+        with contextlib.suppress(OSError):
+            if not process.isdigit():
                 continue
-            path.unlink()
-            removed.append(path.name)
+            ours = owner.endswith(f'.{socket.gethostname()}')
+            alive = _runs(int(process)) if ours else path.stat().st_mtime > time.time() - 24 * 3600
+            if not alive:
+                path.unlink()
+                removed.append(path.name)
     return removed
 
 
@@ -184,7 +184,7 @@ def _reason(error: Exception) -> str:
             f'it would run {name}, and only tensors and plain values are read; if you trust whoever made it '
             'with your account, say so with --trust-checkpoint FILE'
         )
-    return f'it is damaged or not a checkpoint of torch ({detail[1] if detail else one_line(error)})'
+    return f'it is damaged or not a checkpoint of torch ({detail[1] if detail else type(error).__name__})'
 
 
 def forbidden_name(error: Exception) -> str | None:

@@ -61,6 +61,8 @@ def dump(study: Study, cell: Cell, seed: int) -> Path:
     """The predictions of a finished run on the test scans."""
     folder = study.folder(cell, seed)
     file, checkpoint = folder / 'predictions.pkl', last_checkpoint(folder)
+    if checkpoint is None:
+        raise RuntimeError(f'{folder}: its checkpoint is gone; remove the folder and run again')
     if not file.exists() or file.stat().st_mtime < checkpoint.stat().st_mtime:
         command = ['tools/test.py', study.runs[cell.run]['config'], str(checkpoint)]
         command += ['--work-dir', str(folder / 'test'), '--dump', str(file)]

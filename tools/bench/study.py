@@ -207,7 +207,12 @@ class Study:
         for option, need in self.needs(cell).items():
             if not self.finished(need, seed):
                 raise RuntimeError(f'{cell.name}, seed {seed}: {need.name} is not finished')
-            options.append(f'{option}={option_path(last_checkpoint(self.folder(need, seed)), "--work-dir")}')
+            checkpoint = last_checkpoint(self.folder(need, seed))
+            if checkpoint is None:
+                raise RuntimeError(
+                    f'{cell.name}, seed {seed}: the checkpoint of {need.name} is gone; remove its folder'
+                )
+            options.append(f'{option}={option_path(checkpoint, "--work-dir")}')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'recipe').unlink(missing_ok=True)
         # Resume only if the interrupted run had the same recipe.
