@@ -54,6 +54,9 @@ def test_schedules_by_hand():
         (dict(schedule='step'), 'milestones'),
         (dict(schedule='constant', factor=-1.0), 'factor'),
         (dict(schedule='constant', by='step'), "'step'"),
+        (dict(schedule='linear', begin=-5, end=9), 'begin .*-5'),
+        (dict(schedule='linear', end='x'), "end .*'x'"),
+        (dict(schedule='step', milestones=5), 'milestones .*5'),
     ],
 )
 def test_bad_schedules(kwargs, message):

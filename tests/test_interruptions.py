@@ -329,6 +329,18 @@ def plain_run(scenes, tmp_path_factory):
     return work_dir
 
 
+def test_outdated_checkpoints_go_with_mmengines_old_backend_too(scenes, tmp_path):
+    cfg = config('mmseg', scenes, tmp_path, segmentor(4), 6, **validation(scenes))
+    cfg.train_cfg.val_interval = 2
+    cfg.default_hooks.checkpoint = dict(
+        type='lckd_mm.SafeCheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1, save_best='mIoU',
+        rule='less', file_client_args=dict(backend='disk'),
+    )  # fmt: skip
+    run(cfg)
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_6.pth']
+    assert len(list(tmp_path.glob('best_*'))) == 1
+
+
 @pytest.fixture
 def saved(plain_run, tmp_path):
     """A copy of the run's folder, last_checkpoint and all."""

@@ -201,6 +201,17 @@ def test_a_run_without_its_validation_does_not_take_the_table_with_it(study, fil
     assert '| teacher | 80.00 |' in out and '| alone, 0 % | 80.00 |' in out and '| alone, 30 %' not in out
 
 
+def test_a_needed_checkpoint_that_is_gone_is_named(study, file, tmp_path):
+    made = study.Study(file, tmp_path)
+    (kd,) = [c for c in made.cells if c.run == 'kd'][:1]
+    for need in made.needs(kd).values():
+        made.folder(need, 0).mkdir(parents=True)
+        (made.folder(need, 0) / 'recipe').write_text(made.recipe(need, 0))
+        (made.folder(need, 0) / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
+    with pytest.raises(RuntimeError, match='teacher.* is gone'):
+        made.train(kd, 0)
+
+
 def test_a_path_that_options_would_not_survive_is_refused_at_once(call, file, tmp_path):
     status, _, errors = call(file, '--runs', 'kd', '--work-dir', tmp_path / 'my runs')
     assert status == 1 and "/my runs'" in errors and '--work-dir' in errors
