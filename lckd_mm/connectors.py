@@ -377,8 +377,10 @@ class ChannelPart(Connector):
             known = inspect.signature(registered_class(connector, 'ChannelPart: connector').__init__).parameters
             widths = {key: value for key, value in widths.items() if key in known and key not in connector}
             self.connector = build_registered({**connector, **widths}, 'ChannelPart: connector')
+            kind = type(self.connector).__name__
+            if not isinstance(self.connector, Connector):
+                raise TypeError(f'ChannelPart: {kind} does not derive from lckd_mm.connectors.Connector')
             if self.connector.of_teacher:
-                kind = type(self.connector).__name__
                 raise ValueError(f"ChannelPart: a {kind} looks at the teacher's layers; write it as teacher_connector")
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:

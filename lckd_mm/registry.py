@@ -72,7 +72,7 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
         raise ValueError(f'{who}: {kind.__name__} {error}; it takes {inspect.signature(kind)}') from None
     try:
         module = kind(**arguments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         text = one_line(error)
         text = text if text.startswith(kind.__name__) else f'{kind.__name__} fails: {text}'
         raise ValueError(f'{who}: {text}') from error

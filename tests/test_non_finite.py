@@ -94,7 +94,7 @@ def test_float16_is_named_where_it_overflows(built):
     # The teacher alone: not every processor has float16 for the student's own loss.
     with torch.autocast('cpu', torch.float16):
         features = model.teacher(model.teacher_taps, ['stage1', 'stage2'], images, samples)
-    finite = {name: torch.ones(1) for name in model.student_taps.addresses}
+    finite = {name: torch.ones(1) for name in model.student_taps.addresses} | dict(stage1=torch.zeros(0, 2))
     batch = Batch(finite, finite | features, images)
     text = origin(model.terms['loss_lipschitz'], batch, {})
     assert "teacher tap 'stage2'" in text and '65504' in text and 'bfloat16' in text

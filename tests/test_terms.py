@@ -114,6 +114,8 @@ def features():
         ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
         (dict(loss=KD, on='a', connector=dict(type='lckd_mm.MarginReLU')), ValueError, 'write it as teacher_connector'),
         (dict(loss=KD, on='a', connector=dict(type=nn.Identity)), TypeError, 'Identity does not derive from lckd_mm'),
+        (dict(loss=KD, on='a', connector=dict(type='lckd_mm.ChannelPart', connector=dict(type=nn.Identity))), ValueError,
+         'Identity does not derive from lckd_mm'),
         (dict(loss=KD, on='a', connector=dict(CONV, width=3)), ValueError, r"ConvBN .*'width'; it takes \(in_channels"),
         (dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])), ValueError,
          'connector has 1 out_channels, but there are 2 taps'),
@@ -186,6 +188,17 @@ def test_a_loss_of_pairs_is_called_for_each_tensor_and_summed_with_its_weights(m
     plain = make(dict(loss=dict(type=Gap), student=['a', 'a'], teacher=['a', 'a'], connector=CONV)).eval()
     gaps = [(c(s['a']) - t['a']).sum() for c in plain.connectors]
     torch.testing.assert_close(plain(Batch(s, t), {}), sum(gaps) / 2)  # by default the mean
+
+
+class Targets(nn.Module):
+    def forward(self, inputs, targets):
+        return (inputs - targets).square().mean()
+
+
+def test_a_plain_loss_may_call_the_features_what_it_likes(make, features):
+    s, t = (side['logits'] for side in features)
+    value = make(dict(loss=dict(type=Targets), on='logits'))(Batch(*features, inputs='images'), {})
+    torch.testing.assert_close(value, (s - t).square().mean())
 
 
 def test_nets_that_give_different_numbers_of_tensors_raise(make, features):

@@ -3,6 +3,7 @@
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .. import arguments
 from ..registry import MODELS
 from .initialisation import HE_NORMAL, blocks_per_group, three_groups
 
@@ -50,6 +51,7 @@ class WideResNet(BaseModule):
     def __init__(self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, init_cfg: dict | None = None):
         super().__init__(init_cfg or HE_NORMAL)
         blocks = blocks_per_group('WideResNet', depth, 6, 4)
+        arguments.integer('WideResNet', 'widen_factor', widen_factor)
         widths = [16, *(16 * 2**i * widen_factor for i in range(3))]
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.block1, self.block2, self.block3 = three_groups(_Block, widths, blocks, drop_rate)

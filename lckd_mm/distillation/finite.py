@@ -77,7 +77,8 @@ def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
             for tensor in levels(features[name]):
                 if not all_finite([tensor]):
                     return f'{where} holds nan or infinity{_why(side.taps.role, tensor.dtype)}'
-                largest = max(largest, (tensor.detach().abs().max().item(), where))
+                if tensor.numel():
+                    largest = max(largest, (tensor.detach().abs().max().item(), where))
     for name, feature in connected.items():
         if not all_finite(levels(feature)):
             return (

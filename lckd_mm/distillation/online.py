@@ -92,7 +92,12 @@ class OnlineDistiller(StudentModel):
                     'batch; give them one data_preprocessor'
                 )
             self.peers.append(net)
-        self.steps = {name: list(of) for name, of in (steps or {}).items()}
+        if steps is not None and not isinstance(steps, Mapping):
+            raise TypeError(f'OnlineDistiller: steps must be a dict of optimizer to names of terms, got {steps!r}')
+        self.steps = {
+            name: arguments.sequence('OnlineDistiller', f'steps[{name!r}]', of, 'names of terms')
+            for name, of in (steps or {}).items()
+        }
         self._check_steps(terms)
         #: (k, j): net k learns from net j.
         self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]

@@ -59,7 +59,7 @@ class Side:
             self.lender = self._lender(config, other, before)
         elif config is not None:
             kind = registered_class(config, self._who)
-            if not issubclass(kind, Connector):
+            if not (inspect.isclass(kind) and issubclass(kind, Connector)):
                 raise TypeError(f'{self._who}: {kind.__name__} does not derive from lckd_mm.connectors.Connector')
             if kind.of_teacher and self.role == 'student':
                 raise ValueError(
@@ -98,12 +98,13 @@ class Side:
 
     def _widths(self, tap: str, advice: str) -> list[int]:
         trace = self.taps.traces.get(tap)
-        if trace is None or any(len(shape) < 2 for shape in trace.shapes):
-            gives = f'gives {tuple(trace.shapes[0])}' if trace else 'does not fire in a plain forward'
+        who = f'term {self.term!r}: {self.taps.role} tap {tap!r}'
+        if trace is None:
             raise ValueError(
-                f'term {self.term!r}: {self.taps.role} tap {tap!r} {gives}, so its channels are unknown; type them, '
-                f'as in {advice}'
+                f'{who} does not fire in a plain forward, so its channels are unknown; type them, as in {advice}'
             )
+        if any(len(shape) < 2 for shape in trace.shapes):
+            raise ValueError(f'{who} gives {tuple(trace.shapes[0])}, which has no channels; tap a feature')
         return [shape[1] for shape in trace.shapes]
 
     def _channels(self, given: Any, field: str, i: int, side: 'Side', tap: str) -> Any:

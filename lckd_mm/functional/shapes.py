@@ -24,7 +24,8 @@ def same_shape(who: str, student: Tensor, teacher: Tensor, advice: str = '') -> 
         if student.shape[1] != teacher.shape[1]:
             ways.append("connector=dict(type='lckd_mm.ConvBN') maps the channels")
         if student.shape[2:] != teacher.shape[2:]:
-            ways.append("connector=dict(type='lckd_mm.MatchSize') resizes the student's")
+            side = 'teacher_connector' if ways else 'connector'
+            ways.append(f"{side}=dict(type='lckd_mm.MatchSize') resizes")
         advice = ', '.join(ways)
     raise ValueError(
         f'{who}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape'

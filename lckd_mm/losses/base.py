@@ -42,6 +42,8 @@ class Loss(nn.Module):
                 f"{type(self).__name__}: {len(student)} student tensors, but {len(teacher)} of the teacher's"
             )
         if self.joint:
+            if single:
+                extras = {key: [x] if key in _ONE_PER_TENSOR else x for key, x in extras.items()}
             return super().__call__(student, teacher, *args, **extras)
         total: Any = 0
         for i, weight in enumerate(self.tensor_weights(len(student))):
@@ -55,7 +57,7 @@ class Loss(nn.Module):
 
     def extras(self) -> list[str]:
         """The arguments that forward takes beyond the two features, of those in the list above."""
-        return [name for name in inspect.signature(self.forward).parameters if name in _EXTRAS]
+        return _extras(self)
 
     def read_head(self, head: nn.Module | None) -> None:
         """Read settings from the host's head that owns the student's first tap, if there is one."""
@@ -70,12 +72,18 @@ class PlainLoss(Loss):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+        self.bounded = getattr(module, 'bounded', False)
 
     def extras(self) -> list[str]:
-        return [name for name in inspect.signature(self.module.forward).parameters if name in _EXTRAS]
+        return _extras(self.module)
 
     def forward(self, student: Tensor, teacher: Tensor, **extras: Any) -> Tensor:
         return self.module(student, teacher, **extras)
+
+
+def _extras(module: nn.Module) -> list[str]:
+    # The first two are the features, whatever their names.
+    return [name for name in list(inspect.signature(module.forward).parameters)[2:] if name in _EXTRAS]
 
 
 def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor]) -> None:

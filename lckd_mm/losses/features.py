@@ -292,8 +292,8 @@ class PKDLoss(Loss):
         RetinaNet, on the first four levels.
     Raises:
         ValueError: shapes that differ.
-    Source: Cao et al., PKD, NeurIPS 2022. Deviation: none; under several ranks each takes the statistics of its own
-        samples.
+    Source: Cao et al., PKD, NeurIPS 2022. Deviation: a constant channel gets no gradient. Under several ranks each
+        takes the statistics of its own samples.
     """
 
     bounded = True
@@ -312,4 +312,5 @@ def _standardised(x: Tensor) -> Tensor:
     variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
     # Avoid the square root at 0, where it has no derivative.
     deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-    return (rows / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)
+    # A constant channel is 0, without the gradient of 1e6 that the division would give.
+    return (rows * (variance > 0) / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)

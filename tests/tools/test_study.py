@@ -208,7 +208,7 @@ def test_a_needed_checkpoint_that_is_gone_is_named(study, file, tmp_path):
         made.folder(need, 0).mkdir(parents=True)
         (made.folder(need, 0) / 'recipe').write_text(made.recipe(need, 0))
         (made.folder(need, 0) / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
-    with pytest.raises(RuntimeError, match='teacher.* is gone'):
+    with pytest.raises(RuntimeError, match=r'teacher.* is gone'):
         made.train(kd, 0)
 
 
