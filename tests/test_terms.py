@@ -115,7 +115,7 @@ def features():
         ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
         (dict(loss=KD, on='a', connector=dict(type='lckd_mm.MarginReLU')), ValueError, 'write it as teacher_connector'),
         (dict(loss=KD, on='a', connector=dict(type=nn.Identity)), TypeError, 'Identity does not derive from lckd_mm'),
-        (dict(loss=KD, on='a', connector=dict(PART, connector=dict(type=nn.Identity))), ValueError, 'Identity does not'),
+        (dict(loss=KD, on='a', connector=dict(PART, connector=dict(type=nn.Identity))), ValueError, 'Identity'),
         (dict(loss=KD, on='a', connector=dict(CONV, width=3)), ValueError, r"ConvBN .*'width'; it takes \(in_channels"),
         (dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])), ValueError,
          'connector has 1 out_channels, but there are 2 taps'),
