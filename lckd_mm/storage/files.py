@@ -184,7 +184,8 @@ def _reason(error: Exception) -> str:
             f'it would run {name}, and only tensors and plain values are read; if you trust whoever made it '
             'with your account, say so with --trust-checkpoint FILE'
         )
-    return f'it is damaged or not a checkpoint of torch ({detail[1] if detail else type(error).__name__})'
+    reason = type(error).__name__ if 'weights_only' in str(error) else one_line(error)
+    return f'it is damaged or not a checkpoint of torch ({detail[1] if detail else reason})'
 
 
 def forbidden_name(error: Exception) -> str | None:
