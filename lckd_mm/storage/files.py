@@ -26,7 +26,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
-from ..errors import WriteError
+from ..errors import WriteError, one_line
 
 _PARTIAL = '.partial'
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
