@@ -106,6 +106,7 @@ class MarginReLU(Connector):
         super().__init__()
         arguments.choice('MarginReLU', 'margin', margin, ('bn', 'data'))
         arguments.integer('MarginReLU', 'batches', batches)
+        arguments.integer('MarginReLU', 'in_channels', in_channels)
         self.source, self.batches = margin, batches
         self._sums: Tensor | None = None
         self.register_buffer('margin', torch.zeros(in_channels))
@@ -155,7 +156,8 @@ class MarginReLU(Connector):
         return torch.maximum(x, self.margin.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype))
 
 
-def _paraphrased(channels: int, rate: float, who: str) -> int:
+def _paraphrased(who: str, name: str, channels: int, rate: float) -> int:
+    arguments.integer(who, name, channels)
     arguments.number(who, 'rate', rate, above=0)
     return max(1, round(channels * rate))
 
@@ -179,7 +181,7 @@ class Translator(_Layers):
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
-        factor = _paraphrased(out_channels, rate, 'Translator')
+        factor = _paraphrased('Translator', 'out_channels', out_channels, rate)
         super().__init__(*_conv_layers(in_channels, in_channels, factor, factor))
 
 
@@ -195,7 +197,7 @@ class FactorEncoder(_Layers):
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
-        factor = _paraphrased(out_channels, rate, 'FactorEncoder')
+        factor = _paraphrased('FactorEncoder', 'out_channels', out_channels, rate)
         super().__init__(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
 
 
@@ -242,7 +244,7 @@ class AutoEncoder(Connector):
         arguments.integer(who, 'batches', batches)
         arguments.number(who, 'lr', lr, above=0)
         arguments.boolean(who, 'online', online)
-        factor = _paraphrased(in_channels, rate, who)
+        factor = _paraphrased(who, 'in_channels', in_channels, rate)
         self.mode, self.batches, self.lr, self.online = mode, batches, lr, online
         self.encoder = nn.Sequential(nn.LeakyReLU(0.1), *_conv_layers(in_channels, in_channels, factor, factor))
         layers: list[nn.Module] = []

@@ -80,6 +80,12 @@ class Side:
     def connected(self, raw: list[Feature], likes: list[Feature], done: Connected) -> list[Feature]:
         """The features after the connectors; ``likes``: the other net's, ``done``: connected ones of earlier terms."""
         if self.lender is None:
+            for name, feature, like in zip(self.names, raw, likes) if self.connectors else ():
+                if len(levels(feature)) != len(levels(like)):
+                    raise ValueError(
+                        f'{self._who}: {self.role} tap {name!r} gives {len(levels(feature))} tensors, the other net '
+                        f'{len(levels(like))}; name one with #k'
+                    )
             return [_each(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
         if self.role == 'student':
             return [self._followed(name, done[self.lender][0][name]) for name in self.names]
