@@ -189,7 +189,7 @@ def names_in(config, case):
 def fuzz(theme, strategy, run, names):
     """Run distinct cases of a strategy until the theme's number is reached, and report those that ended badly.
 
-    ``run(case)`` gives a function, or None for no case; ``names(case)`` the words of which a message must have one.
+    ``run(case)`` returns a function, or None to skip the case; a message must contain one of the words ``names(case)``.
     """
     wanted, seen, ends, bad = count(*PLAN[theme]), set(), Counter(), {}
 

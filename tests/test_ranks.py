@@ -224,7 +224,7 @@ def test_which_losses_are_means_over_samples(case):
 
 
 def sample(i, case):
-    """A sample with a label, with a box, or with a map of labels of which more are ignored the later it comes."""
+    """A sample with a label, with a box, or with a label map; later samples have more ignored labels."""
     if case == 'DKDLoss':
         return DataSample().set_gt_label(i)
     if 'ignored' in case:

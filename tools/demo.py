@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
 
 
 def call(script: str, *arguments: str, log: Path | None = None) -> None:
-    """Run one of the project's tools; its output goes to a log, of which the end is shown where it fails."""
+    """Run one of the project's tools; its output goes to a log, whose end is shown if the tool fails."""
     command = [sys.executable, '-W', 'ignore', script, *arguments]
     if log is None:
         result = subprocess.run(command)

@@ -1,4 +1,4 @@
-# Tang et al.: KD, of which only CIFAR-100's super-classes are kept.
+# Tang et al.: KD that keeps only CIFAR-100's super-classes.
 # The pair is setting c's; temperature, weight and what the kind is given are ours.
 _base_ = ['./kd_wrn28-4_wrn16-2_1xb128_cifar100.py', '../_base_/datasets/cifar100_superclasses.py']
 

@@ -1,4 +1,4 @@
-# Tang et al.: KD, of which only how alike the rows of the teacher's logit layer are is kept.
+# Tang et al.: KD that keeps only the similarities of the rows of the teacher's logit layer.
 # The pair is setting c's; temperature, weight and what the kind is given are ours.
 _base_ = './kd_wrn28-4_wrn16-2_1xb128_cifar100.py'
 

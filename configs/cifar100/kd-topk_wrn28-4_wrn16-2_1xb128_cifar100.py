@@ -1,4 +1,4 @@
-# Tang et al.: KD, of which a quarter of the classes is kept, the best part according to the paper.
+# Tang et al.: KD that keeps a quarter of the classes, the best fraction according to the paper.
 # The pair is setting c's; temperature, weight and what the kind is given are ours.
 _base_ = './kd_wrn28-4_wrn16-2_1xb128_cifar100.py'
 

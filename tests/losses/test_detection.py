@@ -121,7 +121,7 @@ def test_values_out_of_range_raise(arguments, message):
 
 
 def test_masks_by_hand():
-    # Cells 0-1 x 0-1, of which the smaller box has the last one; 3 x 5 cells, so that rows and columns are told apart.
+    # Cells 0-1 x 0-1; the smaller box has the last of them; 3 x 5 cells, so that rows and columns are told apart.
     boxes = torch.tensor([[0.2, 0.0, 0.9, 1.0], [1.0, 1.0, 1.0, 1.0]])
     foreground, background = box_masks(boxes, (3, 5))
     expected = torch.tensor([[0.25, 0.25, 0, 0, 0], [0.25, 1.0, 0, 0, 0], [0, 0, 0, 0, 0]])
@@ -150,7 +150,7 @@ def test_without_boxes_all_is_background():
 
 def test_a_box_over_the_map_leaves_no_background():
     foreground, background = box_masks(torch.tensor([[-1.0, -2.0, 9.0, 9.0]]), (3, 3))
-    assert torch.equal(foreground, torch.full((3, 3), 1 / 132))  # 11 x 12 cells, of which 9 are on the map
+    assert torch.equal(foreground, torch.full((3, 3), 1 / 132))  # the box has 11 x 12 cells, 9 of them on the map
     assert not background.any()
 
 

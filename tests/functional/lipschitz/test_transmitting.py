@@ -239,7 +239,7 @@ def test_orthogonal_mixing_of_channels_leaves_the_value():
 
 
 def chain(batch=3, dtype=DOUBLE):
-    """Four maps, of which sizes divide, do not divide, and stay."""
+    """Four maps: sizes that divide, that do not divide, and that stay equal."""
     shapes = [(5, 12, 8), (7, 6, 4), (4, 5, 4), (6, 5, 4)]
     return [torch.randn(batch, *shape, dtype=dtype).requires_grad_() for shape in shapes]
 

@@ -1,4 +1,5 @@
-# Chooses the demo's weights: of OFD, and of Lipschitz matching of the connected maps, with its gap (FCN).
+# Chooses the demo's weights: of OFD, and of Lipschitz matching of the connected maps, with its gap (FCN). Then asks
+# whether KD beside LONDON helps, at the gap and weight that were chosen.
 # Run with --first-seed 100 --seeds 3: no other table reports these seeds.
 title = 'OFD and LONDON: FCN on digit scenes'
 metric = dict(key='mIoU', title='mIoU')
@@ -30,4 +31,5 @@ runs = dict(
     teacher=dict(config=_scenes.format('fcn_r18-w32'), title='teacher (FCN-R18-w32)'),
     ofd=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['weight']),
     london=dict(config=_pair.format('lckd'), title='LONDON', needs=_teacher, axes=['gap']),
+    kd_london=dict(config=_pair.format('lckd-kd'), title='KD + LONDON', needs=_teacher),
 )
