@@ -1,6 +1,7 @@
-# Chooses the weight of OFD in the detection demo (RetinaNet); its Lipschitz term is not studied yet.
+# Chooses the detection demo's weights: of OFD, with the levels of the pyramid or without, and of Lipschitz matching of
+# the connected maps, with its gap (RetinaNet).
 # Run with --first-seed 100 --seeds 3: no other table reports these seeds.
-title = 'OFD: RetinaNet on digit scenes'
+title = 'OFD and LONDON: RetinaNet on digit scenes'
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/london-detection'
 prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
@@ -9,9 +10,14 @@ _scenes = 'configs/demo/{}_1xb8-digit-scenes-96x96.py'
 _pair = _scenes.format('{}_retinanet_r18-w32_retinanet_r18-w8')
 _teacher = {'model.teacher.checkpoint': 'teacher'}
 axes = dict(
-    weight={f'{_w:g}': {'model.terms.loss_ofd.weight': _w} for _w in (3e-5, 1e-4, 3e-4, 1e-3)},
+    weight={f'{_w:g}': {'model.terms.loss_ofd.weight': _w} for _w in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
+    maps={
+        'levels': {'model.terms.loss_ofd.on': ['p2', 'p3', 'p4']},
+        'stages and levels': {'model.terms.loss_ofd.on': ['stage1', 'stage2', 'stage3', 'p2', 'p3', 'p4']},
+    },
 )
 runs = dict(
     teacher=dict(config=_scenes.format('retinanet_r18-w32'), title='teacher (RetinaNet-R18-w32)'),
     ofd=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['weight']),
+    maps=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['maps']),
 )
