@@ -1,1 +1,1 @@
-"""Evaluation of trained nets: metrics, dumps of predictions, Lipschitz constants, pictures."""
+"""Evaluation of trained nets: metrics, dumps of predictions, pictures."""

@@ -155,12 +155,12 @@ def compared(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, 
 
 def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, args: argparse.Namespace) -> dict:
     """All measurements of every net of one seed, by column."""
+    import smoothness
     import torch
 
     from lckd_mm.config import input_size, plain_model
     from lckd_mm.distillation import FrozenTeacher
     from lckd_mm.distillation.dry_run import merge_taps, trace_taps
-    from lckd_mm.evaluation import smoothness
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.taps import FeatureTaps
 

@@ -3,16 +3,16 @@
 import math
 
 import pytest
+import smoothness
 import torch
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from run_helpers import classifier, detector
+from smoothness import GaussianNoise, Net, Point, Stage
 from spectra import reference_norm
 from torch import nn
 
 from lckd_mm.distillation.dry_run import trace_taps
-from lckd_mm.evaluation import smoothness
-from lckd_mm.evaluation.smoothness import GaussianNoise, Net, Point, Stage
 from lckd_mm.functional import graph_bound, local_lipschitz
 from lckd_mm.hosts import build_model, run_once
 from lckd_mm.taps import FeatureTaps

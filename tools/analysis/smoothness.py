@@ -13,14 +13,14 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from torch import Tensor, nn
 
-from ..contexts import eval_mode, preserved_rng
-from ..functional import graph_bound, local_lipschitz, transmitting_norms
-from ..functional.lipschitz.maps import as_maps, mean_length
-from ..hosts import valid_region
-from ..losses.lipschitz import LipschitzLoss
-from ..registry import MODELS
-from ..taps import FeatureTaps
-from ..taps.presets import preset_taps
+from lckd_mm.contexts import eval_mode, preserved_rng
+from lckd_mm.functional import graph_bound, local_lipschitz, transmitting_norms
+from lckd_mm.functional.lipschitz.maps import as_maps, mean_length
+from lckd_mm.hosts import valid_region
+from lckd_mm.losses.lipschitz import LipschitzLoss
+from lckd_mm.registry import MODELS
+from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.presets import preset_taps
 
 
 @dataclass
