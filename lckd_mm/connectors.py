@@ -359,8 +359,7 @@ class ChannelPart(Connector):
         part: 'inherit', the first half, or 'explore', the rest.
         connector: config of the following connector, such as :class:`FactorEncoder`; its channels are filled in.
     Raises:
-        ValueError: an unknown part, a feature with one channel, a connector that needs the teacher's layers
-            or training images.
+        ValueError: an unknown part, a connector that needs the teacher's layers or training images.
     Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder trained with the student.
         Deviation: none.
     """
@@ -368,10 +367,7 @@ class ChannelPart(Connector):
     def __init__(self, in_channels: int, out_channels: int, part: str = 'inherit', connector: dict | None = None):
         super().__init__()
         arguments.choice('ChannelPart', 'part', part, ('inherit', 'explore'))
-        if in_channels < 2:
-            raise ValueError(f'ChannelPart: a feature of {in_channels} channel has no two parts; tap another layer')
         half = in_channels // 2
-        self.in_channels = in_channels
         self.part = slice(0, half) if part == 'inherit' else slice(half, in_channels)
         self.connector = None
         if connector is not None:
@@ -386,7 +382,5 @@ class ChannelPart(Connector):
                 raise ValueError(f"ChannelPart: a {kind} looks at the teacher's layers; write it as teacher_connector")
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f'ChannelPart: expected {self.in_channels} channels, got {tuple(x.shape)}')
         part = x[:, self.part]
         return part if self.connector is None else self.connector(part, like)

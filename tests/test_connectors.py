@@ -292,7 +292,6 @@ def test_a_parts_connector_gets_the_other_side():
     ('arguments', 'says'),
     [
         (dict(part='both'), "unknown part 'both'"),
-        (dict(in_channels=1), 'a feature of 1 channel has no two parts'),
         (dict(connector=dict(type='lckd_mm.MarginReLU')), "MarginReLU looks at the teacher's layers"),
         (dict(connector=dict(type='lckd_mm.ConvBN', width=3)), 'ChannelPart: connector: ConvBN .*width'),
     ],
@@ -300,11 +299,6 @@ def test_a_parts_connector_gets_the_other_side():
 def test_channel_part_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
         ChannelPart(**{'in_channels': 8, 'out_channels': 8, **arguments})
-
-
-def test_a_part_of_another_width_raises():
-    with pytest.raises(ValueError, match=r'ChannelPart: expected 4 channels, got \(1, 6, 2, 2\)'):
-        ChannelPart(4, 4)(torch.randn(1, 6, 2, 2))
 
 
 # On rank 1 the first feature is of one position: a batch that neither rank may train on.

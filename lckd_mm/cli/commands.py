@@ -13,7 +13,6 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .. import arguments
 from ..config import (
     ONLINE_CONSTRUCTOR,
     OWN_HOOKS,
@@ -118,7 +117,6 @@ def read_config(args: argparse.Namespace) -> Config:
         del cfg.default_hooks[name]
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise KeyError(f'config {args.config!r} defines no `model` with a type; inherit a baseline with _base_')
-    arguments.string(f'config {args.config!r}', 'default_scope', cfg.get('default_scope') or 'mmengine')
     return cfg
 
 

@@ -92,8 +92,6 @@ class OnlineDistiller(StudentModel):
                     'batch; give them one data_preprocessor'
                 )
             self.peers.append(net)
-        if steps is not None and not isinstance(steps, Mapping):
-            raise TypeError(f'OnlineDistiller: steps must be a dict of optimizer to names of terms, got {steps!r}')
         self.steps = {
             name: arguments.sequence('OnlineDistiller', f'steps[{name!r}]', of, 'names of terms')
             for name, of in (steps or {}).items()

@@ -91,7 +91,6 @@ class GradientPenalty(nn.Module):
         arguments.choice('GradientPenalty', 'kind', kind, self.KINDS)
         for name, value in dict(weight=weight, rate=rate, target=target).items():
             arguments.number('GradientPenalty', name, value, at_least=0)
-        arguments.number('GradientPenalty', 'multiplier', multiplier)
         self.kind, self.weight, self.target, self.rate = kind, weight, target, rate
         self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
         self.register_buffer('multiplier', torch.tensor(float(multiplier)))

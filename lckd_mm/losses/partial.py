@@ -69,21 +69,13 @@ class PartialKDLoss(Loss):
         who = 'PartialKDLoss'
         for name, value in dict(tau=tau, alpha=alpha, beta=beta).items():
             arguments.number(who, name, value, above=0)
-        arguments.boolean(who, 'tau_squared', tau_squared)
         if not (0 < k < 1 if isinstance(k, float) else arguments.integer(who, 'k', k)):
             raise ValueError(f'{who}: k is a number of classes, or a fraction of them between 0 and 1, got {k!r}')
         arguments.number(who, 'epsilon', epsilon, at_least=0, at_most=1)
-        if len(arguments.sequence(who, 'betas', betas, 'two probabilities')) != 2:
-            raise ValueError(f'{who}: betas must be two probabilities, got {betas!r}')
-        for probability in betas:
-            arguments.number(who, 'betas', probability, at_least=0, at_most=1)
-        arguments.integer(who, 'ignore_index', ignore_index, at_least=None)
         if superclasses is not None:
             arguments.integers(who, 'superclasses', superclasses, at_least=None)
         if (kind == 'rel') != (superclasses is not None):
-            raise ValueError(
-                f"PartialKDLoss: superclasses are needed for kind='rel' and for no other, got kind={kind!r}"
-            )
+            raise ValueError(f"{who}: superclasses are needed for kind='rel' and for no other, got kind={kind!r}")
         self.kind, self.tau, self.tau_squared, self.k = kind, tau, tau_squared, k
         self.alpha, self.beta, self.betas, self.epsilon = alpha, beta, tuple(betas), epsilon
         self.ignore_index = ignore_index

@@ -99,15 +99,6 @@ def test_the_modal_prediction_is_the_most_frequent_and_of_equals_the_smallest():
     assert modal_prediction(torch.tensor([[1, 2], [2, 1]]), 3).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ('call', 'message'),
-    [
-        (lambda: bias(REFERENCE, MODEL, '2020'), "unknown convention '2020', expected one of 2022, 2021"),
-        (lambda: bias(REFERENCE, torch.eye(2)), '3 classes in the reference, but 2 in the model'),
-        (lambda: confusion_matrix(torch.tensor([3]), torch.tensor([0]), 3), 'outside the 3 classes'),
-        (lambda: confusion_matrix(torch.zeros(2), torch.zeros(3), 3), r'truth \(2,\) and predictions \(3,\) differ'),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_a_class_outside_raises():
+    with pytest.raises(ValueError, match='outside the 3 classes'):
+        confusion_matrix(torch.tensor([3]), torch.tensor([0]), 3)

@@ -147,7 +147,6 @@ def test_rescaling_holds_where_the_student_is_all_but_sure():
 @pytest.mark.parametrize(
     ('kind', 'extra', 'message'),
     [
-        ('part', {}, "unknown kind 'part', expected one of full, pt, topk"),
         ('topk', dict(k=7), 'k must be 1 to 6'),
         ('topk', dict(k=0), 'k must be 1 to 6'),
         ('rel', dict(betas=(0.9, 0.2)), 'betas 0.9 and 0.2 leave -'),

@@ -87,7 +87,6 @@ def test_bad_input_is_one_sentence_before_training(case, train, tmp_path):
         ('list.json', '[1, 2]', 'list.json'),
         ('number.py', 'model = 5\n', 'no `model`'),
         ('loader.py', "model = dict(type='A')\ntrain_dataloader = 5\n", 'train_dataloader'),
-        ('scope.py', "model = dict(type='A')\ndefault_scope = 5\n", 'default_scope'),
         ('text.txt', 'model', 'text.txt'),
         ('base.py', "_base_ = './nowhere.py'\n", 'nowhere.py'),
     ],

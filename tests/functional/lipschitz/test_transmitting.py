@@ -59,10 +59,9 @@ def test_pooling_by_hand():
 @pytest.mark.parametrize(
     ('front', 'back', 'says'),
     [
-        ((3, 4, 4), (1, 3, 4, 4), r'front .*\(3, 4, 4\)'),
-        ((1, 3, 4, 4), (1, 3), r'back .*\(1, 3\)'),
-        ((2, 3, 4, 4), (1, 3, 4, 4), 'batch size 2 .*1'),
-        ((1, 0, 3, 3), (1, 0, 3, 3), 'front is empty'),
+        ((3, 4, 4), (1, 3, 4, 4), r'maps .*\(3, 4, 4\)'),
+        ((1, 3, 4, 4), (1, 3), r'maps .*\(1, 3\)'),
+        ((2, 3, 4, 4), (1, 3, 4, 4), r'same samples, got \(2, .* and \(1,'),
     ],
 )
 def test_bad_shapes_of_maps_raise(function, front, back, says):
@@ -73,9 +72,7 @@ def test_bad_shapes_of_maps_raise(function, front, back, says):
 def test_bad_chains_and_complex_maps_raise():
     x = torch.zeros(2, 2, 3, 3)
     for maps, says in (
-        ([x], 'two maps, got 1'),
-        ([x, x, x[:1]], 'batch size 2 and map 2 1'),
-        ([x[..., :0], x[..., :0]], 'front is empty'),
+        ([x, x, x[:1]], r'same samples, got \(2, .* and \(1,'),
         ([x.to(torch.complex64), x], 'real'),
     ):
         with pytest.raises(ValueError, match=says):
