@@ -4,7 +4,7 @@ ofd_term = dict(
     on=['stage1', 'stage2', 'stage3'],
     connector=dict(type='lckd_mm.ConvBN'),
     teacher_connector=dict(type='lckd_mm.MarginReLU'),
-    weight=1e-4,
+    weight=1e-3,
 )
 kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=2.0), on='logits', weight=20.0)
 lipschitz_term = dict(
