@@ -22,7 +22,7 @@ ie_at_terms = dict(
         loss=dict(type='lckd_mm.ATLoss'),
         on=['stage1', 'stage2', 'stage3'],
         connector=dict(type='lckd_mm.ChannelPart', part='inherit'),
-        weight=1000.0,
+        weight=3000.0,
     ),
     loss_explore=dict(
         loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.ATLoss')),

@@ -64,7 +64,8 @@ _taught = {
     # It uses nothing of the teacher.
     'ls': ('label smoothing', _partial(tau=1.0, kind='label_smoothing', epsilon=0.1)),
     'fitnets': ('FitNets', dict(loss_fitnets=dict(**_loss('FitNetsLoss'), on='stage3', **_connected, weight=1.0))),
-    'at': ('AT', dict(loss_at=dict(**_loss('ATLoss'), **_stages, weight=1000.0))),
+    # The authors' 1000 belongs to the sum over the layers, ATLoss is their mean.
+    'at': ('AT', dict(loss_at=dict(**_loss('ATLoss'), **_stages, weight=3000.0))),
     'fsp': ('FSP', dict(loss_fsp=dict(**_loss('FSPLoss'), **_conv, weight=0.1))),
     'ft': (
         'FT',
@@ -82,7 +83,7 @@ _taught = {
     'ie-at': (
         'IE over AT',
         dict(
-            loss_inherit=dict(**_loss('ATLoss'), **_stages, connector=_inherit, weight=1000.0),
+            loss_inherit=dict(**_loss('ATLoss'), **_stages, connector=_inherit, weight=3000.0),
             loss_explore=dict(**_loss('ExploreLoss', **_loss('ATLoss')), **_stages, connector=_explore, weight=10.0),
         ),
     ),
@@ -106,9 +107,9 @@ _taught = {
         'Jacobian matching, noise',
         dict(loss_jacobian=dict(**_loss('JacobianLoss', mode='noise', sigma=0.1), on='logits', weight=1.0)),
     ),
-    'ab': ('AB', dict(loss_ab=dict(**_loss('ABLoss'), **_conv, weight=0.001))),
+    'ab': ('AB', dict(loss_ab=dict(**_loss('ABLoss'), **_conv, weight=0.003))),
     'afd': ('AFD', dict(loss_afd=dict(**_loss('AFDLoss'), **_conv, weight=0.1))),
-    'rkd': ('RKD', dict(loss_rkd=dict(**_loss('RKDLoss'), on='embedding', weight=0.1))),
+    'rkd': ('RKD', dict(loss_rkd=dict(**_loss('RKDLoss'), on='embedding', weight=1.0))),
     'lgan': (
         'Lipschitz critic (LGAN)',
         dict(
