@@ -1,14 +1,18 @@
 """Questions about a config: does it distil, the student's own config, the image size, are the files it needs there."""
 
+import copy
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
 from torch import nn
 
 from .hosts import build_model
+from .registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, resolved, type_name
 
 # Hooks that train() adds by default.
 OWN_HOOKS = {
@@ -16,9 +20,6 @@ OWN_HOOKS = {
     'distillation': 'lckd_mm.DistillationHook',
     'non_finite': 'lckd_mm.NonFiniteHook',
 }
-DISTILLER = ('lckd_mm.Distiller', 'Distiller')
-ONLINE = ('lckd_mm.OnlineDistiller', 'OnlineDistiller')
-ONLINE_CONSTRUCTOR = ('lckd_mm.OnlineOptimWrapperConstructor', 'OnlineOptimWrapperConstructor')
 _DATA_HINTS = {
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
     'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
@@ -26,13 +27,29 @@ _DATA_HINTS = {
 }
 
 
+def kind_of(cfg: Config, config: Any, within: Registry = MODELS) -> Any:
+    """What the ``type`` of a dict in ``cfg`` stands for: see :func:`~lckd_mm.registry.resolved`."""
+    return resolved(config.get('type'), within, cfg.get('default_scope')) if isinstance(config, dict) else None
+
+
+def is_kind(kind: Any, name: str, within: Registry = MODELS) -> bool:
+    """Whether a class is, or derives from, the one of this package that has this name."""
+    return isinstance(kind, type) and issubclass(kind, within.get(name))
+
+
 def has_teacher(cfg: Config) -> bool:
-    return cfg.model.type in DISTILLER
+    return is_kind(kind_of(cfg, cfg.model), 'lckd_mm.Distiller')
 
 
 def is_online(cfg: Config) -> bool:
     """Whether several nets learn together, without a teacher."""
-    return cfg.model.type in ONLINE
+    return is_kind(kind_of(cfg, cfg.model), 'lckd_mm.OnlineDistiller')
+
+
+def has_several_optimizers(cfg: Config) -> bool:
+    """Whether nets that learn together have optimizers of their own."""
+    constructor = resolved((cfg.get('optim_wrapper') or {}).get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS)
+    return is_kind(constructor, 'lckd_mm.OnlineOptimWrapperConstructor', OPTIM_WRAPPER_CONSTRUCTORS)
 
 
 def is_distillation(cfg: Config) -> bool:
@@ -47,12 +64,12 @@ def student_config(cfg: Config, net: int = 0) -> Config:
     nets = len(cfg.model.nets) if is_online(cfg) else 1
     if not 0 <= net < nets:
         raise ValueError(f'--net {net}: the config has nets 0 to {nets - 1}')
+    cfg = copy.deepcopy(cfg)  # a dict of it would lose what a pure-Python config knows of its imports
     if is_distillation(cfg):
-        cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
         cfg.model = ConfigDict(cfg.model.nets[net] if is_online(cfg) else cfg.model.student)
 
     def own(hook: Any) -> bool:
-        return isinstance(hook, dict) and str(hook.get('type', '')).startswith('lckd_mm.')
+        return getattr(kind_of(cfg, hook, HOOKS), '__module__', '').startswith('lckd_mm.')
 
     cfg.default_hooks = {k: v for k, v in cfg.get('default_hooks', {}).items() if not own(v) and k not in OWN_HOOKS}
     if cfg.get('custom_hooks'):
@@ -79,13 +96,13 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     if size is None:
         dataset = next(_datasets((cfg.get('train_dataloader') or {}).get('dataset')), {})
         for step in dataset.get('pipeline') or []:
-            wanted = step.get('crop_size') or (step.get('scale') if step.get('type') == 'Resize' else None)
+            wanted = step.get('crop_size') or (step.get('scale') if type_name(step.get('type')) == 'Resize' else None)
             if isinstance(wanted, int) or (isinstance(wanted, (list, tuple)) and len(wanted) == 2):
                 # Scales are (width, height), crops (height, width).
                 size = wanted if 'crop_size' in step or isinstance(wanted, int) else wanted[::-1]
         if size is None:
-            kind = str(dataset.get('type'))
-            size = 32 if 'CIFAR' in kind else dataset.get('size', 16) if kind.endswith('Digits') else 224
+            kind = type_name(dataset.get('type'))
+            size = 32 if 'CIFAR' in kind else dataset.get('size', 16) if kind == 'Digits' else 224
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
@@ -106,7 +123,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
         if not isinstance(cfg.get(loader) or {}, dict):
             raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-            if dataset.get('download', 'CIFAR' in dataset.type or 'MNIST' in dataset.type):
+            if dataset.get('download', _downloads(kind_of(cfg, dataset, DATASETS))):
                 continue
             root = dataset.get('data_root') or ''
             prefix = dataset.get('data_prefix')
@@ -115,7 +132,13 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
                 path = os.path.join(root, part) if isinstance(part, str) and part else root
                 if path and '://' not in path and not os.path.exists(path):
                     hint = next((h for key, h in _DATA_HINTS.items() if key in path), 'set data_root to where it is')
-                    raise FileNotFoundError(f'{loader}: no data at {path!r} ({dataset.type}); {hint}')
+                    raise FileNotFoundError(f'{loader}: no data at {path!r} ({type_name(dataset.type)}); {hint}')
+
+
+def _downloads(kind: Any) -> bool:
+    """Whether a dataset fetches its files unless it is told not to."""
+    parameters = (inspect.signature(base).parameters for base in getattr(kind, '__mro__', ())[:-1])
+    return next((own['download'].default is True for own in parameters if 'download' in own), False)
 
 
 def _datasets(dataset: Any) -> Iterator[ConfigDict]:

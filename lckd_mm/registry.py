@@ -7,6 +7,7 @@ mmengine imports this file, and then the ``locations`` below, when it meets the 
 import contextlib
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 try:
     import mmengine
@@ -43,19 +44,36 @@ METRICS = _child(registry.METRICS, 'evaluation.metrics')
 DATASETS = _child(registry.DATASETS, 'data.digits')
 
 
+def resolved(kind: Any, within: registry.Registry = MODELS, scope: str | None = None) -> Any:
+    """What a config's ``type`` stands for, looked up as mmengine does; None for a name that nothing has.
+
+    Args:
+        kind: a class or function, which is returned; a registered name, with or without a scope; an import path, which
+            is what a class in a pure-Python config becomes when the config is dumped.
+        scope: the config's default scope, for names without one.
+    """
+    if not isinstance(kind, str):
+        return kind
+    found = None
+    # mmengine's own error for a bad scope or name is unclear.
+    with contextlib.suppress(Exception), within.switch_scope_and_registry(scope) as scoped:
+        found = scoped.get(kind)
+    return found
+
+
+def type_name(kind: Any) -> str:
+    """The name of a class, or the last part of the text that stands for one."""
+    return getattr(kind, '__name__', str(kind).rpartition('.')[2])
+
+
 def registered_class(config: Mapping, who: str) -> type:
     """The class that a config's ``type`` names; the prefix ``lckd_mm.`` is optional for ours."""
     if not isinstance(config, Mapping) or 'type' not in config:
         raise ValueError(f"{who}: expected a dict with a type, such as dict(type='lckd_mm.KDLoss'), got {config!r}")
     kind = config['type']
-    if isinstance(kind, type):
-        return kind
     MODELS.import_from_location()
-    found = None
-    if isinstance(kind, str) and kind:
-        # mmengine's own error for a bad scope or name is unclear; ours follows below.
-        with contextlib.suppress(Exception):
-            found = MODELS.module_dict.get(kind) or MODELS.get(kind)
+    found = MODELS.module_dict.get(kind) if isinstance(kind, str) else None
+    found = found or resolved(kind)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
         raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')

@@ -9,22 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..config import (
-    ONLINE_CONSTRUCTOR,
     OWN_HOOKS,
     check_data,
     check_teacher_file,
+    has_several_optimizers,
     has_teacher,
     is_distillation,
+    is_kind,
     is_online,
+    kind_of,
     student_config,
 )
 from ..errors import CLEAR, one_line
 from ..hosts import load_config, unwrapped
+from ..registry import HOOKS, OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, save_whole, trust
 from .launch import check_parallelism, prepare_launch
@@ -144,7 +149,7 @@ def train(argv: list[str]) -> None:
     if is_distillation(cfg):
         check_parallelism(cfg, 'a Distiller needs the whole student')
         check_teacher_file(cfg)
-        if cfg.get('optim_wrapper', {}).get('constructor') in ONLINE_CONSTRUCTOR:
+        if has_several_optimizers(cfg):
             cfg.setdefault('model_wrapper_cfg', dict(type='lckd_mm.OnlineDataParallel'))
     add_hooks(cfg)
     loaded, notes = choose_start(cfg, args.resume)
@@ -215,7 +220,7 @@ def fit(argv: list[str]) -> None:
 
 
 def add_hooks(cfg: Config) -> None:
-    """Add the hooks that every training has unless its config sets them to None.
+    """Add the hooks that every training has unless its config has them, or sets them to None.
 
     These are ResumeHook, and SafeCheckpointHook in place of a plain CheckpointHook; for a distillation also
     DistillationHook and NonFiniteHook, or OnlineHook if nets learn together. Values that the config sets, such as
@@ -229,14 +234,17 @@ def add_hooks(cfg: Config) -> None:
         del kinds['non_finite']  # it supports only one optimizer
     for name, kind in kinds.items():
         given = hooks.get(name, {})
+        others = [*(hook for key, hook in hooks.items() if key != name), *(cfg.get('custom_hooks') or [])]
         if given is None:
             del hooks[name]
+        elif any(is_kind(kind_of(cfg, hook, HOOKS), kind, HOOKS) for hook in others):
+            continue
         elif is_distillation(cfg) or name == 'resume':
-            hooks[name] = {'type': kind, **given}
+            hooks[name] = ConfigDict(type=kind)
+            hooks[name].update(given)  # without building what a pure-Python config imports
     hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    saving = hooks['checkpoint']
-    if isinstance(saving, dict) and saving.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-        saving['type'] = 'lckd_mm.SafeCheckpointHook'
+    if kind_of(cfg, hooks['checkpoint'], HOOKS) is CheckpointHook:
+        hooks['checkpoint']['type'] = 'lckd_mm.SafeCheckpointHook'
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -250,11 +258,10 @@ def enable_amp(cfg: Config) -> None:
             '--amp: mixed precision needs a GPU, and there is none; on the CPU train in bfloat16 with --cfg-options '
             'optim_wrapper.type=lckd_mm.AutocastOptimWrapper'
         )
-    several = cfg.optim_wrapper.get('constructor') in ONLINE_CONSTRUCTOR
+    several = has_several_optimizers(cfg)
     wrappers = [c for c in cfg.optim_wrapper.values() if isinstance(c, dict)] if several else [cfg.optim_wrapper]
     for wrapper in wrappers:
-        kind = wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise ValueError(f'--amp: it replaces OptimWrapper alone, and the config has {kind}')
+        if 'type' in wrapper and kind_of(cfg, wrapper, OPTIM_WRAPPERS) not in (OptimWrapper, AmpOptimWrapper):
+            raise ValueError(f'--amp: it replaces OptimWrapper alone, and the config has {type_name(wrapper.type)}')
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from mmengine._strategy import DDPStrategy, SingleDeviceStrategy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, STRATEGIES
+
+from ..registry import resolved, type_name
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -26,13 +28,13 @@ def prepare_launch(cfg: Config) -> None:
         raise ValueError(f'--launcher {cfg.launcher}: no RANK in the environment; start it with tools/{script}')
     check_parallelism(cfg, 'without GPUs there is DDP alone')
     torch.distributed.init_process_group(backend='gloo')
-    cfg.model_wrapper_cfg = {
-        'type': 'MMDistributedDataParallel',
-        'broadcast_buffers': False,
-        'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        **(cfg.get('model_wrapper_cfg') or {}),
-        'device_ids': None,
-    }
+    wrapper = ConfigDict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    wrapper.update(cfg.get('model_wrapper_cfg') or {}, device_ids=None)
+    cfg.model_wrapper_cfg = wrapper
     # SyncBN works only on GPUs.
     replace_sync_bn(cfg.model)
 
@@ -56,7 +58,7 @@ def check_parallelism(cfg: Config, reason: str) -> None:
 
 def _named(config: Any, registry: Any) -> type | None:
     kind = config.get('type') if isinstance(config, dict) else None
-    return registry.get(kind) if isinstance(kind, str) else kind
+    return resolved(kind, registry)
 
 
 def _slurm_environment() -> None:
@@ -76,7 +78,7 @@ def _slurm_environment() -> None:
 def replace_sync_bn(node: Any) -> None:
     """Replace SyncBN by BatchNorm everywhere in a model dict, in place."""
     if isinstance(node, dict):
-        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        if type_name(node.get('type')) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
             node['type'] = 'BN'
         for value in node.values():
             replace_sync_bn(value)

@@ -4,10 +4,13 @@ import contextlib
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..hosts import unwrapped
+from ..registry import resolved
 from ..storage.checkpoint import check_loading
 from ..storage.files import newest_good, read_checkpoint, read_resumable
 
@@ -90,7 +93,8 @@ def check_pretrained(model: nn.Module) -> list[str | None]:
     for name, module in model.named_modules():
         rules = getattr(module, 'init_cfg', None)
         for rule in rules if isinstance(rules, (list, tuple)) else [rules]:
-            source = rule.get('checkpoint') if isinstance(rule, dict) and rule.get('type') == 'Pretrained' else None
+            kind = resolved(rule.get('type'), WEIGHT_INITIALIZERS) if isinstance(rule, dict) else None
+            source = rule.get('checkpoint') if kind is PretrainedInit else None
             if not isinstance(source, str) or '://' in source:
                 continue
             who = f'init_cfg of {name or type(module).__name__}'

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..errors import one_line
+from ..registry import type_name
 from ..storage.files import installed
 
 HOSTS = ('mmpretrain', 'mmseg', 'mmdet')
@@ -95,9 +96,7 @@ def build_named_model(
     try:
         model = build_model(cfg, scope)
     except Exception as error:
-        kind = cfg.get('type')
-        name = kind.__name__ if isinstance(kind, type) else repr(kind)
-        raise ValueError(f'{who}: its model {name} cannot be built: {one_line(error)}') from error
+        raise ValueError(f'{who}: its model {type_name(cfg.get("type"))} cannot be built: {one_line(error)}') from error
     if not isinstance(model, BaseModel) or host_of(model) is None:
         raise TypeError(f'{who}: {type(model).__name__} is not a model of mmpretrain, mmseg or mmdet')
     return model

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from ..config import has_teacher, is_online, student_config
 from ..errors import one_line
 from ..hosts import load_config, read_model_config
+from ..registry import resolved
 from .seeds import Gain
 
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
@@ -327,7 +328,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def fingerprint(cfg: Config) -> str:
     """A config as text, without the settings that differ between runs of one group."""
-    plain = cfg._cfg_dict.to_dict()
+    plain = cfg.to_dict()
     if plain.get('resume'):
         plain['load_from'] = None  # of a resumed session: its own checkpoint
     for path in _OF_ONE_RUN:
@@ -353,12 +354,14 @@ def _name(groups: list[Group]) -> None:
                 group.title = form.format(group.title, group.runs[0], number + 1)
 
 
-def _architecture(model: Any) -> str:
+def _architecture(model: Any, scope: str | None) -> str:
     """A model's config as text, without settings that do not affect the shapes of its weights."""
 
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: bare(v) for k, v in value.items() if k not in ('_scope_', 'data_preprocessor', 'init_cfg')}
+            kind = resolved(value.get('type'), scope=scope) or value.get('type')
+            left = ('type', '_scope_', 'data_preprocessor', 'init_cfg')
+            return {'type': kind} | {k: bare(v) for k, v in value.items() if k not in left}
         return [bare(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     return json.dumps(bare(model), sort_keys=True, default=str)
@@ -368,7 +371,7 @@ def _relate(groups: list[Group]) -> None:
     """Set each group's role, and for each distillation the groups to compare it with."""
     for group in groups:
         group.role = 'distilled' if has_teacher(group.cfg) else 'online' if is_online(group.cfg) else 'plain'
-    plain = [(group, _architecture(group.cfg.model)) for group in groups if group.role == 'plain']
+    plain = [(group, _architecture(group.cfg.model, _scope(group))) for group in groups if group.role == 'plain']
     for group in groups:
         if group.role == 'distilled':
             # First by the folder of the teacher's checkpoint: the student may have the same architecture.
@@ -376,13 +379,14 @@ def _relate(groups: list[Group]) -> None:
             found = [g for g, _ in plain if any(run.folder.resolve() in folders for run in g.runs)]
             # The teacher's own config may be unreadable by now.
             with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
-                wanted = _architecture(read_model_config(group.cfg.model.teacher.model, 'teacher')[0])
+                model, scope = read_model_config(group.cfg.model.teacher.model, 'teacher')
+                wanted = _architecture(model, scope or _scope(group))
                 found += [g for g, own in plain if own == wanted]
             for teacher in found[:1]:
                 group.teacher, teacher.role = teacher, 'teacher'
     for group in groups:
         if group.role in LEARNING:
-            wanted = _architecture(student_config(group.cfg).model)
+            wanted = _architecture(student_config(group.cfg).model, _scope(group))
             same = [g for g, own in plain if own == wanted and g.role != 'teacher']
             # Prefer a group trained on the same data.
             same.sort(key=lambda g: _data(g) != _data(group))
@@ -390,9 +394,13 @@ def _relate(groups: list[Group]) -> None:
                 group.alone, alone.role = alone, 'alone'
 
 
+def _scope(group: Group) -> str | None:
+    return group.cfg.get('default_scope')
+
+
 def _data(group: Group) -> str:
     return fingerprint_of(group.cfg, 'train_dataloader', 'train_cfg')
 
 
 def fingerprint_of(cfg: Config, *keys: str) -> str:
-    return json.dumps([cfg._cfg_dict.to_dict().get(key) for key in keys], sort_keys=True, default=str)
+    return json.dumps([cfg.to_dict().get(key) for key in keys], sort_keys=True, default=str)

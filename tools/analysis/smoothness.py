@@ -18,7 +18,7 @@ from lckd_mm.functional import graph_bound, local_lipschitz, transmitting_norms
 from lckd_mm.functional.lipschitz.maps import as_maps, mean_length
 from lckd_mm.hosts import valid_region
 from lckd_mm.losses.lipschitz import LipschitzLoss
-from lckd_mm.registry import MODELS
+from lckd_mm.registry import resolved
 from lckd_mm.taps import FeatureTaps
 from lckd_mm.taps.presets import preset_taps
 
@@ -96,8 +96,7 @@ def _is_lipschitz(loss: Any) -> bool:
     """Whether a loss config is a LipschitzLoss (or subclass, as LONDONLoss), possibly wrapped by another loss."""
     if loss is None:
         return False
-    kind = loss.get('type')
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    kind = resolved(loss.get('type'))
     return (isinstance(kind, type) and issubclass(kind, LipschitzLoss)) or _is_lipschitz(loss.get('loss'))
 
 

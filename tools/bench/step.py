@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     args.launcher, args.work_dir = 'none', None
     cfg = read_config(args)
     if not has_teacher(cfg):
-        raise ValueError(f'{args.config!r} must be a distillation with a teacher; its model is a {cfg.model.type}')
+        raise ValueError(f'{args.config!r} must be a distillation with a teacher (lckd_mm.Distiller)')
     measure.keep_freed_memory()
     MMLogger.get_instance('bench', log_level='ERROR')
     device = torch.device(args.device)
