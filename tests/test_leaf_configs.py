@@ -571,7 +571,7 @@ def test_imagenets_recipe_is_the_papers(pair):
     assert cfg.train_cfg.max_epochs == 100
     assert (cfg.model.teacher.bn, cfg.model.teacher.checkpoint) == ('batch', f'torchvision://{pair.partition("_")[0]}')
     assert cfg.model.terms.loss_ofd.weight == 1e-4
-    assert cfg.model.terms.loss_lipschitz.weight == pytest.approx(2000 / (10000 * 96))
+    assert cfg.model.terms.loss_lipschitz.weight == pytest.approx(4 * 2000 / (10000 * 96))
     assert cfg.model.student == load(f'imagenet/{pair.partition("_")[2]}_8xb32_in1k').model
 
 
