@@ -1,5 +1,6 @@
 # FGD: RetinaNet on ResNet50 teaches the one on ResNet18 the maps of its pyramid, on and around the objects.
-# Weights and temperature are those of the authors' RetinaNet on COCO.
+# Weights and temperature are those of the authors' RetinaNet on COCO. Their recipe also starts the student's neck and
+# head from the teacher's (inherit=['neck', 'bbox_head'] does that) and clips gradients at 35; this one does neither.
 _base_ = '../_base_/pairs/retinanet-r50_retinanet-r18_voc0712.py'
 
 model = dict(

@@ -54,8 +54,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         foreground and background, ``(H, W)`` each; the background sums to 1, or is 0 if boxes cover the whole map.
     Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3.1; the cells
-        of a box are those of the authors' code. Deviation: y selects rows and x columns; the code swaps them, which
-        matters on maps that are not square.
+        of a box are those of the authors' code. Deviation: none.
     """
     rows, columns = (torch.arange(n, device=boxes.device) for n in size)
     (x1, y1), (x2, y2) = boxes[:, :2].floor().unbind(1), boxes[:, 2:].ceil().unbind(1)
@@ -115,13 +114,15 @@ class FGDLoss(Loss):
               A^C = C \; \mathrm{softmax}\Bigl(\tfrac1{HW} \sum_{ij} |x_{ij}| \Bigm/ T\Bigr)
 
     m weighs the positions inside the ground-truth boxes, for L_bg those outside (:func:`box_masks`). R is a
-    :class:`GlobalContext`, one per net, both trained with the student. For detectors only. The defaults are those of
-    the authors' code, chosen for RetinaNet's pyramid levels.
+    :class:`GlobalContext`, one per net, both trained with the student. For detectors only. The defaults are the
+    authors' for the five levels of RetinaNet, GFL and SOLO.
 
     Args:
         channels: channels of each teacher feature; a term fills them in.
-        alpha, beta, gamma, lam: weights of the objects, the background, the attentions and the relations.
-        temperature: temperature of the attentions.
+        alpha, beta, gamma, lam: weights of the objects, the background, the attentions and the relations. The authors'
+            for two-stage detectors, on four levels, are 5e-5, 2.5e-5, 5e-5 and 5e-7; for FCOS and RepPoints 1.6e-3,
+            8e-4, 8e-4 and 8e-6.
+        temperature: temperature of the attentions; the authors' for FCOS is 0.8.
     Shapes:
         student, teacher: lists of maps (B, C_i, H_i, W_i) of equal shapes; a connector maps the student's.
         data_samples: mmdet's, with ``gt_instances.bboxes`` in pixels of the batch's padded images.
@@ -131,8 +132,9 @@ class FGDLoss(Loss):
         ValueError: shapes, channels or counts that differ; a weight below 0; a temperature not above 0; samples
             without ground-truth boxes.
     Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3; the authors'
-        code for the defaults. Deviation: boxes are scaled by the padded image's size, since the map covers the padding
-        (the authors' code uses the unpadded size); where widths differ, their code has a convolution without BatchNorm.
+        configs for the weights. Deviation: boxes are scaled by the padded image's size, since the map covers the
+        padding (the authors' code uses the unpadded size); where widths differ, their code has a convolution without
+        BatchNorm.
     """
 
     joint = True
@@ -142,7 +144,7 @@ class FGDLoss(Loss):
         channels: Sequence[int],
         alpha: float = 1e-3,
         beta: float = 5e-4,
-        gamma: float = 1e-3,
+        gamma: float = 5e-4,
         lam: float = 5e-6,
         temperature: float = 0.5,
     ):
