@@ -177,7 +177,7 @@ class Translator(_Layers):
     Args:
         in_channels: channels of the feature. out_channels: channels of the teacher's feature.
         rate: channels of the factor divided by the teacher's; equal to that of the :class:`Paraphraser`.
-    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: none.
+    Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: BatchNorm after each convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
@@ -193,7 +193,8 @@ class FactorEncoder(_Layers):
         in_channels: channels of the feature. out_channels: channels of the teacher's feature.
         rate: channels of the factor divided by the teacher's; equal to that of the :class:`AutoEncoder`.
     Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
-        2021, the authors' encoder. Deviation: it is not known which convolution reduces the channels; here the second.
+        2021, the authors' encoder. Deviation: the convolutions have biases and torch's initial values, where the
+        authors' have no biases and He's normal ones.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rate: float = 0.5):
@@ -340,7 +341,8 @@ class Paraphraser(AutoEncoder):
 
     Args and Raises: as :class:`AutoEncoder`.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder has no norm and activation at
-        the end, so it can output any feature; Adam instead of SGD.
+        the end, so it can output any feature; BatchNorm elsewhere, which the authors leave out; the squared error and
+        Adam, where their code has the absolute error and SGD.
     """
 
     def __init__(self, in_channels: int, rate: float = 0.5, batches: int = 500, lr: float = 1e-3):

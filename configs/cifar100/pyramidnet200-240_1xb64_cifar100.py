@@ -1,4 +1,5 @@
-# The teacher of settings e and f: PyramidNet-200 (bottleneck, alpha 240) alone.
+# The teacher of settings e and f: PyramidNet-200 (bottleneck, alpha 240) alone. The authors' was trained with mixup, by
+# a recipe that is not published; this one is not.
 _base_ = [
     '../_base_/runtimes/mmpretrain.py',
     '../_base_/datasets/cifar100_bs128.py',

@@ -23,8 +23,9 @@ class ConvCritic(nn.Module):
     Shapes: maps (B, C, H, W), or vectors (B, C), which are read as 1x1 maps, to values (B,).
     Raises:
         ValueError: a feature of another shape, an even kernel.
-    Source: similar to AFD's discriminator (Chung et al., ICML 2020), whose widths are not known here. Deviation: no
-        BatchNorm, and no sigmoid at the end.
+    Source: similar to AFD's discriminator (Chung et al., ICML 2020). In the only public code found, not the authors',
+        that is a 2x2 convolution to half the width, BatchNorm, leaky ReLU, a 2x2 convolution of stride 2 and a sigmoid.
+        Deviation: the widths and kernels; no BatchNorm, and no sigmoid.
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int] = (64, 64), kernel: int = 3, leak: float = 0.2):

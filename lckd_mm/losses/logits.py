@@ -145,8 +145,9 @@ class DKDLoss(Loss):
         ValueError: shapes that differ, temperature not above 0, negative weights, a sigmoid or detection head, samples
             without a single class label.
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 7. Deviation: none for (N, C); the mean
-        over positions is an extension. The authors also raise the weight linearly over the first epochs:
-        LossWeightHook(schedule='linear').
+        over positions is an extension. The authors' beta is 8 for five of their eleven pairs on CIFAR-100, 2 or 6 for
+        the others; on ImageNet tau is 1 and beta 0.5 or 2. They multiply the weight by epoch / 20, counted from 1, for
+        20 epochs: LossWeightHook(schedule='linear', by='epoch', start=0.05, end=19), which rises by iteration.
     """
 
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):

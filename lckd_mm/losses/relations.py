@@ -29,11 +29,13 @@ class RKDLoss(Loss):
     Shapes:
         student, teacher: (B, ...), shapes may differ; with B below 2 (below 3 for angles) the loss is 0.
     Returns:
-        A scalar, without unit.
+        A scalar, without unit. The default weights are the authors', for features of unit length; here they are
+        compared as they are.
     Raises:
         ValueError: a negative weight, both weights 0.
-    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: the mean is over
-        distances above 0, as in the authors' code. Each rank compares only its own samples.
+    Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: equal samples have the
+        distance 0 and are left out of the mean, where the authors' code gives them 1e-6 and counts them. Each rank
+        compares only its own samples.
     """
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0):

@@ -1,6 +1,7 @@
-# IE-KD: the two halves of a student's channels. Over the factor, the weights of 50 are said to be the authors'
-# (unverified); the others are ours, untuned: AT's and OFD's own for the inheriting half, a tenth or less for the other.
-# OFD has no upper bound, and so is turned around only up to one.
+# IE-KD: the two halves of a student's channels. Over the factor, the weights of 50 are said to be the authors' (a
+# secondary source; a config of their code has 1), and their feature is behind the stage's last ReLU, here before it.
+# The other weights are ours, untuned: AT's (1000 for each of three layers) and OFD's own for the inheriting half, a
+# tenth or less for the other. OFD has no upper bound, and so is turned around only up to one.
 ie_terms = dict(
     loss_inherit=dict(
         loss=dict(type='lckd_mm.FTLoss'),
