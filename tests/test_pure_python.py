@@ -140,14 +140,15 @@ def test_the_example_resumes_to_the_bit_and_its_student_tests_alone(trained, tmp
 def test_every_other_tool_takes_the_example(trained, tmp_path, capsys):
     options, run = trained
     handed = ['--cfg-options', *options]
-    tool('export', [EXAMPLE, run / 'epoch_2.pth', tmp_path / 'student.onnx', *handed])
+    tool('export', [EXAMPLE, run / 'epoch_2.pth', tmp_path / 'student.pt2', *handed])
     assert '16 x 16' in capsys.readouterr().out
     tool('analysis/list_taps', [EXAMPLE, '--teacher', '--filter', 'head', *handed])
     assert 'head.fc' in capsys.readouterr().out
     tool('analysis/complexity', [EXAMPLE, '--out', tmp_path / 'costs.json', *handed])
     assert set(json.loads((tmp_path / 'costs.json').read_text())) >= {'student', 'teacher'}
     tool('analysis/browse_dataset', [EXAMPLE, '--out', tmp_path / 'pictures', '--number', '1', *handed])
-    tool('analysis/lipschitz_report', [EXAMPLE, run / 'epoch_2.pth', '--images', '4', '--out', tmp_path, *handed])
+    left_out = ['--without', 'image', 'bound', 'metric', '--images', '4']
+    tool('analysis/lipschitz_report', [EXAMPLE, run / 'epoch_2.pth', *left_out, *handed])
     tool('analysis/report', [run, '--out', tmp_path / 'report.html'])
     assert 'fitnets' in (tmp_path / 'report.html').read_text()
     margin = [

@@ -43,7 +43,7 @@ def check_parallelism(cfg: Config, reason: str) -> None:
     """Raise ValueError for a wrapper or strategy that shards, splits or renames the model, unlike DDP or one device."""
     wrapper = _named(cfg.get('model_wrapper_cfg'), MODEL_WRAPPERS) or MMDistributedDataParallel
     strategy = _named(cfg.get('strategy'), STRATEGIES) or SingleDeviceStrategy
-    if cfg.get('runner_type') == 'FlexibleRunner' and cfg.launcher != 'none' and cfg.get('strategy') is None:
+    if type_name(cfg.get('runner_type')) == 'FlexibleRunner' and cfg.launcher != 'none' and cfg.get('strategy') is None:
         strategy = DDPStrategy  # FlexibleRunner's default; its checkpoints' keys start with 'module.'
     for key, kind, fits in (
         ('model_wrapper_cfg', wrapper, issubclass(wrapper, MMDistributedDataParallel)),

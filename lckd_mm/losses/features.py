@@ -185,7 +185,7 @@ class FTLoss(Loss):
     Shapes:
         student, teacher: maps of equal shapes.
     Returns:
-        A scalar, without unit. It is small: a mean over entries of which each sample's squares add up to 1.
+        A scalar, without unit. The authors' weight is 500, for the last layer alone.
     Raises:
         ValueError: shapes that differ.
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3, p = 1. Deviation: the mean instead of

@@ -142,6 +142,27 @@ def test_runs_are_grouped_by_what_their_configs_say(tree, tmp_path_factory):
     assert [g.role for g in group_runs(find_runs([moved])[0])] == ['teacher', 'alone', 'distilled', 'distilled']
 
 
+def test_a_dumped_pure_python_config_belongs_to_the_runs_of_text_ones(tmp_path):
+    """It has import paths in place of names; also in a run whose default scope says where names are from."""
+
+    def by_path(node, package='mmpretrain.models'):
+        if not isinstance(node, dict):
+            return node
+        return {k: f'{package}.{v}' if k == 'type' else by_path(v) for k, v in node.items()}
+
+    kd = distilled(str(tmp_path / 'elsewhere/iter_100.pth'))
+    kd['model'].update(
+        type='lckd_mm.distillation.Distiller',
+        student=by_path(STUDENT),
+        teacher=dict(kd['model']['teacher'], model=by_path(TEACHER)),
+    )
+    kd['train_cfg']['type'] = 'mmengine.runner.IterBasedTrainLoop'
+    for name, cfg in (('alone', loop()), ('teacher', loop(model=TEACHER)), ('kd', kd)):
+        write(tmp_path / name, [*trains(50), dict(mIoU=1.0, step=50)], dict(cfg, default_scope='mmpretrain'))
+    roles = {group.title: group.role for group in group_runs(find_runs([tmp_path])[0])}
+    assert roles == dict(teacher='teacher', alone='alone', kd='distilled')
+
+
 def test_an_unfinished_run_is_said_and_not_counted(tree):
     write(tree / 'seed2' / 'kd', [*trains(50), dict(mIoU=99.0, step=50), *trains(60)], distilled('nowhere.pth', 2))
     kd = group_runs(find_runs([tree])[0])[2]
