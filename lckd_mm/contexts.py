@@ -82,6 +82,15 @@ def eval_mode(model: nn.Module, gradient: bool = False) -> Iterator[None]:
         yield
 
 
+def training_branches(model: nn.Module, enter: bool = True) -> contextlib.AbstractContextManager:
+    """Let a model in eval mode take the branches of training, such as heads that only training runs.
+
+    Modules with submodules are switched, except torch's own; the layers inside (BatchNorm, dropout) stay as they are.
+    """
+    branching = [m for m in model.modules() if any(m.children()) and not type(m).__module__.startswith('torch.')]
+    return switched(branching if enter else [], 'training', True)
+
+
 class Moment:
     """The current autocast and random states, so that a forward pass that starts now can be repeated."""
 

@@ -126,7 +126,7 @@ class PerSample(nn.Module):
             "'decode_head' never fires.*decode_head.conv_seg",
         ),
         (dict(student_taps=dict(logits='decode_head')), ValueError, "student tap 'logits': .* never fires"),
-        (dict(teacher_taps=dict(logits='auxiliary_head.conv_seg')), ValueError, "teacher tap 'logits': .* never fires"),
+        (dict(teacher_taps=dict(logits='decode_head')), ValueError, "teacher tap 'logits': .* never fires"),
         (dict(student_taps=dict(logits='backbone.layer1.0.bn2')), ValueError, 'overwritten in place.*@preact'),
         (dict(student_taps=dict(logits='backbone.layer1.0.relu#3')), ValueError, 'no call #3'),
         (
@@ -148,7 +148,7 @@ def test_mistakes(config, overrides, error, names):
 
 def test_a_net_that_does_not_run(config, tiny_fcn):
     model = tiny_fcn(decode_head=tiny_fcn()['decode_head'] | dict(in_channels=7))
-    with pytest.raises(ValueError, match=r'teacher: its dry run .*32 x 32 .*RuntimeError: .*dry_run_size'):
+    with pytest.raises(ValueError, match=r'teacher: .* 32 x 32: RuntimeError: .* the size is not the cause'):
         Distiller(**config(teacher=dict(model=model, checkpoint='nowhere.pth')))
 
 
@@ -544,7 +544,7 @@ def test_nothing_is_left_after_a_loss_or_a_failed_one(built):
     assert not hooks_in(model) and not hooks_in(model.teacher.model)
     for net, broken in ((model.student, 'backbone.layer3'), (model.teacher.model, 'backbone.layer2')):
         handle = net.get_submodule(broken).register_forward_pre_hook(lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises((ZeroDivisionError, ValueError), match='division by zero'):
             model(*batch, mode='loss')
         handle.remove()
         assert not hooks_in(model) and not hooks_in(model.teacher.model)

@@ -279,7 +279,7 @@ def test_recording_leaves_the_networks_output_and_gradient(image):
 @pytest.mark.parametrize('how', ['record', 'trace', 'trace@preact'])
 def test_nothing_is_left_after_an_exception(net, image, how):
     address = 'layer2@preact' if how == 'trace@preact' else 'layer2.1.relu@in#-1'
-    taps = FeatureTaps(dict(tap=address, out='split[0]'))
+    taps = FeatureTaps(dict(tap=address, out='split[0]', silent='unused'))
 
     def fail():
         net(image)
@@ -293,7 +293,20 @@ def test_nothing_is_left_after_an_exception(net, image, how):
             taps.trace(net, fail)
     assert not hooks_in(net)
     assert all(m.inplace for m in net.modules() if isinstance(m, nn.ReLU))
-    assert taps.traces == {}
+    assert set(taps.traces) == (set() if how == 'record' else {'tap', 'out'})
+
+
+def test_a_run_may_fail_behind_the_last_tap(net, image):
+    taps = FeatureTaps(dict(tap='layer2@preact', out='split[0]'))
+
+    def fail():
+        net(image)
+        raise ZeroDivisionError
+
+    assert taps.trace(net, fail) == set()
+    whole = FeatureTaps(dict(tap='layer2@preact', out='split[0]'))
+    whole.trace(net, lambda: net(image))
+    assert taps.traces == whole.traces and taps.resolved == whole.resolved
 
 
 def test_other_peoples_hooks_stay(net, image):

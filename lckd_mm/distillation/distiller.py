@@ -14,7 +14,7 @@ from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
-from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
+from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .term import Batch, Term
@@ -40,9 +40,9 @@ class Distiller(StudentModel):
             the stages of each net's backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both, such
             as ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
-        dry_run_size: size of the dummy image on which both nets run once while being built, to learn channels and
-            calls: an integer, or height and width; by default the size the student's preprocessor pads to, else
-            224 x 224.
+        dry_run_size: size of the made-up image on which both nets run while being built, to learn channels and calls:
+            an integer, or height and width; by default the size the student's preprocessor pads to, else 224 x 224. It
+            has the channels of the student's images.
         inherit: modules of the student, such as ``['neck', 'bbox_head']``, that start from the teacher's weights where
             names and shapes agree. The weights are copied after the student's own initialisation and after
             ``load_from``; a resumed run keeps its own.
@@ -76,19 +76,18 @@ class Distiller(StudentModel):
         terms = inherited(terms, 'Distiller')
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, 'student', preprocessor=data_preprocessor)
-        size = image_size('Distiller', dry_run_size, net)
+        image = MadeUpImage.of('Distiller', dry_run_size, [net])
         super().__init__(net, init_cfg)
+        self._image = image
         with preserved_rng(torch.initial_seed() + TERM_SEED):
             # A plain attribute, not a submodule.
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = merge_taps('student', net, taps, student_taps)
             self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
-            with DefaultScope.overwrite_default_scope(self.teacher.scope):
-                trace_taps(self.teacher_taps, self.teacher.model, size)
-            only_with_loss = trace_taps(self.student_taps, net, size, with_loss=True)
+            self._trace(later=True)
             self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
-            rehearse(self.terms, net, size, only_with_loss)
+            dry_terms(self.terms, net, image, [self.student_taps])
         self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
             self._common_tensors(path)
@@ -97,6 +96,23 @@ class Distiller(StudentModel):
         #: connected features by term and tap, losses); see LipschitzMonitorHook.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready = False
+
+    def _trace(self, later: bool = False) -> None:
+        with DefaultScope.overwrite_default_scope(self.teacher.scope):
+            trace_taps(self.teacher_taps, self.teacher.model, self._image, later)
+        trace_taps(self.student_taps, self.student, self._image, later)
+
+    def complete(self) -> None:
+        """Trace, on the device of the training, the taps that were left open while building.
+
+        Raises:
+            ValueError: a tap is not reached there either.
+        """
+        if len(self.student_taps.traces) < len(self.student_taps.addresses) or (
+            len(self.teacher_taps.traces) < len(self.teacher_taps.addresses)
+        ):
+            self._trace()
+            self.terms.bind(self.teacher.model)
 
     def init_weights(self) -> None:
         """Call the student's own init_weights, then load the teacher; Runner calls this before training."""
@@ -153,7 +169,8 @@ class Distiller(StudentModel):
         """Run both nets again on other images of the same samples, without a side effect on the student or training."""
         with moment.again(self.student):
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
-            with self.student_taps.record(self.student, student_names, require_grad=torch.is_grad_enabled()) as s:
+            gradient = torch.is_grad_enabled()
+            with self.student_taps.record(self.student, student_names, require_grad=gradient, stop=True) as s:
                 self.student(inputs, data_samples, mode='tensor')
         return s, t
 
@@ -210,6 +227,7 @@ class Distiller(StudentModel):
         # Checked again: the nets may have been compiled or changed since they were built.
         self.student_taps.check_paths(self.student)
         self.teacher_taps.check_paths(self.teacher.model)
+        self.complete()
         for name, term in self.terms.items():
             for tap, connector in term.waiting():
                 raise ValueError(

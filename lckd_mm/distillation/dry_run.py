@@ -1,16 +1,20 @@
-"""Dry runs on dummy images while a model is built, to learn what taps give and check that every term accepts it."""
+"""Dry runs on made-up images while a model is built, to learn what taps give and check that every term accepts it."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .. import arguments
 from ..contexts import eval_mode
 from ..errors import one_line
-from ..hosts import fabricate_samples, run_once, training_size
-from ..taps import LIST_ALL, FeatureTaps
+from ..hosts import fabricate_samples, image_channels, lacks_operator, run_once, training_size
+from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
 from ..taps.presets import preset_taps
 from .objective import Objective
 from .side import Connected, Feature
@@ -36,91 +40,186 @@ def merge_taps(role: str, model: nn.Module, both: Any, own: Any) -> FeatureTaps:
     return FeatureTaps(addresses, role)
 
 
-def image_size(who: str, size: Any, student: nn.Module) -> tuple[int, int]:
-    """Height and width of the dummy image, from one integer or two; None stands for the student's training size."""
-    if size is None:
-        return training_size(student)
-    sides = arguments.integers(who, 'dry_run_size', [size, size] if isinstance(size, int) else size)
-    if len(sides) != 2:
-        raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
-    return tuple(sides)
+_SIZES = (32, 64, 96, 128, 224, 256, 384, 512)
 
 
-def trace_taps(taps: FeatureTaps, model: nn.Module, size: tuple[int, int], with_loss: bool = False) -> set[str]:
-    """Run a net once on a dummy image, to resolve its taps and learn channels and calls.
+@dataclass
+class MadeUpImage:
+    """The image of the dry run: as many channels as the student takes, and a size.
 
     Args:
-        with_loss: run again with the loss for taps that did not fire, such as those in auxiliary heads.
-    Returns:
-        The names of the taps that fire only with the loss.
-    Raises:
-        ValueError: the run fails, or a tap never fires.
+        nets: the student, or all nets that learn together.
+        source: where the size comes from: 'dry_run_size', 'data_preprocessor' or 'default'.
     """
-    silent = taps.trace(model, lambda: _run(model, size, 'tensor', taps.role))
-    only_with_loss = set(silent)
-    if silent and with_loss:
-        silent = taps.trace(model, lambda: _run(model, size, 'loss', taps.role), silent)
+
+    channels: int
+    size: tuple[int, int]
+    nets: list[nn.Module] = field(default_factory=list)
+    source: str = 'default'
+
+    @classmethod
+    def of(cls, who: str, size: Any, nets: Iterable[nn.Module]) -> 'MadeUpImage':
+        """The image for these nets; ``size`` is one integer or two, None for the size of the first net's training."""
+        nets = list(nets)
+        channels = image_channels(nets[0])
+        if size is None:
+            known = getattr(nets[0].data_preprocessor, 'size', None) is not None
+            return cls(channels, training_size(nets[0]), nets, 'data_preprocessor' if known else 'default')
+        sides = arguments.integers(who, 'dry_run_size', [size, size] if isinstance(size, int) else size)
+        if len(sides) != 2:
+            raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
+        return cls(channels, tuple(sides), nets, 'dry_run_size')
+
+    def __str__(self) -> str:
+        return f'{_by(self.size)}' + (f' with {self.channels} channels' if self.channels != 3 else '')
+
+    def run(self, model: nn.Module, one: Pass, size: tuple[int, int] | None = None) -> Any:
+        """Run a net once on the image, or on one of another ``size``."""
+        return run_once(model, size or self.size, one.mode, channels=self.channels, training=one.training)
+
+
+def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: bool = False) -> None:
+    """Run a net on the made-up image, to resolve its taps and learn channels and calls, and which pass fires each.
+
+    Taps that do not fire in a plain forward are sought in a prediction, with the loss, and with the loss and the
+    branches of training.
+
+    Args:
+        later: leave open, with a note in the log, the taps behind an operator that the CPU lacks.
+    Raises:
+        ValueError: no run reaches a tap, or it never fires.
+    """
+    taps.check_paths(model)
+    failures: dict[Pass, Exception] = {}
+    for one in PASSES:
+        silent = taps.addresses.keys() - taps.traces.keys()
+        if not silent:
+            break
+        try:
+            taps.trace(model, partial(image.run, model, one), silent)
+        except TapError:
+            raise
+        except Exception as error:  # a host may raise anything on an image that does not fit
+            failures[one] = error
+        for name in silent & taps.traces.keys():
+            taps.traces[name].passes = (one,)
+    silent = taps.addresses.keys() - taps.traces.keys()
     if silent:
-        tap = min(silent)
-        raise ValueError(
-            f'{taps.role} tap {tap!r}: {str(taps.addresses[tap])!r} never fires: no forward calls this module '
-            '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg); '
-            + LIST_ALL
+        missing = [error for error in failures.values() if lacks_operator(model, error)]
+        if not (later and missing):
+            raise ValueError(_unreached(taps, model, image, min(silent), failures))
+        print_log(
+            f'{taps.role}: on the CPU no run reaches the taps {", ".join(map(repr, sorted(silent)))} '
+            f'({one_line(missing[0])}); they are read first on the device of the training',
+            logger='current',
         )
-    return only_with_loss
+    last = max((trace.passes[0] for trace in taps.traces.values()), key=PASSES.index, default=Pass())
+    others = {n: str(taps.resolved[n]) for n, trace in taps.traces.items() if trace.passes[0] != last}
+    if others:
+        _add_pass(taps, model, image, last, others)
 
 
-def rehearse(terms: Objective, student: nn.Module, size: tuple[int, int], only_with_loss: set[str]) -> None:
+def _add_pass(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, one: Pass, others: dict[str, str]) -> None:
+    """Note which of the taps fire in this pass as they do in their own, so that one pass can read all."""
+    again = FeatureTaps(others, taps.role)
+    with contextlib.suppress(Exception):  # then they keep their own pass
+        again.trace(model, partial(image.run, model, one))
+    for name, trace in again.traces.items():
+        if trace.agrees(taps.traces[name]):
+            taps.traces[name].passes += (one,)
+
+
+def _unreached(
+    taps: FeatureTaps, model: nn.Module, image: MadeUpImage, tap: str, failures: dict[Pass, Exception]
+) -> str:
+    """The sentence for a tap that no run reaches."""
+    if Pass('tensor') not in failures:
+        ends = [f'mode={one.mode!r} ends in: {one_line(error)}' for one, error in failures.items()]
+        return (
+            f'{taps.role} tap {tap!r}: {str(taps.addresses[tap])!r} never fires: no forward calls this module '
+            '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg'
+            f'{"; a run with " + ends[0] if ends else ""}); {LIST_ALL}'
+        )
+    text = f'{taps.role}: {type(model).__name__} fails on one image of {image}: {one_line(failures[Pass("tensor")])}; '
+    own = image_channels(model)
+    if own != image.channels:
+        return text + (
+            f'it takes images with {own} channels, and it sees those of the student, with {image.channels}: give both '
+            'the same kind of images'
+        )
+    return text + _way(taps, model, image)
+
+
+def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
+    """A size that was tried and works for this net and for those that see the same images, and where to set it."""
+    own = [training_size(model)]
+    for module in model.modules():
+        side = getattr(module, 'img_size', None)
+        own += [(side, side) if isinstance(side, int) else tuple(side)] if side else []
+    sizes = [size for size in dict.fromkeys([*own, *((side, side) for side in _SIZES)]) if size != image.size]
+    size = next((size for size in sizes if _works(taps, model, image, size)), None)
+    if size is None:
+        return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config'
+    value = size[0] if size[0] == size[1] else size
+    if any(net is model for net in image.nets):
+        if image.source == 'data_preprocessor':
+            return f'it takes {_by(size)}: set the size of its data_preprocessor, which is {image.size}, to {size}'
+        return f'set dry_run_size={value}, which works'
+    text = f'it sees the images of the student, and {_by(size)} works for both: train the student at this size'
+    if image.source == 'data_preprocessor':
+        return f'{text} (its data_preprocessor pads them to {_by(image.size)})'
+    return f'{text}, and set dry_run_size={value}'
+
+
+def _works(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, size: tuple[int, int]) -> bool:
+    fresh = FeatureTaps({name: str(address) for name, address in taps.addresses.items()}, taps.role)
+    try:
+        fresh.trace(model, partial(image.run, model, Pass(), size))
+        for net in image.nets:
+            if net is not model:
+                image.run(net, Pass(), size)
+    except Exception:  # as it may on any image that does not fit
+        return False
+    return True
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f'{size[0]} x {size[1]}'
+
+
+def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed: Sequence[FeatureTaps]) -> None:
     """Run every term once on zeros of the traced shapes, so that mismatched shapes raise here.
+
+    Terms with a tap that was left open wait for the first batch.
 
     Args:
         student: the net for which dummy samples are made.
-        size: height and width of the dummy image.
-        only_with_loss: the student's taps that fire only with the loss.
+        replayed: the taps that a loss which runs the nets again can read in a plain forward alone.
     """
     first: Term = next(iter(terms.values()))
+    sides = first.student.taps, first.teacher.taps
 
     def features(images: Tensor, *_) -> list[dict[str, Feature]]:
         # They depend on the images, for losses that differentiate with respect to them.
-        zero, sides = 0 * images.sum(), []
-        for taps in (first.student.taps, first.teacher.taps):
+        zero, found = 0 * images.sum(), []
+        for taps in sides:
             zeros = {name: [zero + torch.zeros(shape) for shape in t.shapes] for name, t in taps.traces.items()}
-            sides.append({n: of if taps.addresses[n].call == '*' else of[0] for n, of in zeros.items()})
-        return sides
+            found.append({n: of if taps.addresses[n].call == '*' else of[0] for n, of in zeros.items()})
+        return found
 
-    images = torch.zeros(1, 3, *size)
-    batch = Batch(*features(images), images, fabricate_samples(student, 1, size), replay=features)
+    images = torch.zeros(1, image.channels, *image.size)
+    batch = Batch(*features(images), images, fabricate_samples(student, 1, image.size), replay=features)
     done: Connected = {}
     for name, term in terms.items():
-        unseen = sorted(only_with_loss.intersection(term.student.names))
-        if term.replays and unseen:
-            raise ValueError(
-                f'term {name!r}: {term.loss_name} runs the nets again without their losses, and student '
-                f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
-            )
-        try:
-            with eval_mode(term):
-                value = term(batch, done)
-        except Exception as error:  # a loss or connector may raise anything on features that do not fit
-            shapes = [
-                f'{side.role} ' + ', '.join(f'{n} {tuple(side.taps.traces[n].shapes[0])}' for n in side.names)
-                for side in (term.student, term.teacher)
-            ]
-            raise ValueError(
-                f'term {name!r}: {term.loss_name} does not take these features ({"; ".join(shapes)}): {one_line(error)}'
-            ) from error
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            given = tuple(value.shape) if isinstance(value, Tensor) else f'a {type(value).__name__}'
-            raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')
-
-
-def _run(model: nn.Module, size: tuple[int, int], mode: str, who: str) -> None:
-    try:
-        run_once(model, size, mode)
-    except Exception as error:  # a host may raise anything on an image that does not fit
-        if 'tap ' in str(error):
-            raise
-        raise ValueError(
-            f'{who}: its dry run on one image of {size[0]} x {size[1]} (mode={mode!r}) failed: {one_line(error)}; set '
-            'dry_run_size to a size that it takes'
-        ) from error
+        both = term.student, term.teacher
+        if any(set(side.names) - side.taps.traces.keys() or side.lender not in (None, *done) for side in both):
+            continue
+        for side in both if term.replays else ():
+            unseen = [n for n in side.names if Pass() not in side.taps.traces[n].passes]
+            if unseen and any(side.taps is taps for taps in replayed):
+                raise ValueError(
+                    f'term {name!r}: {term.loss_name} runs the nets again without their losses, and {side.taps.role} '
+                    f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
+                )
+        with eval_mode(term):
+            terms.value(name, batch, done)

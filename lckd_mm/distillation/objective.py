@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from .finite import check_values, origin
-from .side import Connected
+from ..errors import one_line
+from .finite import NonFiniteError, check_values, origin
+from .side import Connected, levels
 from .term import Batch, Term
 
 
@@ -26,14 +28,15 @@ class Objective(nn.ModuleDict):
 
         Raises:
             KeyError: a term has the name of one of the student's own losses.
+            ValueError: a term does not take its features.
             NonFiniteError: a term is nan or infinity; in training, raised on all ranks together.
         """
         done: Connected = {}
         losses = {}
-        for name, term in self.items():
+        for name in self:
             if name in batch.losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
-            losses[name] = term(batch, done)
+            losses[name] = self.value(name, batch, done)
 
         def explain(name: str) -> str:
             name = name.removeprefix(self.label)
@@ -41,6 +44,30 @@ class Objective(nn.ModuleDict):
 
         check_values({self.label + name: value for name, value in losses.items()}, explain, training)
         return losses, done
+
+    def value(self, name: str, batch: Batch, done: Connected) -> Tensor:
+        """One weighted term, as :meth:`~lckd_mm.distillation.Term.forward`.
+
+        Raises:
+            ValueError: it does not take its features, whose shapes are named, or does not give a scalar.
+        """
+        term = self[name]
+        try:
+            value = term(batch, done)
+        except (NonFiniteError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a loss or connector may raise anything on features that do not fit
+            shapes = '; '.join(
+                f'{side.role} ' + ', '.join(f'{n} {tuple(levels(features[n])[0].shape)}' for n in side.names)
+                for side, features in ((term.student, batch.student), (term.teacher, batch.teacher))
+            )
+            raise ValueError(
+                f'term {name!r}: {term.loss_name} does not take these features ({shapes}): {one_line(error)}'
+            ) from error
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            given = tuple(value.shape) if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')
+        return value
 
     def used(self) -> tuple[list[str], list[str]]:
         """The student and teacher taps that the terms read."""

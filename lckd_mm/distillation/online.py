@@ -17,7 +17,7 @@ from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, normalisation, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
-from .dry_run import Taps, image_size, merge_taps, rehearse, trace_taps
+from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .side import detached
 from .student import TERM_SEED, StudentModel, stored
 from .term import Batch, Term
@@ -80,7 +80,6 @@ class OnlineDistiller(StudentModel):
         terms = inherited(terms, 'OnlineDistiller')
         # Net 0 first: nothing else may draw random numbers before or while it is built.
         first = build_named_model(nets[0], 'net 0', preprocessor=data_preprocessor)
-        size = image_size('OnlineDistiller', dry_run_size, first)
         super().__init__(first, init_cfg)
         self.peers = nn.ModuleList()
         for k, config in enumerate(nets[1:], 1):
@@ -101,7 +100,8 @@ class OnlineDistiller(StudentModel):
         self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
         with preserved_rng(torch.initial_seed() + TERM_SEED):
             self.net_taps = [merge_taps(f'net {k}', net, taps, None) for k, net in enumerate(self.nets)]
-            only_with_loss = [trace_taps(of, net, size, True) for of, net in zip(self.net_taps, self.nets)]
+            self._image = MadeUpImage.of('OnlineDistiller', dry_run_size, self.nets)
+            self.complete(later=True)
             #: 'net<k>_from<j>' to the objective in which net k learns from net j.
             self.terms = nn.ModuleDict()
             for k, j in self.pairs:
@@ -110,11 +110,17 @@ class OnlineDistiller(StudentModel):
                 for term in objective.values():
                     self._refuse_bound(term)
                 self.terms[_pair(k, j)] = objective
-                rehearse(objective, self.nets[k], size, only_with_loss[k])
+                dry_terms(objective, self.nets[k], self._image, self.net_taps)
         self._passes = 0
         # Gradients by optimizer name, kept while an optimizer accumulates over several batches.
         self._held: dict[str, list[Tensor | None]] = {}
         self.register_load_state_dict_pre_hook(_import_peers)
+
+    def complete(self, later: bool = False) -> None:
+        """As :meth:`Distiller.complete`."""
+        for taps, net in zip(self.net_taps, self.nets):
+            if len(taps.traces) < len(taps.addresses):
+                trace_taps(taps, net, self._image, later)
 
     @property
     def nets(self) -> list[BaseModel]:
@@ -159,6 +165,7 @@ class OnlineDistiller(StudentModel):
         features: list[dict] = []
         own: list[dict[str, Any]] = []
         moments: list[Moment] = []
+        self.complete()
         self._passes += self.training
         for k, net in enumerate(self.nets):
             names, trained = self._recorded(k)
@@ -207,7 +214,7 @@ class OnlineDistiller(StudentModel):
             with (
                 moment.again(net),
                 torch.set_grad_enabled(gradient),
-                self.net_taps[index].record(net, names, require_grad=gradient and not peer) as features,
+                self.net_taps[index].record(net, names, require_grad=gradient and not peer, stop=True) as features,
             ):
                 functional_call(net, constant, (inputs, data_samples), dict(mode='tensor'))
             recorded.append(features)

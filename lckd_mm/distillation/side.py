@@ -107,7 +107,8 @@ class Side:
         who = f'term {self.term!r}: {self.taps.role} tap {tap!r}'
         if trace is None:
             raise ValueError(
-                f'{who} does not fire in a plain forward, so its channels are unknown; type them, as in {advice}'
+                f'{who} lies behind an operator that the CPU lacks, so its channels are unknown; type them, as in '
+                f'{advice}'
             )
         if any(len(shape) < 2 for shape in trace.shapes):
             raise ValueError(f'{who} gives {tuple(trace.shapes[0])}, which has no channels; tap a feature')

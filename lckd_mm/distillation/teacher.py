@@ -11,10 +11,11 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from .. import arguments
-from ..contexts import eval_mode, preserved_rng
-from ..hosts import build_named_model, normalisation, read_model_config, valid_region
+from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
+from ..errors import one_line
+from ..hosts import build_named_model, normalisation, read_model_config, samples_for_loss, valid_region
 from ..storage import checkpoint as ckpt
-from ..taps import FeatureTaps
+from ..taps import FeatureTaps, Pass, TapError
 
 _BN_MODES = ('eval', 'batch')
 
@@ -81,19 +82,30 @@ class FrozenTeacher:
         """Compute, and log, how to convert the student's normalised images to the teacher's normalisation.
 
         Raises:
-            ValueError: mean or std of either net is not three finite numbers, or a std is 0.
+            ValueError: mean or std of either net is not as many finite numbers, a std is 0, or the nets' images differ
+            in their channels.
         """
         own, other = normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
-        if own is None or other is None or own == other:
+        if own is None or other is None:
+            return
+        channels = max(len(own[0]), len(other[0]))
+        own, other = (tuple(v * channels if len(v) == 1 else v for v in of[:2]) + of[2:] for of in (own, other))
+        if own == other:
             return
         for who, (mean, std, _) in (('teacher', own), ('student', other)):
-            if not len(mean) == len(std) == 3 or not all(map(math.isfinite, mean + std)) or not all(std):
+            if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or not all(std):
                 raise ValueError(
-                    f"{who}: its data_preprocessor's mean and std must be three finite numbers each, std not 0, got "
+                    f"{who}: its data_preprocessor's mean and std must be as many finite numbers, std not 0, got "
                     f'{mean} and {std}'
                 )
+        if len(own[0]) != len(other[0]):
+            raise ValueError(
+                f'teacher: its data_preprocessor normalises {len(own[0])} channels, and that of the student '
+                f'{len(other[0])}: give both the same kind of images'
+            )
         mean_s, std_s, mean_t, std_t = (torch.tensor(v).view(1, -1, 1, 1) for v in (*other[:2], *own[:2]))
-        flip = own[2] != other[2]
+        # The hosts flip nothing but three channels.
+        flip = own[2] != other[2] and channels == 3
         if flip:
             mean_s, std_s = mean_s.flip(1), std_s.flip(1)
         # x_t = (x_s * std_s + mean_s - mean_t) / std_t, with the channels in the teacher's order.
@@ -126,22 +138,50 @@ class FrozenTeacher:
     ) -> dict[str, Any]:
         """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
 
+        It runs in the pass that the taps' traces name: a plain forward; for its auxiliary heads the one with its loss,
+        on copies of the samples, with the branches of training where a tap needs them. Its statistics do not change.
+        Taps that no single pass reads take a forward each.
+
         With ``input_gradient`` the features can be differentiated with respect to the inputs; the parameters never get
         a gradient. Random numbers that the teacher draws (some heads draw, even in eval mode) do not affect the
         student's.
 
         Raises:
             RuntimeError: its forward pass overwrites the images, which the student reads next.
+            ValueError: its forward pass fails before the last tap, as with images of a size that it does not take.
         """
         version = None if inputs.is_inference() else inputs._version
-        apart = preserved_rng(device=inputs.device)
-        with apart, torch.set_grad_enabled(input_gradient), taps.record(self.model, names, stop=True) as features:
-            self.model(self.convert(inputs, data_samples), data_samples, mode='tensor')
+        converted, features = self.convert(inputs, data_samples), {}
+        for one, of in taps.passes(names).items():
+            with preserved_rng(device=inputs.device), torch.set_grad_enabled(input_gradient):
+                features |= self._features(taps, of, one, converted, data_samples)
         if version is not None and inputs._version != version:
             raise RuntimeError(
                 f'teacher: {type(self.model).__name__} overwrites the batch of images in its forward pass, which the '
                 "student sees after it; take the in-place operation out of the teacher's first layers (inplace=False)"
             )
+        return features
+
+    def _features(
+        self, taps: FeatureTaps, names: list[str], one: Pass, inputs: Tensor, data_samples: list | None
+    ) -> dict[str, Any]:
+        restore = None
+        if one.mode != 'tensor':
+            data_samples, restore = samples_for_loss(self.model, data_samples), saved_buffers(self.model)
+        try:
+            with training_branches(self.model, one.training), taps.record(self.model, names, stop=True) as features:
+                self.model(inputs, data_samples, mode=one.mode)
+        except (TapError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a host may raise anything on an image that does not fit
+            size, mode = ' x '.join(map(str, inputs.shape[2:])), '' if one == Pass() else f' (mode={one.mode!r})'
+            raise ValueError(
+                f"teacher: {type(self.model).__name__} fails on the student's images{mode}, of {size} with "
+                f'{inputs.shape[1]} channels: {one_line(error)}; train the student on images that both take'
+            ) from error
+        finally:
+            if restore is not None:
+                restore()
         return features
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:

@@ -1,7 +1,7 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
 from .heads import has_sigmoids, owner_head
-from .inputs import normalisation
+from .inputs import image_channels, normalisation
 from .models import (
     build_model,
     build_named_model,
@@ -14,9 +14,11 @@ from .models import (
 from .samples import (
     class_targets,
     fabricate_samples,
+    lacks_operator,
     relative_boxes,
     resized_labels,
     run_once,
+    samples_for_loss,
     training_size,
     valid_region,
 )
@@ -28,6 +30,8 @@ __all__ = [
     'fabricate_samples',
     'has_sigmoids',
     'host_of',
+    'image_channels',
+    'lacks_operator',
     'load_config',
     'normalisation',
     'own_losses',
@@ -36,6 +40,7 @@ __all__ = [
     'relative_boxes',
     'resized_labels',
     'run_once',
+    'samples_for_loss',
     'training_size',
     'unwrapped',
     'valid_region',

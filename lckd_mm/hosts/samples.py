@@ -1,5 +1,7 @@
 """Data samples: dummy ones for a dry run, and the sizes, labels, boxes and padding of real ones."""
 
+import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,12 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..contexts import eval_mode, preserved_rng
+from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
+from .inputs import image_channels
 from .models import host_of
+
+#: mmseg's label of pixels that do not count.
+_IGNORED = 255
 
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
@@ -50,11 +56,50 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
     return samples
 
 
-def run_once(model: nn.Module, size: tuple[int, int], mode: str, gradient: bool = False) -> Any:
-    """One forward of a zero image in eval mode, without gradient by default; restores modes and random states."""
-    parameter = next(model.parameters())
-    with preserved_rng(), eval_mode(model, gradient):
-        return model(parameter.new_zeros(1, 3, *size), fabricate_samples(model, 1, size), mode=mode)
+def run_once(
+    model: nn.Module,
+    size: tuple[int, int],
+    mode: str,
+    gradient: bool = False,
+    channels: int | None = None,
+    training: bool = False,
+) -> Any:
+    """One forward of a zero image in eval mode, without gradient by default; restores modes, buffers, random states.
+
+    Args:
+        channels: of the image; by default those that the model takes.
+        training: take the branches of training, see :func:`~lckd_mm.contexts.training_branches`.
+    """
+    parameter, restore = next(model.parameters()), saved_buffers(model)
+    images = parameter.new_zeros(1, channels or image_channels(model), *size)
+    samples = [sample.to(parameter.device) for sample in fabricate_samples(model, 1, size)]
+    try:
+        with preserved_rng(), eval_mode(model, gradient), training_branches(model, training):
+            return model(images, samples, mode=mode)
+    finally:
+        restore()
+
+
+def lacks_operator(model: nn.Module, error: Exception) -> bool:
+    """Whether a forward on the CPU failed because one of its operators exists for other devices alone."""
+    on_cpu = next(model.parameters()).device.type == 'cpu'
+    words = r'device cpu not found|not implemented (for|on)|cuda|\bgpus?\b'
+    return on_cpu and (isinstance(error, NotImplementedError) or bool(re.search(words, str(error), re.IGNORECASE)))
+
+
+def samples_for_loss(model: nn.Module, data_samples: list | None) -> list | None:
+    """Copies of samples, for a loss of a model with classes of its own: labels that it does not have become 0."""
+    samples = copy.deepcopy(data_samples)
+    numbers = [n for m in model.modules() if isinstance(n := getattr(m, 'num_classes', None), int)]
+    # The largest: a region proposal head counts one class.
+    classes = max(numbers, default=None)
+    for sample in samples or () if classes else ():
+        for field, name in (('gt_sem_seg', 'data'), ('gt_instances', 'labels'), ('gt_label', None)):
+            if field in sample:
+                owner, name = (sample.get(field), name) if name else (sample, field)
+                labels = owner.get(name)
+                setattr(owner, name, labels.masked_fill((labels >= classes) & (labels != _IGNORED), 0))
+    return samples
 
 
 def valid_region(inputs: Tensor, data_samples: list | None) -> Tensor | None:

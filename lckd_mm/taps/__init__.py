@@ -9,8 +9,19 @@ An address is ``path[item]@port#call``: the module's path in the model, followed
 """
 
 from .address import Address
-from .capture import LIST_ALL
+from .capture import LIST_ALL, TapError
 from .modules import is_activation, is_norm, not_inplace
-from .recording import FeatureTaps, Trace
+from .recording import PASSES, FeatureTaps, Pass, Trace
 
-__all__ = ['LIST_ALL', 'Address', 'FeatureTaps', 'Trace', 'is_activation', 'is_norm', 'not_inplace']
+__all__ = [
+    'LIST_ALL',
+    'PASSES',
+    'Address',
+    'FeatureTaps',
+    'Pass',
+    'TapError',
+    'Trace',
+    'is_activation',
+    'is_norm',
+    'not_inplace',
+]

@@ -13,6 +13,10 @@ from .modules import is_activation, is_norm, not_inplace, watch_input, watch_out
 LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
 
 
+class TapError(ValueError):
+    """A tap cannot be read as its address says."""
+
+
 class Finished(BaseException):
     """All taps have fired: ends the forward early. Not an Exception, so that no host's handler swallows it."""
 
@@ -87,8 +91,8 @@ class Capture:
         tensors = [tensor for _, tensor, *_ in picked]
         return tensors if wanted == '*' else tensors[0]
 
-    def _error(self, what: str) -> ValueError:
-        return ValueError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
+    def _error(self, what: str) -> TapError:
+        return TapError(f'{self.role} tap {self.name!r}: {str(self.address)!r} {what}; {LIST_ALL}')
 
 
 @contextlib.contextmanager

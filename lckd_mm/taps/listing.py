@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from .address import Address
 from .modules import is_activation, not_inplace, watch_input, watch_output
+from .recording import PASSES, Pass
+
+_WHEN = dict(zip(PASSES, ('in a plain forward', 'in a prediction', 'with the loss', 'in training')))
+_ONLY = dict(zip(PASSES[1:], (['not in a plain forward'], ['only with the loss'], ['only in training'])))
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Tappable:
 
 
 def list_taps(
-    model: nn.Module, run: Callable[[], Any], run_loss: Callable[[], Any] | None = None, gradient: bool = False
-) -> list[Tappable]:
+    model: nn.Module, run: Callable[[Pass], Any], gradient: bool = False
+) -> tuple[list[Tappable], dict[Pass, Exception]]:
     """All module outputs that can be tapped, and the inputs of activations, in order of execution.
 
     Notes on an address:
@@ -53,36 +57,47 @@ def list_taps(
       names the address to tap instead;
     * 'no gradient': a student's tap cannot be there;
     * '@preact too': the module ends in an activation;
-    * 'only with the loss': the module does not run in a plain forward.
+    * 'not in a plain forward', 'only with the loss', 'only in training': other passes alone run the module.
 
     An activation's input has its own row only if it is not the same tensor as a tappable output.
 
     Args:
-        run: runs the model's forward; called twice. Only tensors, and tuples or lists with tensors, are listed.
-        run_loss: runs the forward with the loss, for modules that only the loss runs; called twice.
+        run: runs the model in a pass; called twice for each. Only tensors, and tuples or lists with tensors, are
+            listed; of a pass that fails, what ran before.
         gradient: whether the runs compute gradients, as in training; needed to note a missing one.
+    Returns:
+        The rows, and the errors of the passes that failed.
     """
-    found = _find_tappable(model, run, gradient)
-    with_loss = _find_tappable(model, run_loss, gradient) if run_loss is not None else {}
-    paths = {address.path for address in found}
-    for address, row in with_loss.items():
-        if address in found and row.calls != found[address].calls:
-            found[address].notes.append(f'{row.calls} calls with the loss')
-            found[address].calls = max(row.calls, found[address].calls)
-        elif address.path not in paths:
-            found[address] = row
-            row.notes.append('only with the loss')
-    return list(found.values())
+    found: dict[Address, Tappable] = {}
+    failures: dict[Pass, Exception] = {}
+    for one in PASSES:
+        if one.mode == 'predict' and Pass() not in failures:
+            continue  # a prediction runs what a plain forward does
+        rows, failure = _find_tappable(model, partial(run, one), gradient)
+        if failure is not None:
+            failures[one] = failure
+        paths = {address.path for address in found}
+        for address, row in rows.items():
+            if address in found:
+                if row.calls > found[address].calls and failure is None:
+                    found[address].notes.append(f'{row.calls} calls {_WHEN[one]}')
+                    found[address].calls = row.calls
+            elif address.path not in paths:
+                found[address] = row
+                row.notes += _ONLY.get(one, ())
+    return list(found.values()), failures
 
 
-def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> dict[Address, Tappable]:
+def _find_tappable(
+    model: nn.Module, run: Callable[[], Any], gradient: bool
+) -> tuple[dict[Address, Tappable], Exception | None]:
     modules = {path: module for path, module in model.named_modules() if path}
     activations = [module for module in modules.values() if is_activation(module)]
     # An unchanged run shows what is overwritten. In the second run no activation works in place, so that its input and
     # output are two tensors.
     overwritten = {address for address, row in _watch(modules, run, [])[0].items() if row.overwritten()}
     with not_inplace(activations):
-        seen, read, activated = _watch(modules, run, activations)
+        seen, read, activated, failure = _watch(modules, run, activations)
     kept = {id(row.tensor) for address, row in seen.items() if address.port == 'out' and address not in overwritten}
     found = {}
     for address, row in seen.items():
@@ -104,15 +119,15 @@ def _find_tappable(model: nn.Module, run: Callable[[], Any], gradient: bool) -> 
         found[address] = row
     for row in seen.values():
         row.tensor = None
-    return found
+    return found, failure
 
 
 def _watch(
     modules: dict[str, nn.Module], run: Callable[[], Any], activations: list[nn.Module]
-) -> tuple[dict[Address, Tappable], dict[int, list[tuple[Address, int]]], dict[int, int]]:
+) -> tuple[dict[Address, Tappable], dict[int, list[tuple[Address, int]]], dict[int, int], Exception | None]:
     """Run once; return the tensors by address, and by tensor id the activations that read it and those that return it.
 
-    The last two also have the tensor's version counter at that time.
+    The latter two also have the tensor's version counter at that time. The last is the error of a run that fails.
     """
     seen: dict[Address, Tappable] = {}
     read: dict[int, list[tuple[Address, int]]] = {}
@@ -148,5 +163,8 @@ def _watch(
                 stack.enter_context(watch_input(module, partial(took, path)))
         # With gradient, do not keep activations for a backward that never comes.
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
-        run()
-    return seen, read, activated
+        try:
+            run()
+        except Exception as error:  # a host may raise anything
+            return seen, read, activated, error
+    return seen, read, activated, None

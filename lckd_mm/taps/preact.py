@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .address import Address
+from .capture import TapError
 from .modules import is_activation, is_norm, not_inplace, watch_output
 
 
@@ -44,7 +45,9 @@ def resolve_preact(
         for path in stages:
             stack.enter_context(watch_output(modules[path], partial(stage_ran, path)))
         stack.enter_context(not_inplace(filter(is_activation, leaves)))
-        run()
+        # A run may fail behind the modules: trace() reports those that have not fired.
+        with contextlib.suppress(Exception):
+            run()
     resolved: dict[str, Address] = {}
     for path, taps in stages.items():
         if path not in ends:
@@ -60,7 +63,7 @@ def resolve_preact(
                 options.append(f'{norms[-1]!r} (its last norm, as for linear bottlenecks)')
             if following:
                 options.append(f'{following!r} (the next norm, as for pre-activation nets)')
-            raise ValueError(
+            raise TapError(
                 f'{role} tap {taps[0]!r}: {path!r} does not end in an activation, so {path}@preact has no '
                 f'meaning; write one of {", ".join(options)}'
             )

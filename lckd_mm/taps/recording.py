@@ -4,14 +4,25 @@ import contextlib
 import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .address import Address
-from .capture import LIST_ALL, Capture, Finished, attached, watched_norms
+from .capture import LIST_ALL, Capture, Finished, TapError, attached, watched_norms
 from .modules import compiled_around, not_inplace
 from .preact import resolve_preact
+
+
+class Pass(NamedTuple):
+    """A way of running a host's model: its ``mode``, and whether with the branches of training."""
+
+    mode: str = 'tensor'
+    training: bool = False
+
+
+#: In the order in which they are tried for a tap.
+PASSES = Pass('tensor'), Pass('predict'), Pass('loss'), Pass('loss', training=True)
 
 
 @dataclass
@@ -23,6 +34,12 @@ class Trace:
     #: Path of the normalisation layer that produces the tensor, possibly before an addition; None if another layer with
     #: weights, or an activation, runs in between.
     norm: str | None = None
+    #: The passes in which the tap fires so; the first is preferred.
+    passes: tuple[Pass, ...] = (Pass(),)
+
+    def agrees(self, other: 'Trace') -> bool:
+        """Whether both runs show the same calls and shapes."""
+        return (self.calls, self.shapes) == (other.calls, other.shapes)
 
 
 class FeatureTaps:
@@ -82,27 +99,58 @@ class FeatureTaps:
         """Run the model once; resolve ``@preact`` and note shapes and calls in :attr:`traces`.
 
         Args:
-            run: runs the model's forward, without gradient.
+            run: runs the model's forward, without gradient. It may fail after all these taps have fired; a recorded
+                forward can stop there, too.
             names: the taps to trace; by default those not traced yet.
         Returns:
             The names of the taps that did not fire.
         Raises:
             KeyError: a path does not exist. ValueError: a tap cannot be read (see :meth:`record`), or has ``@preact``
-            on a module that does not end in an activation.
+            on a module that does not end in an activation. The error of ``run``, if it fails before all these taps have
+            fired; those that have are traced.
         """
         self.check_paths(model)
         names = [n for n in self.addresses if n not in self.traces] if names is None else list(names)
         unresolved = {n: self.addresses[n] for n in names if n not in self.resolved}
         self.resolved |= resolve_preact(model, run, unresolved, self.role)
         captures = {n: Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
+        failure = None
         with watched_norms(model, captures.values()), attached(model, captures.values()):
-            run()
-        fired = {name: capture for name, capture in captures.items() if capture.calls}
-        for name, capture in fired.items():
-            picked = capture.read(require_grad=False)
+            try:
+                run()
+            except TapError:
+                raise
+            except Exception as error:  # a host may raise anything
+                failure = error
+        traced = set()
+        for name, capture in captures.items():
+            if not capture.calls:
+                continue
+            try:
+                picked = capture.read(require_grad=False)
+            except TapError:
+                if failure is None:
+                    raise
+                continue  # its call may have been to come
             shapes = [tuple(x.shape) for x in (picked if isinstance(picked, list) else [picked])]
             self.traces[name] = Trace(capture.calls, shapes, capture.noted())
-        return set(names) - set(fired)
+            traced.add(name)
+        silent = set(names) - traced
+        if failure is not None and silent:
+            raise failure
+        return silent
+
+    def passes(self, names: Iterable[str]) -> dict[Pass, list[str]]:
+        """The passes that read these taps, with the taps that each reads; one if it reads all."""
+        names = list(names)
+        of = {name: self.traces[name].passes if name in self.traces else (Pass(),) for name in names}
+        for one in of[names[0]] if names else ():
+            if all(one in several for several in of.values()):
+                return {one: names}
+        found: dict[Pass, list[str]] = {}
+        for name in names:
+            found.setdefault(of[name][0], []).append(name)
+        return found
 
     @contextlib.contextmanager
     def record(

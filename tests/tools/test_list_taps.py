@@ -18,8 +18,8 @@ RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 
 def listed(model, size=96, gradient=True):
-    run = lambda mode: lambda: run_once(model, (size, size), mode, gradient)  # noqa: E731
-    return {row.address: row for row in list_taps(model, run('tensor'), run('loss'), gradient)}
+    run = lambda one: run_once(model, (size, size), one.mode, gradient, training=one.training)  # noqa: E731
+    return {row.address: row for row in list_taps(model, run, gradient)[0]}
 
 
 def tapped(model, address, size=96):
@@ -97,7 +97,9 @@ class Pack(nn.Module):
 
 def test_tuples_dicts_and_calls_that_differ_with_the_loss():
     model, image = TwoHeads(), torch.zeros(1, 3, 2, 2)
-    rows = {row.address: row.note for row in list_taps(model, lambda: model(image), lambda: model(image, True), True)}
+    found, failures = list_taps(model, lambda one: model(image, one.mode == 'loss'), True)
+    assert not failures
+    rows = {row.address: row.note for row in found}
     assert rows == {
         'stem': '',
         'frozen': 'no gradient',

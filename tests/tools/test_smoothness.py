@@ -12,7 +12,7 @@ from smoothness import GaussianNoise, Net, Point, Stage
 from spectra import reference_norm
 from torch import nn
 
-from lckd_mm.distillation.dry_run import trace_taps
+from lckd_mm.distillation.dry_run import MadeUpImage, trace_taps
 from lckd_mm.functional import graph_bound, local_lipschitz
 from lckd_mm.hosts import build_model, run_once
 from lckd_mm.taps import FeatureTaps
@@ -172,7 +172,7 @@ def test_stages_of_a_wide_resnet_equal_their_dense_jacobians():
 def test_stages_before_the_last_relu_are_functions_of_one_another():
     model = trained_statistics(build_model(classifier(4), 'mmpretrain'))
     taps = FeatureTaps({f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)})
-    trace_taps(taps, model, (32, 32))
+    trace_taps(taps, model, MadeUpImage(3, (32, 32)))
     net = Net(model, taps)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():

@@ -160,7 +160,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
 
     from lckd_mm.config import input_size, plain_model
     from lckd_mm.distillation import FrozenTeacher
-    from lckd_mm.distillation.dry_run import merge_taps, trace_taps
+    from lckd_mm.distillation.dry_run import MadeUpImage, merge_taps, trace_taps
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.taps import FeatureTaps
 
@@ -192,7 +192,7 @@ def measure_all(cfg: Any, paths: dict[str, str], loader: Any, evaluator: Any, ar
             missing = min(set(wanted) - set(taps))
             raise KeyError(f'{role}: no tap {missing!r} among {", ".join(map(repr, taps))}')
         net = smoothness.Net(model, FeatureTaps({tap: str(taps[tap]) for tap in wanted}, role), **convert)
-        trace_taps(net.taps, model, size)
+        trace_taps(net.taps, model, MadeUpImage.of('lipschitz_report', size, [student]))
         stages = [stage for link in links for stage in smoothness.stages_of(net, link[side])]
         figures[name] = smoothness.measure(net, stages, images, args.noise, NOISE_SEED, args.without)
         if 'metric' not in args.without:

@@ -10,7 +10,8 @@ NOTES = """\
 overwritten: changed in place later, so it cannot be tapped (a row @in of the next activation may be there instead);
 before ReLU: read by that activation next, the position of OFD and of Lipschitz matching; @preact too: the module ends
 in an activation, and its input can be tapped so; no gradient: frozen or detached, refused to a student; only with the
-loss: runs in training alone, as auxiliary heads do. Module outputs that are no tensors or tuples with tensors, and
+loss, only in training: runs in training alone, as auxiliary heads do; not in a plain forward: a prediction runs it, and
+training does. Module outputs that are no tensors or tuples with tensors, and
 heads that are called by their methods, are not listed: tap the modules inside."""
 
 
@@ -53,13 +54,14 @@ def main(argv: list[str]) -> None:
 
 
 def print_preset(model, size: tuple[int, int], gradient: bool) -> None:
+    from lckd_mm.distillation.dry_run import MadeUpImage, trace_taps
     from lckd_mm.hosts import run_once
     from lckd_mm.taps import FeatureTaps
     from lckd_mm.taps.presets import preset_taps
 
     taps = FeatureTaps(preset_taps(model, 'backbone'), 'preset')
-    taps.trace(model, lambda: run_once(model, size, 'tensor'))
-    with taps.record(model) as features:
+    trace_taps(taps, model, MadeUpImage.of('--backbone', size, [model]))
+    with taps.record(model, stop=True) as features:
         run_once(model, size, 'tensor', gradient)
     print('taps = dict(')
     for name, address in taps.addresses.items():
@@ -72,25 +74,27 @@ def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None
     from rich.console import Console
     from rich.table import Table
 
-    from lckd_mm.hosts import run_once
+    from lckd_mm.errors import one_line
+    from lckd_mm.hosts import image_channels, run_once
+    from lckd_mm.taps import Pass
     from lckd_mm.taps.listing import list_taps
 
-    def run(mode):
-        return lambda: run_once(model, size, mode, gradient)
+    def run(one):
+        run_once(model, size, one.mode, gradient, training=one.training)
 
-    try:
-        rows = list_taps(model, run('tensor'), run('loss'), gradient)
-    except Exception as error:
-        try:
-            # Some losses need ground truth that cannot be fabricated.
-            rows = list_taps(model, run('tensor'), None, gradient)
-        except Exception:
-            raise ValueError(
-                f'{type(model).__name__} does not run on one image of {size[0]} x {size[1]} '
-                f'({type(error).__name__}: {error}); set --size to one that it takes'
-            ) from error
-        print(f'modules that only the loss runs are missing: {type(error).__name__}: {error}', file=sys.stderr)
-    table = Table(title=f'{type(model).__name__}, one image of {size[0]} x {size[1]}', title_justify='left')
+    rows, failures = list_taps(model, run, gradient)
+    channels = image_channels(model)
+    image = f'{size[0]} x {size[1]}' + (f' with {channels} channels' if channels != 3 else '')
+    if len(failures) > 2:  # no prediction either, and at most one of the two with the loss
+        error = failures[Pass()]
+        raise ValueError(
+            f'{type(model).__name__} does not run on one image of {image} ({one_line(error)}); set --size to one that '
+            'it takes'
+        ) from error
+    if Pass('loss', True) in failures:
+        error = failures[Pass('loss', True)]
+        print(f'modules that only training runs may be missing: {one_line(error)}', file=sys.stderr)
+    table = Table(title=f'{type(model).__name__}, one image of {image}', title_justify='left')
     for column in ('address', 'module', 'calls', 'shape', 'note'):
         table.add_column(column, overflow='fold')
     for row in rows:

@@ -1,0 +1,54 @@
+"""Small nets of the hosts that run in several ways, or on some images alone."""
+
+from run_helpers import detector, segmentor
+
+from lckd_mm.hosts import load_config
+
+
+def mask2former(layers=1):
+    cfg = load_config('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py').model
+    cfg.backbone = dict(
+        type='ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(0, 1, 2, 3), norm_cfg=dict(type='BN')
+    )
+    head = cfg.decode_head
+    head.update(in_channels=[4, 8, 16, 32], num_queries=5, num_classes=3)
+    head.loss_cls.class_weight = [1.0] * 3 + [0.1]
+    head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = layers
+    cfg.data_preprocessor.size = (64, 64)
+    return cfg.to_dict()
+
+
+def pidnet():
+    cfg = load_config('mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py').model
+    cfg.backbone.update(channels=8, ppm_channels=8, init_cfg=None, norm_cfg=dict(type='BN'))
+    cfg.decode_head.update(in_channels=32, channels=16, norm_cfg=dict(type='BN'))
+    cfg.data_preprocessor.size = (64, 64)
+    return cfg.to_dict()
+
+
+def dino(classes=4):
+    cfg = load_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py').model
+    cfg.backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(1, 2, 3))
+    cfg.neck.in_channels = [8, 16, 32]
+    cfg.num_queries, cfg.bbox_head.num_classes = 20, classes
+    for part in ('encoder', 'decoder'):
+        cfg[part].num_layers = 1
+        cfg[part].layer_cfg.ffn_cfg.feedforward_channels = 16
+    return cfg.to_dict()
+
+
+def carafe(width=8):
+    net = detector(width)
+    return net | dict(neck=dict(net['neck'], type='FPN_CARAFE', start_level=0, end_level=-1))
+
+
+def of_one_size(size=96, classes=4):
+    """BEiT, whose table of positions fits images of 96 x 96 alone; ``size`` is its preprocessor's."""
+    net = segmentor(4, classes=classes, size=size)
+    del net['auxiliary_head']
+    net['backbone'] = dict(
+        type='BEiT', img_size=(96, 96), patch_size=16, embed_dims=16, num_layers=1, num_heads=2, mlp_ratio=1,
+        out_indices=(0,),
+    )  # fmt: skip
+    net['decode_head'].update(in_channels=16, in_index=0)
+    return net
