@@ -17,6 +17,7 @@ from ..hosts import unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint
+from .rehearsal import RehearsalHook
 
 
 def distiller_of(runner: Any, who: str, kind: type = Distiller) -> Any:
@@ -43,7 +44,9 @@ class DistillationHook(Hook):
 
     They are stored under the file's key ``lckd_mm``; ``state_dict`` holds only the student. ``load_from`` loads the
     student alone. Before the first iteration the hook also fits the connectors that need training images
-    (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`). ``tools/train.py`` adds it.
+    (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`), and rehearses the first batch:
+    it is run with all losses and terms, where and as training runs, on a copy of the student's state, so that what does
+    not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). ``tools/train.py`` adds it.
 
     Args:
         fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
@@ -82,6 +85,8 @@ class DistillationHook(Hook):
         if runner._load_from and not runner._resume:
             # load_from has just overwritten the weights that the student inherited from the teacher.
             model.copy_teacher_weights()
+        model.complete()
+        RehearsalHook.add_to(runner)
         waiting = _waiting(model)
         if waiting:
             (self._show_images if self.fitted is None else self._load_fitted)(runner, model, waiting)

@@ -19,6 +19,7 @@ from ..registry import HOOKS
 from ..storage.checkpoint import STATE_KEY, add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint, save_whole
 from .distillation import distiller_of
+from .rehearsal import RehearsalHook
 
 
 @HOOKS.register_module()
@@ -30,7 +31,8 @@ class OnlineHook(Hook):
     checkpoints, ``epoch_40.net1.pth`` and so on, and are deleted together with it; on local disks only.
 
     Validation: the other nets are reported as ``net1/<metric>`` and so on; for classifiers and segmentors the ensemble,
-    the mean of the nets' class probabilities, as ``ensemble/<metric>``. ``tools/train.py`` adds this hook.
+    the mean of the nets' class probabilities, as ``ensemble/<metric>``. Before the first iteration it rehearses the
+    first batch, as :class:`~lckd_mm.hooks.DistillationHook` does. ``tools/train.py`` adds this hook.
 
     Raises:
         ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
@@ -55,6 +57,7 @@ class OnlineHook(Hook):
             runner.register_hook(self._files, priority='LOWEST')
 
     def before_train(self, runner) -> None:
+        RehearsalHook.add_to(runner)
         if not isinstance(runner.optim_wrapper, OptimWrapperDict):
             return
         if is_distributed() and not isinstance(runner.model, OnlineDataParallel):
