@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 NOTES = """\
 The file takes normalised images (the line printed says how) and gives the tensors of the model's plain forward: class
 scores of a classifier or of a segmentor (at the head's own stride), the raw maps of a detector's head. It is
-written only if its outputs agree with the model's, on random images."""
+written only if its outputs agree with the model's, on random images. A model that needs more than images, such as a
+two-stage detector, is refused: its checkpoint is the plain one of its host, which mmdeploy exports."""
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import parser, read_config
     from lckd_mm.config import input_size, plain_model
-    from lckd_mm.hosts import normalisation
+    from lckd_mm.hosts import image_channels, normalisation
     from lckd_mm.storage.checkpoint import load_strictly
     from lckd_mm.storage.export import export
 
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
     model = plain_model(cfg)
     load_strictly(model, args.checkpoint, 'export')
     size = tuple(args.size) if args.size else input_size(cfg, model)
-    shapes, worst = export(model, args.out, size, args.dynamic_batch, args.tolerance)
+    channels = image_channels(model)
+    shapes, worst = export(model, args.out, size, args.dynamic_batch, args.tolerance, channels)
     mb = Path(args.out).stat().st_size / 1e6
     print(f'{args.out}: {mb:.1f} MB, {size[0]} x {size[1]} to {", ".join(map(str, shapes))}, differs by {worst:.1e}')
     how = normalisation(model.data_preprocessor)

@@ -5,6 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..hosts import host_of
@@ -16,9 +17,20 @@ _LEGIBLE = 192
 def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
     """The image as RGB, (H, W, 3), uint8, at the file's size, which the hosts' predictions refer to."""
     image = cv2.imread(sample.img_path) if sample.get('img_path') else None
-    if image is None:
-        image = inputs.permute(1, 2, 0).numpy().astype(np.uint8)
-    return np.ascontiguousarray(image[..., ::-1])
+    return loaded_image(inputs) if image is None else np.ascontiguousarray(image[..., ::-1])
+
+
+def loaded_image(inputs: Tensor) -> np.ndarray:
+    """An image as its pipeline gives it, ``(C, H, W)`` with BGR first, as RGB, (H, W, 3), uint8.
+
+    One or two channels: the first, in grey. More than three: the first three. Values far from bytes, as of 16 bits or
+    from 0 to 1, are scaled to them.
+    """
+    image = inputs[: 3 if len(inputs) >= 3 else 1].expand(3, *inputs.shape[1:]).float()
+    low, high = image.min(), image.max()
+    if high > 1024 or (inputs.is_floating_point() and high <= 1):
+        image = (image - low) * (255 / (high - low).clamp(min=1e-12))
+    return np.ascontiguousarray(image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()[..., ::-1])
 
 
 def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth: bool = False) -> np.ndarray:

@@ -7,6 +7,8 @@ from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
 from torch import nn
 
 from ..contexts import eval_mode
+from ..errors import one_line
+from ..hosts import image_channels
 from ..storage.export import PlainForward
 
 
@@ -17,12 +19,18 @@ def figures(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     NMS. ``activations`` are the elements of the outputs of convolutions and matrix products.
 
     Raises:
-        RuntimeError: the model cannot process an image of this size.
+        RuntimeError: the model cannot process an image of this size, or has no forward of images alone.
     """
     with eval_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        inputs = (torch.zeros(1, 3, *size),)
+        inputs = (torch.zeros(1, image_channels(model), *size),)
         counts = {}
+        try:
+            PlainForward(model)(*inputs)
+        except RuntimeError:
+            raise
+        except Exception as error:  # a host may raise anything
+            raise RuntimeError(f'it has no plain forward of images alone: {one_line(error)}') from error
         for name, analyzer in (('flops', FlopAnalyzer), ('activations', ActivationAnalyzer)):
             counts[name] = int(
                 analyzer(PlainForward(model), inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -17,7 +17,7 @@ from ..errors import one_line
 
 
 class PlainForward(nn.Module):
-    """Maps normalised images ``(B, 3, H, W)`` to a host model's tensors of ``mode='tensor'``, in the host's order.
+    """Maps normalised images ``(B, C, H, W)`` to a host model's tensors of ``mode='tensor'``, in the host's order.
 
     These are class scores of a classifier or segmentor (at the head's stride), and raw maps of a detector's head:
     without decoding, NMS and resizing.
@@ -40,7 +40,12 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def export(
-    model: nn.Module, path: str | Path, size: tuple[int, int], dynamic_batch: bool = False, tolerance: float = 1e-4
+    model: nn.Module,
+    path: str | Path,
+    size: tuple[int, int],
+    dynamic_batch: bool = False,
+    tolerance: float = 1e-4,
+    channels: int = 3,
 ) -> tuple[list[tuple[int, ...]], float]:
     """Write ``path`` and compare its outputs with the model's on random images.
 
@@ -50,11 +55,13 @@ def export(
         size: height and width of the images.
         dynamic_batch: allow any batch size; also compared with batches of 1 and 3.
         tolerance: largest allowed difference, relative to the largest output.
+        channels: of the images.
     Returns:
         The outputs' shapes, and the largest difference found, relative to the largest output.
     Raises:
-        ValueError: another suffix, a forward that cannot be exported, or outputs that differ by more; no new file is
-            left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are missing.
+        ValueError: another suffix, no forward of images alone or one that cannot be exported, or outputs that differ by
+            more; no new file is left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are
+            missing.
     """
     path = Path(path)
     kind = arguments.choice('export', 'suffix', path.suffix, _FORMATS)
@@ -66,12 +73,23 @@ def export(
     generator = torch.Generator().manual_seed(0)
     plain = PlainForward(model)
     # Two images for a dynamic batch: exporters treat a 1 as constant.
-    batches = [torch.randn(n, 3, *size, generator=generator) for n in ((2, 1, 3) if dynamic_batch else (1,))]
+    batches = [torch.randn(n, channels, *size, generator=generator) for n in ((2, 1, 3) if dynamic_batch else (1,))]
     shapes = {'inputs': {0: torch.export.Dim('batch', min=1)}} if dynamic_batch else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with eval_mode(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         draft = Path(folder) / path.name
-        expected = plain(batches[0])
+        try:
+            expected = plain(batches[0])
+        except Exception as error:  # a host may raise anything
+            way = (
+                'give --size H W of an image that it takes'
+                if isinstance(error, RuntimeError)
+                else 'it has no plain forward of images alone; its checkpoint is the plain one of its host: run it '
+                'there, or deploy it with mmdeploy'
+            )
+            raise ValueError(
+                f'export: {type(model).__name__} fails on an image of {size[0]} x {size[1]} ({one_line(error)}): {way}'
+            ) from error
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')

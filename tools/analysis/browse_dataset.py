@@ -9,14 +9,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main(argv: list[str]) -> None:
     import cv2
-    import torch
     from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner, set_random_seed
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import check_data, plain_model
-    from lckd_mm.evaluation.drawing import draw, side_by_side
+    from lckd_mm.evaluation.drawing import draw, loaded_image, side_by_side
 
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('config', help='path of a config file')
@@ -44,8 +43,7 @@ def main(argv: list[str]) -> None:
     count = min(args.number, len(dataset))
     for index in range(count):
         item = dataset[index]
-        # Hosts load BGR; their preprocessors convert it to RGB later.
-        image = item['inputs'].permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()[..., ::-1].copy()
+        image = loaded_image(item['inputs'])
         truth = draw(host, image, item['data_samples'], dataset.metainfo, truth=True)
         picture = side_by_side({'input': image, 'truth': truth})
         cv2.imwrite(str(out / f'{args.split}_{index:05d}.png'), picture[..., ::-1])

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher, input_size, is_online, plain_model
+    from lckd_mm.errors import one_line
     from lckd_mm.hosts import build_model, read_model_config
     from lckd_mm.reporting.costs import figures
 
@@ -52,7 +53,8 @@ def main(argv: list[str]) -> None:
         rows = {name: figures(model, size) for name, model in models.items()}
     except RuntimeError as error:
         raise ValueError(
-            f'{args.config!r}: no image of {size[0]} x {size[1]} goes through the model ({error}); give --size H W'
+            f'{args.config!r}: no image of {size[0]} x {size[1]} goes through the model ({one_line(error)}); give '
+            '--size H W, unless it needs more than images'
         ) from error
     if args.speed:
         for name, milliseconds in speed(models, size, args).items():
@@ -79,10 +81,11 @@ def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict
 
     import torch
 
+    from lckd_mm.hosts import image_channels
     from lckd_mm.storage.export import PlainForward
 
     device = torch.device(args.device)
-    images = torch.zeros(args.batch, 3, *size, device=device)
+    images = torch.zeros(args.batch, image_channels(next(iter(models.values()))), *size, device=device)
     forwards = {name: PlainForward(model).to(device).eval() for name, model in models.items()}
     times = {name: [] for name in forwards}
     with torch.inference_mode():
