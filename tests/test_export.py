@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 from run_helpers import HOSTS, ROOT
+from small_nets import mask2former, of_one_size
 
-from lckd_mm.hosts import build_model
+from lckd_mm.hosts import build_model, image_channels
+from lckd_mm.reporting.costs import figures
 from lckd_mm.storage.export import PlainForward, export
 
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
@@ -82,6 +84,27 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r'\.pth.*\.onnx, \.pt2'):
         export(net, tmp_path / 'net.pth', (32, 32))
+
+
+def test_a_model_without_a_plain_forward_is_refused_with_a_way(scope, tmp_path):
+    scope('mmseg')
+    net = build_model(mask2former())
+    with pytest.raises(ValueError, match=r'EncoderDecoder fails .* no plain forward of images alone; .* mmdeploy'):
+        export(net, tmp_path / 'net.pt2', (64, 64))
+    with pytest.raises(ValueError, match=r'RuntimeError: .*: give --size'):
+        export(build_model(of_one_size()), tmp_path / 'net.pt2', (64, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('channels', [1, 6])
+def test_images_of_other_channels(channels, scope, tmp_path):
+    scope('mmpretrain')
+    cfg = HOSTS['mmpretrain'][0](4)
+    cfg['backbone']['in_channels'] = channels
+    net, path = build_model(cfg).eval(), tmp_path / 'net.pt2'
+    export(net, path, (32, 32), channels=image_channels(net))
+    same_outputs(path, net, torch.randn(1, channels, 32, 32))
+    assert figures(net, (32, 32))['flops'] > 0
 
 
 @pytest.mark.full

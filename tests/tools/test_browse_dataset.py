@@ -5,10 +5,12 @@ import runpy
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 from run_helpers import HOSTS, ROOT, config, scenes
 
 from lckd_mm.cli import run_tool
+from lckd_mm.evaluation.drawing import loaded_image
 
 
 @pytest.fixture
@@ -36,6 +38,27 @@ def test_inputs_and_truth_side_by_side(browse, host, scenes, tmp_path, capsys):
     again = tmp_path / 'again'
     assert run_tool(browse, [str(tmp_path / 'config.py'), '--out', str(again), '--number', '3']) == 0
     assert [f.read_bytes() for f in sorted(again.iterdir())] == [f.read_bytes() for f in files]
+
+
+def test_grey_images(browse, scenes, tmp_path):
+    cfg = config('mmseg', scenes, tmp_path / 'work', HOSTS['mmseg'][0](8))
+    load, labels, _, pack = cfg.train_dataloader.dataset.pipeline
+    cfg.train_dataloader.dataset.pipeline = [dict(load, color_type='grayscale'), labels, pack]
+    cfg.dump(tmp_path / 'config.py')
+    assert run_tool(browse, [str(tmp_path / 'config.py'), '--out', str(tmp_path / 'out'), '--number', '1']) == 0
+    picture = cv2.imread(str(tmp_path / 'out' / 'train_00000.png'))[20:, :190]
+    assert picture.std() > 10 and (picture == picture[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    ('channels', 'shown'), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [2, 1, 0]), (4, [2, 1, 0]), (6, [2, 1, 0])]
+)
+def test_images_of_any_number_of_channels(channels, shown):
+    image = torch.randint(0, 256, (channels, 5, 4)).byte()
+    assert np.array_equal(loaded_image(image), image[shown].permute(1, 2, 0))
+    deep = (image.float() / 255).to(torch.float32)
+    deep.view(channels, -1)[:, :2] = torch.tensor([0.0, 1.0])
+    assert np.abs(loaded_image(deep).astype(int) - 255 * deep[shown].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_mistakes_are_sentences(browse, scenes, tmp_path, capsys):
