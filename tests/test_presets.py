@@ -1,4 +1,6 @@
-"""taps='backbone': for each backbone that has a preset, its taps fire, carry gradient, and are what the rule says."""
+"""Presets: the taps of 'backbone', 'neck' and 'logits' fire, carry gradient, and are what the rule says."""
+
+import copy
 
 import pytest
 import torch
@@ -27,11 +29,13 @@ def features_of(scope, size=64, preset='backbone', **backbone):
     """Addresses, features and the outputs of the backbone, in training with gradient, of an image that is not square
     where the size has two numbers."""
     torch.manual_seed(0)
-    model = Model(build_model(backbone, scope)).train()
-    taps = FeatureTaps(preset_taps(model, preset))
-    image = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    model = Model(build_model(backbone, scope)).eval()
+    size = size if isinstance(size, tuple) else (size, size)
+    taps = FeatureTaps(preset_taps(model, preset, size))
+    image = torch.randn(2, 3, *size)
     with torch.no_grad():
         assert taps.trace(model, lambda: model(image)) == set()
+    model.train()
     with taps.record(model, require_grad=True) as features:
         outputs = model(image)
     first = next(p for p in model.parameters() if p.dim() == 4)
@@ -184,14 +188,94 @@ def test_our_backbones_have_the_positions_of_the_configs(backbone, file, taps):
     assert last.min() < 0 and torch.equal(last.relu(), outputs[0])
 
 
+# ---- any other backbone: what it returns, then what it calls itself
+
+BACKBONES = [
+    ('mmdet', dict(type='CSPDarknet', widen_factor=0.125, deepen_factor=0.33),
+     dict(stage1='backbone.stage1', stage2='backbone[0]', stage3='backbone[1]', stage4='backbone[2]')),
+    ('mmdet', dict(type='CSPNeXt', widen_factor=0.125, deepen_factor=0.2),
+     dict(stage1='backbone.stage1', stage2='backbone[0]', stage3='backbone[1]', stage4='backbone[2]')),
+    ('mmdet', dict(type='PyramidVisionTransformerV2', embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
+     dict(stage1='backbone[0]', stage2='backbone[1]', stage3='backbone[2]', stage4='backbone[3]')),
+    ('mmseg', dict(type='MobileNetV3', arch='small', out_indices=(0, 1, 12)),
+     dict(stage1='backbone[1]', stage2='backbone[2]')),
+    ('mmseg', dict(type='MSCAN', embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
+     dict(stage1='backbone[0]', stage2='backbone[1]', stage3='backbone[2]', stage4='backbone[3]')),
+    ('mmseg', dict(type='UNet', base_channels=4),
+     dict(stage1='backbone[2]', stage2='backbone[1]', stage3='backbone[0]')),
+    # In training they return more than in evaluation.
+    ('mmseg', dict(type='PIDNet', channels=4, ppm_channels=8, num_stem_blocks=2, num_branch_blocks=3),
+     dict(stage2='backbone.dfm', stage3='backbone.i_branch_layers.0', stage4='backbone.i_branch_layers.1')),
+    ('mmseg', dict(type='DDRNet', channels=4, ppm_channels=8),
+     dict(stage2='backbone.spatial_branch_layers.2', stage3='backbone.relu@in#2', stage4='backbone.relu@in#7')),
+    ('mmpretrain', dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 16, 32])),
+     {f'stage{i + 1}': f'backbone.stages.{i}' for i in range(4)}),
+    ('mmpretrain', dict(type='EfficientNet', arch='b0'),
+     dict(stage1='backbone.layers.2', stage2='backbone.layers.3', stage3='backbone.layers.4', stage4='backbone[0]')),
+    ('mmpretrain', dict(type='MobileNetV3', arch='small_050'),
+     dict(stage1='backbone.layer1', stage2='backbone.layer3', stage3='backbone.layer8', stage4='backbone[0]')),
+    ('mmpretrain', dict(type='RepVGG', arch=dict(num_blocks=[1] * 4, width_factor=[0.125] * 4, group_layer_map=None,
+                                                 se_cfg=None)),
+     dict(stage1='backbone.stage_1', stage2='backbone.stage_2', stage3='backbone.stage_3', stage4='backbone[0]')),
+    ('mmpretrain', dict(type='MViT', arch=dict(embed_dims=16, num_layers=4, num_heads=1, downscale_indices=[1, 2, 3])),
+     dict(stage1='backbone.blocks.0[0]', stage2='backbone.blocks.1[0]', stage3='backbone.blocks.2[0]',
+          stage4='backbone[0]')),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('scope, backbone, expected', BACKBONES, ids=[f'{s} {b["type"]}' for s, b, _ in BACKBONES])
+def test_a_stage_is_the_last_feature_of_its_stride(scope, backbone, expected):
+    addresses, features, _ = features_of(scope, **backbone)
+    assert addresses == expected
+    for name, feature in features.items():
+        side = 64 // 2 ** (int(name[-1]) + 1)
+        assert side in feature.shape[2:] if feature.dim() == 4 else feature.shape[1] == side**2
+
+
+@pytest.mark.parametrize('backbone', ['BiSeNetV2', 'FastSCNN', 'VisionTransformer'])
+def test_outputs_of_one_stride_are_stages_in_their_order(backbone):
+    small = dict(
+        BiSeNetV2=dict(detail_channels=(4, 4, 8), semantic_channels=(4, 4, 8, 8), bga_channels=8),
+        FastSCNN=dict(
+            downsample_dw_channels=(8, 8), global_in_channels=8, global_block_channels=(8, 8, 8),
+            global_out_channels=8, higher_in_channels=8, lower_in_channels=8, fusion_out_channels=8,
+        ),
+        VisionTransformer=dict(img_size=64, embed_dims=16, num_layers=4, num_heads=2, out_indices=(0, 1, 2, 3)),
+    )[backbone]  # fmt: skip
+    addresses, features, outputs = features_of('mmseg', type=backbone, **small)
+    assert addresses == {f'stage{i}': f'backbone[{i - 1}]' for i in range(1, len(outputs) + 1)}
+    assert all(torch.equal(f, o) for f, o in zip(features.values(), outputs, strict=True))
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg'])
+def test_a_vit_has_four_stages_of_its_depth(scope):
+    arch = dict(embed_dims=16, num_layers=8, num_heads=2)
+    arch = dict(arch=dict(arch, feedforward_channels=32)) if scope == 'mmpretrain' else arch
+    addresses, features, _ = features_of(scope, type='VisionTransformer', img_size=64, **arch)
+    assert addresses == {f'stage{i + 1}': f'backbone.layers.{2 * i + 1}' for i in range(4)}
+    assert set(shapes(features).values()) == {(17, 16)}
+
+
+def test_tridentnet_has_no_stage_that_runs_three_branches():
+    addresses, _, _ = features_of(
+        'mmdet', type='TridentResNet', depth=50, base_channels=8, stem_channels=8, num_stages=3, strides=(1, 2, 2),
+        dilations=(1, 1, 1), num_branch=3, trident_dilations=(1, 2, 3), test_branch_idx=1, out_indices=(2,),
+    )  # fmt: skip
+    assert addresses == dict(stage1='backbone.layer1@preact', stage2='backbone.layer2@preact')
+
+
+def test_finding_stages_changes_neither_the_net_nor_the_random_state():
+    model = Model(build_model(dict(type='MobileNetV3', arch='small_050'), 'mmpretrain')).train()
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    preset_taps(model, 'backbone', (64, 64))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
 # ---- refusals
 
 
-def test_a_backbone_without_a_preset_says_what_to_write():
-    with pytest.raises(ValueError, match=r"no preset 'backbone' for CSPDarknet; write a dict such as dict\(stage1="):
-        features_of('mmdet', type='CSPDarknet', widen_factor=0.125, deepen_factor=0.33)
-
-
 def test_a_model_without_a_backbone_is_refused():
-    with pytest.raises(ValueError, match="no preset 'backbone' for NoneType"):
+    with pytest.raises(ValueError, match="Linear has no preset 'backbone': it has no backbone"):
         preset_taps(nn.Linear(1, 1), 'backbone')

@@ -36,9 +36,9 @@ class Distiller(StudentModel):
         student: the student's model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
-        taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or the preset 'backbone', which names
-            the stages of each net's backbone stage1, stage2, … (:mod:`lckd_mm.taps.presets`); or a list of both, such
-            as ``['backbone', dict(logits='head.fc')]``.
+        taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
+            (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
+            'logits' its class scores; or a list of these, such as ``['backbone', dict(logits='head.fc')]``.
         student_taps, teacher_taps: override ``taps`` for one net, name by name.
         dry_run_size: size of the made-up image on which both nets run while being built, to learn channels and calls:
             an integer, or height and width; by default the size the student's preprocessor pads to, else 224 x 224. It
@@ -82,8 +82,9 @@ class Distiller(StudentModel):
         with preserved_rng(torch.initial_seed() + TERM_SEED):
             # A plain attribute, not a submodule.
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
-            self.student_taps = merge_taps('student', net, taps, student_taps)
-            self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps)
+            self.student_taps = merge_taps('student', net, taps, student_taps, image.size)
+            with DefaultScope.overwrite_default_scope(self.teacher.scope):
+                self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps, image.size)
             self._trace(later=True)
             self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)

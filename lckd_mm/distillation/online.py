@@ -99,8 +99,8 @@ class OnlineDistiller(StudentModel):
         #: (k, j): net k learns from net j.
         self.pairs = [(k, (k - 1) % len(self.nets)) for k in range(len(self.nets))]
         with preserved_rng(torch.initial_seed() + TERM_SEED):
-            self.net_taps = [merge_taps(f'net {k}', net, taps, None) for k, net in enumerate(self.nets)]
-            self._image = MadeUpImage.of('OnlineDistiller', dry_run_size, self.nets)
+            self._image = image = MadeUpImage.of('OnlineDistiller', dry_run_size, self.nets)
+            self.net_taps = [merge_taps(f'net {k}', net, taps, None, image.size) for k, net in enumerate(self.nets)]
             self.complete(later=True)
             #: 'net<k>_from<j>' to the objective in which net k learns from net j.
             self.terms = nn.ModuleDict()

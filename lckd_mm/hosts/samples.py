@@ -20,7 +20,7 @@ _IGNORED = 255
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
     """Height and width that the model's preprocessor pads images to, else ``default``."""
-    size = getattr(model.data_preprocessor, 'size', None)
+    size = getattr(getattr(model, 'data_preprocessor', None), 'size', None)
     return tuple(size) if size is not None else default
 
 

@@ -1,43 +1,65 @@
-"""Preset taps: the addresses of ``taps='backbone'`` for the backbones of the three hosts and of this package.
+"""Preset taps: the addresses that ``taps='backbone'``, ``'neck'`` and ``'logits'`` stand for.
 
-The stages are named stage1, stage2, … in order of depth. A stage is tapped
+``'backbone'`` names the stages stage1, stage2, … in order of depth. Stages with a known position are tapped
 
-* before its last ReLU if it ends in one (ResNets, VGG, MobileNetV1);
+* before their last ReLU if they end in one (ResNets, VGG, MobileNetV1);
 * after the first BatchNorm of the next stage if its blocks begin with one (WideResNet, PyramidNet), in PyramidNet's
   bottlenecks after the second: the positions of OFD and LONDON;
-* after its last BatchNorm if its blocks end linearly (MobileNetV2);
-* at its output in transformers (Swin, MiT): as a map if the backbone returns one, otherwise as tokens.
+* after their last BatchNorm if their blocks end linearly (MobileNetV2);
+* at their output in Swin and MiT: as a map if the backbone returns one, otherwise as tokens.
+
+Any other backbone is run once, see :func:`~lckd_mm.taps.search.stages`: its stages are the features of stride 4, 8, ….
+``'neck'`` gives the levels of a pyramid, p3 at stride 8 and so on (:func:`~lckd_mm.taps.search.levels`), and
+``'logits'`` the class scores (:func:`~lckd_mm.taps.search.scores`).
 """
 
 from collections.abc import Callable
 
 from torch import nn
 
-from ..hosts import host_of
-from .capture import LIST_ALL
+from ..errors import one_line
+from ..hosts import host_of, training_size
+from . import search
 from .modules import is_activation, is_norm
 
+PRESETS = ('backbone', 'neck', 'logits')
 
-def preset_taps(model: nn.Module, name: str) -> dict[str, str]:
-    """Tap name to address for a preset: 'backbone' gives stage1, stage2, … of the model's ``backbone``.
 
+def preset_taps(model: nn.Module, name: str, size: tuple[int, int] | None = None) -> dict[str, str]:
+    """Tap name to address for a preset.
+
+    Args:
+        size: height and width of the image on which the model is run, by default those of its training.
     Raises:
-        ValueError: an unknown preset, or a backbone without one.
+        ValueError: an unknown preset, or a model that does not have what it stands for.
     """
-    if name != 'backbone':
-        raise ValueError(f"taps: unknown preset {name!r}, expected 'backbone' or a dict of tap name to address")
-    backbone = getattr(model, 'backbone', None)
+    if name not in PRESETS:
+        raise ValueError(
+            f'taps: unknown preset {name!r}, expected one of {", ".join(map(repr, PRESETS))}, or a dict of tap name to '
+            'address'
+        )
+    if name == 'backbone' and (known := _known_stages(getattr(model, 'backbone', None))):
+        return {f'stage{i}': f'backbone{address}' for i, address in enumerate(known, 1)}
+    size = size or training_size(model)
+    find = {'backbone': search.stages, 'neck': search.levels, 'logits': search.scores}[name]
+    try:
+        return find(model, size)
+    except search.NotFoundError as error:
+        raise ValueError(f'taps: {type(model).__name__} has no preset {name!r}: {error}') from None
+    except Exception as error:  # a host may raise anything
+        raise ValueError(
+            f'taps: the preset {name!r} is found by running {type(model).__name__} on one image of {size[0]} x '
+            f'{size[1]}, which failed: {one_line(error)}'
+        ) from error
+
+
+def _known_stages(backbone: nn.Module | None) -> list[str]:
     # By class name: the hosts' own classes share names and layouts.
     kinds = [kind.__name__ for kind in type(backbone).__mro__]
     preset = next((_PRESETS[kind] for kind in kinds if kind in _PRESETS), None)
-    if preset is None and getattr(backbone, 'res_layers', None):
-        return {f'stage{i}': f'backbone.{layer}@preact' for i, layer in enumerate(backbone.res_layers, 1)}
-    if preset is None:
-        raise ValueError(
-            f"taps: there is no preset 'backbone' for {kinds[0]}; write a dict such as "
-            f"dict(stage1='backbone.layer1@preact', …), or dict(stage1='backbone[0]', …) of its outputs; {LIST_ALL}"
-        )
-    return {f'stage{i}': f'backbone{address}' for i, address in enumerate(preset(backbone), 1)}
+    if preset is not None:
+        return preset(backbone)
+    return [f'.{layer}@preact' for layer in getattr(backbone, 'res_layers', None) or ()]
 
 
 def _pyramidnet(backbone: nn.Module) -> list[str]:
@@ -86,6 +108,8 @@ _PRESETS: dict[str, Callable[[nn.Module], list[str]]] = {
     'PyramidNet': _pyramidnet,
     'SwinTransformer': _swin,
     'SwinTransformerV2': _swin,
+    # Its third stage runs three branches in training, one in evaluation: other rows.
+    'TridentResNet': lambda _: ['.layer1@preact', '.layer2@preact'],
     'VGG': _vgg,
     'WideResNet': lambda _: ['.block2.0.bn1', '.block3.0.bn1', '.bn1'],
 }

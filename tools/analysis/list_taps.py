@@ -1,4 +1,5 @@
-"""List what can be tapped in a config's model: python tools/analysis/list_taps.py CONFIG [--teacher] [--backbone]."""
+"""List what can be tapped in a config's model: python tools/analysis/list_taps.py CONFIG [--teacher]
+[--backbone] [--neck] [--logits]."""
 
 import argparse
 import sys
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> None:
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher, plain_model
     from lckd_mm.hosts import build_model, read_model_config, training_size
+    from lckd_mm.taps.presets import PRESETS
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config', help="path of a config file, or a host's own such as mmseg::fcn/fcn_r50-d8_….py")
@@ -29,7 +31,14 @@ def main(argv: list[str]) -> None:
     which.add_argument('--student', action='store_true', help="the student's taps, or a plain config's (the default)")
     which.add_argument('--teacher', action='store_true', help="the teacher's taps, of a distillation config")
     p.add_argument('--filter', default='', metavar='TEXT', help='only rows that hold this text')
-    p.add_argument('--backbone', action='store_true', help="only what taps='backbone' stands for, ready to paste")
+    for preset in PRESETS:
+        p.add_argument(
+            f'--{preset}',
+            dest='presets',
+            action='append_const',
+            const=preset,
+            help=f'only what taps={preset!r} stands for, ready to paste',
+        )
     p.add_argument('--size', type=int, help='height and width of the image that is run; by default those of training')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
@@ -46,27 +55,29 @@ def main(argv: list[str]) -> None:
     else:
         model = plain_model(cfg)
     size = (args.size, args.size) if args.size else training_size(model)
-    if args.backbone:
-        print_preset(model, size, not args.teacher)
+    if args.presets:
+        print_presets(model, args.presets, size, not args.teacher)
     else:
         # Gradients do not matter for the teacher's tensors.
         print_table(model, size, not args.teacher, args.filter)
 
 
-def print_preset(model, size: tuple[int, int], gradient: bool) -> None:
+def print_presets(model, presets: list[str], size: tuple[int, int], gradient: bool) -> None:
     from lckd_mm.distillation.dry_run import MadeUpImage, trace_taps
     from lckd_mm.hosts import run_once
     from lckd_mm.taps import FeatureTaps
     from lckd_mm.taps.presets import preset_taps
 
-    taps = FeatureTaps(preset_taps(model, 'backbone'), 'preset')
-    trace_taps(taps, model, MadeUpImage.of('--backbone', size, [model]))
+    addresses = [preset_taps(model, preset, size) for preset in presets]
+    taps = FeatureTaps({name: address for of in addresses for name, address in of.items()}, 'preset')
+    trace_taps(taps, model, MadeUpImage.of('--size', size, [model]))
     with taps.record(model, stop=True) as features:
         run_once(model, size, 'tensor', gradient)
     print('taps = dict(')
     for name, address in taps.addresses.items():
-        frozen = ', no gradient: frozen' if gradient and not features[name].requires_grad else ''
-        print(f'    {name}={str(address)!r},  # {tuple(features[name].shape)}{frozen}')
+        tensors = features[name] if isinstance(features[name], list) else [features[name]]
+        frozen = ', no gradient: frozen' if gradient and not tensors[0].requires_grad else ''
+        print(f'    {name}={str(address)!r},  # {", ".join(str(tuple(x.shape)) for x in tensors)}{frozen}')
     print(')')
 
 

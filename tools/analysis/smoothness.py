@@ -62,7 +62,7 @@ def lipschitz_links(cfg: Config, student: nn.Module) -> list[tuple[tuple[str, ..
     stage1, stage2, …; failing that, the stage names of the preset 'backbone' for the student, for both nets.
 
     Raises:
-        ValueError: no stages in the config, and a backbone without a preset; or a tap of one net that terms compare
+        ValueError: no stages in the config, and a model without a backbone; or a tap of one net that terms compare
             with two taps of the other.
     """
     chains = []
