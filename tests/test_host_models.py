@@ -19,27 +19,27 @@ VGG_WITHOUT_ITS_CLASSIFIER = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=1000, in_channels=512),
 )
-SEGMENTOR, CLASSIFIER = dict(logits='decode_head.conv_seg'), dict(logits='head.fc')
 STAGES = [f'stage{i}' for i in range(1, 5)]
 # mmdet's configs freeze the stem and stage1.
 FROZEN = dict(on=STAGES[1:])
-# name: what differs from one image size of 64, all stages of the preset, and nothing else; `model` overrides the model.
+# name: what differs from one image size of 64, all stages of the preset, and nothing else; `model` overrides the model,
+# `kd` names the taps of the class scores.
 # The reduced suite takes every second one.
 CASES = {
-    'mmpretrain::resnet/resnet18_8xb32_in1k.py': dict(logits=CLASSIFIER),
-    'mmpretrain::seresnet/seresnet50_8xb32_in1k.py': dict(logits=CLASSIFIER),
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': dict(logits=CLASSIFIER),
+    'mmpretrain::resnet/resnet18_8xb32_in1k.py': dict(kd='logits'),
+    'mmpretrain::seresnet/seresnet50_8xb32_in1k.py': dict(kd='logits'),
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': dict(kd='logits'),
     'mmpretrain::vgg/vgg11bn_8xb32_in1k.py': dict(
-        logits=CLASSIFIER, model=VGG_WITHOUT_ITS_CLASSIFIER, on=[*STAGES, 'stage5']
+        kd='logits', model=VGG_WITHOUT_ITS_CLASSIFIER, on=[*STAGES, 'stage5']
     ),
     # its windows need maps of 7 x 7 at the last stage
-    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': dict(logits=CLASSIFIER, size=224),
-    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
-    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
-    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
-    'mmseg::mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py': dict(logits=SEGMENTOR),
-    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': dict(logits=SEGMENTOR),
-    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': dict(logits=SEGMENTOR),
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': dict(kd='logits', size=224),
+    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py': dict(kd='logits'),
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(kd='logits'),
+    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py': dict(kd='logits'),
+    'mmseg::mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py': dict(kd='logits'),
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': dict(kd='logits'),
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': dict(kd='logits'),
     'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py': FROZEN,
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': FROZEN,
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': FROZEN,
@@ -47,10 +47,7 @@ CASES = {
     'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py': {},
     'mmdet::atss/atss_r50_fpn_1x_coco.py': FROZEN,
     'mmdet::ssd/ssd300_coco.py': dict(size=300, on=[*STAGES, 'stage5', 'stage6']),
-    # a backbone without a preset: its outputs, which are maps
-    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': dict(
-        taps=dict(stage2='backbone[0]', stage3='backbone[1]', stage4='backbone[2]'), on=STAGES[1:]
-    ),
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': dict(kd=['logits1', 'logits2', 'logits3']),
 }
 
 
@@ -79,7 +76,7 @@ def forget_pretrained(node):
     return node
 
 
-def distilled(model, scope, folder, taps, terms, size, more_taps=None):
+def distilled(model, scope, folder, taps, terms, size):
     """A Distiller whose teacher has the student's architecture and other weights; and the plain model of the host."""
     torch.manual_seed(1)
     plain = build_model(model, scope)
@@ -91,8 +88,6 @@ def distilled(model, scope, folder, taps, terms, size, more_taps=None):
         student=model,
         teacher=dict(model=model, checkpoint=str(folder / 'teacher.pth')),
         taps=taps,
-        student_taps=more_taps,
-        teacher_taps=more_taps,
         terms=terms,
         dry_run_size=size,
     )
@@ -170,25 +165,24 @@ def check_a_step(distiller, plain, scope, size, predicts=True):
 @pytest.mark.parametrize('name', count(list(CASES), list(CASES)[::2]))
 def test_a_published_config_trains_a_step_and_predicts(name, tmp_path):
     case = CASES[name]
-    size, logits = case.get('size', 64), case.get('logits', {})
+    size, kd = case.get('size', 64), case.get('kd')
     terms = dict(loss_lipschitz=lipschitz(case.get('on', STAGES)))
-    if logits:
-        terms['loss_kd'] = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=1.0)
+    if kd:
+        terms['loss_kd'] = dict(loss=dict(type='lckd_mm.KDLoss'), on=kd, weight=1.0)
     model, scope = published(name, size, **case.get('model', {}))
     with DefaultScope.overwrite_default_scope(scope):
-        distiller, plain = distilled(model, scope, tmp_path, case.get('taps', 'backbone'), terms, size, logits)
+        distiller, plain = distilled(model, scope, tmp_path, ['backbone', 'logits'] if kd else 'backbone', terms, size)
         check_a_step(distiller, plain, scope, size, predicts='ssd300' not in name)
 
 
 def test_levels_of_a_pyramid_are_matched_through_the_backbone(tmp_path):
     size, levels = 128, [f'p{i}' for i in range(3, 8)]
     model, scope = published('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', size)
-    taps = {level: f'neck[{i}]' for i, level in enumerate(levels)} | dict(logits='bbox_head.retina_cls#*')
     terms = dict(
         loss_lipschitz=lipschitz(levels), loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', weight=1.0)
     )
     with DefaultScope.overwrite_default_scope(scope):
-        distiller, plain = distilled(model, scope, tmp_path, taps, terms, size)
+        distiller, plain = distilled(model, scope, tmp_path, ['neck', 'logits'], terms, size)
         sides = [distiller.student_taps.traces[level].shapes[0][-1] for level in levels]
         assert sides == [16, 8, 4, 2, 1]
         check_a_step(distiller, plain, scope, size)

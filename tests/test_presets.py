@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from run_helpers import ROOT
+from run_helpers import ROOT, classifier, segmentor
 from torch import nn
 from torch.nn import functional as F
 
-from lckd_mm.hosts import build_model
+from lckd_mm.hosts import build_model, read_model_config, run_once
 from lckd_mm.taps import FeatureTaps
 from lckd_mm.taps.presets import preset_taps
 
@@ -273,7 +273,106 @@ def test_finding_stages_changes_neither_the_net_nor_the_random_state():
     assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+# ---- levels and class scores
+
+SMALL = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, norm_eval=False)
+FPN = dict(
+    type='FPN', in_channels=[4, 8, 16, 32], out_channels=8, start_level=1, add_extra_convs='on_output', num_outs=3
+)
+SIDE_BY_SIDE = dict(type='CSPDarknet', widen_factor=0.0625, deepen_factor=0.33)
+
+
+def single_stage(kind, neck, backbone=SMALL, **head):
+    # Four classes, as many as a box has coordinates.
+    head = dict(num_classes=4, in_channels=8, feat_channels=8, stacked_convs=1, norm_cfg=dict(type='BN')) | head
+    preprocessor = dict(type='DetDataPreprocessor')
+    test_cfg = dict(nms_pre=10, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5)
+    return 'mmdet', dict(
+        type=kind, data_preprocessor=preprocessor, backbone=backbone, neck=neck, bbox_head=head, test_cfg=test_cfg
+    )
+
+
+def anchors(**of):
+    return dict(type='AnchorGenerator', ratios=[1.0], strides=[8, 16, 32], **of)
+
+
+LEVELS = dict(p3='neck[0]', p4='neck[1]', p5='neck[2]')
+MODELS = {
+    'RetinaNet': (single_stage('RetinaNet', FPN, type='RetinaHead',
+                               anchor_generator=anchors(octave_base_scale=4, scales_per_octave=2)),
+                  LEVELS | dict(logits='bbox_head.retina_cls#*')),
+    'FCOS': (single_stage('FCOS', FPN, type='FCOSHead', strides=[8, 16, 32]),
+             LEVELS | dict(logits='bbox_head.conv_cls#*')),
+    'GFL': (single_stage('GFL', FPN, type='GFLHead', anchor_generator=anchors(octave_base_scale=8, scales_per_octave=1),
+                         loss_dfl=dict(type='DistributionFocalLoss')),
+            LEVELS | dict(logits='bbox_head.gfl_cls#*')),
+    'YOLOX': (single_stage('YOLOX', dict(type='YOLOXPAFPN', in_channels=[16, 32, 64], out_channels=8, num_csp_blocks=1),
+                           SIDE_BY_SIDE, type='YOLOXHead'),
+              LEVELS | {f'logits{i + 1}': f'bbox_head.multi_level_conv_cls.{i}' for i in range(3)}),
+    'RTMDet': (single_stage('RTMDet', dict(type='CSPNeXtPAFPN', in_channels=[16, 32, 64], out_channels=8,
+                                           num_csp_blocks=1),
+                            SIDE_BY_SIDE, type='RTMDetSepBNHead', with_objectness=False,
+                            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
+                            bbox_coder=dict(type='DistancePointBBoxCoder'), loss_bbox=dict(type='GIoULoss')),
+               LEVELS | {f'logits{i + 1}': f'bbox_head.rtm_cls.{i}' for i in range(3)}),
+    'FCN': (('mmseg', segmentor(4)), dict(logits='decode_head.conv_seg')),
+    'cascade': (('mmseg', segmentor(4) | dict(
+        type='CascadeEncoderDecoder', num_stages=2, decode_head=[
+            segmentor(4)['decode_head'],
+            dict(type='OCRHead', in_channels=32, in_index=3, channels=8, ocr_channels=4, num_classes=11)])),
+        dict(logits='decode_head.1.conv_seg')),
+    'ResNet': (('mmpretrain', classifier(4)), dict(embedding='neck[0]', logits='head.fc')),
+    'stacked': (('mmpretrain', classifier(4) | dict(head=dict(
+        type='StackedLinearClsHead', num_classes=10, in_channels=32, mid_channels=[16]))),
+        dict(embedding='neck[0]', logits='head.layers.1.fc')),
+    'ViT': (('mmpretrain', dict(
+        type='ImageClassifier',
+        backbone=dict(type='VisionTransformer', img_size=64,
+                      arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)),
+        head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=16))),
+        dict(logits='head.layers.head')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_levels_and_class_scores_are_found_and_can_be_tapped(name):
+    (scope, config), expected = MODELS[name]
+    torch.manual_seed(0)
+    model = build_model(config, scope)
+    found = {}
+    for preset in ('neck', 'logits') if model.with_neck else ('logits',):
+        found |= preset_taps(model, preset, (64, 64))
+    assert found == expected
+    taps = FeatureTaps(found)
+    forward = 'predict' if name == 'cascade' else 'tensor'
+    assert taps.trace(model, lambda: run_once(model, (64, 64), forward)) == set()
+    classes = [shape[1] for tap, trace in taps.traces.items() if 'logits' in tap for shape in trace.shapes]
+    assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10).get(name, 4)}
+
+
+def test_a_net_without_a_neck():
+    with pytest.raises(ValueError, match="has no neck; leave 'neck' out"):
+        preset_taps(build_model(segmentor(4), 'mmseg'), 'neck')
+
+
 # ---- refusals
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', "of proposals.*compare 'backbone' and 'neck'"),
+        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', "of queries.*compare 'backbone' and 'neck'"),
+        ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', 'of queries'),
+    ],
+)
+def test_scores_of_regions_and_queries_are_refused_before_a_run(name, reason):
+    model, scope = read_model_config(name, 'test')
+    with (
+        torch.device('meta'),
+        pytest.raises(ValueError, match=f"has no preset 'logits': its class scores are {reason}"),
+    ):
+        preset_taps(build_model(model, scope), 'logits')
 
 
 def test_a_model_without_a_backbone_is_refused():

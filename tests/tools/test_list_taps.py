@@ -137,9 +137,13 @@ def test_the_tool_says_where_an_image_is_too_small():
 
 
 def test_the_tool_prints_a_preset_that_can_be_pasted():
-    out = run_tool(RETINANET, '--student', '--backbone', '--size', '64')
+    out = run_tool(RETINANET, '--student', '--backbone', '--neck', '--logits', '--size', '64')
     pasted = {}
     exec(out, pasted)
-    assert pasted['taps'] == {f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)}
+    assert pasted['taps'] == {
+        **{f'stage{i}': f'backbone.layer{i}@preact' for i in range(1, 5)},
+        **{f'p{i + 3}': f'neck[{i}]' for i in range(5)},
+        'logits': 'bbox_head.retina_cls#*',
+    }
     assert "'backbone.layer1@preact',  # (1, 64, 16, 16), no gradient: frozen\n" in out
     assert "'backbone.layer2@preact',  # (1, 128, 8, 8)\n" in out
