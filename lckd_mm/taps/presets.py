@@ -40,17 +40,22 @@ def preset_taps(model: nn.Module, name: str, size: tuple[int, int] | None = None
         )
     if name == 'backbone' and (known := _known_stages(getattr(model, 'backbone', None))):
         return {f'stage{i}': f'backbone{address}' for i, address in enumerate(known, 1)}
-    size = size or training_size(model)
     find = {'backbone': search.stages, 'neck': search.levels, 'logits': search.scores}[name]
-    try:
-        return find(model, size)
-    except search.NotFoundError as error:
-        raise ValueError(f'taps: {type(model).__name__} has no preset {name!r}: {error}') from None
-    except Exception as error:  # a host may raise anything
-        raise ValueError(
-            f'taps: the preset {name!r} is found by running {type(model).__name__} on one image of {size[0]} x '
-            f'{size[1]}, which failed: {one_line(error)}'
-        ) from error
+    # Addresses do not depend on the size, so that a net which takes one alone is run on images of that.
+    own = [side for m in model.modules() if (side := getattr(m, 'img_size', None))]
+    sizes = [size or training_size(model), *((side, side) if isinstance(side, int) else tuple(side) for side in own)]
+    errors = []
+    for height, width in dict.fromkeys(sizes):
+        try:
+            return find(model, (height, width))
+        except search.NotFoundError as error:
+            raise ValueError(f'taps: {type(model).__name__} has no preset {name!r}: {error}') from None
+        except Exception as error:  # a host may raise anything on an image that does not fit
+            errors.append(error)
+    raise ValueError(
+        f'taps: the preset {name!r} is found by running {type(model).__name__} on one image of {sizes[0][0]} x '
+        f'{sizes[0][1]}, which failed: {one_line(errors[0])}'
+    ) from errors[0]
 
 
 def _known_stages(backbone: nn.Module | None) -> list[str]:

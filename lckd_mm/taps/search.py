@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..contexts import eval_mode, preserved_rng, switched
-from ..hosts import owner_head, run_once
+from ..contexts import eval_mode, preserved_rng, training_branches
+from ..hosts import image_channels, owner_head, run_once
 from .address import Address
 from .capture import LIST_ALL
-from .modules import is_norm, watch_input, watch_output
+from .modules import watch_input, watch_output
 
 
 class NotFoundError(ValueError):
@@ -92,7 +92,7 @@ def stages(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, nn.Module):
         raise NotFoundError(f'it has no backbone; write a dict of tap name to address; {LIST_ALL}')
-    parts = _run_backbone(backbone, size)
+    parts = _run_backbone(model, size)
     outputs = parts.outputs or parts.returned
     maps = {a: k for a, shape in outputs.items() if len(shape) == 4 and (k := log_stride(shape, size)) is not None}
     maps = {a: k for a, k in maps.items() if k >= 2} or maps
@@ -127,24 +127,15 @@ def _blocks(inner: dict[str, tuple[tuple[int, ...], int]]) -> list[str]:
     return max(lists.values(), key=len, default=[])
 
 
-def _run_backbone(backbone: nn.Module, size: tuple[int, int]) -> Parts:
-    """What a run in training has in common with one in evaluation."""
-    own = getattr(backbone, 'img_size', None) or size
-    errors = []
-    for sides in dict.fromkeys([size, (own, own) if isinstance(own, int) else tuple(own)]):
-        # Normalisation stays in eval mode: its statistics do not change, and SyncBN runs on a CPU.
-        modules = [m for m in backbone.modules() if not is_norm(m)]
-        try:
-            with preserved_rng(), eval_mode(backbone):
-                parts = _called(backbone, sides)
-                with switched(modules, 'training', True):
-                    return parts.common(_called(backbone, sides))
-        except Exception as error:  # a host may raise anything on an image that does not fit
-            errors.append(error)
-    raise errors[0]
+def _run_backbone(model: nn.Module, size: tuple[int, int]) -> Parts:
+    """What a run with the branches of training has in common with one in evaluation."""
+    with preserved_rng(), eval_mode(model.backbone):
+        parts = _called(model, size)
+        with training_branches(model.backbone):
+            return parts.common(_called(model, size))
 
 
-def _called(backbone: nn.Module, size: tuple[int, int]) -> Parts:
+def _called(model: nn.Module, size: tuple[int, int]) -> Parts:
     seen: dict[str, list[list[Seen]]] = {}  # path to the tensors of each call
     read: dict[int, Seen] = {}  # id of a tensor to where it is read last
     begun: Counter[str] = Counter()
@@ -164,10 +155,10 @@ def _called(backbone: nn.Module, size: tuple[int, int]) -> Parts:
             seen.setdefault(path, []).append(items(path, output))
 
     with contextlib.ExitStack() as stack:
-        for path, module in backbone.named_modules(prefix='backbone'):
+        for path, module in model.backbone.named_modules(prefix='backbone'):
             stack.enter_context(watch_input(module, partial(enter, path)))
             stack.enter_context(watch_output(module, partial(leave, path)))
-        backbone(next(backbone.parameters()).new_zeros(1, 3, *size))
+        model.backbone(next(model.parameters()).new_zeros(1, image_channels(model), *size))
     given = [s for of in seen.pop('backbone') for s in of]
     outputs = {str(s.address): tuple(s.tensor.shape) for s in given if s.intact and len(s.tensor) == 1}
     inner, returned = {}, {}
@@ -175,7 +166,7 @@ def _called(backbone: nn.Module, size: tuple[int, int]) -> Parts:
         for s in tensors[:1] if not more else ():
             s = s if s.intact else read.get(id(s.tensor), s)
             if s.intact and len(s.tensor) == 1:
-                module = backbone.get_submodule(path.removeprefix('backbone.'))
+                module = model.get_submodule(path)
                 where = replace(s.address, call=None) if begun[s.address.path] == 1 else s.address
                 inner[str(where)] = tuple(s.tensor.shape), sum(p.numel() for p in module.parameters())
                 if any(s.tensor is x.tensor for x in given):

@@ -147,9 +147,9 @@ def distil(name: str, large: bool) -> dict:
 def batch_of(model, size: int) -> dict:
     import torch
 
-    from lckd_mm.hosts import fabricate_samples
+    from lckd_mm.hosts import fabricate_samples, image_channels
 
-    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, image_channels(model), size, size), dtype=torch.uint8)
     return dict(inputs=list(images), data_samples=fabricate_samples(model, 2, (size, size)))
 
 
@@ -168,9 +168,11 @@ def smallest_size(plain, config: dict) -> int:
 
 
 def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
-    """Build the distiller, and train it for one step: every term is there and finite."""
+    """Build the distiller, rehearse a batch, and train for one step: every term is there and finite."""
     from mmengine.optim import build_optim_wrapper
 
+    from lckd_mm.contexts import saved_buffers
+    from lckd_mm.hooks.rehearsal import rehearse, twin
     from lckd_mm.hosts import build_model
 
     terms = {f'loss_{p}': dict(loss=dict(type='lckd_mm.FitNetsLoss'), on=list(taps[p])[-1]) for p in taps}
@@ -180,7 +182,8 @@ def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
     distiller = build_model(dict(type='lckd_mm.Distiller', **config), scope)
     distiller.init_weights()
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
-    logged = distiller.train().train_step(batch_of(distiller.student, size), wrapper)
+    rehearse(twin(distiller.train()), wrapper, batch_of(distiller.student, size), saved_buffers(distiller))
+    logged = distiller.train_step(batch_of(distiller.student, size), wrapper)
     if not all(name in logged and logged[name].isfinite().all() for name in terms):
         raise RuntimeError(f'a term is missing or not finite among {logged}')
 
