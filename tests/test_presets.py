@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lckd_mm.hosts import build_model, read_model_config, run_once
 from lckd_mm.taps import FeatureTaps
 from lckd_mm.taps.presets import preset_taps
+from lckd_mm.taps.search import log_strides
 
 SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=4)
 
@@ -347,6 +348,18 @@ def test_levels_and_class_scores_are_found_and_can_be_tapped(name):
     assert taps.trace(model, lambda: run_once(model, (64, 64), forward)) == set()
     classes = [shape[1] for tap, trace in taps.traces.items() if 'logits' in tap for shape in trace.shapes]
     assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10).get(name, 4)}
+
+
+@pytest.mark.parametrize('sides, expected', [
+    ((8, 4, 2, 1, 1), [3, 4, 5, 6, 7]),  # of 64 x 64
+    ((9, 5, 3, 2, 1), [3, 4, 5, 6, 7]),  # of 72 x 72
+    ((38, 19, 10, 5, 3, 1), [3, 4, 5, 6, 7, 8]),  # of 300 x 300
+    ((2, 4, 8), [5, 4, 3]),  # of 64 x 64, the deepest first
+    ((8, 8), [3, 3]),
+])  # fmt: skip
+def test_strides_of_small_maps_are_told_apart(sides, expected):
+    size = dict(zip((8, 9, 38, 2), (64, 72, 300, 64)))[sides[0]]
+    assert log_strides([(1, 3, side, side) for side in sides], (size, size)) == expected
 
 
 def test_a_net_without_a_neck():

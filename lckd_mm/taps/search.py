@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -54,6 +54,22 @@ def log_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
     return round(math.log2(math.prod(size) / shape[1]) / 2) if len(shape) == 3 else None
 
 
+def log_strides(shapes: Iterable[tuple[int, ...]], size: tuple[int, int]) -> list[int | None]:
+    """:func:`log_stride` of consecutive maps, of which small ones are rounded up.
+
+    A smaller map than the one before, or another of 1 x 1, is one stride further at least.
+    """
+    found: list[int | None] = []
+    last = 0
+    for shape in shapes:
+        k = log_stride(shape, size)
+        if k is not None and found and found[-1] is not None and (shape[-1] < last or shape[-1] == last == 1):
+            k = max(k, found[-1] + 1)
+        found.append(k)
+        last = shape[-1]
+    return found
+
+
 # ---- stages
 
 
@@ -94,7 +110,8 @@ def stages(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
         raise NotFoundError(f'it has no backbone; write a dict of tap name to address; {LIST_ALL}')
     parts = _run_backbone(model, size)
     outputs = parts.outputs or parts.returned
-    maps = {a: k for a, shape in outputs.items() if len(shape) == 4 and (k := log_stride(shape, size)) is not None}
+    maps = {address: shape for address, shape in outputs.items() if len(shape) == 4}
+    maps = {a: k for a, k in zip(maps, log_strides(maps.values(), size)) if k is not None}
     maps = {a: k for a, k in maps.items() if k >= 2} or maps
     if len(set(maps.values())) < len(maps) or any(k < 2 for k in maps.values()):
         return {f'stage{i}': address for i, address in enumerate(maps, 1)}
@@ -192,7 +209,7 @@ def levels(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
         raise error or NotFoundError("its neck gives no tensors; leave 'neck' out of the taps")
     if len(outputs) == 1 and outputs[0].tensor.dim() == 2:
         return dict(embedding=str(outputs[0].address))
-    strides = [log_stride(tuple(s.tensor.shape), size) for s in outputs]
+    strides = log_strides((tuple(s.tensor.shape) for s in outputs), size)
     apart = None not in strides and len(set(strides)) == len(strides)
     return {f'p{k}' if apart else f'level{i}': str(s.address) for i, (k, s) in enumerate(zip(strides, outputs), 1)}
 
