@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import one_line
+from ..taps import TapError
 from .finite import NonFiniteError, check_values, origin
 from .side import Connected, levels
 from .term import Batch, Term
@@ -54,7 +55,7 @@ class Objective(nn.ModuleDict):
         term = self[name]
         try:
             value = term(batch, done)
-        except (NonFiniteError, torch.OutOfMemoryError):
+        except (NonFiniteError, TapError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a loss or connector may raise anything on features that do not fit
             shapes = '; '.join(
