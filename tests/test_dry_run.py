@@ -221,6 +221,7 @@ def test_a_teacher_of_other_channels_is_told_so(distilled):
         (lambda: load_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').model, 3),  # Focus: twelve channels inside
         (lambda: load_config('mmpretrain::lenet/lenet5_mnist.py').model, 1),
         (lambda: classifier(4) | dict(backbone=dict(classifier(4)['backbone'], in_channels=2)), 2),
+        (lambda: classifier(160) | dict(backbone=dict(type='MobileNetV2')), 3),  # counts its own in_channels
     ],
 )
 def test_channels_of_a_first_layer(scope, config, channels):

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from run_helpers import HOOK, HOSTS, ROOT, classifier, config, distiller, run, scalars, scenes, teacher_file, validation
+from small_nets import mask2former
 from torch import nn
 from torch.nn.utils import prune
 
@@ -243,6 +244,13 @@ def test_whole_channels_go_with_their_norm_and_bias(scenes, tmp_path):
     for name, norm in norms.items():
         out = watch.seen[0][name].flatten(1).all(1)
         assert norm[out].max() <= norm[~out].min(), name
+
+
+def test_the_norms_of_a_net_without_a_plain_forward_are_found(scope):
+    scope('mmseg')
+    model, hook = build_model(mask2former()), PruningHook(0.5, 'structured')
+    hook._layers = hook._find_layers(model)
+    assert 'backbone.layer1.0.bn1.weight' in hook._find_followers(model)
 
 
 @pytest.mark.parametrize('in_place', [False, True])

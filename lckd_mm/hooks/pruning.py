@@ -205,7 +205,10 @@ class PruningHook(Hook):
             for path, module in model.named_modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     hooks.callback(module.register_forward_pre_hook(partial(match, path)).remove)
-            run_once(model, training_size(model), 'tensor')
+            try:
+                run_once(model, training_size(model), 'tensor')
+            except TypeError:  # no plain forward, as in mmseg's Mask2Former
+                run_once(model, training_size(model), 'predict')
         return followers
 
 

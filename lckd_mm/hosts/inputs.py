@@ -24,17 +24,13 @@ def image_channels(model: nn.Module) -> int:
     """The channels of a model's normalised images.
 
     The first known of: the length of the preprocessor's mean, if it is above 1 (a single number serves any image);
-    ``in_channels`` of the backbone or of its first convolution; 3.
+    those of the backbone's first convolution (its own ``in_channels`` may be a count from its construction); 3.
     """
     preprocessor = getattr(model, 'data_preprocessor', None)
     mean = normalisation(preprocessor)[0] if getattr(preprocessor, '_enable_normalize', False) else []
     if len(mean) > 1:
         return len(mean)
-    backbone = getattr(model, 'backbone', model)
-    own = getattr(backbone, 'in_channels', None)
-    if isinstance(own, int) and own > 0:
-        return own
-    for module in backbone.modules():
+    for module in getattr(model, 'backbone', model).modules():
         if type(module).__name__ == 'Focus':
             # It stacks each 2 x 2 pixels into channels before its convolution.
             return next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)) // 4

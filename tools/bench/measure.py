@@ -108,13 +108,14 @@ def training_batch(cfg, student) -> tuple[dict, str]:
     from mmengine.runner import Runner
 
     from lckd_mm.config import check_data
-    from lckd_mm.hosts import fabricate_samples, training_size
+    from lckd_mm.hosts import fabricate_samples, image_channels, training_size
 
     try:
         check_data(cfg, ('train_dataloader',))
     except FileNotFoundError:
         size, count = training_size(student), cfg.train_dataloader.batch_size
-        images = torch.randint(0, 256, (count, 3, *size), generator=torch.Generator().manual_seed(0))
+        shape = count, image_channels(student), *size
+        images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
         batch = dict(inputs=list(images.to(torch.uint8)), data_samples=fabricate_samples(student, count, size))
         return batch, f'{count} made-up images of {size[0]} x {size[1]}'
     loader = copy.deepcopy(cfg.train_dataloader)
