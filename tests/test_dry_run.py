@@ -125,6 +125,12 @@ def test_a_net_without_a_plain_forward_teaches_and_learns(distilled, taps):
     model.parse_losses(losses)[0].backward()
 
 
+def test_a_tap_that_never_fires_in_a_net_without_a_plain_forward(distilled):
+    taps = dict(f='decode_head.decoder_input_projs')
+    with pytest.raises(ValueError, match=r"teacher tap 'f': 'decode_head.decoder_input_projs' never fires"):
+        distilled('mmseg', mask2former(), terms=dict(loss_f=dict(loss=FITNETS, on='f')), taps=taps)
+
+
 def test_a_net_whose_operators_the_cpu_lacks(distilled):
     """CARAFE has no kernel for the CPU: the backbone is read; what lies behind waits for the device of training."""
     config = dict(student=detector(8), teacher=carafe(), dry_run_size=64)
@@ -138,7 +144,7 @@ def test_a_net_whose_operators_the_cpu_lacks(distilled):
     with pytest.raises(ValueError, match=r"teacher tap 'f' lies behind an operator .* type them, .*out_channels=\["):
         distilled('mmdet', **config, terms=dict(loss_f=dict(term, connector=conv)))
     model = distilled('mmdet', **config, terms=dict(loss_f=dict(term, connector=conv | dict(out_channels=[8]))))
-    with pytest.raises(ValueError, match=r'teacher: RetinaNet fails .*cpu'):
+    with pytest.raises(ValueError, match=r'teacher: RetinaNet fails .*cpu.*: train on a GPU'):
         model(torch.randn(2, 3, 64, 64), samples, mode='loss')
 
 

@@ -139,14 +139,17 @@ def _unreached(
     taps: FeatureTaps, model: nn.Module, image: MadeUpImage, tap: str, failures: dict[Pass, Exception]
 ) -> str:
     """The sentence for a tap that no run reaches."""
-    if Pass('tensor') not in failures:
+    if not failures.keys() >= {Pass(), Pass('predict')}:
         ends = [f'mode={one.mode!r} ends in: {one_line(error)}' for one, error in failures.items()]
         return (
             f'{taps.role} tap {tap!r}: {str(taps.addresses[tap])!r} never fires: no forward calls this module '
             '(hosts call a head by its methods: tap a layer inside, such as head.fc or decode_head.conv_seg'
             f'{"; a run with " + ends[0] if ends else ""}); {LIST_ALL}'
         )
-    text = f'{taps.role}: {type(model).__name__} fails on one image of {image}: {one_line(failures[Pass("tensor")])}; '
+    error = failures[Pass()]
+    text = f'{taps.role}: {type(model).__name__} fails on one image of {image}: {one_line(error)}; '
+    if lacks_operator(model, error):
+        return text + 'one of its operators runs on other devices alone: train on a GPU'
     own = image_channels(model)
     if own != image.channels:
         return text + (
@@ -160,8 +163,10 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     """A size that was tried and works for this net and for those that see the same images, and where to set it."""
     own = [training_size(model)]
     for module in model.modules():
-        side = getattr(module, 'img_size', None)
-        own += [(side, side) if isinstance(side, int) else tuple(side)] if side else []
+        sides = getattr(module, 'img_size', None)
+        sides = (sides, sides) if isinstance(sides, int) else sides
+        if isinstance(sides, (tuple, list)) and len(sides) == 2:
+            own.append(tuple(sides))
     sizes = [size for size in dict.fromkeys([*own, *((side, side) for side in _SIZES)]) if size != image.size]
     size = next((size for size in sizes if _works(taps, model, image, size)), None)
     if size is None:
