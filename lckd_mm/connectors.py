@@ -1,7 +1,8 @@
 """Connectors: modules between a tapped feature and the loss that make student and teacher comparable."""
 
-import inspect
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,16 @@ from torch import Tensor, nn
 
 from . import arguments
 from .functional import bn_margin
-from .functional.shapes import mean
-from .registry import MODELS, build_registered, registered_class
+from .functional.shapes import channels_first, check_kind, mean
+from .registry import MODELS
 
 
 class Connector(nn.Module):
     """Base class of connectors, modules with ``forward(x, like)``.
 
-    ``x`` is a feature of the connector's own net, ``like`` the other net's, for its shape only. There is one instance
-    per tap. A term fills in ``in_channels`` and ``out_channels`` from the dry run if the constructor has them.
+    ``x`` is a feature of the connector's own net, ``like`` the other net's, for its shape only: maps (B, C, H, W),
+    tokens (B, N, C) or vectors (B, C); a connector that needs certain kinds names them in ``takes``. There is one
+    instance per tap. A term fills in ``in_channels`` and ``out_channels`` from the dry run if the constructor has them.
 
     A connector of the teacher's feature (``of_teacher``) may read the BatchNorm before the tap (:meth:`bind`), or need
     training images: while ``waits_for_data``, :class:`~lckd_mm.hooks.DistillationHook` passes it the features of
@@ -26,10 +28,19 @@ class Connector(nn.Module):
     trained by the loss of its term.
     """
 
+    #: The kinds that it takes, of 'map', 'tokens' and 'vector'; None if it needs not know the axes.
+    takes: tuple[str, ...] | None = None
+    #: What to take instead for other kinds.
+    otherwise = ''
     of_teacher = False
     waits_for_data = False
     online = False
     batches = 0
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.takes:
+            check_kind(type(self).__name__, x, self.takes, self.otherwise)
+        return super().__call__(x, *args, **kwargs)
 
     def bind(self, norm: nn.Module | None, who: str) -> None:
         """Read the norm that produces the tapped feature; called after building, and after the teacher is loaded."""
@@ -43,7 +54,9 @@ class Connector(nn.Module):
 
 
 class _Layers(Connector, nn.Sequential):
-    """A chain of layers that does not look at the other net's feature."""
+    """A chain of layers that does not look at the other net's feature; on maps, unless it says otherwise."""
+
+    takes = ('map',)
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         return super().forward(x)
@@ -58,9 +71,27 @@ class ConvBN(_Layers):
     Source: the connector of OFD (Heo et al., ICCV 2019) and LONDON, He-normal (fan-out) initialised as there.
     """
 
+    otherwise = "dict(type='lckd_mm.Linear') takes tokens and vectors"
+
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
         nn.init.kaiming_normal_(self[0].weight, mode='fan_out', nonlinearity='relu')
+
+
+@MODELS.register_module()
+class Linear(_Layers):
+    """A linear layer along the channels of tokens (B, N, C) or of vectors (B, C): maps them to the other net's width.
+
+    Args:
+        in_channels: channels of the feature. out_channels: channels of the other net's feature.
+    Source: the usual projection between transformers of two widths, with a bias, in torch's initialisation.
+    """
+
+    takes = ('tokens', 'vector')
+    otherwise = "dict(type='lckd_mm.ConvBN') takes maps"
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(nn.Linear(in_channels, out_channels))
 
 
 @MODELS.register_module()
@@ -70,6 +101,8 @@ class MatchSize(Connector):
     Args:
         align_corners: as in :func:`torch.nn.functional.interpolate`.
     """
+
+    takes = ('map',)
 
     def __init__(self, align_corners: bool = False):
         super().__init__()
@@ -85,7 +118,7 @@ class MatchSize(Connector):
 class MarginReLU(Connector):
     """``max(x, m)`` with a negative margin m per channel: OFD's transform of the teacher's feature.
 
-    Use it as ``teacher_connector`` of a term whose taps lie before a ReLU.
+    Use it as ``teacher_connector`` of a term whose taps lie before a ReLU, on maps, tokens or vectors.
 
     Args:
         in_channels: channels of the feature.
@@ -100,6 +133,7 @@ class MarginReLU(Connector):
         block is used, as the authors do, although the identity is added after it.
     """
 
+    takes = ('map', 'tokens', 'vector')
     of_teacher = True
 
     def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
@@ -139,7 +173,7 @@ class MarginReLU(Connector):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        negative = x.transpose(0, 1).flatten(1).float().clamp(max=0)
+        negative = channels_first(x).transpose(0, 1).flatten(1).float().clamp(max=0)
         sums = torch.stack([negative.sum(1), (negative < 0).sum(1).float()])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -153,7 +187,8 @@ class MarginReLU(Connector):
         return 'its margins are estimated from training images'
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        return torch.maximum(x, self.margin.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype))
+        margin = self.margin.to(x.dtype)
+        return torch.maximum(x, margin.view(-1, 1, 1) if x.dim() == 4 else margin)
 
 
 def _paraphrased(who: str, name: str, channels: int, rate: float) -> int:
@@ -228,6 +263,7 @@ class AutoEncoder(Connector):
     """
 
     MODES = ('l1', 'l2')
+    takes = ('map',)
     of_teacher = True
 
     def __init__(
@@ -352,37 +388,70 @@ class Paraphraser(AutoEncoder):
 
 @MODELS.register_module()
 class ChannelPart(Connector):
-    """One of two halves of a feature's channels, optionally followed by another connector.
+    """One of two halves of a feature's channels; in a chain, another connector may follow it.
 
     Two terms with the two parts divide a student's feature between them.
 
     Args:
-        in_channels: channels of the feature. out_channels: channels of the other net's feature.
-        part: 'inherit', the first half, or 'explore', the rest.
-        connector: config of the following connector, such as :class:`FactorEncoder`; its channels are filled in.
+        in_channels: channels of the feature. part: 'inherit', the first half, or 'explore', the rest.
     Raises:
-        ValueError: an unknown part, a connector that needs the teacher's layers or training images.
+        ValueError: an unknown part.
     Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder trained with the student.
         Deviation: none.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, part: str = 'inherit', connector: dict | None = None):
+    takes = ('map', 'tokens', 'vector')
+
+    def __init__(self, in_channels: int, part: str = 'inherit'):
         super().__init__()
         arguments.choice('ChannelPart', 'part', part, ('inherit', 'explore'))
         half = in_channels // 2
         self.part = slice(0, half) if part == 'inherit' else slice(half, in_channels)
-        self.connector = None
-        if connector is not None:
-            widths = dict(in_channels=self.part.stop - self.part.start, out_channels=out_channels)
-            known = inspect.signature(registered_class(connector, 'ChannelPart: connector').__init__).parameters
-            widths = {key: value for key, value in widths.items() if key in known and key not in connector}
-            self.connector = build_registered({**connector, **widths}, 'ChannelPart: connector')
-            kind = type(self.connector).__name__
-            if not isinstance(self.connector, Connector):
-                raise TypeError(f'ChannelPart: {kind} does not derive from lckd_mm.connectors.Connector')
-            if self.connector.of_teacher:
-                raise ValueError(f"ChannelPart: a {kind} looks at the teacher's layers; write it as teacher_connector")
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        part = x[:, self.part]
-        return part if self.connector is None else self.connector(part, like)
+        return x[..., self.part] if x.dim() == 3 else x[:, self.part]
+
+
+class Chain(Connector, nn.ModuleList):
+    """Connectors one after the other: a config's list of connectors.
+
+    Raises:
+        ValueError: more than one that needs training images, or one with ``online=True``.
+    """
+
+    def __init__(self, connectors: Sequence[Connector]):
+        super().__init__(connectors)
+        fitted = [connector for connector in connectors if connector.waits_for_data or connector.online]
+        if len(fitted) > 1 or any(connector.online for connector in fitted):
+            raise ValueError(
+                f'a list of connectors takes one that is fitted to training images before the run, and none with '
+                f'online=True; got {", ".join(type(connector).__name__ for connector in fitted)}'
+            )
+        self.batches = max((connector.batches for connector in fitted), default=0)
+
+    @property
+    def waits_for_data(self) -> bool:
+        return any(connector.waits_for_data for connector in self)
+
+    def bind(self, norm: nn.Module | None, who: str) -> None:
+        """The norm before the tap is that of each connector up to the first with weights."""
+        for connector in self:
+            connector.bind(norm, who)
+            if any(True for _ in connector.parameters()):
+                norm = None
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Let the waiting connector take in what those before it make of the feature."""
+        for connector in self:
+            if connector.waits_for_data:
+                return connector.observe(x)
+            x = connector(x, x)
+
+    def finish_fitting(self) -> str:
+        return next(connector for connector in self if connector.waits_for_data).finish_fitting()
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        for connector in self:
+            x = connector(x, like)
+        return x

@@ -11,6 +11,7 @@ from torch import nn
 
 from lckd_mm.connectors import (
     AutoEncoder,
+    Chain,
     ChannelPart,
     ConvBN,
     FactorEncoder,
@@ -117,8 +118,8 @@ def test_a_margin_from_data_waits_and_is_settled_in_place():
     buffer = connector.margin
     connector.bind(None, 'term')
     assert connector.waits_for_data
-    connector.observe(torch.tensor([[[-2.0, 5.0]], [[1.0, 0.0]]]).transpose(0, 1))
-    connector.observe(torch.tensor([[[-1.0, -1.5, 0.0]], [[2.0, 2.0, 2.0]]]).transpose(0, 1))
+    connector.observe(torch.tensor([[[-2.0, 1.0], [5.0, 0.0]]]))  # two tokens of width 2
+    connector.observe(torch.tensor([[[[-1.0, -1.5, 0.0]], [[2.0, 2.0, 2.0]]]]))  # a map
     assert connector.waits_for_data
     connector.finish_fitting()
     assert not connector.waits_for_data
@@ -271,34 +272,20 @@ def test_auto_encoder_arguments_are_checked(arguments):
 
 def test_natural_parts_are_the_halves():
     x = torch.randn(2, 5, 3, 3)
-    assert torch.equal(ChannelPart(5, 8)(x), x[:, :2])
-    assert torch.equal(ChannelPart(5, 8, part='explore')(x), x[:, 2:])
+    assert torch.equal(ChannelPart(5)(x), x[:, :2])
+    assert torch.equal(ChannelPart(5, part='explore')(x), x[:, 2:])
+    assert torch.equal(ChannelPart(3, part='explore')(x[..., 0]), x[:, :, 1:, 0])
 
 
 def test_the_inheriting_part_is_the_plain_loss_on_half_the_channels():
     x, y = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 3, 3)
-    part = ChannelPart(8, 8, connector=dict(type='lckd_mm.FactorEncoder'))
-    plain = FactorEncoder(4, 8)
-    plain.load_state_dict(part.connector.state_dict())
-    assert torch.equal(FTLoss()(part(x), y), FTLoss()(plain(x[:, :4]), y))
+    encoder = FactorEncoder(4, 8)
+    assert torch.equal(FTLoss()(Chain([ChannelPart(8), encoder])(x), y), FTLoss()(encoder(x[:, :4]), y))
 
 
-def test_a_parts_connector_gets_the_other_side():
-    x = torch.randn(1, 4, 2, 2)
-    assert ChannelPart(4, 8, connector=dict(type='lckd_mm.MatchSize'))(x, torch.zeros(1, 8, 4, 4)).shape == (1, 2, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'says'),
-    [
-        (dict(part='both'), "unknown part 'both'"),
-        (dict(connector=dict(type='lckd_mm.MarginReLU')), "MarginReLU looks at the teacher's layers"),
-        (dict(connector=dict(type='lckd_mm.ConvBN', width=3)), 'ChannelPart: connector: ConvBN .*width'),
-    ],
-)
-def test_channel_part_arguments_are_checked(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        ChannelPart(**{'in_channels': 8, 'out_channels': 8, **arguments})
+def test_a_part_is_a_known_one():
+    with pytest.raises(ValueError, match="unknown part 'both'"):
+        ChannelPart(8, 'both')
 
 
 # On rank 1 the first feature is of one position: a batch that neither rank may train on.

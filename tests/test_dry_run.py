@@ -141,7 +141,7 @@ def test_a_net_whose_operators_the_cpu_lacks(distilled):
 
     config['taps'] = dict(f='neck[0]')
     conv = dict(type='lckd_mm.ConvBN')
-    with pytest.raises(ValueError, match=r"teacher tap 'f' lies behind an operator .* type them, .*out_channels=\["):
+    with pytest.raises(ValueError, match=r"teacher tap 'f' .* lies behind an operator .* type them, .*out_channels=\["):
         distilled('mmdet', **config, terms=dict(loss_f=dict(term, connector=conv)))
     model = distilled('mmdet', **config, terms=dict(loss_f=dict(term, connector=conv | dict(out_channels=[8]))))
     with pytest.raises(ValueError, match=r'teacher: RetinaNet fails .*cpu.*: train on a GPU'):

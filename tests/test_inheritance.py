@@ -18,7 +18,8 @@ ENCODER = dict(type='lckd_mm.FactorEncoder')
 
 
 def part(name, connector=None, **more):
-    return dict(type='lckd_mm.ChannelPart', part=name, connector=connector, **more)
+    half = dict(type='lckd_mm.ChannelPart', part=name, **more)
+    return half if connector is None else [half, connector]
 
 
 def ie(on='stage3', **auto_encoder):

@@ -540,7 +540,7 @@ def test_inheritance_and_exploration_between_peers_comes_by_composition(built):
     shares = dict(on='stage4', teacher_connector='loss_reconstruction')
 
     def part(which):
-        return dict(type='lckd_mm.ChannelPart', part=which, connector=dict(type='lckd_mm.FactorEncoder'))
+        return [dict(type='lckd_mm.ChannelPart', part=which), dict(type='lckd_mm.FactorEncoder')]
 
     ft = dict(type='lckd_mm.FTLoss')
     terms = dict(

@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from run_helpers import HOOK, HOSTS, config, distiller, run, scalars, scenes, segmentor, teacher_file
-from small_nets import dino, of_one_size
+from small_nets import of_one_size
 from torch import nn
 
 from lckd_mm.hooks.rehearsal import RehearsalHook
@@ -120,13 +120,6 @@ def another_size(root, folder, _):
     return config('mmseg', root, folder, cfg | dict(taps=dict(logits='decode_head.conv_seg'), terms=dict(loss_kd=term)))
 
 
-def queries(root, folder, _):
-    """In training the student decodes denoising queries, too."""
-    cfg = distiller('mmdet', dino(10), dino(10), saved(folder, dino(10), 'mmdet')) | dict(dry_run_size=64)
-    term = dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='f')
-    return config('mmdet', root, folder, cfg | dict(taps=dict(f='decoder.layers.0'), terms=dict(loss_f=term)))
-
-
 def saved(folder, model, host):
     folder.mkdir(exist_ok=True)
     torch.save(dict(state_dict=build_model(model, host).state_dict()), folder / 'teacher.pth')
@@ -138,7 +131,6 @@ def saved(folder, model, host):
     [
         (mixup, r"term 'loss_dkd': DKDLoss does not take these features \(student logits \(2, 10\).*one label per"),
         (another_size, r"teacher: EncoderDecoder fails on the student's images, of 64 x 64 with 3 channels: "),
-        (queries, r"term 'loss_f': FitNetsLoss .*student f \(2, \d{2,}, 256\); teacher f \(2, 20, 256\)"),
     ],
 )
 def test_it_fails_before_the_first_iteration(make, sentence, scenes, tmp_path, teacher_file):

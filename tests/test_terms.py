@@ -115,7 +115,8 @@ def features():
         ('lckd_mm.KDLoss', ValueError, "expected a dict.* got 'lckd_mm.KDLoss'"),
         (dict(loss=KD, on='a', connector=dict(type='lckd_mm.MarginReLU')), ValueError, 'write it as teacher_connector'),
         (dict(loss=KD, on='a', connector=dict(type=nn.Identity)), TypeError, 'Identity does not derive from lckd_mm'),
-        (dict(loss=KD, on='a', connector=dict(PART, connector=dict(type=nn.Identity))), ValueError, 'Identity'),
+        (dict(loss=KD, on='a', connector=[PART, dict(type=nn.Identity)]), TypeError, 'Identity does not derive'),
+        (dict(loss=KD, on='a', connector=[]), ValueError, 'connector is an empty list'),
         (dict(loss=KD, on='a', connector=dict(CONV, width=3)), ValueError, r"ConvBN .*'width'; it takes \(in_channels"),
         (dict(loss=LIPSCHITZ, on=['a', 'b'], connector=dict(CONV, out_channels=[3])), ValueError,
          'connector has 1 out_channels, but there are 2 taps'),
@@ -303,7 +304,7 @@ def test_one_connector_serves_all_levels_of_a_list(make, features):
 
 
 def test_an_untraced_tap_needs_typed_channels(make):
-    says = r"student tap 'aux' does not fire in a plain forward.*connector=dict\(type=…, in_channels=\[…\]\)"
+    says = r"student tap 'aux' .* lies behind an operator.*connector=dict\(type=…, in_channels=\[…\]\)"
     with pytest.raises(ValueError, match=says):
         make(dict(loss=dict(type=Gap), student='aux', teacher='a', connector=CONV))
     term = make(dict(loss=dict(type=Gap), student='aux', teacher='a', connector=dict(CONV, in_channels=6)))

@@ -8,14 +8,14 @@ model = dict(
         loss_inherit=dict(
             loss=dict(type='lckd_mm.FTLoss'),
             on=['p3', 'p4', 'p5'],
-            connector=dict(type='lckd_mm.ChannelPart', part='inherit', connector=dict(type='lckd_mm.FactorEncoder')),
+            connector=[dict(type='lckd_mm.ChannelPart', part='inherit'), dict(type='lckd_mm.FactorEncoder')],
             teacher_connector=dict(type='lckd_mm.AutoEncoder', batches=1000),
             weight=50.0,
         ),
         loss_explore=dict(
             loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss')),
             on=['p3', 'p4', 'p5'],
-            connector=dict(type='lckd_mm.ChannelPart', part='explore', connector=dict(type='lckd_mm.FactorEncoder')),
+            connector=[dict(type='lckd_mm.ChannelPart', part='explore'), dict(type='lckd_mm.FactorEncoder')],
             teacher_connector='loss_inherit',
             weight=50.0,
         ),

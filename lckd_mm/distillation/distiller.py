@@ -175,6 +175,16 @@ class Distiller(StudentModel):
                 self.student(inputs, data_samples, mode='tensor')
         return s, t
 
+    def match_classes(self, names: list[str] | None) -> None:
+        """Match the teacher's classes with the student's, of these names, in every term that compares class scores.
+
+        :class:`~lckd_mm.hooks.DistillationHook` calls it before the first iteration, with the training data's names.
+        """
+        for term in self.terms.values():
+            term.match_classes(names, self.teacher.classes)
+            if term.match is not None:
+                term.bind(self.teacher.model)
+
     def named_terms(self) -> dict[str, list[Term]]:
         """Term name to its terms; here one each."""
         return {name: [term] for name, term in self.terms.items()}
@@ -230,6 +240,11 @@ class Distiller(StudentModel):
         self.teacher_taps.check_paths(self.teacher.model)
         self.complete()
         for name, term in self.terms.items():
+            if term.match is not None and not term.match.matched:
+                raise ValueError(
+                    f'term {name!r}: its classes are matched by name before the first iteration; add '
+                    "default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as tools/train.py does"
+                )
             for tap, connector in term.waiting():
                 raise ValueError(
                     f'term {name!r}, tap {tap!r}: {type(connector).__name__} needs training images before the first '

@@ -138,6 +138,8 @@ class OnlineDistiller(StudentModel):
 
     @staticmethod
     def _refuse_bound(term: Term) -> None:
+        if term.match is not None:
+            raise ValueError(f'term {term.name!r}: all nets learn the classes of one data set; remove classes')
         for connector in term.teacher_connectors:
             if connector.of_teacher and not connector.online:
                 raise ValueError(

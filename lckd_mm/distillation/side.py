@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..connectors import Connector
+from ..connectors import Chain, Connector
+from ..contexts import eval_mode
+from ..errors import one_line
+from ..functional.shapes import width
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 
 #: One tensor, or one per level for a tap that gives several.
 Feature = Tensor | list[Tensor]
+_TYPED = "dict(type='lckd_mm.ConvBN', in_channels=…, out_channels=…)"
 #: Term name to the student's and the teacher's connected features, each by tap name.
 Connected = dict[str, tuple[dict[str, Feature], dict[str, Feature]]]
 
@@ -51,27 +55,36 @@ class Side:
         """Build the connectors, one per tap, or find the term that lends them.
 
         Args:
-            config: a connector's config, the name of an earlier term, or None.
+            config: a connector's config, a list of these, the name of an earlier term, or None.
             other: the other net's side, whose width the connectors map to.
             before: term name to its sides (this net's, the other's), for the earlier terms.
         """
         if isinstance(config, str):
             self.lender = self._lender(config, other, before)
         elif config is not None:
-            kind = registered_class(config, self._who)
-            if not (inspect.isclass(kind) and issubclass(kind, Connector)):
-                raise TypeError(f'{self._who}: {kind.__name__} does not derive from lckd_mm.connectors.Connector')
-            if kind.of_teacher and self.role == 'student':
+            chained = isinstance(config, (list, tuple))
+            if chained and not config:
+                raise ValueError(f'{self._who} is an empty list; name connectors, or leave it out')
+            for i in range(len(self.names)):
+                made = self._made(list(config) if chained else [config], i, other)
+                self.connectors.append(Chain(made) if chained else made[0])
+
+    def check_rows(self) -> None:
+        """Raise ValueError if a tap's rows are the net's own choice: they cannot be compared with another net's."""
+        for tap in self.names:
+            trace = self.taps.traces.get(tap)
+            if trace is not None and trace.rows is not None:
+                raise ValueError(f'{self._tap(tap)} gives {trace.rows}')
+
+    def check_known(self, who: str) -> None:
+        """Raise ValueError, for ``who`` needs them, if it is not known which axis of a tap holds the channels."""
+        for tap in self.names:
+            trace = self.taps.traces.get(tap)
+            if trace is not None and not trace.known:
                 raise ValueError(
-                    f"{self._who}: {kind.__name__} looks at the teacher's layers; write it as teacher_connector"
+                    f'{self._tap(tap)} gives {trace.shapes[0]}, and it is not known which axis holds the channels, '
+                    f'which {who} needs; tap the output of a convolution, a linear layer or a norm'
                 )
-            fields = inspect.signature(kind).parameters
-            for i, (mine, theirs) in enumerate(zip(self.names, other.names)):
-                own = dict(config)
-                for field, side, tap in (('in_channels', self, mine), ('out_channels', other, theirs)):
-                    if field in fields:
-                        own[field] = self._channels(own.get(field), field, i, side, tap)
-                self.connectors.append(build_registered(own, self._who))
 
     def raw(self, features: Mapping[str, Feature]) -> list[Feature]:
         """The taps' features before the connectors, in float32 or wider."""
@@ -95,24 +108,70 @@ class Side:
         """The channels of the taps' tensors; ValueError, with ``advice``, if a tap was not traced."""
         return [width for tap in self.names for width in self._widths(tap, advice)]
 
+    def width(self) -> int:
+        """The channels of the first tap's tensor; 0 if it was not traced or has none."""
+        trace = self.taps.traces.get(self.names[0])
+        return width(trace.shapes[0]) if trace is not None and len(trace.shapes[0]) > 1 else 0
+
     @property
     def _who(self) -> str:
         return f'term {self.term!r}: {self.key}'
 
+    def _tap(self, tap: str) -> str:
+        return f'term {self.term!r}: {self.taps.role} tap {tap!r} ({str(self.taps.addresses[tap])!r})'
+
+    def _made(self, configs: list[Any], i: int, other: 'Side') -> list[Connector]:
+        """The connectors of tap ``i``, in order; each gets the channels that those before it give."""
+        made: list[Connector] = []
+        for config in configs:
+            kind = registered_class(config, self._who)
+            if not (inspect.isclass(kind) and issubclass(kind, Connector)):
+                raise TypeError(f'{self._who}: {kind.__name__} does not derive from lckd_mm.connectors.Connector')
+            if kind.of_teacher and self.role == 'student':
+                raise ValueError(
+                    f"{self._who}: {kind.__name__} looks at the teacher's layers; write it as teacher_connector"
+                )
+            if kind.takes and not made:
+                self.check_known(kind.__name__)
+            fields, own = inspect.signature(kind).parameters, dict(config)
+            for field, side in (('in_channels', self), ('out_channels', other)):
+                if field in fields:
+                    given = self._width_after(made, i, other) if made and side is self else None
+                    own[field] = self._channels(own.get(field, given), field, i, side, side.names[i])
+            made.append(build_registered(own, self._who))
+        return made
+
+    def _width_after(self, made: list[Connector], i: int, other: 'Side') -> int:
+        """The channels that these connectors give, from a run on zeros of the tap's shape."""
+        x, like = (torch.zeros(side._shapes(side.names[i], _TYPED)[0]) for side in (self, other))
+        for connector in made:
+            try:
+                with eval_mode(connector):
+                    x = connector(x, like)
+            except Exception as error:  # a connector may raise anything on a feature that does not fit
+                raise ValueError(
+                    f'{self._who}: {type(connector).__name__} does not take {tuple(x.shape)}: {one_line(error)}'
+                ) from error
+        return width(x.shape)
+
     def _followed(self, name: str, feature: Feature) -> Feature:
         return feature if self.follow is None else self.follow(name, feature)
 
-    def _widths(self, tap: str, advice: str) -> list[int]:
+    def _shapes(self, tap: str, advice: str) -> list[tuple[int, ...]]:
         trace = self.taps.traces.get(tap)
-        who = f'term {self.term!r}: {self.taps.role} tap {tap!r}'
         if trace is None:
             raise ValueError(
-                f'{who} lies behind an operator that the CPU lacks, so its channels are unknown; type them, as in '
-                f'{advice}'
+                f'{self._tap(tap)} lies behind an operator that the CPU lacks, so its channels are unknown; type them, '
+                f'as in {advice}'
             )
-        if any(len(shape) < 2 for shape in trace.shapes):
-            raise ValueError(f'{who} gives {tuple(trace.shapes[0])}, which has no channels; tap a feature')
-        return [shape[1] for shape in trace.shapes]
+        return trace.shapes
+
+    def _widths(self, tap: str, advice: str) -> list[int]:
+        shapes = self._shapes(tap, advice)
+        if any(len(shape) < 2 for shape in shapes):
+            raise ValueError(f'{self._tap(tap)} gives {tuple(shapes[0])}, which has no channels; tap a feature')
+        self.check_known('its width')
+        return [width(shape) for shape in shapes]
 
     def _channels(self, given: Any, field: str, i: int, side: 'Side', tap: str) -> Any:
         if isinstance(given, (list, tuple)):

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from .. import arguments
 from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
 from ..errors import one_line
-from ..hosts import build_named_model, normalisation, read_model_config, samples_for_loss, valid_region
+from ..hosts import (
+    build_named_model,
+    class_names,
+    config_class_names,
+    normalisation,
+    read_model_config,
+    samples_for_loss,
+    valid_region,
+)
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 
@@ -55,6 +63,9 @@ class FrozenTeacher:
         self.has_preprocessor = cfg.get('data_preprocessor') is not None
         self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False
+        #: The names of its classes, in the order of its scores; None if neither checkpoint nor config tells.
+        self.classes: list[str] | None = None
+        self._source = model
         self._convert: tuple[Tensor, Tensor, bool] | None = None
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
             self.model = revert_sync_batchnorm(self.model)
@@ -75,7 +86,8 @@ class FrozenTeacher:
         """Load the checkpoint strictly; see :func:`lckd_mm.storage.checkpoint.load_strictly`."""
         if self.loaded:
             return
-        ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)
+        meta = ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)
+        self.classes = class_names(meta) or config_class_names(self._source)
         self.loaded = True
 
     def match_inputs(self, student_preprocessor: nn.Module) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from .. import arguments
 from ..connectors import Connector
 from ..contexts import untracked_statistics
-from ..hosts import owner_head
+from ..hosts import owner_head, score_count, scores_classes
 from ..losses.base import Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
+from .classes import BY_POSITION, ClassMatch, check_names
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
@@ -48,9 +49,13 @@ class Term(nn.Module):
         on: a tap's name, or a list of them, for both nets; ``student`` and ``teacher`` name them separately.
         weight: non-negative. A weight of 0 multiplies and does not skip: a skipped connector would be an unused
             parameter under DDP.
-        connector: config of the student-side connector, one instance per tap; None compares the raw features. The name
-            of another term borrows its connectors: the same features, computed once.
+        connector: config of the student-side connector, or a list of configs, applied in order; one instance per tap.
+            None compares the raw features. The name of another term borrows its connectors: the same features, computed
+            once.
         teacher_connector: the same for the teacher's features; borrowed ones are detached.
+        classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
+            compares the classes that both nets have, whatever their order; a dict gives names (see
+            :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
     Raises:
         KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
     """
@@ -69,6 +74,7 @@ class Term(nn.Module):
         weight: float = 1.0,
         connector: Any = None,
         teacher_connector: Any = None,
+        classes: Any = None,
     ):
         super().__init__()
         self.name = name
@@ -86,12 +92,26 @@ class Term(nn.Module):
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
+        self._check_axes()
         #: What the loss is given beyond the two features.
         self.extras = self.loss.extras()
         self.student.connect(connector, self.teacher, {n: (t.student, t.teacher) for n, t in before.items()})
         self.teacher.connect(teacher_connector, self.student, {n: (t.teacher, t.student) for n, t in before.items()})
         self.connectors, self.teacher_connectors = self.student.connectors, self.teacher.connectors
-        self.loss.read_head(owner_head(net, taps[0].addresses[self.student.names[0]].path))
+        head = owner_head(net, taps[0].addresses[self.student.names[0]].path)
+        self.loss.read_head(head)
+        self.match = None if classes in (None, BY_POSITION) else ClassMatch(name, classes, self.loss)
+        sides = nn.ModuleList([self.connectors, self.teacher_connectors])
+        if self.match is not None and (any(True for _ in sides.parameters()) or self.student.lender):
+            raise ValueError(
+                f'term {name!r}: classes={classes!r} compares the scores themselves; remove the connector, or take '
+                "dict(type='lckd_mm.MatchSize'), which resizes alone"
+            )
+        #: The student's number of classes if it is class scores that are compared, whose names have to agree.
+        self._compared = None
+        self._own = score_count(head, self.student.width())
+        if self.loss.of_classes or scores_classes(head, self.student.width()):
+            self._compared = self._own[0] if classes is None else None
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
         """The weighted term, a scalar in float32 or wider whatever the autocast state.
@@ -112,7 +132,7 @@ class Term(nn.Module):
                 teacher_connector=[c for c, feature in zip(connectors, theirs) for _ in levels(feature)],
             )
             extras = {key: extras[key] for key in self.extras}
-            return self.weight * self.scale * self.loss(flat(ours), flat(theirs), **extras)
+            return self.weight * self.scale * self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
 
     @property
     def replays(self) -> bool:
@@ -125,8 +145,31 @@ class Term(nn.Module):
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
             norm = trace.norm if (trace := taps.traces.get(tap)) else None
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
+        self._check_axes()
+        head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
+        self._theirs = score_count(head, self.teacher.width())
+        if self.match is not None:
+            self.match.prepare((self._own[0], self._own[1] or self.student.width()), self._theirs)
         modules = [teacher.get_submodule(taps.addresses[tap].path) for tap in self.teacher.names]
         self.loss.bind(modules, f'term {self.name!r}')
+
+    def _check_axes(self) -> None:
+        """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
+        for side in (self.student, self.teacher):
+            side.check_rows()
+            if self.loss.takes:
+                side.check_known(self.loss_name)
+
+    def match_classes(self, student: list[str] | None, teacher: list[str] | None) -> None:
+        """Match the nets' classes by their names, or check that they agree, before the first iteration.
+
+        Raises:
+            ValueError: they differ, or cannot be matched; None stands for names that are not known.
+        """
+        if self.match is not None:
+            self.match.match(student, teacher)
+        elif student and teacher and (self._compared, self._theirs[0]) == (len(student), len(teacher)):
+            check_names(f'term {self.name!r}: {self.loss_name}', student, teacher)
 
     def waiting(self) -> list[tuple[str, Connector]]:
         """Connectors that need training images before the first iteration, as (teacher tap, connector)."""
@@ -144,7 +187,11 @@ class Term(nn.Module):
         features = batch.replay(images, self.student.names, self.teacher.names)
         with untracked_statistics(self.connectors):
             _, _, ours, theirs = self._select(*features, {})
-        return flat(ours), flat(theirs)
+        return self._kept(flat(ours), flat(theirs))
+
+    def _kept(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The features, of class scores those that :attr:`match` keeps."""
+        return (student, teacher) if self.match is None else self.match.kept(student, teacher)
 
     def _with_channels(self, config: Mapping) -> Mapping:
         kind = registered_class(config, f'term {self.name!r}: loss')

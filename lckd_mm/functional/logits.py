@@ -6,6 +6,11 @@ from torch import Tensor
 
 from .shapes import check_rank, same_shape
 
+SAME_CLASSES = (
+    "both nets must score the same classes at the same positions (classes='by name' in the term compares the classes "
+    'that both have)'
+)
+
 
 def kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     r"""Kullback-Leibler divergence of softened softmax scores, per sample and position.
@@ -229,4 +234,4 @@ def gradient_rescaling(
 def _check(student: Tensor, teacher: Tensor) -> None:
     who = 'knowledge distillation on logits'
     check_rank(who, student, 2, '(N, C, ...)')
-    same_shape(who, student, teacher, 'both nets must score the same classes at the same positions')
+    same_shape(who, student, teacher, SAME_CLASSES)

@@ -1,6 +1,37 @@
-"""Shared helpers: shape checks, and means that are 0 instead of nan for an empty batch."""
+"""Layouts of features, shape checks, and means that are 0 instead of nan for an empty batch.
+
+A feature is a map (B, C, H, W), tokens (B, N, C) or a vector (B, C). Taps bring the hosts' tensors into these layouts
+(:mod:`lckd_mm.taps.axes`), so that the number of axes tells the layout, and the layout the axis of the channels.
+"""
+
+from collections.abc import Sequence
 
 from torch import Tensor
+
+#: Kind of feature to its layout.
+LAYOUTS = {'vector': 'a vector (B, C)', 'tokens': 'tokens (B, N, C)', 'map': 'a map (B, C, H, W)'}
+
+
+def kind_of(x: Tensor) -> str | None:
+    """'vector', 'tokens' or 'map'; None for another number of axes."""
+    return {2: 'vector', 3: 'tokens', 4: 'map'}.get(x.dim())
+
+
+def check_kind(who: str, x: Tensor, takes: Sequence[str], advice: str = '') -> None:
+    """Raise ValueError unless the feature is of one of these kinds, with no axis of size 0 other than the batch."""
+    if kind_of(x) not in takes or not x.shape[1:].numel():
+        layouts = ' or '.join(LAYOUTS[kind] for kind in takes)
+        raise ValueError(f'{who}: expected {layouts}, got shape {tuple(x.shape)}' + (f'; {advice}' if advice else ''))
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """``(B, C, ...)``: tokens as (B, C, N), all else as it is."""
+    return x.mT if x.dim() == 3 else x
+
+
+def width(shape: Sequence[int]) -> int:
+    """The number of channels of a feature of this shape."""
+    return shape[-1] if len(shape) == 3 else shape[1]
 
 
 def check_rank(who: str, x: Tensor, least: int, layout: str) -> None:
@@ -9,28 +40,31 @@ def check_rank(who: str, x: Tensor, least: int, layout: str) -> None:
         raise ValueError(f'{who}: expected {layout}, got shape {tuple(x.shape)}')
 
 
-def check_map(who: str, x: Tensor) -> None:
-    """Raise ValueError unless the tensor is a map ``(B, C, H, W)`` with C, H and W above 0."""
-    if x.dim() != 4 or not x.shape[1:].numel():
-        raise ValueError(f'{who}: expected (B, C, H, W), got shape {tuple(x.shape)}')
-
-
 def same_shape(who: str, student: Tensor, teacher: Tensor, advice: str = '') -> None:
-    """Raise ValueError, with ``advice``, if the shapes differ; for maps the sentence names the connectors that help."""
+    """Raise ValueError, with ``advice`` or the connectors that help, if the shapes differ."""
     if student.shape == teacher.shape:
         return
-    if not advice and student.dim() == teacher.dim() == 4:
-        ways = []
-        if student.shape[1] != teacher.shape[1]:
-            ways.append("connector=dict(type='lckd_mm.ConvBN') maps the channels")
-        if student.shape[2:] != teacher.shape[2:]:
-            side = 'teacher_connector' if ways else 'connector'
-            ways.append(f"{side}=dict(type='lckd_mm.MatchSize') resizes")
-        advice = ', '.join(ways)
+    advice = advice or _connectors(student, teacher)
     raise ValueError(
         f'{who}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape'
         + (f'; {advice}' if advice else '')
     )
+
+
+def _connectors(student: Tensor, teacher: Tensor) -> str:
+    """What makes the features equal in shape; '' if no connector does."""
+    kind = kind_of(student)
+    if kind != kind_of(teacher):
+        return 'tap features of one kind in both nets: maps, tokens or vectors'
+    if kind == 'tokens' and student.shape[1] != teacher.shape[1]:
+        return 'tap layers with as many tokens in both nets, or maps, which lckd_mm.MatchSize resizes'
+    ways = {}
+    if kind is not None and width(student.shape) != width(teacher.shape):
+        ways['maps the channels'] = f"dict(type='lckd_mm.{'ConvBN' if kind == 'map' else 'Linear'}')"
+    if kind == 'map' and student.shape[2:] != teacher.shape[2:]:
+        ways['resizes'] = "dict(type='lckd_mm.MatchSize')"
+    connector = ', '.join(ways.values())
+    return f'connector={f"[{connector}]" if len(ways) > 1 else connector} {" and ".join(ways)}' if ways else ''
 
 
 def mean(x: Tensor) -> Tensor:

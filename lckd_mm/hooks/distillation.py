@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contexts import preserved_rng
 from ..distillation import Distiller, Term
 from ..errors import one_line
-from ..hosts import unwrapped
+from ..hosts import class_names, unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state
 from ..storage.files import install, read_checkpoint
@@ -46,14 +46,16 @@ class DistillationHook(Hook):
     student alone. Before the first iteration the hook also fits the connectors that need training images
     (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`), and rehearses the first batch:
     it is run with all losses and terms, where and as training runs, on a copy of the student's state, so that what does
-    not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). ``tools/train.py`` adds it.
+    not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). It also compares the names of
+    both nets' classes where a term compares class scores. ``tools/train.py`` adds it.
 
     Args:
         fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
             ``tools/fit_connectors.py``, or any checkpoint of a distillation that had them.
     Raises:
         FileNotFoundError: no such file. ValueError: resuming from a file without connectors or with other ones;
-            ``fitted`` does not hold the connectors.
+            ``fitted`` does not hold the connectors; the teacher's classes are others, or in another order, and the term
+            does not say how to match them.
     """
 
     priority = 'VERY_HIGH'
@@ -86,6 +88,7 @@ class DistillationHook(Hook):
             # load_from has just overwritten the weights that the student inherited from the teacher.
             model.copy_teacher_weights()
         model.complete()
+        model.match_classes(class_names(getattr(runner.train_dataloader.dataset, 'metainfo', None)))
         RehearsalHook.add_to(runner)
         waiting = _waiting(model)
         if waiting:

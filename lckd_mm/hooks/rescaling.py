@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import gradient_rescaling, partial_target
-from ..hosts import class_targets, owner_head
+from ..hosts import owner_head
 from ..losses import KDLoss, PartialKDLoss
 from ..registry import HOOKS
 from .distillation import distiller_of
@@ -70,9 +70,7 @@ class GradientRescaleHook(Hook):
     @torch.no_grad()
     def _look(self, loss: nn.Module, args: tuple, kwargs: dict, value: Tensor) -> None:
         student, teacher = (x[0] if isinstance(x, list) else x for x in args)
-        target = class_targets(student, kwargs.get('data_samples'), 'GradientRescaleHook')
-        valid = target != loss.ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-        target = torch.where(valid, target, 0)
+        target, valid = loss.targets(student, kwargs.get('data_samples'), 'GradientRescaleHook')
         if isinstance(loss, PartialKDLoss):
             soft, squared = loss.soft_target(teacher, target), loss.tau_squared
         else:

@@ -1,6 +1,7 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
-from .heads import has_sigmoids, owner_head
+from .classes import class_names, config_class_names, score_count, scores_classes
+from .heads import comparable_parts, has_sigmoids, owner_head, row_choosers
 from .inputs import image_channels, normalisation
 from .models import (
     build_model,
@@ -26,7 +27,10 @@ from .samples import (
 __all__ = [
     'build_model',
     'build_named_model',
+    'class_names',
     'class_targets',
+    'comparable_parts',
+    'config_class_names',
     'fabricate_samples',
     'has_sigmoids',
     'host_of',
@@ -39,8 +43,11 @@ __all__ = [
     'read_model_config',
     'relative_boxes',
     'resized_labels',
+    'row_choosers',
     'run_once',
     'samples_for_loss',
+    'score_count',
+    'scores_classes',
     'training_size',
     'unwrapped',
     'valid_region',

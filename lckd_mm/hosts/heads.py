@@ -1,4 +1,6 @@
-"""Heads: the head whose class scores a tap reads, and whether it uses sigmoids."""
+"""Heads: the owner of a tap, whether its scores are sigmoids, and parts of a net that choose their own rows."""
+
+from typing import NamedTuple
 
 from torch import nn
 
@@ -21,3 +23,47 @@ def has_sigmoids(head: nn.Module | None) -> bool:
     losses = [getattr(head, name, None) for name in ('loss_decode', 'loss_module')]
     losses = [part for loss in losses for part in (loss if isinstance(loss, nn.ModuleList) else [loss])]
     return any(getattr(loss, 'use_sigmoid', False) for loss in losses)
+
+
+class Chooser(NamedTuple):
+    """A part of a net that chooses the rows of its tensors, and the module inside which later tensors have them."""
+
+    path: str
+    reach: str
+    rows: str
+
+
+#: By class of the host, since all kinds derive from these: what the rows of their tensors are.
+_CHOOSERS = {
+    'BaseRoIExtractor': 'region that this net proposes',
+    'DetrTransformerDecoder': 'query of this net',
+    'SideAdapterNetwork': 'query of this net',
+    'PointHead': 'point that this net chooses',
+}
+
+
+def row_choosers(model: nn.Module) -> list[Chooser]:
+    """The parts of a net that choose regions, queries or points: row i of one net is another one than row i of another.
+
+    Tensors inside such a part have these rows, and those that later modules beside it compute from it.
+    """
+    modules, found = dict(model.named_modules()), []
+    for path, module in modules.items():
+        rows = next((_CHOOSERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _CHOOSERS), None)
+        if rows is None:
+            continue
+        reach = path if type(module).__name__ == 'PointHead' else path.rpartition('.')[0]
+        while isinstance(modules[reach], nn.ModuleList):
+            reach = reach.rpartition('.')[0]
+        found.append(Chooser(path, reach, rows))
+    return found
+
+
+def comparable_parts(model: nn.Module) -> str:
+    """Addresses of a detector or segmentor with :func:`row_choosers` that can be compared between two nets."""
+    parts = ["the backbone (taps='backbone')"]
+    if getattr(model, 'neck', None) is not None:
+        parts.append("the neck (such as 'neck[0]')")
+    if hasattr(getattr(model, 'rpn_head', None), 'rpn_cls'):
+        parts.append("the RPN's class scores ('rpn_head.rpn_cls#*')")
+    return ', '.join(parts)

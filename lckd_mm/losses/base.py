@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..functional.shapes import check_kind, width
+
 _ONE_PER_TENSOR = ('raw_student', 'raw_teacher', 'teacher_connector')
 _EXTRAS = ('data_samples', 'inputs', 'replay', *_ONE_PER_TENSOR)
 
@@ -16,7 +18,9 @@ class Loss(nn.Module):
     A loss *of pairs* (the default) compares one tensor of each net. A *joint* loss, with ``joint = True``, compares
     lists of tensors. Both can be called with a tensor or with a list for each net: for a loss of pairs, ``forward``
     then runs for each pair, and the values are added up with :meth:`tensor_weights`. A term passes a list with the
-    tensors of all its taps; a tap with several levels adds one for each.
+    tensors of all its taps; a tap with several levels adds one for each. A tensor is a map (B, C, H, W), tokens
+    (B, N, C) or a vector (B, C), whatever order of axes the host has; a loss that needs certain kinds names them in
+    ``takes``.
 
     ``forward`` may name more arguments, which a term passes:
 
@@ -31,6 +35,10 @@ class Loss(nn.Module):
 
     #: Whether forward takes lists of tensors.
     joint = False
+    #: The kinds that it takes, of 'map', 'tokens' and 'vector'; None if it needs not know the axes.
+    takes: tuple[str, ...] | None = None
+    #: Whether it compares class scores, which have a meaning only where both nets have the same classes.
+    of_classes = False
     #: Whether its value has an upper bound.
     bounded = False
 
@@ -41,6 +49,8 @@ class Loss(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: {len(student)} student tensors, but {len(teacher)} of the teacher's"
             )
+        for x in (*student, *teacher) if self.takes else ():
+            check_kind(type(self).__name__, x, self.takes)
         if self.joint:
             if single:
                 extras = {key: [x] if key in _ONE_PER_TENSOR else x for key, x in extras.items()}
@@ -61,6 +71,9 @@ class Loss(nn.Module):
 
     def read_head(self, head: nn.Module | None) -> None:
         """Read settings from the host's head that owns the student's first tap, if there is one."""
+
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        """Take note that of the student's ``count`` scores these are given, in this order, and these of the teacher."""
 
     def bind(self, layers: list[nn.Module], who: str) -> None:
         """Read the teacher's tapped modules; called after building, and again after the teacher is loaded."""
@@ -87,7 +100,7 @@ def _extras(module: nn.Module) -> list[str]:
 
 
 def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor]) -> None:
-    """Raise ValueError unless there is one feature (B, C, ...) for each number of channels, with that many."""
-    found = [x.shape[1] for x in features]
+    """Raise ValueError unless there is one feature for each number of channels, with that many."""
+    found = [width(x.shape) for x in features]
     if found != list(channels):
         raise ValueError(f'{who}: built for features of {list(channels)} channels, got {found}')

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional.shapes import check_map, mean, same_shape
+from ..functional.shapes import mean, same_shape
 from ..hosts import relative_boxes
 from ..registry import MODELS
 from .base import Loss, check_channels
@@ -70,7 +70,6 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 def absolute_attention(x: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
     """Attentions over positions ``(B, H, W)`` and over channels ``(B, C)`` of a map, with mean 1 each."""
-    check_map('FGDLoss', x)
     size = x.abs()
     spatial = (size.mean(1).flatten(1) / temperature).softmax(1) * x.shape[2:].numel()
     channel = (size.mean((2, 3)) / temperature).softmax(1) * x.shape[1]
@@ -138,6 +137,7 @@ class FGDLoss(Loss):
     """
 
     joint = True
+    takes = ('map',)
 
     def __init__(
         self,

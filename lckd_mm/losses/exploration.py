@@ -59,6 +59,13 @@ class ExploreLoss(Loss):
     def extras(self) -> list[str]:
         return self.wrapped.extras()
 
+    @property
+    def of_classes(self) -> bool:
+        return self.wrapped.of_classes
+
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        self.wrapped.keep_classes(student, teacher, count)
+
     def read_head(self, head: nn.Module | None) -> None:
         self.wrapped.read_head(head)
 

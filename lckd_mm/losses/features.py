@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import kd_divergence, transmitting_matrix
-from ..functional.shapes import check_map, check_rank, mean, mean_square, same_shape
+from ..functional.shapes import channels_first, check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss, check_channels
 
@@ -94,7 +94,7 @@ class ATLoss(Loss):
               a(x) = \mathrm{vec}\Bigl(\sum_c x_c^2\Bigr) \Bigm/ \Bigl\lVert \sum_c x_c^2 \Bigr\rVert_2
 
     Shapes:
-        student, teacher: maps (B, C, H_i, W_i); channels may differ, sizes may not.
+        student, teacher: maps (B, C, H_i, W_i), or tokens (B, N_i, C); channels may differ, sizes may not.
     Returns:
         A scalar, without unit. The authors' weight of 1000 is for the sum over the n layers: here it is 1000 n.
     Raises:
@@ -103,15 +103,17 @@ class ATLoss(Loss):
         of the sum. The mean squared distance of a layer is that of the authors' code; their eq. 2 has the norm itself.
     """
 
+    takes = ('map', 'tokens')
     bounded = True  # attention maps have unit length
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        same_shape('ATLoss', student[:, :1], teacher[:, :1])
+        student, teacher = channels_first(student), channels_first(teacher)
+        advice = '' if student.dim() == 4 else 'tap layers with as many tokens'
+        same_shape('ATLoss', student[:, :1], teacher[:, :1], advice)
         return mean_square('ATLoss', _attention(student), _attention(teacher))
 
 
 def _attention(x: Tensor) -> Tensor:
-    check_map('ATLoss', x)
     return F.normalize(x.square().mean(1).flatten(1), dim=1)
 
 
@@ -135,6 +137,7 @@ class FSPLoss(Loss):
     """
 
     joint = True
+    takes = ('map',)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         if len(student) < 2:
@@ -212,7 +215,8 @@ class AFDLoss(Loss):
         channels: channels of each teacher feature; a term fills them in.
         reduction: :math:`W_1` has ``channels // reduction`` rows, at least 1.
     Shapes:
-        student, teacher: lists of maps (B, C_i, H_i, W_i) of equal shapes; a connector maps the student's.
+        student, teacher: lists of maps (B, C_i, H_i, W_i), or tokens (B, N_i, C_i), of equal shapes; a connector maps
+        the student's.
     Returns:
         A scalar, in squared units.
     Raises:
@@ -224,6 +228,7 @@ class AFDLoss(Loss):
     """
 
     joint = True
+    takes = ('map', 'tokens')
 
     def __init__(self, channels: Sequence[int], reduction: int = 4):
         super().__init__()
@@ -240,7 +245,7 @@ class AFDLoss(Loss):
         total = 0.0
         for net, s, t in zip(self.attentions, student, teacher):
             same_shape('AFDLoss', s, t)
-            check_rank('AFDLoss', s, 3, '(B, C, ...)')
+            s, t = channels_first(s), channels_first(t)
             attention = net(t.abs().flatten(2).mean(2)).softmax(1)
             total = total + mean((attention * (s - t).square().flatten(2).mean(2)).sum(1))
         return total / len(teacher)
@@ -258,7 +263,7 @@ class CWDLoss(Loss):
     Args:
         tau: temperature.
     Shapes:
-        student, teacher: maps (B, C, H, W) of equal shapes.
+        student, teacher: maps (B, C, H, W), or tokens (B, N, C), of equal shapes.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
@@ -266,17 +271,20 @@ class CWDLoss(Loss):
     Source: Shu et al., Channel-wise Knowledge Distillation (CWD), ICCV 2021, eq. 3-5. Deviation: none.
     """
 
+    takes = ('map', 'tokens')
+
     def __init__(self, tau: float = 4.0):
         super().__init__()
         self.tau = arguments.number('CWDLoss', 'tau', tau, above=0)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if student.dim() < 3 or student.shape[2:].numel() < 2:
-            raise ValueError(
-                f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has no positions'
-            )
         same_shape('CWDLoss', student, teacher)
-        return mean(kd_divergence(*(x.flatten(2).flatten(0, 1) for x in (student, teacher)), self.tau))
+        student, teacher = channels_first(student).flatten(2), channels_first(teacher).flatten(2)
+        if student.shape[2] < 2:
+            raise ValueError(
+                f'CWDLoss: compares where channels are active, and {tuple(student.shape)} has one position'
+            )
+        return mean(kd_divergence(student.flatten(0, 1), teacher.flatten(0, 1), self.tau))
 
 
 @MODELS.register_module()
@@ -291,7 +299,8 @@ class PKDLoss(Loss):
     differ in kind.
 
     Shapes:
-        student, teacher: maps (B, C_i, H_i, W_i) of equal shapes, such as the levels of a pyramid.
+        student, teacher: maps (B, C_i, H_i, W_i), such as the levels of a pyramid, or tokens (B, N_i, C_i), of equal
+        shapes.
     Returns:
         A scalar, without unit, 0 to about 2 per level; the paper's weight is 6 for two-stage detectors and 10 for
         RetinaNet, on the first four levels.
@@ -301,17 +310,19 @@ class PKDLoss(Loss):
         takes the statistics of its own samples.
     """
 
+    takes = ('map', 'tokens')
     bounded = True
 
     def tensor_weights(self, count: int) -> list[float]:
         return [1.0] * count
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        same_shape('PKDLoss', student, teacher)
+        student, teacher = channels_first(student), channels_first(teacher)
         return mean_square('PKDLoss', _standardised(student), _standardised(teacher)) / 2
 
 
 def _standardised(x: Tensor) -> Tensor:
-    check_rank('PKDLoss', x, 3, '(B, C, ...)')
     rows = x.transpose(0, 1).flatten(1)
     rows = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
     variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)

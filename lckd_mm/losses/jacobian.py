@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import arguments
-from ..functional.shapes import check_rank, mean, mean_square, same_shape
+from ..functional.shapes import LAYOUTS, channels_first, check_kind, check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss
 from .streams import own_generator
@@ -35,8 +35,8 @@ class JacobianLoss(Loss):
         mode: one of the names above.
         sigma: standard deviation of the noise, in units of the normalised images.
     Shapes:
-        student, teacher: lists of outputs (B, ...) of equal shapes; ``gradient`` takes one tap of class scores
-        (B, K, ...).
+        student, teacher: lists of outputs (B, ...) of equal shapes; ``gradient`` takes one tap of class scores, a
+        vector (B, K), tokens (B, N, K) or a map (B, K, H, W).
     Returns:
         A scalar, in squared units of outputs over inputs; of outputs for ``noise``; without unit for ``gradient``.
     Raises:
@@ -74,14 +74,14 @@ class JacobianLoss(Loss):
         return torch.stack(gaps).mean()
 
     def _gradient_gap(self, student: list[Tensor], inputs: Tensor, replay: Callable) -> Tensor:
-        if len(student) != 1 or student[0].dim() < 2:
-            raise ValueError(
-                "JacobianLoss: mode='gradient' takes one tap of class scores (B, K, ...), as in on='logits'"
-            )
+        who = "JacobianLoss with mode='gradient'"
+        if len(student) != 1:
+            raise ValueError(f"{who}: takes one tap of class scores, as in on='logits'")
+        check_kind(who, student[0], tuple(LAYOUTS))
         # MATH attention: the fused kernels have no second derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = inputs.detach().requires_grad_()
-            s, t = (y.flatten(2).mean(2) if y.dim() > 2 else y for (y,) in replay(x))
+            s, t = (channels_first(y).flatten(2).mean(2) if y.dim() > 2 else y for (y,) in replay(x))
             same_shape('JacobianLoss', s, t)
             first = t.detach().argmax(1, keepdim=True)
             (ours,) = torch.autograd.grad(s.gather(1, first).sum(), x, create_graph=True)

@@ -50,6 +50,7 @@ class LipschitzLoss(Loss):
     """
 
     joint = True
+    takes = ('map', 'tokens')
 
     def __init__(
         self,

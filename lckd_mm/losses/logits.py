@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
+from ..functional.shapes import channels_first
 from ..hosts import class_targets, has_sigmoids, resized_labels
 from ..registry import MODELS
 from .base import Loss
@@ -12,13 +13,41 @@ from .base import Loss
 _ACTIVATIONS = ('softmax', 'sigmoid')
 
 
-def labelled_scores(
-    student: Tensor, teacher: Tensor, data_samples: list | None, ignore_index: int, who: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both nets' scores and the labels, 0 at ignored positions, and a mask of the other positions."""
-    target = class_targets(student, data_samples, who)
-    valid = target != ignore_index if student.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
-    return *_masked(valid, student, teacher), torch.where(valid, target, 0), valid
+class ScoreLoss(Loss):
+    """Base class of losses of class scores; their term may keep some of the classes.
+
+    Args:
+        ignore_index: label of positions to ignore in segmentation.
+    """
+
+    of_classes = True
+
+    def __init__(self, ignore_index: int):
+        super().__init__()
+        self.ignore_index = arguments.integer(type(self).__name__, 'ignore_index', ignore_index, at_least=None)
+        # The place of each of the student's classes in the scores, -1 for one that is left out; None: all are there.
+        self._places: Tensor | None = None
+
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        self._places = torch.full((count,), -1)
+        self._places[student] = torch.arange(len(student))
+
+    def targets(self, z: Tensor, data_samples: list | None, who: str) -> tuple[Tensor, Tensor]:
+        """The labels as places in the scores, 0 where there is none, and a mask of where there is one."""
+        target = class_targets(z, data_samples, who)
+        valid = target != self.ignore_index if z.dim() == 4 else torch.ones_like(target, dtype=torch.bool)
+        if self._places is not None:
+            self._places = self._places.to(target.device)
+            target = self._places[torch.where(valid, target, 0)]
+            valid = valid & (target >= 0)
+        return torch.where(valid, target, 0), valid
+
+    def labelled_scores(
+        self, student: Tensor, teacher: Tensor, data_samples: list | None, who: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both nets' scores, the labels, and the mask of :meth:`targets`."""
+        target, valid = self.targets(student, data_samples, who)
+        return *_masked(valid, student, teacher), target, valid
 
 
 def _masked(valid: Tensor, *scores: Tensor) -> list[Tensor]:
@@ -32,7 +61,7 @@ def masked_mean(value: Tensor, valid: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class KDLoss(Loss):
+class KDLoss(ScoreLoss):
     r"""KL divergence between softened class scores, averaged over samples and positions.
 
     Uses :func:`~lckd_mm.functional.kd_divergence` for softmax heads and
@@ -46,8 +75,9 @@ class KDLoss(Loss):
             head. Needed if the channels hold several anchors.
         ignore_index: label of positions to ignore in segmentation.
     Shapes:
-        student, teacher: lists of (N, C), (N, C, H, W), or (N, A*C, H, W) for a detection head with A anchors per
-        position, read as (N, H, W, A, C); pyramid levels are averaged over all positions together.
+        student, teacher: lists of vectors (N, C), tokens (N, L, C), maps (N, C, H, W), or maps (N, A*C, H, W) of a
+        detection head with A anchors per position, read as (N, H, W, A, C); pyramid levels are averaged over all
+        positions together.
     Returns:
         A scalar, in nats times tau squared.
     Raises:
@@ -58,6 +88,7 @@ class KDLoss(Loss):
     """
 
     joint = True
+    takes = ('vector', 'tokens', 'map')
 
     def __init__(
         self,
@@ -66,14 +97,13 @@ class KDLoss(Loss):
         num_classes: int | None = None,
         ignore_index: int = 255,
     ):
-        super().__init__()
+        super().__init__(ignore_index)
         arguments.number('KDLoss', 'tau', tau, above=0)
         if activation is not None:
             arguments.choice('KDLoss', 'activation', activation, _ACTIVATIONS)
         if num_classes is not None:
             arguments.integer('KDLoss', 'num_classes', num_classes)
-        arguments.integer('KDLoss', 'ignore_index', ignore_index, at_least=None)
-        self.tau, self.activation, self.ignore_index = tau, activation, ignore_index
+        self.tau, self.activation = tau, activation
         # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that for a head without a background class.
         self.scores = num_classes
 
@@ -84,11 +114,15 @@ class KDLoss(Loss):
         if self.scores is None:
             self.scores = getattr(head, 'cls_out_channels', None)
 
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        super().keep_classes(student, teacher, count)
+        self.scores = len(student)
+
     def forward(self, student: list[Tensor], teacher: list[Tensor], data_samples: list | None = None) -> Tensor:
         divergence = binary_kd_divergence if self.activation == 'sigmoid' else kd_divergence
         total, count = 0.0, 0
-        for z_student, z_teacher in zip(student, teacher, strict=True):
-            z_student, z_teacher = self._split_anchors(z_student), self._split_anchors(z_teacher)
+        for scores in zip(student, teacher, strict=True):
+            z_student, z_teacher = (self._split_anchors(channels_first(z)) for z in scores)
             valid = self._valid(z_student, data_samples)
             if valid is not None:
                 z_student, z_teacher = _masked(valid, z_student, z_teacher)
@@ -125,7 +159,7 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
 
 
 @MODELS.register_module()
-class DKDLoss(Loss):
+class DKDLoss(ScoreLoss):
     r"""Decoupled KL divergence between softened class scores, averaged over samples and positions.
 
     .. math:: L = \alpha\,\mathrm{TCKD} + \beta\,\mathrm{NCKD}
@@ -150,19 +184,20 @@ class DKDLoss(Loss):
         20 epochs: LossWeightHook(schedule='linear', by='epoch', start=0.05, end=19), which rises by iteration.
     """
 
+    takes = ('vector', 'map')
+
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):
-        super().__init__()
+        super().__init__(ignore_index)
         arguments.number('DKDLoss', 'tau', tau, above=0)
         arguments.number('DKDLoss', 'alpha', alpha, at_least=0)
         arguments.number('DKDLoss', 'beta', beta, at_least=0)
-        arguments.integer('DKDLoss', 'ignore_index', ignore_index, at_least=None)
-        self.tau, self.alpha, self.beta, self.ignore_index = tau, alpha, beta, ignore_index
+        self.tau, self.alpha, self.beta = tau, alpha, beta
 
     def read_head(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
         refuse_without_target(head, 'DKDLoss')
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
-        student, teacher, target, valid = labelled_scores(student, teacher, data_samples, self.ignore_index, 'DKDLoss')
+        student, teacher, target, valid = self.labelled_scores(student, teacher, data_samples, 'DKDLoss')
         of_target, among = decoupled_kd(student, teacher, target, self.tau)
         return masked_mean(self.alpha * of_target + self.beta * among, valid)

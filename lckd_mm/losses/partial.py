@@ -7,15 +7,14 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..functional import partial_target, row_similarities, target_divergence
-from ..functional.logits import PARTIAL_KINDS
+from ..functional.logits import PARTIAL_KINDS, SAME_CLASSES
 from ..functional.shapes import mean, same_shape
 from ..registry import MODELS
-from .base import Loss
-from .logits import labelled_scores, masked_mean, refuse_without_target
+from .logits import ScoreLoss, masked_mean, refuse_without_target
 
 
 @MODELS.register_module()
-class PartialKDLoss(Loss):
+class PartialKDLoss(ScoreLoss):
     r"""KL divergence of the student's softened scores from a target that keeps part of the teacher's information.
 
     .. math:: L = s \, \mathrm{KL}(\rho \,\|\, \tilde q), \qquad \tilde q = \mathrm{softmax}(z^S / \tau)
@@ -51,6 +50,8 @@ class PartialKDLoss(Loss):
         divergence instead of the cross-entropy; they differ by a constant, and 'full' equals KD in value, too.
     """
 
+    takes = ('vector', 'map')
+
     def __init__(
         self,
         kind: str = 'full',
@@ -64,7 +65,7 @@ class PartialKDLoss(Loss):
         epsilon: float = 0.1,
         ignore_index: int = 255,
     ):
-        super().__init__()
+        super().__init__(ignore_index)
         arguments.choice('PartialKDLoss', 'kind', kind, PARTIAL_KINDS)
         who = 'PartialKDLoss'
         for name, value in dict(tau=tau, alpha=alpha, beta=beta).items():
@@ -78,16 +79,25 @@ class PartialKDLoss(Loss):
             raise ValueError(f"{who}: superclasses are needed for kind='rel' and for no other, got kind={kind!r}")
         self.kind, self.tau, self.tau_squared, self.k = kind, tau, tau_squared, k
         self.alpha, self.beta, self.betas, self.epsilon = alpha, beta, tuple(betas), epsilon
-        self.ignore_index = ignore_index
         # Not saved: both are rebuilt from the config and the teacher.
         groups = torch.tensor(superclasses) if superclasses is not None else None
         siblings = groups[:, None] == groups if groups is not None else None
         self.register_buffer('siblings', siblings, persistent=False)
         self.register_buffer('similarities', None, persistent=False)
+        self._superclasses, self._rows = groups, slice(None)
 
     def read_head(self, head: nn.Module | None) -> None:
         """Refuse sigmoid and detection heads, which have no single target class per score vector."""
         refuse_without_target(head, f'PartialKDLoss of kind {self.kind!r}')
+
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        super().keep_classes(student, teacher, count)
+        self._rows = teacher
+        if self._superclasses is not None:
+            if len(self._superclasses) != count:
+                raise ValueError(f'PartialKDLoss: {len(self._superclasses)} superclasses, but {count} classes')
+            groups = self._superclasses[student]
+            self.siblings = (groups[:, None] == groups).to(self.siblings.device)
 
     @torch.no_grad()
     def bind(self, layers: list[nn.Module], who: str) -> None:
@@ -100,16 +110,14 @@ class PartialKDLoss(Loss):
                 f"{who}: PartialKDLoss of kind 'sim' reads the rows of the teacher's logit layer, and the tap is a "
                 f'{type(layers[0]).__name__}; tap the linear layer or convolution itself, as in head.fc'
             )
-        self.similarities = row_similarities(weight.detach().float(), self.alpha, self.beta)
+        self.similarities = row_similarities(weight.detach().float()[self._rows], self.alpha, self.beta)
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
-        if student.dim() not in (2, 4):
-            raise ValueError(f'PartialKDLoss: expected class scores (N, C) or (N, C, H, W), got {tuple(student.shape)}')
-        same_shape('PartialKDLoss', student, teacher, 'both nets must score the same classes at the same positions')
+        same_shape('PartialKDLoss', student, teacher, SAME_CLASSES)
         if self.kind in ('full', 'topk') and student.dim() == 2:
             return mean(self._scaled(student, self.soft_target(teacher, None)))
         who = f'PartialKDLoss of kind {self.kind!r}'
-        student, teacher, target, valid = labelled_scores(student, teacher, data_samples, self.ignore_index, who)
+        student, teacher, target, valid = self.labelled_scores(student, teacher, data_samples, who)
         return masked_mean(self._scaled(student, self.soft_target(teacher, target)), valid)
 
     def soft_target(self, teacher: Tensor, target: Tensor | None) -> Tensor:

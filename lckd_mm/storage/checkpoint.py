@@ -26,7 +26,10 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     For a file written by mmengine's EMAHook these are the averaged weights, as in every host's test; for a file with
     only an ``ema_state_dict``, that.
     """
-    loaded = read_checkpoint(source, who)
+    return _weights(read_checkpoint(source, who), source, who)
+
+
+def _weights(loaded: Mapping, source: str, who: str) -> 'OrderedDict[str, Tensor]':
     state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), Mapping)), loaded)
     weights = OrderedDict((k, v) for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor))
     if state is loaded.get('ema_state_dict'):
@@ -49,7 +52,7 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     return weights
 
 
-def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] = ()) -> None:
+def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] = ()) -> Mapping[str, Any]:
     """Load a checkpoint file into a model; raise with the list of keys that do not match.
 
     Keys are compared after the host's key migrations (its load hooks), after removing known prefixes, and without
@@ -57,11 +60,14 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
 
     Args:
         allow: regular expressions; a key that matches one of them may be missing or unexpected.
+    Returns:
+        The file's ``meta``, which mmengine writes; empty if it has none.
     Raises:
         ValueError: missing or unexpected keys, wrong shapes, or non-finite values.
     """
     allow = [allow] if isinstance(allow, str) else list(allow)
-    weights = model_weights(source, who)
+    loaded = read_checkpoint(source, who)
+    weights = _weights(loaded, source, who)
     check_finite(weights, source, who)
     found = {
         what: [key for key in keys if what == _SIZES or not any(re.search(pattern, key) for pattern in allow)]
@@ -72,6 +78,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
             f'{who}: the checkpoint {source!r} does not fit {type(model).__name__}: {_listed(found)}; give the '
             'checkpoint of this architecture, or allow keys by name with allow=[…]'
         )
+    return meta if isinstance(meta := loaded.get('meta'), Mapping) else {}
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str, who: str) -> None:

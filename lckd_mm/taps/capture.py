@@ -1,13 +1,16 @@
 """The hooks that read tensors during one forward pass."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..hosts import row_choosers
 from .address import Address
+from .axes import Layer, channel_axis
 from .modules import is_activation, is_norm, not_inplace, watch_input, watch_output
 
 LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
@@ -42,10 +45,17 @@ class Capture:
         tensor = self._select(value)
         self._kept.append((call, tensor, tensor._version, self.note()))
 
+    def noted_call(self) -> int:
+        """The number of the wanted call, of the last one with ``#*``; needs ``keep_all``, as the next."""
+        return self._kept[wanted if isinstance(wanted := self.address.call, int) else -1][0]
+
     def noted(self) -> Any:
-        """The value of :attr:`note` at the wanted call; needs ``keep_all``."""
-        wanted = self.address.call
-        return self._kept[wanted if isinstance(wanted, int) else -1][3]
+        """The value of :attr:`note` at this call."""
+        return self._kept[self.noted_call()][3]
+
+    def last(self) -> Tensor:
+        """The tensor of the last call."""
+        return self._kept[-1][1]
 
     def _select(self, value: Any) -> Tensor:
         item = self.address.item
@@ -122,26 +132,53 @@ def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str,
         yield
 
 
-@contextlib.contextmanager
-def watched_norms(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
-    """Let each capture note the path of the normalisation layer that produces its tensor."""
-    last: str | None = None
+class Origin(NamedTuple):
+    """What computed a tap's tensor: the norm (see :class:`~lckd_mm.taps.Trace`), and the layers that ran before."""
 
-    def note(path: str | None, _: Any) -> None:
-        nonlocal last
-        last = path
+    norm: str | None
+    layers: list[Layer]
+    #: What the tensor's rows are, if the net itself chose them; None if they follow from the image alone.
+    rows: str | None
+
+
+@contextlib.contextmanager
+def watched_layers(model: nn.Module, captures: Iterable[Capture]) -> Iterator[None]:
+    """Let each capture note the :class:`Origin` of its tensor."""
+    norm: str | None = None
+    layers: list[Layer] = []
+    calls: Counter[str] = Counter()
+    started: set[str] = set()
+    choosers = row_choosers(model)
+
+    def ran(path: str, module: nn.Module, output: Any) -> None:
+        nonlocal norm
+        started.update(chooser.path for chooser in choosers if inside(path, chooser.path))
+        axis = channel_axis(module, output)
+        if axis is not None:
+            layers.append(Layer(path, calls[path], tuple(output.shape), axis))
+            calls[path] += 1
+        # Ignore a block's projection, a parallel branch that some hosts run after the block's last layer.
+        if {'downsample', 'shortcut'} & set(path.split('.')):
+            return
+        if is_norm(module):
+            norm = path
+        elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            norm = None
+
+    def note(path: str, itself: str | None) -> Origin:
+        rows = (c.rows for c in choosers if inside(path, c.path) or (inside(path, c.reach) and c.path in started))
+        return Origin(itself or norm, layers.copy(), next(rows, None))
 
     with contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
-            # Ignore a block's projection, a parallel branch that some hosts run after the block's last layer.
-            if {'downsample', 'shortcut'} & set(path.split('.')):
-                continue
-            if is_norm(module):
-                stack.enter_context(watch_output(module, partial(note, path)))
-            elif is_activation(module) or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                stack.enter_context(watch_output(module, partial(note, None)))
+            stack.enter_context(watch_output(module, partial(ran, path, module)))
         for capture in captures:
             path = capture.address.path
             itself = path if capture.address.port == 'out' and is_norm(model.get_submodule(path)) else None
-            capture.note = lambda itself=itself: itself or last
+            capture.note = partial(note, path, itself)
         yield
+
+
+def inside(path: str, folder: str) -> bool:
+    """Whether a module lies in another one, or is it; '' is the model."""
+    return not folder or f'{path}.'.startswith(f'{folder}.')

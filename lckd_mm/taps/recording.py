@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..contexts import saved_buffers
+from ..hosts import comparable_parts
 from .address import Address
-from .capture import LIST_ALL, Capture, Finished, TapError, attached, watched_norms
+from .axes import Layer, arranged, arrangement, find_channels, marked
+from .capture import LIST_ALL, Capture, Finished, TapError, attached, watched_layers
 from .modules import compiled_around, not_inplace
 from .preact import resolve_preact
 
@@ -27,13 +30,19 @@ PASSES = Pass('tensor'), Pass('predict'), Pass('loss'), Pass('loss', training=Tr
 
 @dataclass
 class Trace:
-    """What one run shows of a tap: the number of calls of its module, and the shape of each tensor that it reads."""
+    """What one run shows of a tap: the number of calls of its module, and the shape of each tensor that it gives."""
 
     calls: int
     shapes: list[tuple[int, ...]]
     #: Path of the normalisation layer that produces the tensor, possibly before an addition; None if another layer with
     #: weights, or an activation, runs in between.
     norm: str | None = None
+    #: The permutation from the host's axes to the layout that the tap gives (:mod:`lckd_mm.taps.axes`); None: as it is.
+    order: tuple[int, ...] | None = None
+    #: Whether it is known which axis holds the channels.
+    known: bool = True
+    #: If the net itself chooses the rows, such as its own regions: what they are, and what can be compared instead.
+    rows: str | None = None
     #: The passes in which the tap fires so; the first is preferred.
     passes: tuple[Pass, ...] = (Pass(),)
 
@@ -115,7 +124,7 @@ class FeatureTaps:
         self.resolved |= resolve_preact(model, run, unresolved, self.role)
         captures = {n: Capture(n, self.resolved[n], self.role, keep_all=True) for n in names if n in self.resolved}
         failure = None
-        with watched_norms(model, captures.values()), attached(model, captures.values()):
+        with watched_layers(model, captures.values()), attached(model, captures.values()):
             try:
                 run()
             except TapError:
@@ -133,7 +142,7 @@ class FeatureTaps:
                     raise
                 continue  # its call may have been to come
             shapes = [tuple(x.shape) for x in (picked if isinstance(picked, list) else [picked])]
-            self.traces[name] = Trace(capture.calls, shapes, capture.noted())
+            self.traces[name] = self._traced(name, capture, shapes, model, run)
             traced.add(name)
         silent = set(names) - traced
         if failure is not None and silent:
@@ -152,6 +161,33 @@ class FeatureTaps:
             found.setdefault(of[name][0], []).append(name)
         return found
 
+    def _traced(
+        self, name: str, capture: Capture, shapes: list[tuple[int, ...]], model: nn.Module, run: Callable[[], Any]
+    ) -> Trace:
+        """The trace of a tap with these shapes, in the host's order; runs again if sizes do not tell the axes."""
+        origin = capture.noted()
+
+        def marks(layer: Layer) -> Tensor | None:
+            probe, restore = Capture(name, self.resolved[name], self.role, keep_all=True), saved_buffers(model)
+            with (
+                contextlib.suppress(Finished, Exception),  # a layer in between may refuse nan
+                marked(model, layer),
+                attached(model, [probe], {name: capture.noted_call() + 1}),
+            ):
+                run()
+            restore()
+            return probe.last() if probe.calls else None
+
+        channels = find_channels(shapes, origin.layers, marks)
+        order = None if channels is None else arrangement(shapes, channels)
+        if order is not None:
+            shapes = [tuple(shape[axis] for axis in order) for shape in shapes]
+        rows = origin.rows and (
+            f'a row for each {origin.rows}, so that row i of one net has nothing to do with row i of another; compare '
+            + comparable_parts(model)
+        )
+        return Trace(capture.calls, shapes, origin.norm, order, channels is not None, rows)
+
     @contextlib.contextmanager
     def record(
         self,
@@ -161,6 +197,8 @@ class FeatureTaps:
         stop: bool = False,
     ) -> Iterator[dict[str, Tensor | list[Tensor]]]:
         """Read the taps during the forwards inside the ``with``; the dict is filled on exit.
+
+        A traced tap gives a map (B, C, H, W), tokens (B, N, C) or a vector (B, C), whatever the host's order of axes.
 
         Args:
             names: the taps to read; by default all.
@@ -187,11 +225,13 @@ class FeatureTaps:
             yield features
         for capture in captures:
             must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
-            features[capture.name] = capture.read(must)
+            order = trace.order if (trace := self.traces.get(capture.name)) else None
+            x = capture.read(must)
+            features[capture.name] = [arranged(y, order) for y in x] if isinstance(x, list) else arranged(x, order)
 
     @contextlib.contextmanager
     def substitute(self, model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
-        """Replace a tap's tensor by ``value``: the forwards inside the ``with`` continue with it.
+        """Replace a tap's tensor by ``value``, in the layout of :meth:`record`: the forwards inside continue with it.
 
         Only the tapped module's output (or input, with ``@in``) is replaced; modules that get the same tensor another
         way still read the original. The forward may overwrite ``value`` in place.
@@ -206,6 +246,7 @@ class FeatureTaps:
             raise ValueError(
                 f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so there is no single tensor to replace'
             )
+        value = arranged(value, self.traces[name].order, inverse=True)
         # Without #k, the module runs once.
         wanted, calls = (address.call or 0) % self.traces[name].calls, 0
         module = model.get_submodule(address.path)

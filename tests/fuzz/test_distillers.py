@@ -133,10 +133,10 @@ TERMS = dict(
     explore=dict(
         loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss'), form='saturating', bound=1.0),
         on='high',
-        connector=dict(
-            type='lckd_mm.ChannelPart', in_channels=4, out_channels=8, part='explore',
-            connector=dict(type='lckd_mm.FactorEncoder', rate=1.0),
-        ),
+        connector=[
+            dict(type='lckd_mm.ChannelPart', in_channels=4, part='explore'),
+            dict(type='lckd_mm.FactorEncoder', in_channels=2, out_channels=8, rate=1.0),
+        ],
     ),
     autoencoder=dict(
         loss=dict(type='lckd_mm.ReconstructionLoss'), on='high',

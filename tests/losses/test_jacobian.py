@@ -125,7 +125,7 @@ def test_arguments_are_checked(arguments, says):
 
 def test_gradient_of_a_list_raises():
     x = [torch.zeros(2, 3)] * 2
-    with pytest.raises(ValueError, match="mode='gradient' takes one tap of class scores"):
+    with pytest.raises(ValueError, match="mode='gradient': takes one tap of class scores"):
         JacobianLoss(mode='gradient')(x, x, inputs=torch.zeros(2, 3, 4, 4), replay=lambda images: (x, x))
 
 

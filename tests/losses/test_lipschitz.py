@@ -244,7 +244,7 @@ def test_tokens_without_a_grid_raise():
     tokens = [torch.zeros(1, 10, 3), torch.zeros(1, 5, 3)]
     with pytest.raises(ValueError, match=r'\[5, 10\] tokens at the taps do not all fill a grid of the aspect 1;'):
         LipschitzLoss()(tokens, tokens)
-    with pytest.raises(ValueError, match=r'expected maps \(B, C, H, W\) or tokens \(B, L, C\), got \(2, 3\)'):
+    with pytest.raises(ValueError, match=r'expected a map \(B, C, H, W\) or tokens \(B, N, C\), got shape \(2, 3\)'):
         LipschitzLoss()([torch.zeros(2, 3)] * 2, [torch.zeros(2, 3)] * 2)
 
 

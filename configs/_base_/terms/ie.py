@@ -6,14 +6,14 @@ ie_terms = dict(
     loss_inherit=dict(
         loss=dict(type='lckd_mm.FTLoss'),
         on='stage3',
-        connector=dict(type='lckd_mm.ChannelPart', part='inherit', connector=dict(type='lckd_mm.FactorEncoder')),
+        connector=[dict(type='lckd_mm.ChannelPart', part='inherit'), dict(type='lckd_mm.FactorEncoder')],
         teacher_connector=dict(type='lckd_mm.AutoEncoder', batches=30 * 391),  # 30 epochs of 128 images
         weight=50.0,
     ),
     loss_explore=dict(
         loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.FTLoss')),
         on='stage3',
-        connector=dict(type='lckd_mm.ChannelPart', part='explore', connector=dict(type='lckd_mm.FactorEncoder')),
+        connector=[dict(type='lckd_mm.ChannelPart', part='explore'), dict(type='lckd_mm.FactorEncoder')],
         teacher_connector='loss_inherit',
         weight=50.0,
     ),
@@ -36,14 +36,14 @@ ie_ofd_terms = dict(
     loss_inherit=dict(
         loss=dict(type='lckd_mm.OFDLoss'),
         on=['stage1', 'stage2', 'stage3'],
-        connector=dict(type='lckd_mm.ChannelPart', part='inherit', connector=dict(type='lckd_mm.ConvBN')),
+        connector=[dict(type='lckd_mm.ChannelPart', part='inherit'), dict(type='lckd_mm.ConvBN')],
         teacher_connector=dict(type='lckd_mm.MarginReLU'),
         weight=1e-3,
     ),
     loss_explore=dict(
         loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.OFDLoss'), form='saturating', bound=1000.0),
         on=['stage1', 'stage2', 'stage3'],
-        connector=dict(type='lckd_mm.ChannelPart', part='explore', connector=dict(type='lckd_mm.ConvBN')),
+        connector=[dict(type='lckd_mm.ChannelPart', part='explore'), dict(type='lckd_mm.ConvBN')],
         teacher_connector='loss_inherit',
         weight=1e-3,
     ),

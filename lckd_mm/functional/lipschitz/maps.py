@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..shapes import check_kind
+
 
 def mean_length(x: Tensor) -> Tensor:
     """Root mean square over positions of the length of the channel vectors: ``(B,)``, above 0."""
@@ -20,8 +22,7 @@ def as_maps(features: Sequence[Tensor], aspect: float = 1.0) -> list[Tensor]:
         if x.dim() == 4:
             maps.append(x)
             continue
-        if x.dim() != 3:
-            raise ValueError(f'LipschitzLoss: expected maps (B, C, H, W) or tokens (B, L, C), got {tuple(x.shape)}')
+        check_kind('Lipschitz matching', x, ('map', 'tokens'))
         height = max(1, round(math.sqrt(x.shape[1] * aspect)))
         if len(counts) == 1 and all(y.dim() == 3 for y in features):
             grid = 1, x.shape[1]

@@ -28,7 +28,7 @@ def _lipschitz(gap, weight, **more):
 
 def _factors(teacher):
     """IE over the factor of an auto-encoder: half of the channels inherit it, the other half moves away from it."""
-    inherit, explore = (dict(part, connector=dict(type='lckd_mm.FactorEncoder')) for part in (_inherit, _explore))
+    inherit, explore = ([part, dict(type='lckd_mm.FactorEncoder')] for part in (_inherit, _explore))
     borrowed = teacher if isinstance(teacher, str) else 'loss_inherit'
     return dict(
         loss_inherit=dict(**_loss('FTLoss'), on='stage3', connector=inherit, teacher_connector=teacher, weight=50.0),
