@@ -415,3 +415,8 @@ def test_mmengines_own_readers_and_writers_are_replaced():
     assert loaders and all(hasattr(load, '__wrapped__') for load in loaders)
     for backend in (get_file_backend('a'), get_file_backend(backend_args=dict(backend='local'))):
         assert isinstance(backend, files.WholeFileBackend)
+
+
+def test_an_address_that_gives_nothing_is_said_in_a_sentence():
+    with pytest.raises(FileNotFoundError, match=r"^teacher: 'http://127.0.0.1:9/a.pth' cannot be fetched \("):
+        read_checkpoint('http://127.0.0.1:9/a.pth', 'teacher')

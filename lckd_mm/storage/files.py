@@ -225,6 +225,12 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
             loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except ValueError as error:
         raise ValueError(f'{who}: {error}') from error
+    except OSError as error:
+        if '://' not in source:
+            raise
+        raise FileNotFoundError(
+            f'{who}: {source!r} cannot be fetched ({one_line(error)}); download it, and give the path of the file'
+        ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
     return loaded
