@@ -34,7 +34,9 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
         if host == 'mmseg':
             from mmseg.structures import SegDataSample
 
-            sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=torch.zeros(1, height, width).long()))
+            # PIDNet reads a map of edges, too.
+            maps = {key: PixelData(data=torch.zeros(1, height, width).long()) for key in ('gt_sem_seg', 'gt_edge_map')}
+            sample = SegDataSample(metainfo=meta, **maps)
         elif host == 'mmdet':
             from mmdet.structures import DetDataSample
             from mmdet.structures.mask import BitmapMasks
