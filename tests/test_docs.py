@@ -173,14 +173,24 @@ def test_a_broken_link_or_a_forgotten_page_fails(file, text, what, tmp_path):
 # ---- the figures of the demo
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
-def test_the_demos_table_is_that_of_the_stored_results(page):
-    """Each row of `tools/demo.py --summary` stands in the page; the README may leave columns out on the right."""
+def summaries():
+    """The rows of `tools/demo.py --summary` for each demo's stored results."""
     tool = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
-    table = tool['summary'](tool['TASKS']['segmentation'], sorted((ROOT / 'docs/data/demo-segmentation').iterdir()))
-    text = (ROOT / page).read_text()
-    rows = [row for row in table.splitlines() if not row.startswith('|---')]
-    assert len(rows) == 1 + len(tool['TITLES'])
-    columns = 3 if page == 'README.md' else len(rows[0].split('|')) - 2
-    for row in rows:
-        assert '|'.join(row.split('|')[: columns + 1]) in text
+    for task in ('segmentation', 'detection'):
+        table = tool['summary'](tool['TASKS'][task], sorted((ROOT / f'docs/data/demo-{task}').iterdir()))
+        rows = [row for row in table.splitlines() if not row.startswith('|---')]
+        assert len(rows) == 1 + len(tool['TITLES'])
+        yield rows
+
+
+def test_the_demos_tables_are_those_of_the_stored_results():
+    text = (ROOT / 'docs/results.md').read_text()
+    for rows in summaries():
+        assert all(row in text for row in rows)
+
+
+def test_the_table_of_the_readme_has_the_scores_and_gains_of_both_demos():
+    text = (ROOT / 'README.md').read_text()
+    for segmentation, detection in list(zip(*summaries()))[1:]:
+        (title, *ours), (_, *theirs) = ([c.strip() for c in row.split('|')[1:5]] for row in (segmentation, detection))
+        assert f'| {title} | {ours[0]} | {ours[2]} | {theirs[0]} | {theirs[2]} |' in text

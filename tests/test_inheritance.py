@@ -217,8 +217,8 @@ def test_two_nets_learn_from_each_others_factors(scenes, tmp_path):
         for of in (
             'loss_autoencoder.teacher_connectors.0.encoder.1.weight',
             'loss_autoencoder.teacher_connectors.0.decoder.0.weight',
-            'loss_inherit.connectors.0.connector.1.weight',
-            'loss_explore.connectors.0.connector.1.weight',
+            'loss_inherit.connectors.0.1.1.weight',
+            'loss_explore.connectors.0.1.1.weight',
         ):
             assert not torch.equal(first.state[f'{pair}.{of}'], last[f'{pair}.{of}']), (pair, of)
 

@@ -88,7 +88,7 @@ AUXILIARY = {k: v for k, v in METHODS['loss_jacobian'].items() if k != 'on'} | d
 #: Host, terms, and what the message names.
 REFUSED = [
     ('mmdet', dict(loss_dkd=METHODS['loss_dkd']), 'DKDLoss: .* RetinaHead'),
-    ('mmdet', dict(loss_gradient=METHODS['loss_gradient']), "JacobianLoss: mode='gradient'"),
+    ('mmdet', dict(loss_gradient=METHODS['loss_gradient']), "JacobianLoss with mode='gradient'"),
     ('mmseg', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
     ('mmpretrain', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
     *(

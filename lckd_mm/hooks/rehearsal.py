@@ -76,7 +76,11 @@ def twin(model: nn.Module) -> nn.Module:
         shared += [side.follow for term in terms for side in (term.student, term.teacher)]
     observers = getattr(model, 'observers', [])
     memo = {id(value): value for value in shared} | {id(observers): [_ignore for _ in observers]}
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        # A wrapped forward, as of activation checkpointing, would run the layers of the model itself.
+        vars(module).pop('forward', None)
+    return copied
 
 
 def _ignore(*_: Any) -> None:

@@ -130,7 +130,7 @@ def test_features_before_a_relu_can_be_tapped_by_address(name, arguments, side, 
 )
 def test_nothing_is_overwritten_after_it_was_an_output(net):
     assert not any(getattr(module, 'inplace', False) for module in net.modules())  # list_taps switches them off
-    rows = list_taps(net, lambda: net(torch.randn(2, 3, 32, 32)))
+    rows, _ = list_taps(net, lambda _: net(torch.randn(2, 3, 32, 32)))
     assert rows and not any('overwritten' in row.note for row in rows)
 
 

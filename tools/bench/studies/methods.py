@@ -7,7 +7,8 @@ _digits = 'configs/digits/{}_1xb30_digits300.py'
 _pair = 'configs/_base_/pairs/{}_digits300.py'
 
 _stages = dict(on=['stage1', 'stage2', 'stage3'])
-_connected = dict(connector=dict(type='lckd_mm.ConvBN'))
+_conv_bn = dict(type='lckd_mm.ConvBN')
+_connected = dict(connector=_conv_bn)
 _conv = dict(_stages, **_connected)
 _margin = dict(_conv, teacher_connector=dict(type='lckd_mm.MarginReLU'))
 _inherit = dict(type='lckd_mm.ChannelPart', part='inherit')
@@ -90,14 +91,12 @@ _taught = {
     'ie-ofd': (
         'IE over OFD',
         dict(
-            loss_inherit=dict(
-                **_loss('OFDLoss'), **dict(_margin, connector=dict(_inherit, **_connected)), weight=0.001
-            ),
+            loss_inherit=dict(**_loss('OFDLoss'), **dict(_margin, connector=[_inherit, _conv_bn]), weight=0.001),
             # Without a bound the negative of a squared distance has no minimum.
             loss_explore=dict(
                 **_loss('ExploreLoss', **_loss('OFDLoss'), form='saturating', bound=1000.0),
                 **_stages,
-                connector=dict(_explore, **_connected),
+                connector=[_explore, _conv_bn],
                 teacher_connector='loss_inherit',
                 weight=0.001,
             ),
