@@ -416,7 +416,7 @@ class Chain(Connector, nn.ModuleList):
     """Connectors one after the other: a config's list of connectors.
 
     Raises:
-        ValueError: more than one that needs training images, or one with ``online=True``.
+        ValueError: more than one that needs training images, or one behind MatchSize; one with ``online=True``.
     """
 
     def __init__(self, connectors: Sequence[Connector]):
@@ -427,6 +427,8 @@ class Chain(Connector, nn.ModuleList):
                 f'a list of connectors takes one that is fitted to training images before the run, and none with '
                 f'online=True; got {", ".join(type(connector).__name__ for connector in fitted)}'
             )
+        if fitted and any(isinstance(connector, MatchSize) for connector in connectors[: connectors.index(fitted[0])]):
+            raise ValueError(f'write {type(fitted[0]).__name__} before MatchSize: it is fitted without the student')
         self.batches = max((connector.batches for connector in fitted), default=0)
 
     @property

@@ -338,11 +338,13 @@ def test_a_margin_in_a_chain_is_bound_and_fitted(distil):
     model.init_weights()
     assert model.terms['loss_x'].teacher_connectors[0][0].known
     by_data = dict(type='lckd_mm.MarginReLU', margin='data', batches=1)
-    model = distil(*nets, dict(term, teacher_connector=[size, by_data]))
+    model = distil(*nets, dict(term, teacher_connector=[by_data, size]))
     ((_, chain),) = model.terms['loss_x'].waiting()
     chain.observe(torch.randn(2, 32, 4, 4))
     chain.finish_fitting()
     assert model.terms['loss_x'].waiting() == []
+    with pytest.raises(ValueError, match="'loss_x': teacher_connector: write MarginReLU before MatchSize"):
+        distil(*nets, dict(term, teacher_connector=[size, by_data]))
     with pytest.raises(ValueError, match='takes one that is fitted'):
         distil(*nets, dict(term, teacher_connector=[by_data, dict(type='lckd_mm.AutoEncoder')]))
 

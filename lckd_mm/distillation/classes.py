@@ -46,7 +46,7 @@ class ClassMatch:
         if not self.matched:
             count = min(student[1], teacher[1])
             self._keep(list(range(count)), list(range(count)))
-        if len(self.given) == 2:
+        if len(self.given) == 2 and student[1] and teacher[1]:
             self.match(None, None)
 
     def match(self, student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
@@ -64,9 +64,10 @@ class ClassMatch:
                 )
             count, scores = len(names[net]), self.scores[net][1]
             # A detector's softmax has the background at the end.
-            if scores not in (count, count + 1) or len(set(names[net])) != count:
+            if scores not in (count, count + 1):
                 raise ValueError(f'{self.who}: the {net} has {scores} scores, and {count} names: {_some(names[net])}')
-        shared = [name for name in names['student'] if name in names['teacher']]
+        # A name that one net has twice, such as ImageNet's two cranes, tells nothing.
+        shared = [name for name in names['student'] if all(of.count(name) == 1 for of in names.values())]
         own, theirs = ([of.index(name) for name in shared] for of in (names['student'], names['teacher']))
         if all(self.scores[net][1] > len(names[net]) for net in names):
             own.append(len(names['student']))

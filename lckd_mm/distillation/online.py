@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import arguments
+from ..connectors import Chain
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, normalisation, own_losses
 from ..registry import MODELS
@@ -121,6 +122,9 @@ class OnlineDistiller(StudentModel):
         for taps, net in zip(self.net_taps, self.nets):
             if len(taps.traces) < len(taps.addresses):
                 trace_taps(taps, net, self._image, later)
+        for terms in () if later else self.named_terms().values():
+            for term in terms:
+                term.check_axes()
 
     @property
     def nets(self) -> list[BaseModel]:
@@ -140,7 +144,7 @@ class OnlineDistiller(StudentModel):
     def _refuse_bound(term: Term) -> None:
         if term.match is not None:
             raise ValueError(f'term {term.name!r}: all nets learn the classes of one data set; remove classes')
-        for connector in term.teacher_connectors:
+        for connector in (part for of in term.teacher_connectors for part in (of if isinstance(of, Chain) else [of])):
             if connector.of_teacher and not connector.online:
                 raise ValueError(
                     f'term {term.name!r}: {type(connector).__name__} needs a trained teacher, and a peer is not '

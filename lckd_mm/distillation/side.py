@@ -67,7 +67,10 @@ class Side:
                 raise ValueError(f'{self._who} is an empty list; name connectors, or leave it out')
             for i in range(len(self.names)):
                 made = self._made(list(config) if chained else [config], i, other)
-                self.connectors.append(Chain(made) if chained else made[0])
+                try:
+                    self.connectors.append(Chain(made) if chained else made[0])
+                except ValueError as error:
+                    raise ValueError(f'{self._who}: {error}') from None
 
     def check_rows(self) -> None:
         """Raise ValueError if a tap's rows are the net's own choice: they cannot be compared with another net's."""
@@ -136,7 +139,7 @@ class Side:
             fields, own = inspect.signature(kind).parameters, dict(config)
             for field, side in (('in_channels', self), ('out_channels', other)):
                 if field in fields:
-                    given = self._width_after(made, i, other) if made and side is self else None
+                    given = self._width_after(made, i, other) if made and side is self and field not in own else None
                     own[field] = self._channels(own.get(field, given), field, i, side, side.names[i])
             made.append(build_registered(own, self._who))
         return made

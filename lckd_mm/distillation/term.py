@@ -92,7 +92,7 @@ class Term(nn.Module):
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
-        self._check_axes()
+        self.check_axes()
         #: What the loss is given beyond the two features.
         self.extras = self.loss.extras()
         self.student.connect(connector, self.teacher, {n: (t.student, t.teacher) for n, t in before.items()})
@@ -145,7 +145,7 @@ class Term(nn.Module):
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
             norm = trace.norm if (trace := taps.traces.get(tap)) else None
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
-        self._check_axes()
+        self.check_axes()
         head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
         self._theirs = score_count(head, self.teacher.width())
         if self.match is not None:
@@ -153,7 +153,7 @@ class Term(nn.Module):
         modules = [teacher.get_submodule(taps.addresses[tap].path) for tap in self.teacher.names]
         self.loss.bind(modules, f'term {self.name!r}')
 
-    def _check_axes(self) -> None:
+    def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
         for side in (self.student, self.teacher):
             side.check_rows()

@@ -207,7 +207,7 @@ class PruningHook(Hook):
                     hooks.callback(module.register_forward_pre_hook(partial(match, path)).remove)
             try:
                 run_once(model, training_size(model), 'tensor')
-            except TypeError:  # no plain forward, as in mmseg's Mask2Former
+            except Exception:  # no plain forward, as in mmseg's Mask2Former
                 run_once(model, training_size(model), 'predict')
         return followers
 

@@ -3,12 +3,14 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..contexts import preserved_rng, saved_buffers
 from ..distillation import NonFiniteError
@@ -78,8 +80,9 @@ def twin(model: nn.Module) -> nn.Module:
     memo = {id(value): value for value in shared} | {id(observers): [_ignore for _ in observers]}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
-        # A wrapped forward, as of activation checkpointing, would run the layers of the model itself.
-        vars(module).pop('forward', None)
+        # A wrapped forward runs the layers of the model itself. It may save memory, as activation checkpointing does.
+        if vars(module).pop('forward', None) is not None:
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
     return copied
 
 
