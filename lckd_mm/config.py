@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 from torch import nn
 
-from .hosts import build_model
+from .hosts import build_model, datasets
 from .registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, resolved, type_name
 
 # Hooks that train() adds by default.
@@ -142,10 +142,5 @@ def _downloads(kind: Any) -> bool:
 
 
 def _datasets(dataset: Any) -> Iterator[ConfigDict]:
-    if not isinstance(dataset, dict):
-        return
-    inner = dataset.get('datasets') or ([dataset.dataset] if 'dataset' in dataset else [])
-    if not inner and 'type' in dataset:
-        yield dataset
-    for one in inner:
-        yield from _datasets(one)
+    """Those that wrap no other."""
+    return (of for of in datasets(dataset) if 'type' in of and not of.get('datasets') and 'dataset' not in of)

@@ -373,16 +373,22 @@ def test_a_net_without_a_neck():
 @pytest.mark.parametrize(
     'name, reason',
     [
-        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', "of proposals.*compare 'backbone' and 'neck'"),
-        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', "of queries.*compare 'backbone' and 'neck'"),
-        ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', 'of queries'),
+        (
+            'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+            'region that this net proposes.*compare the backbone .*, the neck',
+        ),
+        (
+            'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+            'query of this net.*compare the backbone .*, the neck',
+        ),
+        ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', 'query of this net'),
     ],
 )
 def test_scores_of_regions_and_queries_are_refused_before_a_run(name, reason):
     model, scope = read_model_config(name, 'test')
     with (
         torch.device('meta'),
-        pytest.raises(ValueError, match=f"has no preset 'logits': its class scores are {reason}"),
+        pytest.raises(ValueError, match=f"has no preset 'logits': its class scores are one row for each {reason}"),
     ):
         preset_taps(build_model(model, scope), 'logits')
 

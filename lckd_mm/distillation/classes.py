@@ -50,7 +50,11 @@ class ClassMatch:
             self.match(None, None)
 
     def match(self, student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
-        """Match the nets' names, of which those of the config come first; ValueError if a net's are not known."""
+        """Match the classes of both nets by name. Names given in the config replace those that are handed in.
+
+        Raises:
+            ValueError: the names of a net are not known, do not fit its scores, or too few are in both nets.
+        """
         if self.matched:
             return
         names = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import arguments
 from ..contexts import eval_mode
 from ..errors import one_line
-from ..hosts import fabricate_samples, image_channels, lacks_operator, run_once, training_size
+from ..hosts import fabricate_samples, image_channels, lacks_operator, own_sizes, run_once, training_size
 from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
 from ..taps.presets import preset_taps
 from .objective import Objective
@@ -55,26 +55,29 @@ class MadeUpImage:
 
     Args:
         nets: the student, or all nets that learn together.
-        source: where the size comes from: 'dry_run_size', 'data_preprocessor' or 'default'.
+        source: where the size comes from: the option that sets it, or the student's 'data_preprocessor'.
     """
 
     channels: int
     size: tuple[int, int]
     nets: list[nn.Module] = field(default_factory=list)
-    source: str = 'default'
+    source: str = 'dry_run_size='
 
     @classmethod
-    def of(cls, who: str, size: Any, nets: Iterable[nn.Module]) -> 'MadeUpImage':
-        """The image for these nets; ``size`` is one integer or two, None for the size of the first net's training."""
+    def of(cls, who: str, size: Any, nets: Iterable[nn.Module], option: str = 'dry_run_size=') -> 'MadeUpImage':
+        """The image for these nets; ``size`` is one integer or two, None for the size of the first net's training.
+
+        ``option`` is what sets the size, as it is written before a number.
+        """
         nets = list(nets)
         channels = image_channels(nets[0])
         if size is None:
             known = getattr(nets[0].data_preprocessor, 'size', None) is not None
-            return cls(channels, training_size(nets[0]), nets, 'data_preprocessor' if known else 'default')
+            return cls(channels, training_size(nets[0]), nets, 'data_preprocessor' if known else option)
         sides = arguments.integers(who, 'dry_run_size', [size, size] if isinstance(size, int) else size)
         if len(sides) != 2:
             raise ValueError(f'{who}: dry_run_size must be one number, or height and width, got {size!r}')
-        return cls(channels, tuple(sides), nets, 'dry_run_size')
+        return cls(channels, tuple(sides), nets, option)
 
     def __str__(self) -> str:
         return f'{_by(self.size)}' + (f' with {self.channels} channels' if self.channels != 3 else '')
@@ -161,13 +164,8 @@ def _unreached(
 
 def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     """A size that was tried and works for this net and for those that see the same images, and where to set it."""
-    own = [training_size(model)]
-    for module in model.modules():
-        sides = getattr(module, 'img_size', None)
-        sides = (sides, sides) if isinstance(sides, int) else sides
-        if isinstance(sides, (tuple, list)) and len(sides) == 2:
-            own.append(tuple(sides))
-    sizes = [size for size in dict.fromkeys([*own, *((side, side) for side in _SIZES)]) if size != image.size]
+    sizes = dict.fromkeys([training_size(model), *own_sizes(model), *((side, side) for side in _SIZES)])
+    sizes = [size for size in sizes if size != image.size]
     size = next((size for size in sizes if _works(taps, model, image, size)), None)
     if size is None:
         return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config'
@@ -175,11 +173,11 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     if any(net is model for net in image.nets):
         if image.source == 'data_preprocessor':
             return f'it takes {_by(size)}: set the size of its data_preprocessor, which is {image.size}, to {size}'
-        return f'set dry_run_size={value}, which works'
+        return f'set {image.source}{value}, which works'
     text = f'it sees the images of the student, and {_by(size)} works for both: train the student at this size'
     if image.source == 'data_preprocessor':
         return f'{text} (its data_preprocessor pads them to {_by(image.size)})'
-    return f'{text}, and set dry_run_size={value}'
+    return f'{text}, and set {image.source}{value}'
 
 
 def _works(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, size: tuple[int, int]) -> bool:

@@ -1,6 +1,6 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
-from .classes import class_names, config_class_names, score_count, scores_classes
+from .classes import class_names, config_class_names, datasets, score_count, scores_classes
 from .heads import comparable_parts, has_sigmoids, owner_head, row_choosers
 from .inputs import image_channels, normalisation
 from .models import (
@@ -16,6 +16,7 @@ from .samples import (
     class_targets,
     fabricate_samples,
     lacks_operator,
+    own_sizes,
     relative_boxes,
     resized_labels,
     run_once,
@@ -31,6 +32,7 @@ __all__ = [
     'class_targets',
     'comparable_parts',
     'config_class_names',
+    'datasets',
     'fabricate_samples',
     'has_sigmoids',
     'host_of',
@@ -39,6 +41,7 @@ __all__ = [
     'load_config',
     'normalisation',
     'own_losses',
+    'own_sizes',
     'owner_head',
     'read_model_config',
     'relative_boxes',

@@ -1,11 +1,9 @@
 """Names of classes: of a data set, in a checkpoint's meta, and in a config."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmengine.registry import DATASETS
-
+from ..registry import DATASETS, resolved
 from .models import load_config
 
 
@@ -26,24 +24,20 @@ def config_class_names(source: Any) -> list[str] | None:
     if not isinstance(source, str):
         return None
     cfg = load_config(source)
-    for dataset in _datasets((cfg.get('train_dataloader') or {}).get('dataset')):
-        kind = dataset.get('type')
-        if isinstance(kind, str):
-            # What cannot be imported is not known, and the model needs it no more.
-            with contextlib.suppress(Exception), DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as known:
-                kind = known.get(kind)
+    for dataset in datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+        kind = resolved(dataset.get('type'), DATASETS, cfg.get('default_scope'))
         names = class_names(dataset.get('metainfo')) or class_names(getattr(kind, 'METAINFO', None))
         if names is not None:
             return names
     return None
 
 
-def _datasets(config: Any) -> Iterator[Mapping]:
+def datasets(config: Any) -> Iterator[Mapping]:
     """A data set's config, and those that it wraps."""
     if isinstance(config, Mapping):
         yield config
         for inner in (config.get('dataset'), *(config.get('datasets') or ())):
-            yield from _datasets(inner)
+            yield from datasets(inner)
 
 
 def score_count(head: Any, width: int) -> tuple[int, int]:
@@ -58,7 +52,6 @@ def score_count(head: Any, width: int) -> tuple[int, int]:
 def scores_classes(head: Any, width: int) -> bool:
     """Whether a feature of this width in a head is its class scores, judged by the width."""
     counts = [getattr(head, name, None) for name in ('num_classes', 'out_channels', 'cls_out_channels')]
-    anchors = getattr(head, 'num_base_priors', None)
-    if isinstance(anchors, int) and isinstance(counts[2], int):
-        counts.append(anchors * counts[2])
-    return width in counts
+    anchors = getattr(head, 'num_base_priors', 1)
+    anchors = {1, *(anchors if isinstance(anchors, (list, tuple)) else [anchors])}
+    return width in {count * n for count in counts if isinstance(count, int) for n in anchors}

@@ -24,6 +24,13 @@ def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tu
     return tuple(size) if size is not None else default
 
 
+def own_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """Heights and widths for which parts of a model are made (their ``img_size``)."""
+    sizes = (getattr(module, 'img_size', None) for module in model.modules())
+    sizes = ((size, size) if isinstance(size, int) else size for size in sizes)
+    return list(dict.fromkeys(tuple(s) for s in sizes if isinstance(s, (tuple, list)) and len(s) == 2))
+
+
 def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
     """Dummy data samples with ground truth for a batch of images of ``size``, for runs where only shapes matter."""
     host, (height, width) = host_of(model), size

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..errors import one_line
-from ..hosts import host_of, training_size
+from ..hosts import host_of, own_sizes, training_size
 from . import search
 from .modules import is_activation, is_norm
 
@@ -42,8 +42,7 @@ def preset_taps(model: nn.Module, name: str, size: tuple[int, int] | None = None
         return {f'stage{i}': f'backbone{address}' for i, address in enumerate(known, 1)}
     find = {'backbone': search.stages, 'neck': search.levels, 'logits': search.scores}[name]
     # Addresses do not depend on the size, so that a net which takes one alone is run on images of that.
-    own = [side for m in model.modules() if (side := getattr(m, 'img_size', None))]
-    sizes = [size or training_size(model), *((side, side) if isinstance(side, int) else tuple(side) for side in own)]
+    sizes = [size or training_size(model), *own_sizes(model)]
     errors = []
     for height, width in dict.fromkeys(sizes):
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..contexts import eval_mode, preserved_rng, training_branches
-from ..hosts import image_channels, owner_head, run_once
+from ..hosts import comparable_parts, image_channels, owner_head, row_choosers, run_once, scores_classes
 from .address import Address
 from .capture import LIST_ALL
 from .modules import watch_input, watch_output
@@ -55,9 +55,9 @@ def log_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
 
 
 def log_strides(shapes: Iterable[tuple[int, ...]], size: tuple[int, int]) -> list[int | None]:
-    """:func:`log_stride` of consecutive maps, of which small ones are rounded up.
+    """:func:`log_stride` of consecutive maps.
 
-    A smaller map than the one before, or another of 1 x 1, is one stride further at least.
+    A map that is smaller than the one before it, or 1 x 1 like it, is at least one stride further.
     """
     found: list[int | None] = []
     last = 0
@@ -223,13 +223,10 @@ def scores(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
     Raises:
         NotFoundError: there is no such layer, or its scores are of regions or queries, which differ between two nets.
     """
-    if getattr(model, 'roi_head', None) is not None:
+    for chooser in row_choosers(model):
         raise NotFoundError(
-            "its class scores are of proposals, which are other boxes in another net; compare 'backbone' and 'neck'"
-        )
-    if any(hasattr(module, 'num_queries') for module in model.modules()):
-        raise NotFoundError(
-            "its class scores are of queries, which find other objects in another net; compare 'backbone' and 'neck'"
+            f'its class scores are one row for each {chooser.rows}, and those of another net are other ones; compare '
+            f'{comparable_parts(model)}'
         )
     weighted = {p: m for p, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None}
     returned, seen, error = _seen(model, size, weighted)
@@ -281,12 +278,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _counts_classes(model: nn.Module, seen: Seen) -> bool:
     """Whether the tensor has a channel for each class, or for each class and anchor, of the head that it is in."""
-    head = owner_head(model, seen.address.path)
-    classes = {getattr(head, name, None) for name in ('num_classes', 'out_channels', 'cls_out_channels')}
-    anchors = getattr(head, 'num_base_priors', 1)
-    anchors = {1, *(anchors if isinstance(anchors, (list, tuple)) else [anchors])}
     linear = isinstance(model.get_submodule(seen.address.path), nn.Linear)
     axis = 1 if seen.tensor.dim() == 4 and not linear else -1
-    return seen.tensor.dim() in (2, 3, 4) and seen.tensor.shape[axis] in {
-        c * a for c in classes if isinstance(c, int) for a in anchors
-    }
+    head = owner_head(model, seen.address.path)
+    return seen.tensor.dim() in (2, 3, 4) and scores_classes(head, seen.tensor.shape[axis])

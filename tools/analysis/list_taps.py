@@ -70,7 +70,7 @@ def print_presets(model, presets: list[str], size: tuple[int, int], gradient: bo
 
     addresses = [preset_taps(model, preset, size) for preset in presets]
     taps = FeatureTaps({name: address for of in addresses for name, address in of.items()}, 'preset')
-    trace_taps(taps, model, MadeUpImage.of('--size', size, [model]))
+    trace_taps(taps, model, MadeUpImage.of('list_taps', size, [model], '--size '))
     with taps.record(model, stop=True) as features:
         run_once(model, size, 'tensor', gradient)
     print('taps = dict(')
