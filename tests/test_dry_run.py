@@ -62,6 +62,7 @@ def distilled(scope, save_teacher, tmp_path):
 def test_each_tap_knows_the_passes_that_fire_it(scope, host, net, taps, passes):
     scope(host)
     model = build_model(net()).eval()
+    model.init_weights()  # without it DINO's level_embed is unset memory, which may hold nan
     state = {key: value.clone() for key, value in model.state_dict().items()}
     taps = FeatureTaps(taps, 'teacher')
     trace_taps(taps, model, MadeUpImage.of('test', 64, [model]))
