@@ -4,7 +4,7 @@ import pytest
 import torch
 from run_helpers import HOOK, config, distiller, run, scalars, scenes, segmentor, teacher_file
 
-from lckd_mm.distillation.shares import HORIZON, RunningShare, parse_share, share_weights, total_of
+from lckd_mm.distillation.shares import HORIZON, RunningShare, parse_share, share_weights, sum_of
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_total_is_the_host_s(scenes):
     losses = dict(loss_a=torch.tensor([1.0, 3.0]), loss_b=[torch.tensor(2.0), torch.tensor(4.0)], acc=torch.tensor(9.0))
     from lckd_mm.hosts import build_model
 
-    assert total_of(losses) == build_model(segmentor(4), 'mmseg').parse_losses(losses)[0] == 8
+    assert sum_of(losses) == build_model(segmentor(4), 'mmseg').parse_losses(losses)[0] == 8
 
 
 def test_the_share_is_held_over_a_run(tmp_path, scenes, teacher_file):

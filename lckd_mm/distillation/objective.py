@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import one_line
 from ..taps import TapError
 from .finite import NonFiniteError, check_values, origin
-from .shares import share_weights, total_of
+from .shares import share_weights, sum_of
 from .side import Connected, levels
 from .term import Batch, Term
 
@@ -61,7 +61,7 @@ class Objective(nn.ModuleDict):
             return {}
         fixed = {name: value for name, value in losses.items() if name not in running}
         balanced = {}
-        for name, weight in share_weights(running, losses, total_of(own | fixed), training).items():
+        for name, weight in share_weights(running, losses, sum_of(own | fixed), training).items():
             self[name].weight = weight
             balanced[name] = weight * self[name].scale * losses[name]
         return balanced

@@ -61,7 +61,7 @@ def share_weights(
     weights = {}
     for name, of in running.items():
         value = values[name].detach().abs()
-        now = torch.stack([value, torch.as_tensor(others, dtype=value.dtype, device=value.device).abs()]).to(of.means)
+        now = torch.stack([value, torch.as_tensor(others).to(value).abs()]).to(of.means)
         if training:
             all_reduce(now, 'mean')
         # A batch that is not finite is left out: other checks decide what becomes of it.
@@ -76,7 +76,7 @@ def share_weights(
     return weights
 
 
-def total_of(losses: Mapping[str, Any]) -> Tensor | float:
+def sum_of(losses: Mapping[str, Any]) -> Tensor | float:
     """The sum of a loss dict, as the hosts' ``parse_losses`` adds it up."""
     tensors = [x for name, of in losses.items() if 'loss' in name for x in (of if isinstance(of, list) else [of])]
-    return sum(x.detach().mean() for x in tensors if isinstance(x, Tensor))
+    return sum(x.mean() for x in tensors if isinstance(x, Tensor))
