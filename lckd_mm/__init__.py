@@ -5,3 +5,11 @@ Importing this package imports no host library: ``lckd_mm.functional`` needs onl
 """
 
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str):
+    if name == 'distillation_config':  # it needs the host libraries
+        from .recipes import distillation_config
+
+        return distillation_config
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

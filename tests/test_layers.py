@@ -17,7 +17,7 @@ LAYERS = (
     ('taps', 'config'),
     ('backbones', 'heads', 'losses', 'connectors', 'data', 'optim'),
     ('distillation', 'evaluation'),
-    ('hooks',),
+    ('hooks', 'recipes'),
     ('cli', 'reporting', 'doctor'),
 )
 ORDER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

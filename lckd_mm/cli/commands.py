@@ -29,6 +29,7 @@ from ..config import (
 )
 from ..errors import CLEAR, one_line
 from ..hosts import load_config, unwrapped
+from ..recipes import RECIPES, default_work_dir, start
 from ..registry import HOOKS, OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, save_whole, trust
@@ -135,9 +136,25 @@ def train(argv: list[str]) -> None:
         metavar='CHECKPOINT',
         help='resume from a checkpoint; without a value, from the newest good one in the work_dir',
     )
+    p.add_argument(
+        '--teacher',
+        nargs='+',
+        metavar='NAME',
+        help='distil the config from this teacher: a checkpoint, a config and a checkpoint, or a config of a host with '
+        'published weights; the distillation config is written into the work_dir',
+    )
+    p.add_argument('--recipe', default='auto', help=f'with --teacher: {", ".join(RECIPES)} (default: auto)')
+    p.add_argument('--dry-run', action='store_true', help='with --teacher: write the distillation config, do not train')
     p.add_argument('--amp', action='store_true', help='automatic mixed precision in float16 (needs a GPU)')
     p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     args = p.parse_args(argv)
+    if args.teacher:
+        args.work_dir = args.work_dir or default_work_dir(args.config, args.recipe)
+        args.config = start(args.config, args.teacher, args.recipe, args.work_dir)
+        if args.dry_run:
+            return
+    elif args.dry_run or args.recipe != 'auto':
+        p.error('--recipe and --dry-run belong to --teacher')
     cfg = read_config(args)
     if args.amp:
         enable_amp(cfg)

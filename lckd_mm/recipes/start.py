@@ -1,0 +1,144 @@
+"""Writes the config of a distillation, from a student's config and a teacher."""
+
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from .. import __version__
+from ..config import is_distillation, plain_model
+from ..distillation.teacher import FrozenTeacher
+from ..hosts import config_class_names, host_of, load_config
+from ..storage.files import install, write_whole
+from .choose import Chosen, Pair, choose
+from .teacher import Source, find_teacher
+
+
+def distillation_config(
+    student: str, teacher: str | Sequence[str], recipe: str = 'auto', work_dir: str | None = None, **overrides: Any
+) -> Config:
+    """The config of a distillation, ready for ``Runner.from_cfg``; its file lies in ``work_dir``.
+
+    Args:
+        student: a config that trains alone: a file, or a host's, such as ``'mmdet::retinanet/….py'``.
+        teacher: a checkpoint, a host's config with published weights, or a config and a checkpoint.
+        recipe: 'auto', 'kd', 'features', 'london' or 'lipschitz'.
+        work_dir: by default ``work_dirs/<student>_<recipe>``.
+        overrides: values of the config, such as ``train_cfg=dict(max_iters=100)``.
+    Raises:
+        FileNotFoundError, ValueError, TypeError: see :func:`start`.
+    """
+    install()
+    cfg = load_config(start(student, teacher, recipe, work_dir))
+    cfg.merge_from_dict(overrides)
+    cfg.work_dir = work_dir or default_work_dir(student, recipe)
+    return cfg
+
+
+def default_work_dir(student: str, recipe: str) -> str:
+    """``work_dirs/<student>_<recipe>``."""
+    return str(Path('work_dirs') / f'{Path(student.rpartition("::")[2]).stem}_{recipe}')
+
+
+def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work_dir: str | None = None) -> str:
+    """Write the config of a distillation into ``work_dir/recipe``, and return its path.
+
+    Both nets are built and run once on a made-up image, and the teacher is loaded strictly, before anything is written.
+
+    Raises:
+        FileNotFoundError: there is no such config or checkpoint. ValueError: the config distils already, the teacher's
+            config or weights are not found or do not fit, or the nets do not have what the recipe needs.
+    """
+    cfg = load_config(student, 'student')
+    if is_distillation(cfg):
+        raise ValueError(f'student: {student!r} is a distillation already; name a config that trains alone')
+    source = find_teacher([teacher] if isinstance(teacher, str) else list(teacher))
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        net = plain_model(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        model = source.model
+        if source.text is not None:
+            model = f'{folder}/{source.model}'
+            Path(model).write_text(source.text)
+        frozen = FrozenTeacher(model, source.checkpoint)
+        frozen.load()
+    if host_of(frozen.model) != host_of(net):
+        raise ValueError(
+            f'teacher: {type(frozen.model).__name__} is a model of {host_of(frozen.model)} and the student, '
+            f'{type(net).__name__}, of {host_of(net)}; name a teacher of the same task'
+        )
+    chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes)))
+    folder = Path(work_dir or default_work_dir(student, recipe)).absolute() / 'recipe'
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.text is not None:
+        source.model = str(folder / source.model)
+        write_whole(source.model, source.text.encode())
+    base = student if '::' in student else str(Path(student).absolute())
+    if Config._is_lazy_import(cfg.filename):
+        # A text config cannot inherit from one in pure Python.
+        base = str(folder / 'student.py')
+        write_whole(base, cfg.pretty_text.encode())
+    path = folder / f'{Path(student.rpartition("::")[2]).stem}_{recipe}.py'
+    write_whole(path, written(base, source, chosen).encode())
+    for line in said((net, frozen.model), source, chosen, path):
+        print_log(line, logger='current')
+    return str(path)
+
+
+def written(base: str, source: Source, chosen: Chosen) -> str:
+    """The text of the distillation config."""
+    checkpoint = source.checkpoint if '://' in source.checkpoint else str(Path(source.checkpoint).absolute())
+    model = source.model if '::' in source.model else str(Path(source.model).absolute())
+    terms = []
+    for name, term in chosen.terms.items():
+        terms += [f'        # {line}' for line in textwrap.wrap(chosen.reasons[name], 108)]
+        terms.append(f'        {name}={literal(term, 8)},')
+    return '\n'.join(
+        [
+            f"# The student's config, distilled by the recipe {chosen.recipe!r} of lckd_mm {__version__}: train this",
+            '# file with tools/train.py, edit it, or inherit from it.',
+            f'_base_ = [{base!r}]',
+            '',
+            'model = dict(',
+            '    _delete_=True,',
+            "    type='lckd_mm.Distiller',",
+            '    student=_base_.model,',
+            f'    teacher=dict(model={model!r}, checkpoint={checkpoint!r}),',
+            f'    taps={chosen.taps!r},',
+            '    terms=dict(',
+            *terms,
+            '    ),',
+            ')',
+            '',
+        ]
+    )
+
+
+def literal(value: Any, indent: int, limit: int = 110) -> str:
+    """A value as Python text: on one line if that is short enough, else an entry a line."""
+    if not isinstance(value, dict):
+        return f'[{", ".join(literal(v, 0, 1000) for v in value)}]' if isinstance(value, list) else repr(value)
+    line = f'dict({", ".join(f"{k}={literal(v, 0, 1000)}" for k, v in value.items())})'
+    if indent + len(line) <= limit:
+        return line
+    rows = [f'{" " * (indent + 4)}{k}={literal(v, indent + 4, limit)},' for k, v in value.items()]
+    return '\n'.join(['dict(', *rows, f'{" " * indent})'])
+
+
+def said(nets: tuple[nn.Module, nn.Module], source: Source, chosen: Chosen, path: Path) -> Iterator[str]:
+    """What was chosen and why, in lines for the log."""
+    names = [
+        f'{type(net).__name__} ({sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters)' for net in nets
+    ]
+    yield f'recipe {chosen.recipe!r}: the student {names[0]} learns from the teacher {names[1]}, {source.checkpoint}'
+    for name, term in chosen.terms.items():
+        taps = ', '.join([term['on']] if isinstance(term['on'], str) else term['on'])
+        yield f'{name} (weight {term["weight"]}) on {taps}: {chosen.reasons[name]}'
+    yield from chosen.notes
+    yield f'written to {path}; train it, edit it, or inherit from it'
