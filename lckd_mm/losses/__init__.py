@@ -7,9 +7,9 @@ from .exploration import ExploreLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
-from .logits import DKDLoss, KDLoss
+from .logits import DKDLoss, KDLoss, WSLDLoss
 from .partial import PartialKDLoss
-from .relations import RKDLoss
+from .relations import DISTLoss, RKDLoss, SPLoss
 
 __all__ = [
     'ABLoss',
@@ -17,6 +17,7 @@ __all__ = [
     'ATLoss',
     'AdversarialLoss',
     'CWDLoss',
+    'DISTLoss',
     'DKDLoss',
     'ExploreLoss',
     'FGDLoss',
@@ -36,4 +37,6 @@ __all__ = [
     'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',
+    'SPLoss',
+    'WSLDLoss',
 ]
