@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional.shapes import check_kind, width
 
 _ONE_PER_TENSOR = ('raw_student', 'raw_teacher', 'teacher_connector')
@@ -30,7 +31,8 @@ class Loss(nn.Module):
     * ``teacher_connector``: the module that connects the teacher's feature, or None.
     * ``replay``, for joint losses: a function that runs both nets on other images and returns their connected features.
 
-    If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor.
+    If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor; if it takes
+    ``student_channels``, those of the student's, before the connector.
     """
 
     #: Whether forward takes lists of tensors.
@@ -99,8 +101,19 @@ def _extras(module: nn.Module) -> list[str]:
     return [name for name in list(inspect.signature(module.forward).parameters)[2:] if name in _EXTRAS]
 
 
-def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor]) -> None:
-    """Raise ValueError unless there is one feature for each number of channels, with that many."""
+def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor], advice: str = '') -> None:
+    """Raise ValueError, with ``advice``, unless there is one feature for each number of channels, with that many."""
     found = [width(x.shape) for x in features]
     if found != list(channels):
-        raise ValueError(f'{who}: built for features of {list(channels)} channels, got {found}')
+        raise ValueError(
+            f'{who}: built for features of {list(channels)} channels, got {found}' + (f'; {advice}' if advice else '')
+        )
+
+
+def channel_pairs(who: str, student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
+    """Channels of each feature (student, teacher); ValueError unless there are as many features of both nets."""
+    ours = arguments.integers(who, 'student_channels', student)
+    theirs = arguments.integers(who, 'channels', teacher)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{who}: {len(ours)} student tensors, but {len(theirs)} of the teacher's")
+    return list(zip(ours, theirs))
