@@ -34,6 +34,12 @@ METHODS = {
     'loss_ab': dict(loss=dict(type='lckd_mm.ABLoss'), on=STAGE_NAMES, weight=1e-3, **CONNECTED),
     'loss_rkd': dict(loss=dict(type='lckd_mm.RKDLoss'), on='stage4'),
     'loss_dkd': dict(loss=dict(type='lckd_mm.DKDLoss'), on='logits'),
+    'loss_dist': dict(loss=dict(type='lckd_mm.DISTLoss'), on='logits'),
+    'loss_wsld': dict(loss=dict(type='lckd_mm.WSLDLoss'), on='logits'),
+    'loss_sp': dict(loss=dict(type='lckd_mm.SPLoss'), on='stage4', weight=3000.0),
+    'loss_vid': dict(loss=dict(type='lckd_mm.VIDLoss'), on=STAGE_NAMES),
+    'loss_review': dict(loss=dict(type='lckd_mm.ReviewKDLoss'), on=STAGE_NAMES),
+    'loss_crd': dict(loss=dict(type='lckd_mm.CRDLoss', samples=16, negatives=8), on='stage4'),
     'loss_part': dict(loss=dict(type='lckd_mm.PartialKDLoss', kind='sim'), on='logits'),
     'loss_ft': dict(
         loss=dict(type='lckd_mm.FTLoss'), on='stage3', weight=100.0, connector=dict(type='lckd_mm.Translator'),
@@ -59,10 +65,12 @@ METHODS = {
 @pytest.mark.parametrize('host', HOSTS)
 @pytest.mark.parametrize('method', METHODS)
 def test_it_trains(host, method, scenes, teacher_file, tmp_path):
-    if host == 'mmdet' and method in ('loss_dkd', 'loss_part', 'loss_gradient'):
+    if host == 'mmdet' and method in ('loss_dkd', 'loss_dist', 'loss_wsld', 'loss_part', 'loss_gradient'):
         pytest.skip('refused before training')
     if host != 'mmdet' and method == 'loss_fgd':
         pytest.skip('refused before training')
+    if host != 'mmpretrain' and method in ('loss_crd', 'loss_sp', 'loss_review'):
+        pytest.skip('the same path as on mmpretrain')
     model = distillation(host, teacher_file, **{method: METHODS[method]})
     cfg = config(host, scenes, tmp_path / 'run', model, iters=3)
     cfg.default_hooks.distillation = HOOK
@@ -88,6 +96,13 @@ AUXILIARY = {k: v for k, v in METHODS['loss_jacobian'].items() if k != 'on'} | d
 #: Host, terms, and what the message names.
 REFUSED = [
     ('mmdet', dict(loss_dkd=METHODS['loss_dkd']), 'DKDLoss: .* RetinaHead'),
+    ('mmdet', dict(loss_dist=METHODS['loss_dist']), 'DISTLoss: .* RetinaHead'),
+    (
+        'mmdet',
+        dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', standardise=True), on='logits')),
+        'KDLoss: standardise',
+    ),
+    ('mmpretrain', dict(loss_vid=dict(METHODS['loss_vid'], **CONNECTED)), 'VIDLoss: .*; leave out the connector'),
     ('mmdet', dict(loss_gradient=METHODS['loss_gradient']), "JacobianLoss with mode='gradient'"),
     ('mmseg', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
     ('mmpretrain', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
