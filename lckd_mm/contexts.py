@@ -3,6 +3,8 @@
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,3 +110,16 @@ class Moment:
             torch.autocast(self.kind, *self.precision),
         ):
             yield
+
+
+@contextlib.contextmanager
+def wrapped_forward(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
+    """Inside the ``with``, the module's forward, also if called directly, is ``around(its own, *args, **kwargs)``."""
+    kept = vars(module).get('forward')
+    module.forward = partial(around, module.forward)
+    try:
+        yield
+    finally:
+        del module.forward
+        if kept is not None:
+            module.forward = kept

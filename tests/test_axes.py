@@ -210,7 +210,7 @@ def test_tokens_are_a_map_of_one_column(name):
 def test_other_kinds_are_refused_in_a_sentence(name):
     loss = built_losses()[name]
     shapes = dict(vector=(2, 3), tokens=(2, 5, 3), map=(2, 3, 4, 4), queries=(6, 2, 5, 3, 1))
-    extras = dict(data_samples=None) if 'data_samples' in loss.extras() else {}
+    extras = dict(data_samples=None) if 'data_samples' in loss.forward_arguments() else {}
     for kind, shape in shapes.items():
         if kind not in TAKEN[name]:
             with pytest.raises(ValueError, match=rf'{name}: expected .*, got shape {re.escape(str(shape))}'):

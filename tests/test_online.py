@@ -503,6 +503,8 @@ OTHER_IMAGES = dict(type='ClsDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
     (dict(terms=dict(loss_ofd=dict(loss=dict(type='lckd_mm.OFDLoss'), on='stage4',
                                    teacher_connector=[dict(type='lckd_mm.MarginReLU')])), steps=None),
      ValueError, 'MarginReLU'),
+    (dict(terms=dict(loss_x=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', reuse='logits')), steps=None),
+     ValueError, 'a peer is not frozen, so it cannot be reused'),
     (dict(widths=(4, 6), terms=dict(loss_a=dict(ADVERSARIAL, connector=None)), steps=None), ValueError,
      'differ in shape'),
     (dict(nets=[classifier(4), dict(classifier(4), data_preprocessor=OTHER_IMAGES)]), ValueError, 'net 1 normalises'),

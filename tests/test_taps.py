@@ -521,11 +521,25 @@ def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(net, image, 
     assert all(m.inplace for m in net.modules() if isinstance(m, nn.ReLU))
 
 
-def test_nothing_is_put_where_there_is_no_single_place(image):
+def test_each_call_of_a_tap_of_all_calls_gets_its_own_tensor(net, image):
+    taps = traced(net.eval(), image, a='layer2.0.relu@in#*', end='head')
+    with torch.no_grad():
+        with taps.record(net) as plain:
+            net(image)
+        with taps.substitute(net, 'a', [2 * x for x in plain['a']]), taps.record(net) as moved:
+            net(image)
+    assert len(plain['a']) > 1
+    torch.testing.assert_close(moved['a'], [2 * x for x in plain['a']])
+    assert not torch.allclose(moved['end'], plain['end'])
+
+
+def test_nothing_is_put_where_there_is_no_place_for_it(image):
     net = Net(inplace=False)
-    for taps, says in (
-        (traced(net, image, a='layer2.0.relu#*'), 'reads all calls'),
-        (FeatureTaps(dict(a='layer1')), 'it must be traced'),
+    for taps, value, says in (
+        (traced(net, image, a='layer2.0.relu#*'), image, 'give a list for #'),
+        (traced(net, image, a='layer2.0.relu#*'), [image], 'reads 2 calls, and 1 tensors'),
+        (traced(net, image, a='layer1'), [image], 'give a list for #'),
+        (FeatureTaps(dict(a='layer1')), image, 'it must be traced'),
     ):
-        with pytest.raises(ValueError, match=f"tap 'a': .*{says}"), taps.substitute(net, 'a', image):
+        with pytest.raises(ValueError, match=f"tap 'a': .*{says}"), taps.substitute(net, 'a', value):
             pass

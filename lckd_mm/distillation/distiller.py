@@ -150,11 +150,14 @@ class Distiller(StudentModel):
         trained = self.terms.used()[0] if torch.is_grad_enabled() else []
         moment = Moment(inputs.device) if self.terms.replays else None
         # The teacher first: its temporary memory is then free before the student's activations are kept.
-        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples)
+        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, parts=self.terms.parts())
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             own = own_losses(self.student, inputs, data_samples)
-        batch = Batch(s, t, inputs, data_samples, own, partial(self._replay, moment, data_samples))
-        losses, connected = self.terms(batch, self.training and torch.is_grad_enabled())
+        replay, reuse = partial(self._replay, moment, data_samples), partial(self.teacher.reuse, self.teacher_taps)
+        losses, connected = self.terms(
+            Batch(s, t, inputs, data_samples, own, replay, reuse), self.training and torch.is_grad_enabled()
+        )
+        self.teacher.forget()
         for observer in self.observers:
             observer(s, t, {name: features for name, (features, _) in connected.items()}, own | losses)
         return own | losses

@@ -17,7 +17,7 @@ from ..hosts import fabricate_samples, image_channels, lacks_operator, own_sizes
 from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
 from ..taps.presets import preset_taps
 from .objective import Objective
-from .side import Connected, Feature
+from .side import Connected, Feature, flat
 from .term import Batch, Term
 
 #: Tap name to address, a preset's name, or a list of these.
@@ -217,11 +217,16 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
         return found
 
     images = torch.zeros(1, image.channels, *image.size)
-    batch = Batch(*features(images), images, fabricate_samples(student, 1, image.size), replay=features)
+
+    def reuse(part: str, values: Mapping[str, Feature], names: list[str]) -> dict[str, Feature]:
+        return features(sum(x.sum() for x in flat(values.values())))[1]
+
+    batch = Batch(*features(images), images, fabricate_samples(student, 1, image.size), replay=features, reuse=reuse)
     done: Connected = {}
     for name, term in terms.items():
         both = term.student, term.teacher
-        if any(set(side.names) - side.taps.traces.keys() or side.lender not in (None, *done) for side in both):
+        open_taps = any(set(names) - side.taps.traces.keys() for side, names in zip(both, term.reads()))
+        if open_taps or any(side.lender not in (None, *done) for side in both):
             continue
         for side in both if term.replays else ():
             unseen = [n for n in side.names if Pass() not in side.taps.traces[n].passes]

@@ -72,12 +72,17 @@ class Objective(nn.ModuleDict):
 
     def used(self) -> tuple[list[str], list[str]]:
         """The student and teacher taps that the terms read."""
-        return _unique(t.student.names for t in self.values()), _unique(t.teacher.names for t in self.values())
+        student, teacher = zip(*(term.reads() for term in self.values()))
+        return _unique(student), _unique(teacher)
 
     @property
     def replays(self) -> bool:
         """Whether a term runs the nets again."""
         return any(term.replays for term in self.values())
+
+    def parts(self) -> set[str]:
+        """The paths of the teacher's parts that run again, on features of the student's."""
+        return {term.part for term in self.values() if term.part is not None}
 
     def bind(self, teacher: nn.Module) -> None:
         """Bind every term to the teacher's layers, see :meth:`~lckd_mm.distillation.Term.bind`."""

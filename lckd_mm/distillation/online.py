@@ -144,6 +144,8 @@ class OnlineDistiller(StudentModel):
     def _refuse_bound(term: Term) -> None:
         if term.match is not None:
             raise ValueError(f'term {term.name!r}: all nets learn the classes of one data set; remove classes')
+        if term.part is not None:
+            raise ValueError(f'term {term.name!r}: a peer is not frozen, so it cannot be reused; remove reuse')
         for connector in (part for of in term.teacher_connectors for part in (of if isinstance(of, Chain) else [of])):
             if connector.of_teacher and not connector.online:
                 raise ValueError(

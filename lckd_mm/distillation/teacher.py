@@ -1,8 +1,10 @@
 """FrozenTeacher: the teacher net, kept out of checkpoints, optimizers, DDP buckets and EMA copies."""
 
+import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from .. import arguments
-from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
+from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches, wrapped_forward
 from ..errors import one_line
 from ..hosts import (
     build_named_model,
@@ -67,6 +69,8 @@ class FrozenTeacher:
         self.classes: list[str] | None = None
         self._source = model
         self._convert: tuple[Tensor, Tensor, bool] | None = None
+        # A part's path to its arguments in the last call and the autocast state there.
+        self._calls: dict[str, tuple[tuple, dict, torch.autocast]] = {}
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
             self.model = revert_sync_batchnorm(self.model)
         self.model.requires_grad_(False)
@@ -147,12 +151,15 @@ class FrozenTeacher:
         inputs: Tensor,
         data_samples: list | None,
         input_gradient: bool = False,
+        parts: Iterable[str] = (),
     ) -> dict[str, Any]:
         """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
 
         It runs in the pass that the taps' traces name: a plain forward; for its auxiliary heads the one with its loss,
         on copies of the samples, with the branches of training where a tap needs them. Its statistics do not change.
         Taps that no single pass reads take a forward each.
+
+        The calls of the modules at the paths ``parts`` are noted for :meth:`reuse`, until :meth:`forget`.
 
         With ``input_gradient`` the features can be differentiated with respect to the inputs; the parameters never get
         a gradient. Random numbers that the teacher draws (some heads draw, even in eval mode) do not affect the
@@ -165,7 +172,11 @@ class FrozenTeacher:
         version = None if inputs.is_inference() else inputs._version
         converted, features = self.convert(inputs, data_samples), {}
         for one, of in taps.passes(names).items():
-            with preserved_rng(device=inputs.device), torch.set_grad_enabled(input_gradient):
+            with (
+                preserved_rng(device=inputs.device),
+                torch.set_grad_enabled(input_gradient),
+                self._noted(parts, inputs.device.type),
+            ):
                 features |= self._features(taps, of, one, converted, data_samples)
         if version is not None and inputs._version != version:
             raise RuntimeError(
@@ -173,6 +184,45 @@ class FrozenTeacher:
                 "student sees after it; take the in-place operation out of the teacher's first layers (inplace=False)"
             )
         return features
+
+    @contextlib.contextmanager
+    def _noted(self, parts: Iterable[str], device: str) -> Iterator[None]:
+        """Note with what these parts are called; at ``forward``, since hosts call that of a head directly."""
+        autocast = dict(enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device))
+
+        def note(path: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self._calls[path] = args, kwargs, torch.autocast(device, **autocast)
+            return own(*args, **kwargs)
+
+        with contextlib.ExitStack() as stack:
+            for path in parts:
+                stack.enter_context(wrapped_forward(self.model.get_submodule(path), partial(note, path)))
+            yield
+
+    def reuse(self, taps: FeatureTaps, part: str, values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """Run a part of the teacher again on the last batch, with other features at some of its taps.
+
+        Args:
+            part: its path, one of ``parts`` of the last call. values: tap name to the feature put in its place.
+        Returns:
+            The features of the taps ``names``, with gradient to ``values``; the parameters get none.
+        Raises:
+            ValueError: the teacher did not call the part, or the part fails on these features.
+        """
+        if part not in self._calls:
+            raise ValueError(f'teacher: {type(self.model).__name__} does not call its {part!r}, so reuse cannot run it')
+        args, kwargs, autocast = self._calls[part]
+        device = next(self.model.parameters()).device
+        with preserved_rng(device=device), autocast, contextlib.ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(taps.substitute(self.model, name, value))
+            with taps.record(self.model, names, stop=True) as features:
+                self.model.get_submodule(part)(*args, **kwargs)
+        return features
+
+    def forget(self) -> None:
+        """Free what :meth:`reuse` needs of the last batch."""
+        self._calls.clear()
 
     def _features(
         self, taps: FeatureTaps, names: list[str], one: Pass, inputs: Tensor, data_samples: list | None

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from .. import arguments
 from ..connectors import Connector
 from ..contexts import untracked_statistics
+from ..functional.shapes import same_shape
 from ..hosts import owner_head, score_count, scores_classes
-from ..losses.base import Loss, PlainLoss
+from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_POSITION, ClassMatch, check_names
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
+_ROLES = ('student', 'teacher')
 
 
 @dataclass(eq=False)
@@ -34,6 +36,9 @@ class Batch:
     losses: Mapping[str, Any] = field(default_factory=dict)
     #: Maps (other images, student tap names, teacher tap names) to both nets' features, by rerunning both nets.
     replay: Callable[[Tensor, list[str], list[str]], tuple[Features, Features]] | None = None
+    #: Maps (part of the teacher, its tap names to features, tap names) to the teacher's features, by rerunning the part
+    #: with those features in the place of its own.
+    reuse: Callable[[str, Features, list[str]], Features] | None = None
 
 
 class Term(nn.Module):
@@ -53,6 +58,12 @@ class Term(nn.Module):
             None compares the raw features. The name of another term borrows its connectors: the same features, computed
             once.
         teacher_connector: the same for the teacher's features; borrowed ones are detached.
+        given: argument of the loss's forward to taps of the teacher, such as ``dict(scores='logits')``: features that
+            the loss reads as they are, without connectors.
+        reuse: taps of the teacher, as many as the student's. The student's connected features are put in their places,
+            and the part of the teacher that holds them, such as ``bbox_head``, runs from there, frozen, to the taps
+            ``teacher``: what the teacher makes of the student's features is compared with what it makes of its own. The
+            connectors map to the features of these taps.
         classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
@@ -74,6 +85,8 @@ class Term(nn.Module):
         weight: float = 1.0,
         connector: Any = None,
         teacher_connector: Any = None,
+        given: Any = None,
+        reuse: Any = None,
         classes: Any = None,
     ):
         super().__init__()
@@ -84,22 +97,26 @@ class Term(nn.Module):
         #: The two halves: student and teacher.
         self.student = Side(name, 'connector', on if student is None else student, taps[0])
         self.teacher = Side(name, 'teacher_connector', on if teacher is None else teacher, taps[1])
-        counts = len(self.student.names), len(self.teacher.names)
+        #: The teacher's side that the student's connected features have to equal in shape.
+        self.into = self.teacher if reuse is None else Side(name, 'teacher_connector', reuse, taps[1])
+        counts = len(self.student.names), len(self.into.names)
         if counts[0] != counts[1]:
             raise ValueError(f'term {name!r}: {counts[0]} student taps, but {counts[1]} teacher taps')
+        #: The path of the teacher's part that runs on the student's features; None without ``reuse``.
+        self.part = None if reuse is None else self._part(teacher_connector, classes)
         self.loss = build_registered(self._with_channels(loss), f'term {name!r}: loss')
         #: The name of its class, for error messages.
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
+        self._read_given({} if given is None else given, taps)
         self.check_axes()
-        #: What the loss is given beyond the two features.
-        self.extras = self.loss.extras()
-        self.student.connect(connector, self.teacher, {n: (t.student, t.teacher) for n, t in before.items()})
+        self.student.connect(connector, self.into, {n: (t.student, t.into) for n, t in before.items()})
         self.teacher.connect(teacher_connector, self.student, {n: (t.teacher, t.student) for n, t in before.items()})
         self.connectors, self.teacher_connectors = self.student.connectors, self.teacher.connectors
         head = owner_head(net, taps[0].addresses[self.student.names[0]].path)
-        self.loss.read_head(head)
+        if self.part is None:
+            self.loss.read_head(head)
         self.match = None if classes in (None, BY_POSITION) else ClassMatch(name, classes, self.loss)
         sides = nn.ModuleList([self.connectors, self.teacher_connectors])
         if self.match is not None and (any(True for _ in sides.parameters()) or self.student.lender):
@@ -110,7 +127,7 @@ class Term(nn.Module):
         #: The student's number of classes if it is class scores that are compared, whose names have to agree.
         self._compared = None
         self._own = score_count(head, self.student.width())
-        if self.loss.of_classes or scores_classes(head, self.student.width()):
+        if self.part is None and (self.loss.of_classes or scores_classes(head, self.student.width())):
             self._compared = self._own[0] if classes is None else None
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
@@ -122,6 +139,8 @@ class Term(nn.Module):
         with torch.autocast(first.device.type, enabled=False):
             raw, raw_teacher, ours, theirs = self._select(batch.student, batch.teacher, done)
             done[self.name] = dict(zip(self.student.names, ours)), dict(zip(self.teacher.names, theirs))
+            if self.part is not None:
+                ours = self._reused(batch, ours)
             connectors = self.teacher_connectors or [None] * len(theirs)
             extras = dict(
                 data_samples=batch.data_samples,
@@ -132,12 +151,19 @@ class Term(nn.Module):
                 teacher_connector=[c for c, feature in zip(connectors, theirs) for _ in levels(feature)],
             )
             extras = {key: extras[key] for key in self.extras}
+            extras |= {key: flat(side.raw(getattr(batch, side.role))) for key, side in self.given.items()}
             return self.weight * self.scale * self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
 
     @property
     def replays(self) -> bool:
         """Whether its loss runs the nets again."""
         return 'replay' in self.extras
+
+    def reads(self) -> tuple[list[str], list[str]]:
+        """The student and teacher taps that it reads."""
+        sides = [self.student, self.teacher, self.into, *self.given.values()]
+        student, teacher = ([n for side in sides if side.role == role for n in side.names] for role in _ROLES)
+        return student, teacher
 
     def bind(self, teacher: nn.Module) -> None:
         """Let connectors and the loss read the teacher's layers; called after building and again after loading it."""
@@ -147,6 +173,9 @@ class Term(nn.Module):
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
         self.check_axes()
         head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
+        if self.part is not None:
+            self.loss.read_head(head)
+        self.loss.read_teacher_head(head)
         self._theirs = score_count(head, self.teacher.width())
         if self.match is not None:
             self.match.prepare((self._own[0], self._own[1] or self.student.width()), self._theirs)
@@ -155,10 +184,10 @@ class Term(nn.Module):
 
     def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
-        for side in (self.student, self.teacher):
+        for side in (self.student, self.teacher, self.into, *self.given.values()):
             side.check_rows()
-            if self.loss.takes:
-                side.check_known(self.loss_name)
+        for side in (self.student, self.teacher) if self.loss.takes else ():
+            side.check_known(self.loss_name)
 
     def match_classes(self, student: list[str] | None, teacher: list[str] | None) -> None:
         """Match the nets' classes by their names, or check that they agree, before the first iteration.
@@ -179,8 +208,56 @@ class Term(nn.Module):
     def _select(self, student: Features, teacher: Features, done: Connected) -> tuple[list[Feature], ...]:
         """The features (student raw, teacher raw, student connected, teacher connected)."""
         raw, raw_teacher = self.student.raw(student), self.teacher.raw(teacher)
-        connected = self.student.connected(raw, raw_teacher, done)
+        likes = raw_teacher if self.into is self.teacher else self.into.raw(teacher)
+        connected = self.student.connected(raw, likes, done)
         return raw, raw_teacher, connected, self.teacher.connected(raw_teacher, raw, done)
+
+    def _part(self, teacher_connector: Any, classes: Any) -> str:
+        """The teacher's part, such as ``bbox_head``, that holds the taps of ``reuse`` and those to compare."""
+        taps = self.into.taps
+        parts = {tap: taps.addresses[tap].path.partition('.')[0] for tap in (*self.into.names, *self.teacher.names)}
+        if len(set(parts.values())) > 1:
+            found = ', '.join(f'{tap!r} in {part!r}' for tap, part in parts.items())
+            raise ValueError(
+                f'term {self.name!r}: reuse runs one part of the teacher, and these taps lie in several: {found}; name '
+                'taps of one part'
+            )
+        for key, value in (('teacher_connector', teacher_connector), ('classes', classes)):
+            if value is not None:
+                raise ValueError(
+                    f"term {self.name!r}: with reuse, outputs of the teacher's own part are compared as they are; "
+                    f'remove {key}'
+                )
+        return parts[self.into.names[0]]
+
+    def _read_given(self, given: Any, taps: tuple[FeatureTaps, FeatureTaps]) -> None:
+        """Note what the loss is passed: :attr:`extras`, and :attr:`given`, argument to the side that gives it."""
+        if not isinstance(given, Mapping):
+            raise TypeError(f"term {self.name!r}: given must be like dict(scores='logits'), got {given!r}")
+        wanted = self.loss.forward_arguments()
+        self.extras = [key for key in EXTRAS if key in wanted]
+        wanted = {key: must for key, must in wanted.items() if key not in EXTRAS}
+        of_teacher = [key for key in wanted if key.removeprefix('student_') == key]
+        for key in given:
+            if key not in of_teacher:
+                takes = ', '.join(map(repr, of_teacher)) or 'nothing'
+                raise KeyError(f'term {self.name!r}: given: {self.loss_name} does not take {key!r}, it takes {takes}')
+        for key, must in wanted.items():
+            if must and (name := key.removeprefix('student_')) not in given:
+                raise KeyError(
+                    f"term {self.name!r}: {self.loss_name} needs given=dict({name}=TAP), the teacher's tap that holds "
+                    f"its {name}, such as 'logits'"
+                )
+        self.given = {key: Side(self.name, 'teacher_connector', given[key], taps[1]) for key in given}
+        own = [key for key in given if f'student_{key}' in wanted]
+        self.given |= {f'student_{key}': Side(self.name, 'connector', given[key], taps[0]) for key in own}
+
+    def _reused(self, batch: Batch, ours: list[Feature]) -> list[Feature]:
+        """What the teacher's part makes of the student's connected features."""
+        for tap, own, feature in zip(self.into.names, ours, self.into.raw(batch.teacher)):
+            for x, like in zip(levels(own), levels(feature), strict=True):
+                same_shape(f'reuse at tap {tap!r}', x, like)
+        return self.teacher.raw(batch.reuse(self.part, dict(zip(self.into.names, ours)), self.teacher.names))
 
     def _replay(self, batch: Batch, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Both nets' connected features on other images."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .. import arguments
 from ..functional.shapes import check_kind, width
 
-_ONE_PER_TENSOR = ('raw_student', 'raw_teacher', 'teacher_connector')
-_EXTRAS = ('data_samples', 'inputs', 'replay', *_ONE_PER_TENSOR)
+_OF_BATCH = ('data_samples', 'inputs', 'replay')
+#: What a term passes without being asked to.
+EXTRAS = (*_OF_BATCH, 'raw_student', 'raw_teacher', 'teacher_connector')
 
 
 class Loss(nn.Module):
@@ -30,6 +31,9 @@ class Loss(nn.Module):
     * ``raw_student``, ``raw_teacher``: the features before the connectors.
     * ``teacher_connector``: the module that connects the teacher's feature, or None.
     * ``replay``, for joint losses: a function that runs both nets on other images and returns their connected features.
+
+    Any other argument NAME of ``forward`` is a feature that the term's ``given=dict(NAME=TAPS)`` names: the teacher's,
+    as it is, one tensor per pair for a loss of pairs. ``student_NAME`` is the student's of the same taps.
 
     If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor; if it takes
     ``student_channels``, those of the student's, before the connector.
@@ -53,13 +57,15 @@ class Loss(nn.Module):
             )
         for x in (*student, *teacher) if self.takes else ():
             check_kind(type(self).__name__, x, self.takes)
+        of_tensors = {key: [x] if single else x for key, x in extras.items() if key not in _OF_BATCH}
         if self.joint:
-            if single:
-                extras = {key: [x] if key in _ONE_PER_TENSOR else x for key, x in extras.items()}
-            return super().__call__(student, teacher, *args, **extras)
+            return super().__call__(student, teacher, *args, **extras | of_tensors)
+        for key, of in of_tensors.items():
+            if len(of) != len(student):
+                raise ValueError(f'{type(self).__name__}: {len(of)} tensors of {key} for {len(student)} of the student')
         total: Any = 0
         for i, weight in enumerate(self.tensor_weights(len(student))):
-            own = {key: x if single or key not in _ONE_PER_TENSOR else x[i] for key, x in extras.items()}
+            own = extras | {key: of[i] for key, of in of_tensors.items()}
             total = total + weight * super().__call__(student[i], teacher[i], *args, **own)
         return total
 
@@ -67,12 +73,15 @@ class Loss(nn.Module):
         """Weights of ``count`` pairs of tensors, in order of depth; by default those of the mean."""
         return [1 / count] * count
 
-    def extras(self) -> list[str]:
-        """The arguments that forward takes beyond the two features, of those in the list above."""
-        return _extras(self)
+    def forward_arguments(self) -> dict[str, bool]:
+        """The arguments that forward takes beyond the two features; whether each has to be given."""
+        return _arguments(self)
 
     def read_head(self, head: nn.Module | None) -> None:
         """Read settings from the host's head that owns the student's first tap, if there is one."""
+
+    def read_teacher_head(self, head: nn.Module | None) -> None:
+        """The same of the teacher; called after :meth:`read_head`."""
 
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
         """Take note that of the student's ``count`` scores these are given, in this order, and these of the teacher."""
@@ -89,16 +98,17 @@ class PlainLoss(Loss):
         self.module = module
         self.bounded = getattr(module, 'bounded', False)
 
-    def extras(self) -> list[str]:
-        return _extras(self.module)
+    def forward_arguments(self) -> dict[str, bool]:
+        return _arguments(self.module)
 
     def forward(self, student: Tensor, teacher: Tensor, **extras: Any) -> Tensor:
         return self.module(student, teacher, **extras)
 
 
-def _extras(module: nn.Module) -> list[str]:
+def _arguments(module: nn.Module) -> dict[str, bool]:
     # The first two are the features, whatever their names.
-    return [name for name in list(inspect.signature(module.forward).parameters)[2:] if name in _EXTRAS]
+    parameters = list(inspect.signature(module.forward).parameters.values())[2:]
+    return {p.name: p.default is p.empty for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor], advice: str = '') -> None:

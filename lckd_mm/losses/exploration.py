@@ -56,8 +56,8 @@ class ExploreLoss(Loss):
             arguments.number('ExploreLoss', 'bound', bound, above=0)
         self.form, self.bound = form, bound
 
-    def extras(self) -> list[str]:
-        return self.wrapped.extras()
+    def forward_arguments(self) -> dict[str, bool]:
+        return self.wrapped.forward_arguments()
 
     @property
     def of_classes(self) -> bool:
@@ -68,6 +68,9 @@ class ExploreLoss(Loss):
 
     def read_head(self, head: nn.Module | None) -> None:
         self.wrapped.read_head(head)
+
+    def read_teacher_head(self, head: nn.Module | None) -> None:
+        self.wrapped.read_teacher_head(head)
 
     def bind(self, layers: list[nn.Module], who: str) -> None:
         self.wrapped.bind(layers, who)

@@ -230,32 +230,37 @@ class FeatureTaps:
             features[capture.name] = [arranged(y, order) for y in x] if isinstance(x, list) else arranged(x, order)
 
     @contextlib.contextmanager
-    def substitute(self, model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    def substitute(self, model: nn.Module, name: str, value: Tensor | list[Tensor]) -> Iterator[None]:
         """Replace a tap's tensor by ``value``, in the layout of :meth:`record`: the forwards inside continue with it.
 
         Only the tapped module's output (or input, with ``@in``) is replaced; modules that get the same tensor another
         way still read the original. The forward may overwrite ``value`` in place.
 
+        Args:
+            value: one tensor; a list of one per call for a tap that reads all calls of its module (``#*``).
         Raises:
-            ValueError: the tap was not traced, or reads all calls of its module (``#*``).
+            ValueError: the tap was not traced, or ``value`` is not one tensor per call that the tap reads.
         """
         if name not in self.resolved or name not in self.traces:
             raise ValueError(f'{self.role} tap {name!r}: it must be traced before something is put in its place')
-        address = self.resolved[name]
-        if address.call == '*':
-            raise ValueError(
-                f'{self.role} tap {name!r}: {str(address)!r} reads all calls, so there is no single tensor to replace'
-            )
-        value = arranged(value, self.traces[name].order, inverse=True)
+        address, trace = self.resolved[name], self.traces[name]
         # Without #k, the module runs once.
-        wanted, calls = (address.call or 0) % self.traces[name].calls, 0
-        module = model.get_submodule(address.path)
+        wanted = range(trace.calls) if address.call == '*' else [(address.call or 0) % trace.calls]
+        values = [value] if isinstance(value, Tensor) else value
+        if len(values) != len(wanted) or isinstance(value, Tensor) != (address.call != '*'):
+            raise ValueError(
+                f'{self.role} tap {name!r}: {str(address)!r} reads {len(wanted)} calls, and {len(values)} tensors are '
+                'to be put in their place; give a list for #*, else one tensor'
+            )
+        puts = {call: arranged(x, trace.order, inverse=True) for call, x in zip(wanted, values)}
+        module, calls = model.get_submodule(address.path), 0
 
         def replaced(given: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls - 1 != wanted:
+            if calls - 1 not in puts:
                 return given
+            value = puts[calls - 1]
             if address.item is None:
                 return value
             items = list(given)
