@@ -301,6 +301,29 @@ def test_noise_goes_on_after_a_resume_and_connectors_see_the_clean_batch_alone(s
     assert term.connectors[0][1].num_batches_tracked == 3
 
 
+def test_what_the_contrastive_loss_remembers_is_in_the_checkpoint(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_crd=METHODS['loss_crd'])
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=4)
+    cfg.default_hooks.distillation = HOOK
+    cfg.train_dataloader.batch_size = 4
+    loss = run(cfg).model.terms['loss_crd'].loss
+    stored = torch.load(tmp_path / 'run' / 'iter_4.pth', weights_only=False)['lckd_mm']['terms']
+    assert all(torch.equal(value, stored[f'loss_crd.loss.{key}']) for key, value in loss.state_dict().items())
+    # Four batches are all sixteen images, and the rehearsal has left nothing behind.
+    assert (loss.classes >= 0).all() and loss.draws < 8
+    assert torch.allclose(loss.student_memory.norm(dim=1), torch.ones(16))
+
+
+def test_samples_without_an_index_are_refused_with_a_way_out_that_works(scenes, teacher_file, tmp_path):
+    model = distillation('mmseg', teacher_file, loss_crd=METHODS['loss_crd'])
+    cfg = config('mmseg', scenes, tmp_path / 'run', model, iters=1)
+    cfg.default_hooks.distillation = HOOK
+    with pytest.raises(ValueError, match=r"CRDLoss: .* add 'sample_idx' to the meta_keys of the pipeline's last step"):
+        run(cfg)
+    cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_path', 'ori_shape', 'img_shape', 'sample_idx')
+    run(cfg)
+
+
 def test_a_data_set_smaller_than_a_batch_is_refused(scenes, without_batch_norm, tmp_path):
     cfg = config('mmpretrain', scenes, tmp_path / 'run', without_batch_norm(dict(margin='data'), 1.0), iters=2)
     cfg.train_dataloader.update(batch_size=32, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True))

@@ -48,11 +48,13 @@ class VIDLoss(Loss):
     def __init__(self, channels: Sequence[int], student_channels: Sequence[int], variance: float = 5.0):
         super().__init__()
         arguments.number('VIDLoss', 'variance', variance, above=1e-5)
+        # The inverse of softplus, which does not overflow in this form.
+        start = variance - 1e-5 + math.log(-math.expm1(1e-5 - variance))
         self.means, self.scales = nn.ModuleList(), nn.ParameterList()
         for own, count in channel_pairs('VIDLoss', student_channels, channels):
             layers = [nn.Conv1d(width, count, 1, bias=False) for width in (own, count, count)]
             self.means.append(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]))
-            self.scales.append(nn.Parameter(torch.full((count, 1), math.log(math.expm1(variance - 1e-5)))))
+            self.scales.append(nn.Parameter(torch.full((count, 1), start)))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         check_channels('VIDLoss', [net[0].in_channels for net in self.means], student, _OWN_LAYERS)

@@ -94,8 +94,8 @@ class KDLoss(ScoreLoss):
         ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0,
             ``standardise`` on a sigmoid head.
     Source: Hinton, Vinyals, Dean 2015. ``standardise``: Sun et al., Logit Standardization, CVPR 2024; checked against
-        ``mdistiller/distillers/KD.py`` of the authors' repository, whose README takes temperature 2 and weight 9 for
-        most pairs on CIFAR-100. Deviation: the mean over positions and the binary form are extensions. Each rank
+        ``mdistiller/distillers/KD.py`` of the authors' repository, whose runs on CIFAR-100 have temperature 2 or 3 and,
+        all but one, weight 9. Deviation: the mean over positions and the binary form are extensions. Each rank
         averages over its own positions, so if ranks ignore different numbers of positions, the remaining positions
         get different weights.
     """

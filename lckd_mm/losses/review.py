@@ -66,8 +66,8 @@ class ReviewKDLoss(Loss):
         student, teacher: lists of maps (B, C_i, H_i, W_i), from the finest to the deepest; sizes may differ between the
         nets. A vector (B, C), such as the pooled feature at the end, is a map of 1 x 1.
     Returns:
-        A scalar, in squared units; a common weight is 1 on ImageNet, 5 for ResNet32x4 to ResNet8x4 on CIFAR-100, over
-        the teacher's stages before their last ReLU and the pooled feature.
+        A scalar, in squared units. Common weights are 1 for ResNet34 to ResNet18 on ImageNet and 5 for ResNet32x4 to
+        ResNet8x4 on CIFAR-100, over the teacher's stages before their last ReLU and the pooled feature.
     Raises:
         ValueError: channels or numbers of features other than those expected.
     Source: Chen et al., Distilling Knowledge via Knowledge Review (ReviewKD), CVPR 2021; checked against

@@ -27,7 +27,9 @@ def test_vid_by_hand():
     student, teacher = torch.tensor([[3.0], [-3.0]], dtype=DOUBLE), torch.tensor([[25.0], [2.0]], dtype=DOUBLE)
     expected = ((1 / 2 + math.log(2)) + (4 / 2 + math.log(2))) / 2 / 2
     assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-6)
-    assert VIDLoss([3], [2])(torch.zeros(1, 2), torch.zeros(1, 3)).item() == pytest.approx(math.log(5) / 2, rel=1e-5)
+    for variance in (5.0, 2e-5, 1e4):
+        value = VIDLoss([3], [2], variance)(torch.zeros(1, 2), torch.zeros(1, 3)).item()
+        assert value == pytest.approx(math.log(variance) / 2, rel=1e-5)
 
 
 def test_vid_is_torchs_gaussian_likelihood_summed_over_layers():
