@@ -146,6 +146,29 @@ def test_monitor_logs_both_nets_layer_by_layer_to_tensorboard_too(scenes, tmp_pa
     assert all(o.__self__.__class__.__name__ == 'Spy' for o in runner.model.observers)
 
 
+def test_shares_of_the_gradient_are_those_of_separate_backward_passes(scenes, tmp_path, teacher_file):
+    seen = {}
+
+    class Spy(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.observers.append(self.look)
+
+        def look(self, student, teacher, connected, losses):
+            parts = dict(kd=[losses['loss_kd']], lipschitz=[losses['loss_lipschitz']])
+            parts['task'] = [v for k, v in losses.items() if 'loss' in k and k not in connected]
+            for name, values in parts.items():
+                (grad,) = torch.autograd.grad(sum(values), student['stage3'], retain_graph=True)
+                seen[name] = grad.norm().item()
+
+    hook = dict(type='lckd_mm.GradientShareHook', tap='stage3', interval=4)
+    run(kd_run(scenes, tmp_path, teacher_file, [hook], iters=1), Spy())
+    (entry,) = scalars(tmp_path)
+    for name, norm in seen.items():
+        assert entry[f'gradient_{name}'] == pytest.approx(norm / sum(seen.values()), rel=1e-4)
+    with pytest.raises(ValueError, match=r"unknown tap 'stage9', expected one of stage1"):
+        run(kd_run(scenes, tmp_path / 'b', teacher_file, [dict(hook, tap='stage9')], iters=1))
+
+
 def test_monitoring_changes_nothing(scenes, tmp_path, teacher_file):
     plain = run(kd_run(scenes, tmp_path / 'a', teacher_file, []))
     hooks = [dict(type='lckd_mm.LipschitzMonitorHook', interval=1)]

@@ -61,7 +61,7 @@ def distillation(scenes, tmp_path_factory):
         torch.save(dict(state_dict=build_model(teacher, 'mmseg').state_dict()), path)
 
     def write(workers=0, epochs=None, persistent=False, **extra):
-        model = distiller('mmseg', segmentor(4), teacher, path)
+        model = distiller('mmseg', segmentor(4), teacher, path, lipschitz='share:0.3')
         hooks = [
             dict(type='EMAHook', momentum=0.1, update_buffers=True),
             dict(type='SyncBuffersHook'),

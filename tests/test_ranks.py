@@ -85,6 +85,7 @@ def distillation(host, scenes, work_dir, teacher, model=None, **extra):
         whole['taps']['logits'] = 'bbox_head.atss_cls#*'
     # No label is -1: where the ranks' images have more or fewer ignored positions, their mean is not the whole's.
     whole['terms']['loss_kd']['loss'] |= dict(ignore_index=-1)
+    whole['terms']['loss_kd']['weight'] = 'share:0.2'  # of all ranks' losses together
     ofd = dict(loss=dict(type='lckd_mm.OFDLoss'), weight=1e-3, connector=CONNECTOR)
     margin = dict(type='lckd_mm.MarginReLU')
     whole['terms'] |= dict(

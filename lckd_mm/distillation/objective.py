@@ -1,6 +1,7 @@
 """Objective: the terms between one student and one teacher; turns a batch into a loss dict."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import one_line
 from ..taps import TapError
 from .finite import NonFiniteError, check_values, origin
+from .shares import share_weights, sum_of
 from .side import Connected, levels
 from .term import Batch, Term
 
@@ -23,6 +25,10 @@ class Objective(nn.ModuleDict):
     def __init__(self, terms: Mapping[str, Term], label: str = ''):
         super().__init__(terms)
         self.label = label
+        shares = {name: term.running.share for name, term in terms.items() if term.running is not None}
+        if (asked := sum(shares.values())) >= 1:
+            names = ', '.join(map(repr, shares))
+            raise ValueError(f"{names} ask for {asked:g} of the loss in all; leave some to the student's own losses")
 
     def forward(self, batch: Batch, training: bool) -> tuple[dict[str, Tensor], Connected]:
         """The weighted terms by name, and both nets' connected features by term.
@@ -37,24 +43,38 @@ class Objective(nn.ModuleDict):
         for name in self:
             if name in batch.losses:
                 raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
-            losses[name] = self.value(name, batch, done)
+            value = self.value(name, batch, done)
+            # A weight that follows from the share is not known yet.
+            losses[name] = value if self[name].running is not None else self[name].weight * self[name].scale * value
 
         def explain(name: str) -> str:
             name = name.removeprefix(self.label)
             return origin(self[name], batch, done[name][0])
 
         check_values({self.label + name: value for name, value in losses.items()}, explain, training)
-        return losses, done
+        return losses | self._balanced(losses, batch.losses, training), done
+
+    def _balanced(self, losses: Mapping[str, Tensor], own: Mapping[str, Any], training: bool) -> dict[str, Tensor]:
+        """The terms that are kept at a share of the loss, with the weights of this batch."""
+        running = {name: term.running for name, term in self.items() if term.running is not None}
+        if not running:
+            return {}
+        fixed = {name: value for name, value in losses.items() if name not in running}
+        balanced = {}
+        for name, weight in share_weights(running, losses, sum_of(own | fixed), training).items():
+            self[name].weight = weight
+            balanced[name] = weight * self[name].scale * losses[name]
+        return balanced
 
     def value(self, name: str, batch: Batch, done: Connected) -> Tensor:
-        """One weighted term, as :meth:`~lckd_mm.distillation.Term.forward`.
+        """One term without its weight, as :meth:`~lckd_mm.distillation.Term.compare`.
 
         Raises:
             ValueError: it does not take its features, whose shapes are named, or does not give a scalar.
         """
         term = self[name]
         try:
-            value = term(batch, done)
+            value = term.compare(batch, done)
         except (NonFiniteError, TapError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a loss or connector may raise anything on features that do not fit

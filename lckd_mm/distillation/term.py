@@ -18,6 +18,7 @@ from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_POSITION, ClassMatch, check_names
+from .shares import RunningShare, parse_share
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
@@ -52,8 +53,9 @@ class Term(nn.Module):
         loss: config of a registered loss; :class:`~lckd_mm.losses.Loss` says what it is given. A module that is not a
             Loss is taken as a loss of pairs.
         on: a tap's name, or a list of them, for both nets; ``student`` and ``teacher`` name them separately.
-        weight: non-negative. A weight of 0 multiplies and does not skip: a skipped connector would be an unused
-            parameter under DDP.
+        weight: non-negative, or a share of the total loss at which the term is kept, such as ``'share:0.3'`` (see
+            :func:`~lckd_mm.distillation.shares.share_weights`). A weight of 0 multiplies and does not skip: a skipped
+            connector would be an unused parameter under DDP.
         connector: config of the student-side connector, or a list of configs, applied in order; one instance per tap.
             None compares the raw features. The name of another term borrows its connectors: the same features, computed
             once.
@@ -82,7 +84,7 @@ class Term(nn.Module):
         on: Any = None,
         student: Any = None,
         teacher: Any = None,
-        weight: float = 1.0,
+        weight: float | str = 1.0,
         connector: Any = None,
         teacher_connector: Any = None,
         given: Any = None,
@@ -91,7 +93,10 @@ class Term(nn.Module):
     ):
         super().__init__()
         self.name = name
-        self.weight = arguments.number(f'term {name!r}', 'weight', weight, at_least=0)
+        share = parse_share(f'term {name!r}', weight)
+        #: The running means of a term that is kept at a share of the loss; the objective sets its weight in each batch.
+        self.running = RunningShare(share) if share else None
+        self.weight = arguments.number(f'term {name!r}', 'weight', 1.0 if share else weight, at_least=0)
         #: Factor on the weight; 1 unless a LossWeightHook sets it.
         self.scale = 1.0
         #: The two halves: student and teacher.
@@ -131,7 +136,11 @@ class Term(nn.Module):
             self._compared = self._own[0] if classes is None else None
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
-        """The weighted term, a scalar in float32 or wider whatever the autocast state.
+        """The weighted term, a scalar in float32 or wider whatever the autocast state."""
+        return self.weight * self.scale * self.compare(batch, done)
+
+    def compare(self, batch: Batch, done: Connected) -> Tensor:
+        """The term without its weight.
 
         ``done`` holds the earlier terms' connected features, which this one may borrow; this term adds its own.
         """
@@ -152,7 +161,7 @@ class Term(nn.Module):
             )
             extras = {key: extras[key] for key in self.extras}
             extras |= {key: flat(side.raw(getattr(batch, side.role))) for key, side in self.given.items()}
-            return self.weight * self.scale * self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
+            return self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
 
     @property
     def replays(self) -> bool:

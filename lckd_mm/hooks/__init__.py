@@ -2,7 +2,7 @@
 
 from .activation_checkpoint import ActivationCheckpointHook
 from .distillation import DistillationHook, show_batch
-from .monitors import LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
+from .monitors import GradientShareHook, LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
 from .pictures import PredictionHook
@@ -16,6 +16,7 @@ __all__ = [
     'ConnectorWarmupHook',
     'DistillationHook',
     'GradientRescaleHook',
+    'GradientShareHook',
     'LipschitzMonitorHook',
     'LossWeightHook',
     'NonFiniteHook',

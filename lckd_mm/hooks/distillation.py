@@ -94,6 +94,12 @@ class DistillationHook(Hook):
         if waiting:
             (self._show_images if self.fitted is None else self._load_fitted)(runner, model, waiting)
 
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        """Log each term's share of the loss, as ``share_<method>``."""
+        for name in distiller_of(runner, 'DistillationHook').terms if outputs and outputs.get('loss') else ():
+            share = outputs[name] / outputs['loss']
+            runner.message_hub.update_scalar(f'train/share_{name.removeprefix("loss_")}', share)
+
     def fit(self, runner) -> dict[str, Tensor]:
         """Load the teacher, fit the connectors that need training images, and return their state by key."""
         self.before_run(runner)

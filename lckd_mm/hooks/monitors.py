@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 
 from .. import arguments
 from ..contexts import preserved_rng
+from ..distillation.shares import sum_of
+from ..distillation.side import levels
 from ..evaluation.metrics import ClassBiasMetric
 from ..functional import transmitting_norm
 from ..functional.lipschitz import GAPS, lipschitz_gap
@@ -19,12 +21,12 @@ from .distillation import distiller_of
 
 @HOOKS.register_module()
 class LipschitzMonitorHook(Hook):
-    """Logs the Lipschitz constants of both nets, layer by layer, and each term's share of the total loss.
+    """Logs the Lipschitz constants of both nets, layer by layer.
 
     Scalars, in the log and every backend of the Visualizer: batch means of
     :func:`~lckd_mm.functional.transmitting_norm`, as ``sigma_student/a-b`` of the raw student taps,
-    ``sigma_connected/a-b`` after the connectors of ``term`` and ``sigma_teacher/a-b``; ``sigma_gap``, the mean of
-    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps; and ``share_<method>``, a fraction.
+    ``sigma_connected/a-b`` after the connectors of ``term`` and ``sigma_teacher/a-b``; and ``sigma_gap``, the mean of
+    :func:`~lckd_mm.functional.lipschitz_gap` of the raw taps.
 
     Args:
         on: tap names, in order of depth; by default those of ``term``.
@@ -58,7 +60,6 @@ class LipschitzMonitorHook(Hook):
         model = distiller_of(runner, 'LipschitzMonitorHook')
         if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
             model.observers.append(self._observe)
-            self._parse = model.parse_losses
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         model = distiller_of(runner, 'LipschitzMonitorHook')
@@ -81,9 +82,53 @@ class LipschitzMonitorHook(Hook):
             if s1 in after and s2 in after:
                 self._scalars[f'sigma_connected/{pair}'] = transmitting_norm(after[s1], after[s2]).mean().item()
         self._scalars['sigma_gap'] = torch.stack(gaps).mean().item()
-        total, logged = self._parse(losses)
-        for name in connected:
-            self._scalars[f'share_{name.removeprefix("loss_")}'] = float(logged[name]) / max(float(total), 1e-12)
+
+
+@HOOKS.register_module()
+class GradientShareHook(Hook):
+    r"""Logs each loss's share of the gradient at one of the student's taps, where the losses meet.
+
+    .. math:: g_i = \lVert \nabla_x \ell_i \rVert_2 \Bigm/ \sum_j \lVert \nabla_x \ell_j \rVert_2
+
+    for each weighted term (``gradient_<method>``) and the sum of the student's own losses (``gradient_task``). A term
+    can be half of the loss and a hundredth of the gradient. Each logged batch costs a backward pass down to the tap for
+    each loss.
+
+    Args:
+        tap: a student's tap, such as the deepest stage of the backbone that a term reads. interval: in iterations.
+    """
+
+    def __init__(self, tap: str, interval: int = 50):
+        self.tap = arguments.string('GradientShareHook', 'tap', tap)
+        self.interval = arguments.integer('GradientShareHook', 'interval', interval)
+        self._scalars: dict[str, float] = {}
+
+    def before_train(self, runner) -> None:
+        taps = distiller_of(runner, 'GradientShareHook').student_taps
+        arguments.choice('GradientShareHook', 'tap', self.tap, taps.addresses)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
+            distiller_of(runner, 'GradientShareHook').observers.append(self._observe)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        model = distiller_of(runner, 'GradientShareHook')
+        if self._observe in model.observers:
+            model.observers.remove(self._observe)
+        for name, value in self._scalars.items():
+            runner.message_hub.update_scalar(f'train/gradient_{name}', value)
+        self._scalars = {}
+
+    def _observe(self, student: dict, teacher: dict, connected: dict, losses: dict) -> None:
+        features = levels(student[self.tap])
+        values = {name.removeprefix('loss_'): losses[name] for name in connected}
+        values['task'] = sum_of({name: value for name, value in losses.items() if name not in connected})
+        norms = {}
+        for name, value in values.items():
+            grads = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True)
+            norms[name] = sum(grad.double().square().sum().item() for grad in grads if grad is not None) ** 0.5
+        total = sum(norms.values())
+        self._scalars = {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
 
 @HOOKS.register_module()
