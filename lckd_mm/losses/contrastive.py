@@ -34,7 +34,8 @@ class VIDLoss(Loss):
     Shapes:
         student, teacher: lists of maps (B, C_i, H_i, W_i), tokens (B, N_i, C_i) or vectors (B, C_i).
     Returns:
-        A scalar, in nats per entry of the feature, up to a constant; it may be negative. The usual weight is 1.
+        A scalar, in nats per entry of the feature, up to a constant. The usual weight is 1; a share of the loss makes
+        no sense, since the value passes 0.
     Raises:
         ValueError: a variance not above 1e-5; numbers of tokens, channels or features that differ from those expected.
     Source: Ahn et al., Variational Information Distillation (VID), CVPR 2019; checked against
