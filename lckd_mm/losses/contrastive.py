@@ -35,7 +35,7 @@ class VIDLoss(Loss):
         student, teacher: lists of maps (B, C_i, H_i, W_i), tokens (B, N_i, C_i) or vectors (B, C_i).
     Returns:
         A scalar, in nats per entry of the feature, up to a constant. The usual weight is 1; a share of the loss makes
-        no sense, since the value passes 0.
+        no sense, since the value may pass 0.
     Raises:
         ValueError: a variance not above 1e-5; numbers of tokens, channels or features that differ from those expected.
     Source: Ahn et al., Variational Information Distillation (VID), CVPR 2019; checked against

@@ -135,8 +135,8 @@ class DISTLoss(ScoreLoss):
               {\lVert x - \bar x \rVert \lVert y - \bar y \rVert + 10^{-8}}
 
     with :math:`p = \mathrm{softmax}(z / \tau)`. Row i is a sample, in segmentation a position; those with the label
-    ``ignore_index`` are left out. Correlations ignore shift and scale, so that a much stronger teacher, surer than the
-    student can be, does not harm it.
+    ``ignore_index`` are left out. Correlations ignore shift and scale: the student need not become as sure as a much
+    stronger teacher.
 
     Args:
         beta: weight of the relations between classes. gamma: weight of those between samples, within a class.
