@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from mmpretrain.structures import DataSample
 from torch import nn
 
 from lckd_mm import losses
@@ -169,6 +170,9 @@ def built_losses():
         FGDLoss=dict(channels=[3]),
         ExploreLoss=dict(loss=dict(type='lckd_mm.ATLoss')),
         AdversarialLoss=dict(channels=[3], critic=dict(type='lckd_mm.ConvCritic')),
+        VIDLoss=dict(channels=[3], student_channels=[3]),
+        CRDLoss=dict(samples=4, channels=[3], student_channels=[3]),
+        ReviewKDLoss=dict(channels=[3], student_channels=[3]),
     )
     kinds = [k for _, k in inspect.getmembers(losses, inspect.isclass) if issubclass(k, Loss) and k is not Loss]
     return {kind.__name__: kind(**needs.get(kind.__name__, {})) for kind in kinds if kind.__module__ != 'base'}
@@ -185,12 +189,20 @@ def test_tokens_are_a_map_of_one_column(name):
         for parameter in loss.parameters():
             nn.init.normal_(parameter)
     student, teacher = ([scores_or_maps(2, 5, 3) for _ in range(2)] for _ in range(2))
-    if name == 'AFDLoss':
+    one = name in ('AFDLoss', 'VIDLoss', 'CRDLoss')  # built for one feature, of three channels
+    if one:
         student, teacher = student[:1], teacher[:1]
+    extras = {}
+    if name == 'CRDLoss':
+        extras['data_samples'] = [DataSample(metainfo=dict(sample_idx=i)) for i in range(2)]
+        loss.eval()
     as_maps = [[x.mT[..., None] for x in of] for of in (student, teacher)]
-    torch.testing.assert_close(loss(student, teacher), loss(*as_maps))
-    swapped = [[x.mT.contiguous() for x in of] for of in (student, teacher)]
-    if name not in ('AFDLoss',):
+    value = loss(student, teacher, **extras)
+    if name == 'CRDLoss':
+        loss.draws.zero_()
+    torch.testing.assert_close(value, loss(*as_maps, **extras))
+    if not one:
+        swapped = [[x.mT.contiguous() for x in of] for of in (student, teacher)]
         assert (loss(student, teacher) - loss(*swapped)).abs() > 1e-4
 
 

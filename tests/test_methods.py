@@ -34,6 +34,12 @@ METHODS = {
     'loss_ab': dict(loss=dict(type='lckd_mm.ABLoss'), on=STAGE_NAMES, weight=1e-3, **CONNECTED),
     'loss_rkd': dict(loss=dict(type='lckd_mm.RKDLoss'), on='stage4'),
     'loss_dkd': dict(loss=dict(type='lckd_mm.DKDLoss'), on='logits'),
+    'loss_dist': dict(loss=dict(type='lckd_mm.DISTLoss'), on='logits'),
+    'loss_wsld': dict(loss=dict(type='lckd_mm.WSLDLoss'), on='logits'),
+    'loss_sp': dict(loss=dict(type='lckd_mm.SPLoss'), on='stage4', weight=3000.0),
+    'loss_vid': dict(loss=dict(type='lckd_mm.VIDLoss'), on=STAGE_NAMES),
+    'loss_review': dict(loss=dict(type='lckd_mm.ReviewKDLoss'), on=STAGE_NAMES),
+    'loss_crd': dict(loss=dict(type='lckd_mm.CRDLoss', samples=16, negatives=8), on='stage4'),
     'loss_part': dict(loss=dict(type='lckd_mm.PartialKDLoss', kind='sim'), on='logits'),
     'loss_ft': dict(
         loss=dict(type='lckd_mm.FTLoss'), on='stage3', weight=100.0, connector=dict(type='lckd_mm.Translator'),
@@ -59,10 +65,12 @@ METHODS = {
 @pytest.mark.parametrize('host', HOSTS)
 @pytest.mark.parametrize('method', METHODS)
 def test_it_trains(host, method, scenes, teacher_file, tmp_path):
-    if host == 'mmdet' and method in ('loss_dkd', 'loss_part', 'loss_gradient'):
+    if host == 'mmdet' and method in ('loss_dkd', 'loss_dist', 'loss_wsld', 'loss_part', 'loss_gradient'):
         pytest.skip('refused before training')
     if host != 'mmdet' and method == 'loss_fgd':
         pytest.skip('refused before training')
+    if host != 'mmpretrain' and method in ('loss_crd', 'loss_sp', 'loss_review'):
+        pytest.skip('the same path as on mmpretrain')
     model = distillation(host, teacher_file, **{method: METHODS[method]})
     cfg = config(host, scenes, tmp_path / 'run', model, iters=3)
     cfg.default_hooks.distillation = HOOK
@@ -88,6 +96,13 @@ AUXILIARY = {k: v for k, v in METHODS['loss_jacobian'].items() if k != 'on'} | d
 #: Host, terms, and what the message names.
 REFUSED = [
     ('mmdet', dict(loss_dkd=METHODS['loss_dkd']), 'DKDLoss: .* RetinaHead'),
+    ('mmdet', dict(loss_dist=METHODS['loss_dist']), 'DISTLoss: .* RetinaHead'),
+    (
+        'mmdet',
+        dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', standardise=True), on='logits')),
+        'KDLoss: standardise',
+    ),
+    ('mmpretrain', dict(loss_vid=dict(METHODS['loss_vid'], **CONNECTED)), 'VIDLoss: .*; leave out the connector'),
     ('mmdet', dict(loss_gradient=METHODS['loss_gradient']), "JacobianLoss with mode='gradient'"),
     ('mmseg', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
     ('mmpretrain', dict(loss_fgd=METHODS['loss_fgd']), "'loss_fgd': .* FGDLoss: .* boxes"),
@@ -284,6 +299,29 @@ def test_noise_goes_on_after_a_resume_and_connectors_see_the_clean_batch_alone(s
     stored = torch.load(tmp_path / 'run' / 'iter_3.pth', weights_only=False)['lckd_mm']['terms']
     assert stored['loss_noise.loss.draws'] == term.loss.draws >= 3
     assert term.connectors[0][1].num_batches_tracked == 3
+
+
+def test_what_the_contrastive_loss_remembers_is_in_the_checkpoint(scenes, teacher_file, tmp_path):
+    model = distillation('mmpretrain', teacher_file, loss_crd=METHODS['loss_crd'])
+    cfg = config('mmpretrain', scenes, tmp_path / 'run', model, iters=4)
+    cfg.default_hooks.distillation = HOOK
+    cfg.train_dataloader.batch_size = 4
+    loss = run(cfg).model.terms['loss_crd'].loss
+    stored = torch.load(tmp_path / 'run' / 'iter_4.pth', weights_only=False)['lckd_mm']['terms']
+    assert all(torch.equal(value, stored[f'loss_crd.loss.{key}']) for key, value in loss.state_dict().items())
+    # Four batches are all sixteen images, and the rehearsal has left nothing behind.
+    assert (loss.classes >= 0).all() and loss.draws < 8
+    assert torch.allclose(loss.student_memory.norm(dim=1), torch.ones(16))
+
+
+def test_samples_without_an_index_are_refused_with_a_way_out_that_works(scenes, teacher_file, tmp_path):
+    model = distillation('mmseg', teacher_file, loss_crd=METHODS['loss_crd'])
+    cfg = config('mmseg', scenes, tmp_path / 'run', model, iters=1)
+    cfg.default_hooks.distillation = HOOK
+    with pytest.raises(ValueError, match=r"CRDLoss: .* add 'sample_idx' to the meta_keys of the pipeline's last step"):
+        run(cfg)
+    cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_path', 'ori_shape', 'img_shape', 'sample_idx')
+    run(cfg)
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(scenes, without_batch_norm, tmp_path):

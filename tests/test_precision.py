@@ -26,9 +26,12 @@ STAGES = [f'stage{i}' for i in range(1, 5)]
 MAPS = {
     'lipschitz': [dict(type='LipschitzLoss', gap=gap) for gap in ('log', 'relative', 'absolute')]
     + [dict(type='LipschitzLoss', normalise=True), dict(type='LONDONLoss')],
-    'features': [dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'FSP', 'FT', 'FitNets', 'OFD', 'PKD')]
+    'features': [
+        dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'Cosine', 'FSP', 'FT', 'FitNets', 'OFD')
+    ]
+    + [dict(type=f'{name}Loss') for name in ('PKD', 'ReviewKD', 'VID')]
     + [dict(type='ExploreLoss', loss=dict(type='lckd_mm.ATLoss'))],
-    'relations': [dict(type='RKDLoss')],
+    'relations': [dict(type='RKDLoss'), dict(type='SPLoss'), dict(type='CRDLoss', samples=4, negatives=8)],
     'critics': [
         dict(
             type='AdversarialLoss',
@@ -39,6 +42,7 @@ MAPS = {
         dict(type='AdversarialLoss', critic=dict(type='lckd_mm.ConvCritic'), loss=dict(type='lckd_mm.LSGANLoss')),
     ],
     'logits': [dict(type='KDLoss'), dict(type='DKDLoss'), dict(type='PartialKDLoss', kind='pt')]
+    + [dict(type='DISTLoss'), dict(type='WSLDLoss'), dict(type='KDLoss', standardise=True)]
     + [dict(type='JacobianLoss', mode=mode) for mode in ('difference', 'noise', 'gradient')],
 }
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from inspect import signature
 
 import pytest
 import torch
@@ -182,6 +183,8 @@ LOSSES = {
     'KDLoss on maps': ((8, 10, 6, 6), True),
     'KDLoss with ignored pixels': ((8, 10, 6, 6), False),
     'DKDLoss': ((8, 10), True),
+    'WSLDLoss': ((8, 10), True),
+    'DISTLoss': ((8, 10), False),
     'PartialKDLoss': ((8, 10), True),
     'OFDLoss': (MAPS, True),
     'FitNetsLoss': (MAPS, True),
@@ -192,9 +195,13 @@ LOSSES = {
     'AFDLoss': (MAPS, True),
     'CWDLoss': (MAPS, True),
     'PKDLoss': (MAPS, False),
+    'CosineLoss': (MAPS, True),
+    'VIDLoss': (MAPS, True),
+    'ReviewKDLoss': (MAPS, False),
     'FGDLoss': (MAPS, True),
     'LipschitzLoss': (MAPS, True),
     'RKDLoss': ((8, 12), False),
+    'SPLoss': ((8, 12), False),
 }
 
 
@@ -204,15 +211,16 @@ def test_which_losses_are_means_over_samples(case):
     torch.manual_seed(0)
     (shapes, mean), name = LOSSES[case], case.split()[0]
     shapes = shapes if isinstance(shapes, list) else [shapes]
-    channels = dict(channels=[5, 6, 7]) if name in ('AFDLoss', 'FGDLoss') else {}
-    loss = getattr(losses, name)(**channels).double()
+    kind = getattr(losses, name)
+    channels = {key: [5, 6, 7] for key in ('channels', 'student_channels') if key in signature(kind).parameters}
+    loss = kind(**channels).double()
     student, teacher = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
     samples = [sample(i, case) for i in range(8)]
 
     def run(rows):
         ours = [x[rows].clone().requires_grad_() for x in student]
         sides = ([ours, [x[rows] for x in teacher]]) if len(ours) > 1 else (ours[0], teacher[0][rows])
-        labelled = 'ignored' in case or name in ('DKDLoss', 'FGDLoss')
+        labelled = 'ignored' in case or name in ('DKDLoss', 'WSLDLoss', 'FGDLoss')
         value = loss(*sides, **(dict(data_samples=samples[rows]) if labelled else {}))
         return value, torch.autograd.grad(value, ours)
 
@@ -226,7 +234,7 @@ def test_which_losses_are_means_over_samples(case):
 
 def sample(i, case):
     """A sample with a label, with a box, or with a label map; later samples have more ignored labels."""
-    if case == 'DKDLoss':
+    if case in ('DKDLoss', 'WSLDLoss'):
         return DataSample().set_gt_label(i)
     if 'ignored' in case:
         labels = torch.zeros(1, 6, 6, dtype=torch.int64)
@@ -279,6 +287,7 @@ def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tm
             loss=dict(type='lckd_mm.OFDLoss'), on='stage4', weight=1e-3, connector=dict(type='lckd_mm.ConvBN'),
             teacher_connector=dict(type='lckd_mm.MarginReLU', margin='data', batches=4),
         ),
+        loss_crd=dict(loss=dict(type='lckd_mm.CRDLoss', samples=16, negatives=8), on='stage4', weight=1e-3),
     )  # fmt: skip
     cfg = recorded(config('mmpretrain', scenes, tmp_path / 'run', model, iters=4))
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
@@ -298,6 +307,8 @@ def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tm
         one, two = common(first[when]), common(second[when])
         assert all(torch.equal(v, two[k]) for k, v in one.items()), [k for k in one if not torch.equal(one[k], two[k])]
     assert any('teacher_connectors.0.encoder' in k for k in one)
+    # What the contrastive loss remembers is of the images of both: four batches are a whole epoch.
+    assert (first['state']['terms.loss_crd.loss.classes'] >= 0).all()
     # The ranks saw other images before the first iteration, and all sixteen of them between them.
     seen = [{name for name in record['before'] if name.endswith('.jpg')} for record in (first, second)]
     assert [len(s) for s in seen] == [8, 8] and len(seen[0] | seen[1]) == 16

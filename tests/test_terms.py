@@ -398,6 +398,16 @@ def test_a_loss_around_another_gets_what_that_one_asks_for(make, features):
     assert make(dict(loss=dict(type='lckd_mm.ExploreLoss', loss=noise, form='hinge', bound=1.0), on='logits')).replays
 
 
+def test_a_loss_with_layers_of_its_own_gets_both_nets_channels_and_no_connector(make, features):
+    term = make(dict(loss=dict(type='lckd_mm.VIDLoss'), student=['a', 'b'], teacher=['b', 'a']))
+    widths = [net[0].in_channels for net in term.loss.means], [len(scale) for scale in term.loss.scales]
+    assert widths == ([x.shape[1] for x in (features[0]['a'], features[0]['b'])],
+                      [x.shape[1] for x in (features[1]['b'], features[1]['a'])])  # fmt: skip
+    assert term(Batch(*features), {}).isfinite()
+    with pytest.raises(ValueError, match=r'VIDLoss: built for .*; leave out the connector'):
+        make(dict(loss=dict(type='lckd_mm.VIDLoss'), on='b', connector=CONV))(Batch(*features), {})
+
+
 def test_an_auto_encoder_that_is_trained_along_needs_its_own_loss(make, features):
     online = dict(type='lckd_mm.AutoEncoder', online=True)
     with pytest.raises(ValueError, match=r"trained by a term of its own, with loss=dict.type='lckd_mm.Reconstruction"):

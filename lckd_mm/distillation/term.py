@@ -284,6 +284,7 @@ class Term(nn.Module):
         parameters = inspect.signature(kind).parameters
         if 'loss' in parameters and isinstance(config.get('loss'), Mapping):
             config = {**config, 'loss': self._with_channels(config['loss'])}
-        if 'channels' not in parameters or 'channels' in config:
-            return config
-        return {**config, 'channels': self.teacher.widths(f"loss=dict(type='{kind.__name__}', channels=[…])")}
+        for key, side in (('channels', self.teacher), ('student_channels', self.student)):
+            if key in parameters and key not in config:
+                config = {**config, key: side.widths(f"loss=dict(type='{kind.__name__}', {key}=[…])")}
+        return config

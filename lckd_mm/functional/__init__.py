@@ -20,6 +20,7 @@ from .logits import (
     kd_divergence,
     partial_target,
     row_similarities,
+    standardised_scores,
     target_divergence,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     'product_bound',
     'row_similarities',
     'spectral_norm',
+    'standardised_scores',
     'target_divergence',
     'transmitting_matrix',
     'transmitting_norm',

@@ -88,6 +88,27 @@ def decoupled_kd(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 
     return of_target * tau**2, among * tau**2
 
 
+def standardised_scores(z: Tensor) -> Tensor:
+    r"""The scores' z-scores over the classes: their softmax no longer depends on shift and scale.
+
+    .. math:: \hat z_c = \frac{z_c - \mu}{s + 10^{-7}}
+
+    with mean and unbiased standard deviation over the classes.
+
+    Args:
+        z: logits ``(N, C, ...)``.
+    Returns:
+        The shape of ``z``, without unit; 0, without gradient, where all classes have the same score.
+    Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024, and the authors' code. Deviation:
+        equal scores get no gradient.
+    """
+    centred = z - z.mean(1, keepdim=True)
+    variance = centred.square().sum(1, keepdim=True) / max(z.shape[1] - 1, 1)
+    apart = variance > 0
+    # Avoid the square root at 0, where it has no derivative.
+    return torch.where(apart, centred / (torch.where(apart, variance, 1).sqrt() + 1e-7), 0)
+
+
 PARTIAL_KINDS = ('full', 'pt', 'topk', 'sim', 'rel', 'label_smoothing')
 
 

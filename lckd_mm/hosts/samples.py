@@ -34,7 +34,9 @@ def own_sizes(model: nn.Module) -> list[tuple[int, int]]:
 def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> list:
     """Dummy data samples with ground truth for a batch of images of ``size``, for runs where only shapes matter."""
     host, (height, width) = host_of(model), size
-    meta = dict(scale_factor=(1.0, 1.0), padding_size=[0, 0, 0, 0], flip=False, flip_direction=None, img_path='')
+    meta = dict(
+        sample_idx=0, scale_factor=(1.0, 1.0), padding_size=[0, 0, 0, 0], flip=False, flip_direction=None, img_path=''
+    )
     meta |= {f'{key}_shape': size for key in ('img', 'ori', 'pad', 'batch_input')}
     samples = []
     for _ in range(batch):
@@ -154,6 +156,21 @@ def class_targets(z: Tensor, data_samples: list | None, who: str) -> Tensor:
         f'{who}: needs one label per sample (gt_label) or position (gt_sem_seg), which this batch does not have; with '
         'mixed or several labels there is no target class'
     )
+
+
+def sample_indices(data_samples: list | None, who: str) -> Tensor:
+    """The index of each sample in its data set, ``(B,)``, int64, on the CPU.
+
+    Raises:
+        ValueError: the samples do not carry it.
+    """
+    indices = [sample.get('sample_idx') for sample in data_samples or ()]
+    if not indices or None in indices:
+        raise ValueError(
+            f'{who}: needs the index of each sample in the data set (sample_idx), which the data samples lack; add '
+            "'sample_idx' to the meta_keys of the pipeline's last step (mmpretrain's PackInputs has it by default)"
+        )
+    return torch.tensor([int(index) for index in indices])
 
 
 def relative_boxes(data_samples: list | None, like: Tensor) -> list[Tensor]:

@@ -2,21 +2,26 @@
 
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
+from .contrastive import CRDLoss, VIDLoss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, ReconstructionLoss
-from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
+from .features import ABLoss, AFDLoss, ATLoss, CosineLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
-from .logits import DKDLoss, KDLoss
+from .logits import DKDLoss, KDLoss, WSLDLoss
 from .partial import PartialKDLoss
-from .relations import RKDLoss
+from .relations import DISTLoss, RKDLoss, SPLoss
+from .review import ReviewKDLoss
 
 __all__ = [
     'ABLoss',
     'AFDLoss',
     'ATLoss',
     'AdversarialLoss',
+    'CRDLoss',
     'CWDLoss',
+    'CosineLoss',
+    'DISTLoss',
     'DKDLoss',
     'ExploreLoss',
     'FGDLoss',
@@ -36,4 +41,8 @@ __all__ = [
     'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',
+    'ReviewKDLoss',
+    'SPLoss',
+    'VIDLoss',
+    'WSLDLoss',
 ]

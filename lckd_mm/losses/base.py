@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import arguments
 from ..functional.shapes import check_kind, width
 
 _OF_BATCH = ('data_samples', 'inputs', 'replay')
@@ -34,7 +35,8 @@ class Loss(nn.Module):
     Any other argument NAME of ``forward`` is a feature that the term's ``given=dict(NAME=TAPS)`` names: the teacher's,
     as it is, one tensor per pair for a loss of pairs. ``student_NAME`` is the student's of the same taps.
 
-    If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor.
+    If the constructor takes ``channels``, a term gives it those of the teacher's features, one per tensor; if it takes
+    ``student_channels``, those of the student's, before the connector.
     """
 
     #: Whether forward takes lists of tensors.
@@ -109,8 +111,19 @@ def _arguments(module: nn.Module) -> dict[str, bool]:
     return {p.name: p.default is p.empty for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor]) -> None:
-    """Raise ValueError unless there is one feature for each number of channels, with that many."""
+def check_channels(who: str, channels: Sequence[int], features: Sequence[Tensor], advice: str = '') -> None:
+    """Raise ValueError, with ``advice``, unless there is one feature for each number of channels, with that many."""
     found = [width(x.shape) for x in features]
     if found != list(channels):
-        raise ValueError(f'{who}: built for features of {list(channels)} channels, got {found}')
+        raise ValueError(
+            f'{who}: built for features of {list(channels)} channels, got {found}' + (f'; {advice}' if advice else '')
+        )
+
+
+def channel_pairs(who: str, student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
+    """Channels of each feature (student, teacher); ValueError unless there are as many features of both nets."""
+    ours = arguments.integers(who, 'student_channels', student)
+    theirs = arguments.integers(who, 'channels', teacher)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{who}: {len(ours)} student tensors, but {len(theirs)} of the teacher's")
+    return list(zip(ours, theirs))

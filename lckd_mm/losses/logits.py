@@ -1,11 +1,13 @@
 """Distillation of class scores."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import arguments
-from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence
-from ..functional.shapes import channels_first
+from ..functional import binary_kd_divergence, decoupled_kd, kd_divergence, standardised_scores
+from ..functional.logits import SAME_CLASSES
+from ..functional.shapes import channels_first, same_shape
 from ..hosts import class_targets, has_sigmoids, resized_labels
 from ..registry import MODELS
 from .base import Loss
@@ -31,6 +33,12 @@ class ScoreLoss(Loss):
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
         self._places = torch.full((count,), -1)
         self._places[student] = torch.arange(len(student))
+
+    def valid(self, z: Tensor, data_samples: list | None) -> Tensor | None:
+        """A mask of the positions with a label to be compared; None for all, as where there is no map of labels."""
+        if z.dim() != 4 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
+            return None
+        return resized_labels(z, data_samples) != self.ignore_index
 
     def targets(self, z: Tensor, data_samples: list | None, who: str) -> tuple[Tensor, Tensor]:
         """The labels as places in the scores, 0 where there is none, and a mask of where there is one."""
@@ -74,6 +82,8 @@ class KDLoss(ScoreLoss):
         num_classes: number of scores per anchor, including background if the head has one; None for that of the tapped
             head. Needed if the channels hold several anchors.
         ignore_index: label of positions to ignore in segmentation.
+        standardise: take the z-scores of both nets' scores over the classes first
+            (:func:`~lckd_mm.functional.standardised_scores`); for softmax heads.
     Shapes:
         student, teacher: lists of vectors (N, C), tokens (N, L, C), maps (N, C, H, W), or maps (N, A*C, H, W) of a
         detection head with A anchors per position, read as (N, H, W, A, C); pyramid levels are averaged over all
@@ -81,8 +91,11 @@ class KDLoss(ScoreLoss):
     Returns:
         A scalar, in nats times tau squared.
     Raises:
-        ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0.
-    Source: Hinton, Vinyals, Dean 2015. Deviation: the mean over positions and the binary form are extensions. Each rank
+        ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0,
+            ``standardise`` on a sigmoid head.
+    Source: Hinton, Vinyals, Dean 2015. ``standardise``: Sun et al., Logit Standardization, CVPR 2024; checked against
+        ``mdistiller/distillers/KD.py`` of the authors' repository, whose runs on CIFAR-100 have temperature 2 or 3 and,
+        all but one, weight 9. Deviation: the mean over positions and the binary form are extensions. Each rank
         averages over its own positions, so if ranks ignore different numbers of positions, the remaining positions
         get different weights.
     """
@@ -96,9 +109,11 @@ class KDLoss(ScoreLoss):
         activation: str | None = None,
         num_classes: int | None = None,
         ignore_index: int = 255,
+        standardise: bool = False,
     ):
         super().__init__(ignore_index)
         arguments.number('KDLoss', 'tau', tau, above=0)
+        self.standardise = arguments.boolean('KDLoss', 'standardise', standardise)
         if activation is not None:
             arguments.choice('KDLoss', 'activation', activation, _ACTIVATIONS)
         if num_classes is not None:
@@ -106,6 +121,7 @@ class KDLoss(ScoreLoss):
         self.tau, self.activation = tau, activation
         # Not `num_classes`: mmdet's NumClassCheckHook takes any module with that for a head without a background class.
         self.scores = num_classes
+        self._check_softmax()
 
     def read_head(self, head: nn.Module | None) -> None:
         """Fill in arguments that are None from the host's head that owns the student's tap."""
@@ -113,6 +129,14 @@ class KDLoss(ScoreLoss):
             self.activation = 'sigmoid' if has_sigmoids(head) else 'softmax'
         if self.scores is None:
             self.scores = getattr(head, 'cls_out_channels', None)
+        self._check_softmax()
+
+    def _check_softmax(self) -> None:
+        if self.standardise and self.activation == 'sigmoid':
+            raise ValueError(
+                'KDLoss: standardise=True compares scores up to shift and scale, which a softmax allows, and this head '
+                'scores each class by its own sigmoid; leave out standardise'
+            )
 
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
         super().keep_classes(student, teacher, count)
@@ -123,9 +147,11 @@ class KDLoss(ScoreLoss):
         total, count = 0.0, 0
         for scores in zip(student, teacher, strict=True):
             z_student, z_teacher = (self._split_anchors(channels_first(z)) for z in scores)
-            valid = self._valid(z_student, data_samples)
+            valid = self.valid(z_student, data_samples)
             if valid is not None:
                 z_student, z_teacher = _masked(valid, z_student, z_teacher)
+            if self.standardise:
+                z_student, z_teacher = standardised_scores(z_student), standardised_scores(z_teacher)
             value = divergence(z_student, z_teacher, self.tau)
             total = total + value.sum()
             count = count + (value.numel() if valid is None else valid.sum())
@@ -140,11 +166,6 @@ class KDLoss(ScoreLoss):
             raise ValueError(f'KDLoss: {z.shape[1]} channels are not a multiple of num_classes={classes}')
         return z.unflatten(1, (-1, classes)).transpose(1, 2)
 
-    def _valid(self, z: Tensor, data_samples: list | None) -> Tensor | None:
-        if z.dim() != 4 or not data_samples or 'gt_sem_seg' not in data_samples[0]:
-            return None
-        return resized_labels(z, data_samples) != self.ignore_index
-
 
 def refuse_without_target(head: nn.Module | None, who: str) -> None:
     """Raise ValueError for heads that do not score by a softmax over classes with one target class."""
@@ -155,6 +176,20 @@ def refuse_without_target(head: nn.Module | None, who: str) -> None:
         raise ValueError(
             f'{who}: the positions of the detection head {name} have labels only inside its own assignment, so '
             'that the target class is not known; use KDLoss'
+        )
+
+
+def refuse_without_softmax(head: nn.Module | None, who: str) -> None:
+    """Raise ValueError for heads whose scores at a position are not those of one softmax over the classes."""
+    name = type(head).__name__
+    if has_sigmoids(head):
+        raise ValueError(
+            f'{who}: compares the probabilities of a softmax, and {name} has a sigmoid per class; use KDLoss'
+        )
+    if hasattr(head, 'cls_out_channels'):
+        raise ValueError(
+            f'{who}: compares one softmax per position, and the detection head {name} may score several anchors there, '
+            'nearly all of them background; use KDLoss'
         )
 
 
@@ -170,7 +205,7 @@ class DKDLoss(ScoreLoss):
 
     Args:
         tau: temperature. alpha: weight of the target class against the rest. beta: weight among the other classes.
-        ignore_index: label of positions to ignore in segmentation.
+        ignore_index: label of positions to ignore in segmentation. standardise: as in :class:`KDLoss`.
     Shapes:
         student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
     Returns:
@@ -186,12 +221,20 @@ class DKDLoss(ScoreLoss):
 
     takes = ('vector', 'map')
 
-    def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0, ignore_index: int = 255):
+    def __init__(
+        self,
+        tau: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        ignore_index: int = 255,
+        standardise: bool = False,
+    ):
         super().__init__(ignore_index)
         arguments.number('DKDLoss', 'tau', tau, above=0)
         arguments.number('DKDLoss', 'alpha', alpha, at_least=0)
         arguments.number('DKDLoss', 'beta', beta, at_least=0)
         self.tau, self.alpha, self.beta = tau, alpha, beta
+        self.standardise = arguments.boolean('DKDLoss', 'standardise', standardise)
 
     def read_head(self, head: nn.Module | None) -> None:
         """Refuse heads whose scores have no softmax over classes with one label."""
@@ -199,5 +242,51 @@ class DKDLoss(ScoreLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
         student, teacher, target, valid = self.labelled_scores(student, teacher, data_samples, 'DKDLoss')
+        if self.standardise:
+            student, teacher = standardised_scores(student), standardised_scores(teacher)
         of_target, among = decoupled_kd(student, teacher, target, self.tau)
         return masked_mean(self.alpha * of_target + self.beta * among, valid)
+
+
+@MODELS.register_module()
+class WSLDLoss(ScoreLoss):
+    r"""KL divergence between softened class scores, weighted for each sample by how far the student is behind.
+
+    .. math:: L = \mathrm{mean}_i \; w_i \, \tau^2 \, \mathrm{KL}(p^T_i \,\|\, p^S_i), \qquad
+              w_i = 1 - \exp\Bigl(-\frac{H(y_i, q^S_i)}{H(y_i, q^T_i) + 10^{-7}}\Bigr)
+
+    where p are the probabilities at temperature :math:`\tau`, q those at 1, and H(y, q) is the cross-entropy with the
+    label. The weight has no gradient; it is near 1 where the teacher is surer of the label than the student, and small
+    where the student has learnt the sample.
+
+    Args:
+        tau: temperature. ignore_index: label of positions to ignore in segmentation.
+    Shapes:
+        student, teacher: (N, C), or (N, C, H, W) with segmentation labels, which are resized by nearest neighbour.
+    Returns:
+        A scalar, in nats times tau squared; the authors' weight is 2.5 on ImageNet.
+    Raises:
+        ValueError: shapes that differ, a temperature not above 0, a sigmoid or detection head, samples without a single
+            class label.
+    Source: Zhou et al., Rethinking Soft Labels for Knowledge Distillation (WSL), ICLR 2021; checked against
+        ``knowledge_distiller.py`` of the authors' repository. Deviation: the KL divergence instead of the cross-entropy
+        (they differ by the teacher's entropy, and not in gradient); the mean over positions is an extension.
+    """
+
+    takes = ('vector', 'map')
+
+    def __init__(self, tau: float = 2.0, ignore_index: int = 255):
+        super().__init__(ignore_index)
+        self.tau = arguments.number('WSLDLoss', 'tau', tau, above=0)
+
+    def read_head(self, head: nn.Module | None) -> None:
+        """Refuse heads whose scores have no softmax over classes with one label."""
+        refuse_without_target(head, 'WSLDLoss')
+
+    def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
+        same_shape('WSLDLoss', student, teacher, SAME_CLASSES)
+        student, teacher, target, valid = self.labelled_scores(student, teacher, data_samples, 'WSLDLoss')
+        with torch.no_grad():
+            ours, theirs = (F.cross_entropy(z, target, reduction='none') for z in (student, teacher))
+            weight = 1 - (-ours / (theirs + 1e-7)).exp()
+        return masked_mean(weight * kd_divergence(student, teacher, self.tau), valid)

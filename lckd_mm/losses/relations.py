@@ -1,13 +1,17 @@
-"""Distillation of the relations between samples."""
+"""Distillation of the relations between samples, and between classes."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import arguments
-from ..functional.shapes import check_rank, same_shape
+from ..functional.logits import SAME_CLASSES
+from ..functional.shapes import channels_first, check_rank, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss
+from .logits import ScoreLoss, refuse_without_softmax
+
+_SAME_BATCH = 'both nets must see the same batch'
 
 
 @MODELS.register_module()
@@ -57,7 +61,7 @@ class RKDLoss(Loss):
 
 
 def _huber(student: Tensor, teacher: Tensor) -> Tensor:
-    same_shape('RKDLoss: relations of', student, teacher, 'both nets must see the same batch')
+    same_shape('RKDLoss: relations of', student, teacher, _SAME_BATCH)
     return F.smooth_l1_loss(student, teacher.to(student.dtype)) if len(student) else (student - teacher).sum()
 
 
@@ -85,3 +89,104 @@ def pairwise_angles(x: Tensor) -> Tensor:
     apart = squares > 1e-10 * squares.max()
     edges = torch.where(apart, edges / torch.where(apart, squares, 1).sqrt(), 0)
     return edges @ edges.mT
+
+
+@MODELS.register_module()
+class SPLoss(Loss):
+    r"""Mean squared difference of the nets' similarities between the samples of a batch, averaged over layers.
+
+    .. math:: L = \frac1n \sum_i \frac{1}{B^2} \lVert \tilde G(s_i) - \tilde G(t_i) \rVert_F^2, \qquad
+              G(x) = X X^\top
+
+    where X has one row for each sample, its flattened feature, and :math:`\tilde G` is G with rows of length 1. The
+    nets' features may differ in shape.
+
+    Shapes:
+        student, teacher: (B, ...), shapes may differ; with B below 2 the loss is 0.
+    Returns:
+        A scalar, without unit; a common weight is 3000, for the last map alone.
+    Raises:
+        ValueError: features that are no batch, or batches of different sizes.
+    Source: Tung and Mori, Similarity-Preserving Knowledge Distillation (SP), ICCV 2019; checked against
+        ``distiller_zoo/SP.py`` of HobbitLong/RepDistiller, which the author verified, and ``distillers/SP.py`` of
+        mdistiller, whose ``cfg.py`` has the weight. Deviation: the mean over layers in place of the sum. Each rank
+        compares only its own samples.
+    """
+
+    bounded = True  # the rows have unit length
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return mean_square('SPLoss: similarities of', *(_similarities(x) for x in (student, teacher)), _SAME_BATCH)
+
+
+def _similarities(x: Tensor) -> Tensor:
+    check_rank('SPLoss', x, 2, '(B, ...)')
+    x = x.flatten(1)
+    return F.normalize(x @ x.mT, dim=1)
+
+
+@MODELS.register_module()
+class DISTLoss(ScoreLoss):
+    r"""One minus the correlation of the nets' class probabilities, over the classes and over the samples.
+
+    .. math:: L = \tau^2 \Bigl[ \beta \bigl(1 - \mathrm{mean}_i\, r(p^S_{i\cdot}, p^T_{i\cdot})\bigr)
+              + \gamma \bigl(1 - \mathrm{mean}_c\, r(p^S_{\cdot c}, p^T_{\cdot c})\bigr) \Bigr], \qquad
+              r(x, y) = \frac{\langle x - \bar x, y - \bar y \rangle}
+              {\lVert x - \bar x \rVert \lVert y - \bar y \rVert + 10^{-8}}
+
+    with :math:`p = \mathrm{softmax}(z / \tau)`. Row i is a sample, in segmentation a position; those with the label
+    ``ignore_index`` are left out. Correlations ignore shift and scale: the student need not become as sure as a much
+    stronger teacher.
+
+    Args:
+        beta: weight of the relations between classes. gamma: weight of those between samples, within a class.
+        tau: temperature. ignore_index: label of positions to ignore in segmentation.
+    Shapes:
+        student, teacher: (N, C), (N, L, C) or (N, C, H, W), of equal shapes. One row alone has no relation within a
+        class: that part is then :math:`\gamma`, without gradient.
+    Returns:
+        A scalar, without unit, times tau squared; 0 to :math:`2 \tau^2 (\beta + \gamma)`. A common weight is 2 for
+        ResNet34 to ResNet18 on ImageNet, and 1 for segmentation.
+    Raises:
+        ValueError: shapes that differ; a temperature not above 0; negative weights, or both 0; a sigmoid or detection
+            head.
+    Source: Huang et al., Knowledge Distillation from A Stronger Teacher (DIST), NeurIPS 2022; checked against
+        ``segmentation/losses/dist_kd.py`` and ``train_kd.py`` of hunto/DIST_KD, where temperature and weights are 1,
+        and mmrazor's ``dist_loss.py``, which has the temperature, and its config. Deviation: the authors count ignored
+        positions, too. Each rank correlates its own samples.
+    """
+
+    takes = ('vector', 'tokens', 'map')
+    bounded = True
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, ignore_index: int = 255):
+        super().__init__(ignore_index)
+        arguments.number('DISTLoss', 'tau', tau, above=0)
+        arguments.number('DISTLoss', 'beta', beta, at_least=0)
+        arguments.number('DISTLoss', 'gamma', gamma, at_least=0)
+        if max(beta, gamma) == 0:
+            raise ValueError('DISTLoss: one of beta and gamma must be above 0, got 0 and 0')
+        self.beta, self.gamma, self.tau = beta, gamma, tau
+
+    def read_head(self, head: nn.Module | None) -> None:
+        """Refuse heads without a softmax over the classes."""
+        refuse_without_softmax(head, 'DISTLoss')
+
+    def forward(self, student: Tensor, teacher: Tensor, data_samples: list | None = None) -> Tensor:
+        same_shape('DISTLoss', student, teacher, SAME_CLASSES)
+        valid = self.valid(student, data_samples)
+        ours, theirs = (self._probabilities(z, valid) for z in (student, teacher))
+        if not len(ours):
+            return ours.sum()
+        among, within = (1 - _correlations(ours, theirs, axis).mean() for axis in (1, 0))
+        return self.tau**2 * (self.beta * among + self.gamma * within)
+
+    def _probabilities(self, z: Tensor, valid: Tensor | None) -> Tensor:
+        rows = channels_first(z).movedim(1, -1)
+        rows = rows.reshape(-1, rows.shape[-1]) if valid is None else rows[valid]
+        return (rows / self.tau).softmax(1)
+
+
+def _correlations(x: Tensor, y: Tensor, axis: int) -> Tensor:
+    x, y = (z - z.mean(axis, keepdim=True) for z in (x, y))
+    return (x * y).sum(axis) / (x.norm(dim=axis) * y.norm(dim=axis) + 1e-8)

@@ -111,7 +111,19 @@ def test_terms(judged, checkpoints):
 TERMS = dict(
     kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0, activation='softmax', num_classes=10, ignore_index=255),
             on='logits'),
-    dkd=dict(loss=dict(type='lckd_mm.DKDLoss', tau=4.0, alpha=1.0, beta=8.0, ignore_index=255), on='logits'),
+    dkd=dict(loss=dict(type='lckd_mm.DKDLoss', tau=4.0, alpha=1.0, beta=8.0, ignore_index=255, standardise=True),
+             on='logits'),
+    wsld=dict(loss=dict(type='lckd_mm.WSLDLoss', tau=2.0, ignore_index=255), on='logits'),
+    dist=dict(loss=dict(type='lckd_mm.DISTLoss', beta=1.0, gamma=1.0, tau=1.0, ignore_index=255), on='logits'),
+    vid=dict(loss=dict(type='lckd_mm.VIDLoss', channels=[4, 8], student_channels=[2, 4], variance=5.0),
+             on=['low', 'high']),
+    review=dict(loss=dict(type='lckd_mm.ReviewKDLoss', channels=[4, 8], student_channels=[2, 4], width=512),
+                on=['low', 'high']),
+    crd=dict(
+        loss=dict(type='lckd_mm.CRDLoss', samples=8, channels=[8], student_channels=[4], dim=4, negatives=2, tau=0.07,
+                  momentum=0.5),
+        on='high',
+    ),
     lipschitz=dict(
         loss=dict(type='lckd_mm.LipschitzLoss', gap='log', layer_weights=[1.0], raw_back=False, normalise=False),
         on=['low', 'high'], connector=dict(type='lckd_mm.ConvBN', in_channels=[2, 4], out_channels=[4, 8]),
@@ -187,7 +199,8 @@ def test_features_that_do_not_fit(checkpoints):
     ])  # fmt: skip
     connectors = st.sampled_from([None, None, 'ConvBN', 'MarginReLU', 'Translator', 'Paraphraser', 'data'])
     losses = ('KDLoss', 'DKDLoss', 'LipschitzLoss', 'OFDLoss', 'ABLoss', 'FitNetsLoss', 'ATLoss', 'FSPLoss', 'AFDLoss',
-              'CWDLoss', 'FTLoss', 'RKDLoss', 'JacobianLoss', 'FGDLoss')  # fmt: skip
+              'CWDLoss', 'FTLoss', 'RKDLoss', 'JacobianLoss', 'FGDLoss', 'DISTLoss', 'WSLDLoss', 'SPLoss', 'CosineLoss',
+              'VIDLoss', 'ReviewKDLoss')  # fmt: skip
 
     def made(loss, student, teacher, same, own, theirs):
         def connector(name):

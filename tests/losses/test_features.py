@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lckd_mm.functional import transmitting_matrix
-from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
+from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CosineLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_ofd_has_no_gradient_where_the_relu_hides_the_difference():
 
 @pytest.mark.parametrize(
     'loss',
-    [OFDLoss(), ABLoss(), ATLoss(), FTLoss(), CWDLoss(), PKDLoss(), AFDLoss([3]).double()],
+    [OFDLoss(), ABLoss(), ATLoss(), FTLoss(), CWDLoss(), PKDLoss(), CosineLoss(), AFDLoss([3]).double()],
     ids=lambda x: type(x).__name__,
 )
 def test_gradients_are_those_of_the_values(loss):
@@ -217,3 +217,25 @@ def test_pkd_ignores_scale_and_offset_and_takes_constant_channels():
     assert value.item() == pytest.approx(0.5 * 31 / 32, rel=1e-4) and flat.grad.isfinite().all()
     with pytest.raises(ValueError, match=r'PKDLoss: student .*ConvBN'):
         PKDLoss()(maps(1), maps(1, widths=(9,)))
+
+
+def test_cosine_by_hand_on_maps_tokens_and_vectors():
+    # cosines 3/5, -1 and 0 (one feature is 0)
+    student = torch.tensor([[3.0, 4.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[2.0, 0.0], [-7.0, -7.0], [1.0, 5.0]], dtype=torch.float64)
+    expected = (0.4 + 2 + 1) / 3
+    assert CosineLoss()(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    for shaped in (lambda x: x[None], lambda x: x.T[None, :, :, None]):
+        assert CosineLoss()(shaped(student), shaped(teacher)).item() == pytest.approx(expected, rel=1e-12)
+    assert CosineLoss()([student, student], [teacher, student]).item() == pytest.approx((expected + 1 / 3) / 2)
+
+
+def test_cosine_ignores_lengths_and_a_zero_feature_has_no_gradient():
+    student, teacher = maps(1)[0], maps(1)[0]
+    longer = student * torch.rand(2, 1, 8, 8, dtype=torch.float64) * 9
+    torch.testing.assert_close(CosineLoss()(longer, teacher), CosineLoss()(student, teacher))
+    dead = torch.zeros(2, 3, requires_grad=True)
+    CosineLoss()(dead, torch.randn(2, 3)).backward()
+    assert not dead.grad.any()
+    with pytest.raises(ValueError, match=r'CosineLoss: student .*Linear'):
+        CosineLoss()(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from mmengine.structures import PixelData
 from torch import nn
 
-from lckd_mm.functional import binary_kd_divergence, decoupled_kd, kd_divergence
+from lckd_mm.functional import binary_kd_divergence, decoupled_kd, kd_divergence, standardised_scores
 from lckd_mm.hosts import build_model, owner_head
-from lckd_mm.losses import DKDLoss, KDLoss
+from lckd_mm.losses import DKDLoss, KDLoss, WSLDLoss
 
 DOUBLE = torch.float64
 
@@ -281,3 +281,108 @@ def test_dkd_refuses_heads_without_a_target_class(attributes, says):
 def test_dkd_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
         DKDLoss(**arguments)
+
+
+# ---- standardise
+
+
+def test_z_scores_by_hand():
+    # mean 3, unbiased variance (4 + 1 + 0 + 9) / 3
+    z = torch.tensor([[1.0, 2.0, 3.0, 6.0]], dtype=DOUBLE)
+    expected = torch.tensor([[-2.0, -1.0, 0.0, 3.0]], dtype=DOUBLE) / (math.sqrt(14 / 3) + 1e-7)
+    torch.testing.assert_close(standardised_scores(z), expected, rtol=1e-12, atol=0)
+    on_maps = standardised_scores(z[..., None, None].expand(1, 4, 2, 3))
+    torch.testing.assert_close(on_maps, expected[..., None, None].expand(1, 4, 2, 3), rtol=1e-12, atol=0)
+
+
+def test_equal_scores_have_the_z_score_0_without_gradient():
+    z = torch.zeros(2, 4, requires_grad=True)
+    standardised_scores(z).square().sum().backward()
+    assert not z.grad.any()
+    assert torch.autograd.gradcheck(standardised_scores, torch.randn(2, 4, dtype=DOUBLE, requires_grad=True))
+
+
+def test_standardised_kd_is_kd_of_the_z_scores_and_knows_no_shift_and_scale():
+    student, teacher = logits(6, 5)
+    expected = KDLoss(tau=2.0)(*map(standardised_scores, (student, teacher)))
+    loss = KDLoss(tau=2.0, standardise=True)
+    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss(9 * student + 4, 0.1 * teacher - 1), expected, rtol=1e-5, atol=0)
+    assert loss(3 * teacher - 2, teacher).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_standardised_kd_of_anchors_takes_the_classes_of_each_anchor():
+    student, teacher = logits(2, 6, 3, 3)
+    rows = [z.unflatten(1, (2, 3)).permute(0, 1, 3, 4, 2).reshape(-1, 3) for z in (student, teacher)]
+    loss = KDLoss(num_classes=3, standardise=True)
+    torch.testing.assert_close(loss(student, teacher), KDLoss(standardise=True)(*rows), rtol=1e-12, atol=0)
+
+
+def test_standardised_kd_leaves_ignored_positions_out():
+    student, teacher = logits(1, 5, 2, 2)
+    labels = torch.tensor([[[255, 0], [1, 0]]])
+    rows = [z.flatten(2)[0].T[1:] for z in (student, teacher)]
+    teacher[0, :, 0, 0] = math.inf
+    student.requires_grad_()
+    loss = KDLoss(standardise=True)(student, teacher, samples_of(labels))
+    loss.backward()
+    torch.testing.assert_close(loss, KDLoss(standardise=True)(*rows), rtol=1e-12, atol=0)
+    assert torch.isfinite(student.grad).all() and not student.grad[0, :, 0, 0].any()
+
+
+def test_standardise_is_refused_for_sigmoids():
+    with pytest.raises(ValueError, match=r'KDLoss: standardise=True .* own sigmoid; leave out standardise'):
+        KDLoss(activation='sigmoid', standardise=True)
+    with pytest.raises(ValueError, match=r'KDLoss: standardise=True .* own sigmoid; leave out standardise'):
+        KDLoss(standardise=True).read_head(types.SimpleNamespace(loss_decode=types.SimpleNamespace(use_sigmoid=True)))
+    KDLoss(standardise=True).read_head(types.SimpleNamespace(use_sigmoid_cls=False, cls_out_channels=4))
+
+
+def test_standardised_dkd_is_dkd_of_the_z_scores():
+    student, teacher = logits(4, 5)
+    samples = labelled([0, 4, 2, 2])
+    expected = DKDLoss()(*map(standardised_scores, (student, teacher)), samples)
+    torch.testing.assert_close(DKDLoss(standardise=True)(student, teacher, samples), expected, rtol=1e-12, atol=0)
+
+
+# ---- WSLDLoss
+
+
+def test_wsld_by_hand():
+    # The student gives the label 1/2, the teacher 1/4: the weight is 1 - exp(-1/2).
+    student = torch.zeros(1, 2, dtype=DOUBLE)
+    teacher = torch.tensor([[0.0, math.log(3.0)]], dtype=DOUBLE)
+    odds = 1 / (1 + math.sqrt(3))  # the teacher's probability at temperature 2
+    divergence = odds * math.log(2 * odds) + (1 - odds) * math.log(2 * (1 - odds))
+    expected = (1 - math.exp(-0.5)) * 4 * divergence
+    assert WSLDLoss()(student, teacher, labelled([0])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_wsld_has_the_gradient_of_the_weighted_cross_entropy():
+    student, teacher = logits(5, 4)
+    student.requires_grad_()
+    target = torch.tensor([0, 3, 2, 2, 1])
+    ours, theirs = (F.nll_loss(z.detach().log_softmax(1), target, reduction='none') for z in (student, teacher))
+    soft = -((teacher / 3).softmax(1) * (student / 3).log_softmax(1)).sum(1)
+    expected = 9 * ((1 - torch.exp(-ours / (theirs + 1e-7))) * soft).mean()
+    loss = WSLDLoss(tau=3.0)(student, teacher, labelled(target.tolist()))
+    gradients = (torch.autograd.grad(value, student)[0] for value in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-14)
+
+
+def test_wsld_leaves_ignored_pixels_out():
+    student, teacher = logits(1, 3, 2, 2)
+    labels = torch.tensor([[[0, 255], [2, 1]]])
+    rows = [z.flatten(2)[0].T[[0, 2, 3]] for z in (student, teacher)]
+    expected = WSLDLoss()(*rows, labelled([0, 2, 1]))
+    teacher[0, 0, 0, 1] = torch.inf
+    torch.testing.assert_close(WSLDLoss()(student, teacher, samples_of(labels)), expected, rtol=1e-12, atol=0)
+
+
+def test_wsld_needs_a_label_and_a_softmax():
+    with pytest.raises(ValueError, match='WSLDLoss: needs one label per sample'):
+        WSLDLoss()(torch.zeros(2, 2), torch.zeros(2, 2), None)
+    with pytest.raises(ValueError, match=r'WSLDLoss: .* has a sigmoid per class'):
+        WSLDLoss().read_head(types.SimpleNamespace(loss_module=types.SimpleNamespace(use_sigmoid=True)))
+    with pytest.raises(ValueError, match='tau must be above 0'):
+        WSLDLoss(tau=0)

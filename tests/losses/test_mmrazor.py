@@ -9,6 +9,7 @@ from lckd_mm.losses import (
     ABLoss,
     ATLoss,
     CWDLoss,
+    DISTLoss,
     DKDLoss,
     FitNetsLoss,
     FTLoss,
@@ -16,6 +17,7 @@ from lckd_mm.losses import (
     OFDLoss,
     PKDLoss,
     RKDLoss,
+    WSLDLoss,
 )
 
 B, C, H, W, TAU = 4, 5, 6, 3, 2.0
@@ -90,6 +92,26 @@ def relations(s, t):
     return 25 * F.smooth_l1_loss(distances(s), distances(t)) + 50 * F.smooth_l1_loss(angles(s), angles(t))
 
 
+def correlated(s, t):
+    def least(a, b):
+        a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+        return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
+
+    s, t = (s / TAU).softmax(1), (t / TAU).softmax(1)
+    return TAU**2 * (2 * least(s, t) + 3 * least(s.T, t.T))
+
+
+def soft_cross_entropy(s, t):
+    return -((t / TAU).softmax(1) * (s / TAU).log_softmax(1)).sum(1)
+
+
+def weighted_soft_labels(s, t):
+    with torch.no_grad():
+        ours, theirs = (F.cross_entropy(x, torch.tensor(LABELS), reduction='none') for x in (s, t))
+        weight = 1 - torch.exp(-(ours / (theirs + 1e-7)))
+    return TAU**2 * (weight * soft_cross_entropy(s, t)).mean()
+
+
 def layers(formula, weights=(1, 1, 1)):
     """One of mmrazor's terms a layer, added up with their loss_weight."""
     return lambda s, t: sum(w * formula(a, b) for w, a, b in zip(weights, s, t))
@@ -107,6 +129,7 @@ def one(formula):
         (one(kl('mean')), KDLoss(TAU), SCORES, 1 / C),
         (layers(channel_wise), CWDLoss(TAU), LAYERS, 3),
         (one(decoupled), DKDLoss(TAU, beta=6.0), SCORES, 1),
+        (one(correlated), DISTLoss(2.0, 3.0, TAU), SCORES, 1),
         (layers(attention), ATLoss(), LAYERS, 3),
         (layers(factor), FTLoss(), LAYERS, 3),
         (layers(boundaries, EIGHTHS), ABLoss(), LAYERS, 3 / 1000),
@@ -115,7 +138,21 @@ def one(formula):
         (layers(F.mse_loss), FitNetsLoss(), LAYERS, 3),
         (one(relations), RKDLoss(), SCORES, 1),
     ],
-    ids=['KL', 'KL of maps', 'KL, mean', 'CWD', 'DKD', 'AT', 'FT', 'AB', 'OFD', 'PKD', 'L2, div_element', 'RKD'],
+    ids=[
+        'KL',
+        'KL of maps',
+        'KL, mean',
+        'CWD',
+        'DKD',
+        'DIST',
+        'AT',
+        'FT',
+        'AB',
+        'OFD',
+        'PKD',
+        'L2, div_element',
+        'RKD',
+    ],
 )
 def test_a_weight_here_is_the_one_there_times_a_factor(mmrazor, ours, nets, times):
     student, teacher = nets
@@ -124,3 +161,21 @@ def test_a_weight_here_is_the_one_there_times_a_factor(mmrazor, ours, nets, time
         extras['data_samples'] = [DataSample().set_gt_label(label) for label in LABELS]
     value = times * ours(student, teacher, **extras)
     torch.testing.assert_close(value, mmrazor(student, teacher), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('mmrazor', 'ours'),
+    [
+        (lambda s, t: TAU**2 * soft_cross_entropy(s, t).mean(), KDLoss(TAU)),
+        (weighted_soft_labels, WSLDLoss(TAU)),
+    ],
+    ids=['KDSoftCELoss', 'WSLD'],
+)
+def test_the_gradient_here_is_the_one_there(mmrazor, ours):
+    student, teacher = (scores[0] for scores in SCORES)
+    student = student.clone().requires_grad_()
+    extras = dict(data_samples=[DataSample().set_gt_label(label) for label in LABELS])
+    gradients = (
+        torch.autograd.grad(of, student)[0] for of in (ours(student, teacher, **extras), mmrazor(student, teacher))
+    )
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
