@@ -17,21 +17,25 @@ def main(argv: list[str]) -> None:
     from mmengine.registry import init_default_scope
 
     from lckd_mm.cli import parser, read_config
-    from lckd_mm.config import input_size, plain_model
+    from lckd_mm.config import input_size, plain_model, student_config
     from lckd_mm.hosts import image_channels, normalisation
-    from lckd_mm.storage.checkpoint import load_strictly
+    from lckd_mm.storage.checkpoint import load_strictly, student_alone
     from lckd_mm.storage.export import export
+    from lckd_mm.storage.files import save_whole
 
     p = parser('Export a model; of a distillation config, the student alone')
     p.epilog, p.formatter_class = NOTES, argparse.RawDescriptionHelpFormatter
     p.add_argument('checkpoint', help='path of a checkpoint')
-    p.add_argument('out', help='the file to write: ends in .onnx or .pt2')
+    p.add_argument('out', help="the file to write: ends in .onnx or .pt2; or in .pth, for the student's weights alone")
     p.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the images; by default those of training')
     p.add_argument('--dynamic-batch', action='store_true', help='let the batch be of any size')
     p.add_argument('--tolerance', type=float, default=1e-4, help='in parts of the largest output (default: 1e-4)')
     args = p.parse_args(argv)
     cfg = read_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if args.out.endswith('.pth'):
+        save_whole(student_alone(args.checkpoint, student_config(cfg).pretty_text, 'export'), args.out)
+        return print(f'{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB')
     model = plain_model(cfg)
     load_strictly(model, args.checkpoint, 'export')
     size = tuple(args.size) if args.size else input_size(cfg, model)

@@ -3,20 +3,23 @@
 import copy
 from collections.abc import Iterator
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import Tensor
 
+from ..config import student_config
 from ..contexts import preserved_rng
 from ..distillation import Distiller, Term
 from ..errors import one_line
 from ..hosts import class_names, unwrapped
 from ..registry import HOOKS
-from ..storage.checkpoint import add_state, resumed_state, stored_state
-from ..storage.files import install, read_checkpoint
+from ..storage.checkpoint import add_state, resumed_state, stored_state, student_alone
+from ..storage.files import install, read_checkpoint, save_whole
 from .rehearsal import RehearsalHook
 
 
@@ -47,7 +50,8 @@ class DistillationHook(Hook):
     (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`), and rehearses the first batch:
     it is run with all losses and terms, where and as training runs, on a copy of the student's state, so that what does
     not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). It also compares the names of
-    both nets' classes where a term compares class scores. ``tools/train.py`` adds it.
+    both nets' classes where a term compares class scores. After the last iteration it writes ``student.pth``: the
+    student's weights alone, of the best checkpoint or else of the last one. ``tools/train.py`` adds the hook.
 
     Args:
         fitted: a file from which these connectors are loaded instead, by the names of their terms: written by
@@ -99,6 +103,22 @@ class DistillationHook(Hook):
         for name in distiller_of(runner, 'DistillationHook').terms if outputs and outputs.get('loss') else ():
             share = outputs[name] / outputs['loss']
             runner.message_hub.update_scalar(f'train/share_{name.removeprefix("loss_")}', share)
+
+    @master_only
+    def after_train(self, runner) -> None:
+        """Write the student alone, of the best checkpoint or else of the last one, to ``student.pth``."""
+        pointer = Path(runner.work_dir, 'last_checkpoint')
+        best = [runner.message_hub.get_info(key) for key in runner.message_hub.runtime_info if 'best_ckpt' in key]
+        last = pointer.read_text().strip() if pointer.is_file() else ''
+        source = next((path for path in (*best, last) if path and Path(path).is_file()), None)
+        if source is None:
+            return
+        out = Path(runner.work_dir, 'student.pth')
+        save_whole(student_alone(source, student_config(runner.cfg).pretty_text, 'student.pth'), out)
+        runner.logger.info(
+            f'the student alone, of {source}: {out}; the tools of its host load it with its own config, and '
+            f'tools/test.py with this one'
+        )
 
     def fit(self, runner) -> dict[str, Tensor]:
         """Load the teacher, fit the connectors that need training images, and return their state by key."""

@@ -152,6 +152,27 @@ def _some(keys: list[str]) -> str:
     return f'{len(keys)} keys: ' + ', '.join(keys[:_SHOWN]) + rest if len(keys) > 1 else keys[0]
 
 
+def student_alone(source: str, config: str, who: str) -> dict[str, Any]:
+    """A checkpoint's weights, as :func:`model_weights`, and its meta, with values that every ``torch.load`` reads.
+
+    mmengine's own files hold more than torch reads by default from version 2.6 on, where the hosts' tools refuse them.
+
+    Args:
+        config: the text of the student's own config, for tools that take it from the file.
+    """
+    loaded = read_checkpoint(source, who)
+    meta = {key: value for key, value in (loaded.get('meta') or {}).items() if _is_plain(value)}
+    return dict(meta=meta | dict(cfg=config), state_dict=_weights(loaded, source, who))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
 def add_state(checkpoint: dict, **state: Any) -> None:
     """Store what a hook needs to resume beside the student's weights, under the key ``lckd_mm``."""
     checkpoint.setdefault(STATE_KEY, {}).update(state)
