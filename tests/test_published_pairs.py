@@ -105,8 +105,8 @@ def test_a_pairs_teacher_is_the_published_one(pair):
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
 def test_a_leaf_says_what_its_name_says(path):
     method, name = path.stem.split('_', 1)
-    (pair,) = (p for p in PAIRS if f'{name}_'.startswith(f'{p.stem.rpartition("_")[0]}_') and p.stem.endswith(
-        path.parent.name))  # fmt: skip
+    pairs = [p for p in PAIRS if p.stem.endswith(path.parent.name)]
+    (pair,) = (p for p in pairs if name.startswith(p.stem.removesuffix(path.parent.name)))
     cfg, (teacher, alone) = Config.fromfile(path), recipe(pair)
     assert plain(cfg.model.student) == alone['model']
     assert cfg.model.teacher == teacher
@@ -117,6 +117,8 @@ def test_a_leaf_says_what_its_name_says(path):
     if method == 'fgd':
         assert optimizer.pop('clip_grad') == dict(max_norm=35, norm_type=2)
     assert optimizer == alone['optim_wrapper']
+    hooks = [hook for hook in plain(cfg.get('custom_hooks', [])) if not hook['type'].startswith('lckd_mm.')]
+    assert hooks == alone.get('custom_hooks', [])
     batch = int(re.search(r'_\d+xb(\d+)', name)[1])
     assert cfg.train_dataloader.batch_size == batch
     length = re.search(r'xb\d+-(?:ms-)?(?:(\d+)x|(\d+)e|(\d+)k)_', name)
@@ -126,6 +128,32 @@ def test_a_leaf_says_what_its_name_says(path):
         None if epochs else 1000 * int(length[3]),
     )
     assert len(path.read_text().partition('_base_')[2].splitlines()) <= 15
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'levels', 'weight'),
+    [
+        ('coco/pkd_retinanet-r101_retinanet-r50_8xb2-2x_coco', ['p3', 'p4', 'p5', 'p6'], 10),
+        ('coco/pkd_faster-rcnn-r101_faster-rcnn-r50_8xb2-2x_coco', ['p2', 'p3', 'p4', 'p5'], 6),
+        ('coco/pkd_mask-rcnn-swin-s_retinanet-r50_8xb2-2x_coco', ['p3', 'p4', 'p5', 'p6'], 6),
+        ('cityscapes/cwd_pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024', 'logits', 5),
+        ('ade20k/kd-cwd_segformer_mit-b4_segformer_mit-b0_8xb2-160k_ade20k-512x512', 'logits', 10),
+    ],
+)
+def test_weights_are_those_of_the_sources(leaf, levels, weight):
+    terms = Config.fromfile(f'configs/{leaf}.py').model.terms
+    term = terms.get('loss_pkd') or terms.loss_cwd
+    assert (term.on, term.weight, term.loss.get('tau', 1)) == (levels, weight, 1)
+
+
+def test_rtmdet_distils_until_its_strong_augmentation_ends():
+    for path in (ROOT / 'configs/coco').glob('*_rtmdet-l_*.py'):
+        method, cfg = path.stem.partition('_')[0], Config.fromfile(path)
+        if method == 'kd':
+            continue  # of class scores: to the end
+        *_, stop = cfg.custom_hooks
+        assert (stop.term, stop.schedule, stop.by) == (f'loss_{method}', 'stop', 'epoch')
+        assert stop.end == cfg.max_epochs - cfg.stage2_num_epochs
 
 
 def test_every_pair_has_a_leaf_of_each_method_that_fits():
