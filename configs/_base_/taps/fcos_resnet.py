@@ -1,0 +1,13 @@
+# FCOS on a ResNet: stages before their last ReLU, the pyramid, and the class scores of its levels. mmdet freezes
+# stem and stage 1 of its detectors, so that stage 1 has no gradient and is left out.
+fcos_resnet_taps = dict(
+    stage2='backbone.layer2@preact',
+    stage3='backbone.layer3@preact',
+    stage4='backbone.layer4@preact',
+    p3='neck[0]',
+    p4='neck[1]',
+    p5='neck[2]',
+    p6='neck[3]',
+    p7='neck[4]',
+    logits='bbox_head.conv_cls#*',
+)

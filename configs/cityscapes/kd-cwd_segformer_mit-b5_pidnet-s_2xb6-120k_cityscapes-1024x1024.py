@@ -1,0 +1,7 @@
+# KD and CWD of the class scores, and CWD of the map before them: SegFormer on MiT-B5 teaches PIDNet-S.
+_base_ = [
+    '../_base_/pairs/segformer_mit-b5_pidnet-s_cityscapes.py',
+    '../_base_/terms/real_time_segmentors.py',
+]
+
+model = dict(terms=dict(loss_kd=_base_.kd_term, loss_cwd=_base_.cwd_term, loss_cwd_feature=_base_.cwd_feature_term))

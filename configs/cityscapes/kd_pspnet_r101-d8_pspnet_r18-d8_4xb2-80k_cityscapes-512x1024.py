@@ -1,0 +1,7 @@
+# KD: PSPNet-R101-d8 teaches PSPNet-R18-d8.
+_base_ = [
+    '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_cityscapes.py',
+    '../_base_/terms/segmentation.py',
+]
+
+model = dict(terms=dict(loss_kd=_base_.kd_term))

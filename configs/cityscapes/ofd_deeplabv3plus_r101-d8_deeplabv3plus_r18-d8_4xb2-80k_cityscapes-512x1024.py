@@ -1,0 +1,8 @@
+# OFD: DeepLabV3+-R101-d8 teaches DeepLabV3+-R18-d8 by its four stages before a ReLU; the weight is OFD's own of
+# segmentation.
+_base_ = [
+    '../_base_/pairs/deeplabv3plus_r101-d8_deeplabv3plus_r18-d8_cityscapes.py',
+    '../_base_/terms/segmentation.py',
+]
+
+model = dict(terms=dict(loss_ofd=_base_.ofd_term))

@@ -1,0 +1,4 @@
+# OFD: RetinaNet on ResNet101 teaches the one on ResNet18, on running statistics: two images are few.
+_base_ = ['../_base_/pairs/retinanet-r101_retinanet-r18_coco.py', '../_base_/terms/coco_detectors.py']
+
+model = dict(terms=dict(loss_ofd=_base_.fpn_ofd_term))

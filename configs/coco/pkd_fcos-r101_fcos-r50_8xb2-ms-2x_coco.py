@@ -1,0 +1,4 @@
+# PKD: FCOS on ResNet101 teaches the one on ResNet50 the levels of its pyramid.
+_base_ = ['../_base_/pairs/fcos-r101_fcos-r50_coco.py', '../_base_/terms/coco_detectors.py']
+
+model = dict(terms=dict(loss_pkd=_base_.fpn_pkd_term))

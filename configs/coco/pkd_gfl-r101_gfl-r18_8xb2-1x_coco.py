@@ -1,0 +1,4 @@
+# PKD: GFL on ResNet101 teaches the one on ResNet18 the levels of its pyramid.
+_base_ = ['../_base_/pairs/gfl-r101_gfl-r18_coco.py', '../_base_/terms/coco_detectors.py']
+
+model = dict(terms=dict(loss_pkd=_base_.fpn_pkd_term))
