@@ -1,9 +1,12 @@
 """Shared fixtures: a default scope that does not outlive its test, and the smallest models of each host."""
 
+import copy
 import functools
 import itertools
 import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,21 +25,37 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope='session')
 def _mmengine_does_it_once():
-    """It lays out a run's config five times, and reads all metafiles of a package for each of its configs.
+    """What takes mmengine longer than the few steps of most runs here, and changes nothing in them.
 
-    Both would take longer than the few steps of most runs here.
+    It lays out a run's config five times; reads a config of this package or a host's, with its bases, whenever it is a
+    base, and all metafiles of a package for each; looks for the package among all that are installed, anew each time;
+    and collects garbage after reading each data set.
     """
-    from mmengine.config import config, utils
+    import mmengine.config.config
+    import mmengine.config.utils
+    import mmengine.dataset.base_dataset
 
-    @functools.lru_cache(maxsize=64)
-    def formatted(text, style):
-        return format_code(text, style_config=dict(style))
+    config, utils, ours = mmengine.config.config, mmengine.config.utils, f'{Path(__file__).parents[1]}/configs/'
+    file2dict, known = config.Config._file2dict, {}
 
-    format_code, load = config.FormatCode, utils.load
-    config.FormatCode = lambda text, style_config: formatted(text, tuple(style_config.items()))
-    utils.load = functools.cache(load)
-    yield
-    config.FormatCode, utils.load = format_code, load
+    def once(filename, *args, **kwargs):
+        path = os.path.abspath(os.path.expanduser(filename))
+        if not (path.startswith(ours) or '/.mim/configs/' in path):
+            return file2dict(filename, *args, **kwargs)
+        key = path, args, tuple(kwargs.items())
+        if key not in known:
+            known[key] = file2dict(filename, *args, **kwargs)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Upstream has it by name, the fork imports it where it is used.
+        for place in ('mmengine.config.config.FormatCode', 'yapf.yapflib.yapf_api.FormatCode'):
+            patch.setattr(place, lambda text, **_: (text, False), raising=False)
+        patch.setattr(config.Config, '_file2dict', staticmethod(once))
+        patch.setattr(config, 'is_installed', functools.cache(config.is_installed))
+        patch.setattr(utils, 'load', functools.cache(utils.load))
+        patch.setattr(mmengine.dataset.base_dataset, 'gc', SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(autouse=True, scope='session')
