@@ -12,10 +12,21 @@ import pytest
 import torch
 
 _NAMES = itertools.count()
+#: The files that take longest, to be begun first: else one is left to the end, and the other worker waits for it.
+_FIRST = (
+    'test_host_models.py', 'test_interruptions.py', 'test_configs.py', 'test_report.py', 'test_end_to_end.py',
+    'test_ranks.py', 'test_study.py', 'test_sweep.py', 'test_leaf_configs.py', 'test_lipschitz_report.py',
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    # xdist would begin with the files of the most tests, which are quick ones.
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked ``full`` run under `make test-all` alone."""
+    """Long files first; tests marked ``full`` run under `make test-all` alone."""
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
     if os.environ.get('LCKD_TEST_COUNTS') == 'full':
         return
     for item in items:
