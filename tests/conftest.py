@@ -76,10 +76,8 @@ def _files_as_in_the_tools():
     install()
 
 
-@pytest.fixture(autouse=True)
-def _no_leaked_managers():
-    """mmengine keeps scopes, loggers, message hubs and visualizers in globals by name: drop them after each test."""
-    yield
+def _forget_runs():
+    """mmengine keeps scopes, loggers, message hubs and visualizers in globals by name: drop them."""
     if 'mmengine' not in sys.modules:
         return
     from mmengine.logging import MMLogger
@@ -93,6 +91,18 @@ def _no_leaked_managers():
         kind = pending.pop()
         pending += kind.__subclasses__()
         kind._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_managers():
+    yield
+    _forget_runs()
+
+
+@pytest.fixture(scope='session')
+def forget_runs():
+    """``forget_runs()`` between runs of one fixture or test: two visualizers of one name would be the first."""
+    return _forget_runs
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from run_helpers import FULL, ROOT, count
 from scenes.digit_scenes import write_digit_scenes
@@ -48,16 +48,21 @@ def call(*command, **env):
     return out.stdout
 
 
-def tool(main, *argv):
-    """A tool's function in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        assert cli.run_tool(main, list(map(str, argv))) == 0
-    DefaultScope._instance_dict.clear()
+@pytest.fixture(scope='module')
+def tool(forget_runs):
+    """``tool(main, *argv)``: a tool's function in this process."""
+
+    def call(main, *argv):
+        forget_runs()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            assert cli.run_tool(main, list(map(str, argv))) == 0
+
+    return call
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(tool, tmp_path_factory):
     """The folders of four short trainings, and the options that they share. `make test` needs two, of a few steps."""
     root = tmp_path_factory.mktemp('end_to_end')
     data = write_digit_scenes(root / 'scenes', train=count(full=64, reduced=16), val=8, progress=False)
@@ -140,7 +145,7 @@ def test_raw_matching_closes_the_gap_of_the_raw_taps(runs):
     assert on < 0.5 * off, (on, off)
 
 
-def by_both_tests(folder, lckd, plain, checkpoint, options):
+def by_both_tests(tool, folder, lckd, plain, checkpoint, options):
     """The metrics by our tools/test.py, and by a process that never imports this package."""
     tool(cli.test, lckd, checkpoint, '--work-dir', folder / 'ours', '--out', folder / 'ours.json',
          '--cfg-options', *options)  # fmt: skip
@@ -151,19 +156,19 @@ def by_both_tests(folder, lckd, plain, checkpoint, options):
     return json.loads((folder / 'ours.json').read_text()), theirs
 
 
-def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
+def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tool, tmp_path):
     root, shared = runs
     plain = Config.fromfile(ROOT / ALONE)
     plain.test_dataloader.dataset.data_root = str(root / 'scenes')
     checkpoint = root / 'london' / f'iter_{ITERS}.pth'
-    ours, theirs = by_both_tests(tmp_path, LCKD, plain, checkpoint, shared)
+    ours, theirs = by_both_tests(tool, tmp_path, LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(root / 'london') if 'mIoU' in e][-1]['mIoU']
     assert theirs['mIoU'] == pytest.approx(validated)
 
 
 @pytest.mark.full
-def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
+def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tool, tmp_path):
     data = write_digit_scenes(tmp_path / 'scenes', train=16, val=2, progress=False)
     # Validated on what it is trained on, so that there is something to be found after so few iterations.
     seen = [f'{split}_dataloader.dataset.ann_file=ImageSets/Main/train.txt' for split in ('val', 'test')]
@@ -179,7 +184,7 @@ def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
     plain = Config.fromfile(ROOT / DETECTOR)
     plain.test_dataloader.dataset.update(data_root=str(data), ann_file='ImageSets/Main/train.txt')
     checkpoint = tmp_path / 'run' / 'iter_100.pth'
-    ours, theirs = by_both_tests(tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
+    ours, theirs = by_both_tests(tool, tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(tmp_path / 'run') if 'pascal_voc/mAP' in e][-1]['pascal_voc/mAP']
     assert theirs['pascal_voc/mAP'] == pytest.approx(validated)
