@@ -1,18 +1,32 @@
 """Shared fixtures: a default scope that does not outlive its test, and the smallest models of each host."""
 
+import copy
 import functools
 import itertools
 import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 _NAMES = itertools.count()
+#: The files that take longest, to be begun first: else one is left to the end, and the other worker waits for it.
+_FIRST = (
+    'test_host_models.py', 'test_interruptions.py', 'test_configs.py', 'test_report.py', 'test_end_to_end.py',
+    'test_ranks.py', 'test_study.py', 'test_sweep.py', 'test_leaf_configs.py', 'test_lipschitz_report.py',
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    # xdist would begin with the files of the most tests, which are quick ones.
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked ``full`` run under `make test-all` alone."""
+    """Long files first; tests marked ``full`` run under `make test-all` alone."""
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
     if os.environ.get('LCKD_TEST_COUNTS') == 'full':
         return
     for item in items:
@@ -22,21 +36,37 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope='session')
 def _mmengine_does_it_once():
-    """It lays out a run's config five times, and reads all metafiles of a package for each of its configs.
+    """What takes mmengine longer than the few steps of most runs here, and changes nothing in them.
 
-    Both would take longer than the few steps of most runs here.
+    It lays out a run's config five times; reads a config of this package or a host's, with its bases, whenever it is a
+    base, and all metafiles of a package for each; looks for the package among all that are installed, anew each time;
+    and collects garbage after reading each data set.
     """
-    from mmengine.config import config, utils
+    import mmengine.config.config
+    import mmengine.config.utils
+    import mmengine.dataset.base_dataset
 
-    @functools.lru_cache(maxsize=64)
-    def formatted(text, style):
-        return format_code(text, style_config=dict(style))
+    config, utils, ours = mmengine.config.config, mmengine.config.utils, f'{Path(__file__).parents[1]}/configs/'
+    file2dict, known = config.Config._file2dict, {}
 
-    format_code, load = config.FormatCode, utils.load
-    config.FormatCode = lambda text, style_config: formatted(text, tuple(style_config.items()))
-    utils.load = functools.cache(load)
-    yield
-    config.FormatCode, utils.load = format_code, load
+    def once(filename, *args, **kwargs):
+        path = os.path.abspath(os.path.expanduser(filename))
+        if not (path.startswith(ours) or '/.mim/configs/' in path):
+            return file2dict(filename, *args, **kwargs)
+        key = path, args, tuple(kwargs.items())
+        if key not in known:
+            known[key] = file2dict(filename, *args, **kwargs)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Upstream has it by name, the fork imports it where it is used.
+        for place in ('mmengine.config.config.FormatCode', 'yapf.yapflib.yapf_api.FormatCode'):
+            patch.setattr(place, lambda text, **_: (text, False), raising=False)
+        patch.setattr(config.Config, '_file2dict', staticmethod(once))
+        patch.setattr(config, 'is_installed', functools.cache(config.is_installed))
+        patch.setattr(utils, 'load', functools.cache(utils.load))
+        patch.setattr(mmengine.dataset.base_dataset, 'gc', SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -46,10 +76,8 @@ def _files_as_in_the_tools():
     install()
 
 
-@pytest.fixture(autouse=True)
-def _no_leaked_managers():
-    """mmengine keeps scopes, loggers, message hubs and visualizers in globals by name: drop them after each test."""
-    yield
+def _forget_runs():
+    """mmengine keeps scopes, loggers, message hubs and visualizers in globals by name: drop them."""
     if 'mmengine' not in sys.modules:
         return
     from mmengine.logging import MMLogger
@@ -63,6 +91,18 @@ def _no_leaked_managers():
         kind = pending.pop()
         pending += kind.__subclasses__()
         kind._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_managers():
+    yield
+    _forget_runs()
+
+
+@pytest.fixture(scope='session')
+def forget_runs():
+    """``forget_runs()`` between runs of one fixture or test: two visualizers of one name would be the first."""
+    return _forget_runs
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Runs tools/train.py's main in forks of one process, so that many starts and kills pay for the imports once.
 
+Its arguments are the hosts that it imports.
+
 Reads jobs from stdin, one JSON object a line: argv, log (a file for stdout and stderr), env, ranks, and kill: how the
 first rank kills itself with SIGKILL, at the ``count``-th audit ``event`` (open, os.rename, os.remove) whose first
 argument matches ``match``, ``delay`` seconds later. With ``file_size`` it lives on, and no file may become larger than
 that from then on. Answers with the exit statuses, -9 for killed.
 """
 
+import importlib
 import json
 import os
 import re
@@ -63,15 +66,15 @@ if __name__ == '__main__':
     os.dup2(2, 1)
 
     import mmengine.config.config
-    import mmseg.datasets
-    import mmseg.models
-    import mmseg.visualization
     import yapf.yapflib.yapf_api
 
     import lckd_mm.hooks
     from lckd_mm.cli import run_tool
     from lckd_mm.cli import train as main
 
+    for host in sys.argv[1:]:
+        for part in ('datasets', 'models', 'visualization'):
+            importlib.import_module(f'{host}.{part}')
     # mmengine lays out the config's text anew for each checkpoint, which takes longer than all the training here.
     yapf.yapflib.yapf_api.FormatCode = mmengine.config.config.FormatCode = lambda text, **_: (text, False)
     for line in sys.stdin:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,6 +218,37 @@ def run(cfg, *hooks):
 
 
 run.count = 0
+
+
+def forked_trainings(*hosts):
+    """For a fixture: yields ``train(config file, work_dir, *options, **job)`` -> (exit statuses, what the run printed).
+
+    tools/train.py's main in a process of its own, forked from one that has imported ``hosts``; see forked_training.py.
+    """
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
+    server = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', ROOT / 'tests' / 'forked_training.py', *hosts],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+
+    def train(cfg_file, work_dir, *options, **job):
+        work_dir = Path(work_dir)
+        work_dir.mkdir(exist_ok=True, parents=True)
+        log = job.pop('log', work_dir / 'output.txt')
+        argv = [str(cfg_file), '--work-dir', str(work_dir), *options]
+        if job.get('ranks', 1) > 1:
+            with socket.socket() as probe:
+                probe.bind(('127.0.0.1', 0))
+                port = probe.getsockname()[1]
+            job['env'] = dict(job.get('env', {}), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+            argv += ['--launcher', 'pytorch']
+        server.stdin.write(json.dumps(dict(job, argv=argv, log=str(log))) + '\n')
+        server.stdin.flush()
+        return json.loads(server.stdout.readline()), Path(log).read_text()
+
+    yield train
+    server.stdin.close()
+    server.wait(60)
 
 
 def scalars(work_dir):

@@ -1,8 +1,5 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 
 import pytest
 import torch
@@ -22,8 +19,6 @@ from lckd_mm.connectors import (
 )
 from lckd_mm.functional import bn_margin
 from lckd_mm.losses import FTLoss
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -288,33 +283,31 @@ def test_a_part_is_a_known_one():
         ChannelPart(8, 'both')
 
 
-# On rank 1 the first feature is of one position: a batch that neither rank may train on.
-OBSERVE = """
-import sys, torch
-from lckd_mm.connectors import Paraphraser
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-torch.manual_seed(0)
-connector = Paraphraser(4)
-generator = torch.Generator().manual_seed(rank)
-for size in (4 if rank == 0 else 1, 4, 4):
-    connector.observe(torch.randn(1, 4, size, size, generator=generator))
-connector.finish_fitting()
-torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
-# gloo's threads abort a process that ends in the midst of them.
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+def observe(rank, folder):
+    """On rank 1 the first feature is of one position: a batch that neither rank may train on."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    connector = Paraphraser(4)
+    generator = torch.Generator().manual_seed(rank)
+    for size in (4 if rank == 0 else 1, 4, 4):
+        connector.observe(torch.randn(1, 4, size, size, generator=generator))
+    connector.finish_fitting()
+    torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
+    # gloo's threads abort a process that ends in the midst of them.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_ranks_leave_the_same_batches_out(tmp_path):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    ranks = [
-        subprocess.Popen([sys.executable, '-W', 'ignore', '-c', OBSERVE, str(rank), str(tmp_path)], env=env)
-        for rank in range(2)
-    ]
+    fork = multiprocessing.get_context('fork')
+    ranks = [fork.Process(target=observe, args=(rank, tmp_path)) for rank in range(2)]
     try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(timeout=120)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()

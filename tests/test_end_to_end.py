@@ -11,9 +11,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from run_helpers import ROOT
+from run_helpers import FULL, ROOT, count
 from scenes.digit_scenes import write_digit_scenes
 
+from lckd_mm import cli
 from lckd_mm.functional import lipschitz_gap, transmitting_norm
 from lckd_mm.hosts import build_model
 from lckd_mm.storage.checkpoint import load_strictly
@@ -23,7 +24,7 @@ ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 TEACHER = 'configs/demo/fcn_r18-w32_1xb8-digit-scenes-96x96.py'
 LCKD = 'configs/demo/lckd_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 RAW = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
-ITERS = 60
+ITERS = count(full=60, reduced=8)
 DETECTOR = 'configs/demo/retinanet_r18-w8_1xb8-digit-scenes-96x96.py'
 DETECTOR_TEACHER = 'configs/demo/retinanet_r18-w32_1xb8-digit-scenes-96x96.py'
 DETECTOR_LCKD = 'configs/demo/lckd_retinanet_r18-w32_retinanet_r18-w8_1xb8-digit-scenes-96x96.py'
@@ -48,10 +49,23 @@ def call(*command, **env):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-    """The folders of four short trainings, and the options that they share."""
+def tool(forget_runs):
+    """``tool(main, *argv)``: a tool's function in this process."""
+
+    def call(main, *argv):
+        forget_runs()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            assert cli.run_tool(main, list(map(str, argv))) == 0
+
+    return call
+
+
+@pytest.fixture(scope='module')
+def runs(tool, tmp_path_factory):
+    """The folders of four short trainings, and the options that they share. `make test` needs two, of a few steps."""
     root = tmp_path_factory.mktemp('end_to_end')
-    data = write_digit_scenes(root / 'scenes', train=64, val=8, progress=False)
+    data = write_digit_scenes(root / 'scenes', train=count(full=64, reduced=16), val=8, progress=False)
     shared = [
         f'train_dataloader.dataset.data_root={data}',
         f'val_dataloader.dataset.data_root={data}',
@@ -81,7 +95,8 @@ def runs(tmp_path_factory):
         ('on', RAW, [*distil, 'model.terms.loss_lipschitz.weight=5']),
         ('london', LCKD, distil),
     ):
-        call('tools/train.py', config, '--work-dir', root / name, '--cfg-options', *shared, *options)
+        if FULL or name in ('teacher', 'london'):
+            tool(cli.train, config, '--work-dir', root / name, '--cfg-options', *shared, *options)
     return root, shared
 
 
@@ -90,6 +105,7 @@ def history(folder):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_losses_fall(runs):
     root, _ = runs
     for name in ('teacher', 'off', 'on', 'london'):
@@ -122,15 +138,16 @@ def validation_gap(root, name):
     return lipschitz_gap(*sigmas, 'log').sqrt().mean().item()
 
 
+@pytest.mark.full
 def test_raw_matching_closes_the_gap_of_the_raw_taps(runs):
     root, _ = runs
     off, on = validation_gap(root, 'off'), validation_gap(root, 'on')
     assert on < 0.5 * off, (on, off)
 
 
-def by_both_tests(folder, lckd, plain, checkpoint, options):
+def by_both_tests(tool, folder, lckd, plain, checkpoint, options):
     """The metrics by our tools/test.py, and by a process that never imports this package."""
-    call('tools/test.py', lckd, checkpoint, '--work-dir', folder / 'ours', '--out', folder / 'ours.json',
+    tool(cli.test, lckd, checkpoint, '--work-dir', folder / 'ours', '--out', folder / 'ours.json',
          '--cfg-options', *options)  # fmt: skip
     plain.dump(folder / 'plain.py')
     out = call('-c', PLAIN_TEST, folder / 'plain.py', checkpoint, folder / 'plain',
@@ -139,19 +156,19 @@ def by_both_tests(folder, lckd, plain, checkpoint, options):
     return json.loads((folder / 'ours.json').read_text()), theirs
 
 
-def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tmp_path):
+def test_distilled_student_gives_the_same_miou_in_plain_mmseg(runs, tool, tmp_path):
     root, shared = runs
     plain = Config.fromfile(ROOT / ALONE)
     plain.test_dataloader.dataset.data_root = str(root / 'scenes')
     checkpoint = root / 'london' / f'iter_{ITERS}.pth'
-    ours, theirs = by_both_tests(tmp_path, LCKD, plain, checkpoint, shared)
+    ours, theirs = by_both_tests(tool, tmp_path, LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(root / 'london') if 'mIoU' in e][-1]['mIoU']
     assert theirs['mIoU'] == pytest.approx(validated)
 
 
 @pytest.mark.full
-def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
+def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tool, tmp_path):
     data = write_digit_scenes(tmp_path / 'scenes', train=16, val=2, progress=False)
     # Validated on what it is trained on, so that there is something to be found after so few iterations.
     seen = [f'{split}_dataloader.dataset.ann_file=ImageSets/Main/train.txt' for split in ('val', 'test')]
@@ -163,11 +180,11 @@ def test_distilled_detector_gives_the_same_map_in_plain_mmdet(tmp_path):
     options = [f'model.teacher.checkpoint={tmp_path}/teacher.pth', 'param_scheduler.0.total_steps=100']
     # A teacher without training: its features teach nothing, their constants can still be matched.
     options += ['model.terms.loss_ofd.weight=0.0', 'default_hooks.prediction.interval=50']
-    call('tools/train.py', DETECTOR_LCKD, '--work-dir', tmp_path / 'run', '--cfg-options', *shared, *iters, *options)
+    tool(cli.train, DETECTOR_LCKD, '--work-dir', tmp_path / 'run', '--cfg-options', *shared, *iters, *options)
     plain = Config.fromfile(ROOT / DETECTOR)
     plain.test_dataloader.dataset.update(data_root=str(data), ann_file='ImageSets/Main/train.txt')
     checkpoint = tmp_path / 'run' / 'iter_100.pth'
-    ours, theirs = by_both_tests(tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
+    ours, theirs = by_both_tests(tool, tmp_path, DETECTOR_LCKD, plain, checkpoint, shared)
     assert ours == theirs
     validated = [e for e in history(tmp_path / 'run') if 'pascal_voc/mAP' in e][-1]['pascal_voc/mAP']
     assert theirs['pascal_voc/mAP'] == pytest.approx(validated)

@@ -33,14 +33,6 @@ class Touch:
         return exec, (f'open({str(self.path)!r}, "w").close()',)
 
 
-@pytest.fixture(autouse=True)
-def plain_text(monkeypatch):
-    """mmengine lays out the config's text anew for each checkpoint, which takes longer than all the training here."""
-    # Upstream has it by name, the fork imports it where it is used.
-    for place in ('mmengine.config.config.FormatCode', 'yapf.yapflib.yapf_api.FormatCode'):
-        monkeypatch.setattr(place, lambda text, **_: (text, False), raising=False)
-
-
 @pytest.fixture
 def model(scope):
     scope('mmseg')

@@ -6,14 +6,13 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from run_helpers import ROOT, config, count, distiller, run, scenes, segmentor, validation
+from run_helpers import config, count, distiller, forked_trainings, run, scenes, segmentor, validation
 
 from lckd_mm.contexts import preserved_rng
 from lckd_mm.errors import WriteError
@@ -26,30 +25,7 @@ ITERS = 12
 
 @pytest.fixture(scope='module')
 def forks():
-    """forks(argv, log, …) -> exit statuses; see forked_training.py."""
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
-    server = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', ROOT / 'tests' / 'forked_training.py'],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT,
-    )  # fmt: skip
-
-    def train(cfg_file, work_dir, *options, **job):
-        work_dir.mkdir(exist_ok=True, parents=True)
-        log = work_dir / 'output.txt'
-        argv = [str(cfg_file), '--work-dir', str(work_dir), *options]
-        if job.get('ranks', 1) > 1:
-            with socket.socket() as probe:
-                probe.bind(('127.0.0.1', 0))
-                port = probe.getsockname()[1]
-            job['env'] = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-            argv += ['--launcher', 'pytorch']
-        server.stdin.write(json.dumps(dict(job, argv=argv, log=str(log))) + '\n')
-        server.stdin.flush()
-        return json.loads(server.stdout.readline()), log.read_text()
-
-    yield train
-    server.stdin.close()
-    server.wait(60)
+    yield from forked_trainings('mmseg')
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""Several processes: tools/dist_train.sh on gloo, against one process and one rank against the other."""
+"""Several processes on gloo, against one process and one rank against the other."""
 
 import functools
 import http.server
@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from run_helpers import (
+    FULL,
     HOOK,
     HOSTS,
     ROOT,
@@ -26,6 +27,7 @@ from run_helpers import (
     config,
     detector,
     distiller,
+    forked_trainings,
     scenes,
     segmentor,
     teacher_file,
@@ -105,19 +107,28 @@ def recorded(cfg):
     return cfg
 
 
-def train(cfg, path, processes, code=0, **env):
-    """tools/dist_train.sh, or tools/train.py's own function; what the ranks recorded."""
+@pytest.fixture(scope='module')
+def forks():
+    yield from forked_trainings('mmpretrain')
+
+
+def train(cfg, path, processes, forks=None, **env):
+    """tools/train.py's own function in this process, or in several; what the ranks recorded.
+
+    `make test-all` starts them by tools/dist_train.sh. Forks are a third of the cost.
+    """
     cfg.dump(path)
     if processes == 1:
         assert cli.run_tool(cli.train, [str(path)]) == 0
+    elif not FULL:
+        statuses, text = forks(path, cfg.work_dir, ranks=processes, env=env)
+        assert statuses == [0] * processes, text[-3000:]
     else:
         env = os.environ | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='') | env
         env['PYTHONPATH'] = f'{ROOT / "tests"}'
         command = [ROOT / 'tools' / 'dist_train.sh', path, str(processes)]
         out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
-        assert (out.returncode != 0) == (code != 0), out.stderr[-3000:]
-        if code:
-            return out.stderr
+        assert out.returncode == 0, out.stderr[-3000:]
     return [torch.load(f'{cfg.work_dir}/rank{i}.pth') for i in range(processes)]
 
 
@@ -143,7 +154,7 @@ def in_double():
 @pytest.mark.parametrize(
     'host', ['mmpretrain', *(pytest.param(host, marks=pytest.mark.full) for host in ('mmseg', 'mmdet'))]
 )
-def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, scenes, tmp_path, in_double):
+def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, scenes, tmp_path, in_double, forks):
     """In float64, in which a small difference is not taken for rounding."""
     make, runs = MODELS[host], {}
     for processes in (1, 2):
@@ -151,7 +162,7 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, sce
         cfg = distillation(host, scenes, tmp_path / str(processes), make(8), student)
         cfg.custom_imports.imports.append('in_double')
         cfg.train_dataloader.batch_size = 4 // processes
-        runs[processes] = train(cfg, tmp_path / f'{processes}.py', processes)
+        runs[processes] = train(cfg, tmp_path / f'{processes}.py', processes, forks)
     (one,), (first, second) = runs.values()
 
     # the same images, whole: half of each batch on each rank
@@ -273,7 +284,7 @@ def server(tmp_path):
         server.shutdown()
 
 
-def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tmp_path, teacher_file, server):
+def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tmp_path, teacher_file, server, forks):
     """With BatchNorm, as it is used; a paraphraser and a margin are made from images before the first iteration."""
     teacher, path = teacher_file('mmpretrain')
     path.rename(server.folder / 'teacher.pth')
@@ -295,7 +306,7 @@ def test_ranks_of_their_own_seeds_agree_and_download_the_teacher_once(scenes, tm
     # Else torch's wrapper, made before the weights are initialised, would copy rank 0's connectors to the others.
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', init_sync=False)
     cfg.default_hooks.distillation = HOOK
-    first, second = train(cfg, tmp_path / 'run.py', 2, TORCH_HOME=str(tmp_path / 'torch'))
+    first, second = train(cfg, tmp_path / 'run.py', 2, forks, TORCH_HOME=str(tmp_path / 'torch'))
     assert server.requests == ['/teacher.pth']
 
     # BatchNorm's running statistics are each rank's own, as mmengine leaves the student's, but for the paraphraser's.

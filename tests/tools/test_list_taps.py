@@ -1,7 +1,6 @@
 """tools/analysis/list_taps.py: what it lists can be tapped."""
 
-import subprocess
-import sys
+import runpy
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from mmengine.config import Config
 from run_helpers import ROOT
 from torch import nn
 
+from lckd_mm import cli
 from lckd_mm.hosts import build_model, run_once
 from lckd_mm.taps import FeatureTaps
 from lckd_mm.taps.listing import list_taps
@@ -111,19 +111,26 @@ def test_tuples_dicts_and_calls_that_differ_with_the_loss():
     }
 
 
-def run_tool(*arguments, fails=False):
-    command = [sys.executable, '-W', 'ignore', 'tools/analysis/list_taps.py', *arguments]
-    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == int(fails), out.stderr
-    return out.stderr if fails else out.stdout
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    main = runpy.run_path('tools/analysis/list_taps.py')['main']
+
+    def call(*arguments, fails=False):
+        status = cli.run_tool(main, list(arguments))
+        out, errors = capsys.readouterr()
+        assert status == int(fails), errors
+        return errors if fails else out
+
+    return call
 
 
-def test_the_tool_prints_the_teachers_too():
+def test_the_tool_prints_the_teachers_too(run_tool):
     out = run_tool('configs/lckd_fcn_voc.py', '--teacher', '--size', '64')
     assert 'backbone.layer3.22.relu#-1' in out and 'decode_head.conv_seg' in out
 
 
-def test_the_tool_takes_a_hosts_own_config_and_filters():
+def test_the_tool_takes_a_hosts_own_config_and_filters(run_tool):
     out = run_tool(RETINANET, '--size', '64', '--filter', 'neck[')
     sides = [line.split('│')[4].strip() for line in out.splitlines() if 'neck[' in line]
     assert sides == [f'(1, 256, {side}, {side})' for side in (8, 4, 2, 1, 1)]
@@ -131,12 +138,12 @@ def test_the_tool_takes_a_hosts_own_config_and_filters():
     assert "'nowhere'" in run_tool(RETINANET, '--size', '64', '--filter', 'nowhere', fails=True)
 
 
-def test_the_tool_says_where_an_image_is_too_small():
+def test_the_tool_says_where_an_image_is_too_small(run_tool):
     error = run_tool('mmpretrain::vgg/vgg11_8xb32_in1k.py', '--size', '32', fails=True)
     assert 'ImageClassifier' in error and '32 x 32 (RuntimeError: ' in error and '--size' in error
 
 
-def test_the_tool_prints_a_preset_that_can_be_pasted():
+def test_the_tool_prints_a_preset_that_can_be_pasted(run_tool):
     out = run_tool(RETINANET, '--student', '--backbone', '--neck', '--logits', '--size', '64')
     pasted = {}
     exec(out, pasted)

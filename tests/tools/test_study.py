@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from run_helpers import ROOT
+from run_helpers import ROOT, forked_trainings
 
 from lckd_mm.cli import run_tool
 from lckd_mm.config import student_config
@@ -74,6 +75,25 @@ def call(study, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope='module')
+def forks():
+    yield from forked_trainings('mmpretrain')
+
+
+@pytest.fixture
+def forked(study, forks, monkeypatch):
+    """The study's trainings are forks of one process, which has their libraries already."""
+    lock = threading.Lock()
+
+    def run(command, stdout, **_):
+        assert command[:4] == [sys.executable, '-W', 'ignore', 'tools/train.py'] and command[5] == '--work-dir'
+        with lock:
+            (status,), _ = forks(command[4], command[6], *command[7:], log=stdout.name)
+        return SimpleNamespace(returncode=status)
+
+    monkeypatch.setattr(study, 'subprocess', SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
 def test_a_grid_expands_in_the_order_of_needs(study, file):
@@ -239,7 +259,8 @@ def test_an_interruption_leaves_the_rest_alone(study, file, tmp_path, monkeypatc
     assert begun == ['teacher'] and not [t for t in threading.enumerate() if 'ThreadPool' in t.name]
 
 
-def test_runs_are_kept_and_begun_anew_when_they_change(call, file, tmp_path):
+@pytest.mark.timeout(600)
+def test_runs_are_kept_and_begun_anew_when_they_change(call, forked, file, tmp_path):
     work_dir, text = tmp_path / 'runs', STUDY.replace("'30 %': {'train_dataloader.dataset.label_noise': 0.3}", '')
     file.write_text(text)
     command = (file, '--seeds', 1, '--work-dir', work_dir, '--cfg-options', *QUICK)
