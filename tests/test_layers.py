@@ -25,7 +25,7 @@ ORDER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 
 def rooms() -> dict[str, list[Path]]:
     """Modules and folders of the package, with their files."""
-    found = {p.stem: [p] for p in PACKAGE.glob('*.py') if p.stem != '__init__'}
+    found = {p.stem: [p] for p in PACKAGE.glob('*.py') if p.stem not in ('__init__', '__main__')}
     return found | {p.name: sorted(p.rglob('*.py')) for p in PACKAGE.iterdir() if (p / '__init__.py').exists()}
 
 

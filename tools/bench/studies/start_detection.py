@@ -9,7 +9,10 @@ _scenes = 'configs/demo/{}_1xb8-digit-scenes-96x96.py'
 _pair = _scenes.format('{}_retinanet_r18-w32_retinanet_r18-w8')
 _teacher = {'model.teacher.checkpoint': 'teacher'}
 axes = dict(
-    weight={str(_w): {'model.terms.loss_ofd.weight': _w} for _w in (1e-3, 'share:0.3', 'share:0.5', 'share:0.7')},
+    weight={
+        str(_w): {'model.terms.loss_ofd.weight': _w}
+        for _w in (1e-3, 'share:0.5', 'share:0.7', 'share:0.8', 'share:0.9')
+    },
 )
 runs = dict(
     teacher=dict(config=_scenes.format('retinanet_r18-w32'), title='teacher (RetinaNet-R18-w32)'),
