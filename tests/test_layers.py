@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'lckd_mm'
 
 #: A room imports from earlier lines alone: not from later ones, nor from its neighbours.
 LAYERS = (
-    ('functional', 'arguments', 'contexts', 'errors'),
+    ('functional', 'arguments', 'contexts', 'errors', 'streams'),
     ('registry', 'storage'),
     ('hosts',),
     ('taps', 'config'),

@@ -2,7 +2,7 @@
 
 from .adversarial import convex_phi, gradient_norms
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
-from .features import bn_margin
+from .features import bn_margin, standardised
 from .lipschitz import (
     graph_bound,
     lipschitz_gap,
@@ -43,6 +43,7 @@ __all__ = [
     'product_bound',
     'row_similarities',
     'spectral_norm',
+    'standardised',
     'target_divergence',
     'transmitting_matrix',
     'transmitting_norm',

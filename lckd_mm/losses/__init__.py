@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, ReconstructionLoss
-from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
+from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, MGDLoss, OFDLoss, PKDLoss
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss
@@ -31,6 +31,7 @@ __all__ = [
     'LSGANLoss',
     'LipschitzLoss',
     'Loss',
+    'MGDLoss',
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',

@@ -13,8 +13,8 @@ from ..functional import convex_phi, gradient_norms, product_bound
 from ..functional.adversarial import PHIS
 from ..functional.shapes import same_shape
 from ..registry import MODELS, build_registered, registered_class
+from ..streams import own_generator
 from .base import Loss, check_channels
-from .streams import own_generator
 
 
 @MODELS.register_module()

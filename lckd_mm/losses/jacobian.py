@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import arguments
 from ..functional.shapes import LAYOUTS, channels_first, check_kind, check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
+from ..streams import own_generator
 from .base import Loss
-from .streams import own_generator
 
 
 @MODELS.register_module()

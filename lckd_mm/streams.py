@@ -1,4 +1,4 @@
-"""Random numbers of a loss, independent of the training's."""
+"""Random numbers of a loss or a connector, independent of the training's."""
 
 import torch
 from mmengine.dist import get_rank
@@ -9,7 +9,7 @@ def own_generator(draws: Tensor, device: torch.device) -> torch.Generator:
     """A generator seeded anew for each call and each rank; it leaves the training's random state untouched.
 
     Args:
-        draws: a counter, incremented in place; a buffer of the loss, so that a resumed run draws new numbers.
+        draws: a counter, incremented in place; a buffer of the module, so that a resumed run draws new numbers.
     """
     draws += 1
     seed = torch.initial_seed() + int(draws) + 1_000_003 * get_rank()
