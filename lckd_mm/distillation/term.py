@@ -175,7 +175,9 @@ class Term(nn.Module):
         head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
         if self.part is not None:
             self.loss.read_head(head)
-        self.loss.read_teacher_head(head)
+        given = [side for side in self.given.values() if side.role == 'teacher']
+        heads = [head, *(owner_head(teacher, taps.addresses[side.names[0]].path) for side in given)]
+        self.loss.read_teacher_head(next((found for found in heads if found is not None), None))
         self._theirs = score_count(head, self.teacher.width())
         if self.match is not None:
             self.match.prepare((self._own[0], self._own[1] or self.student.width()), self._theirs)

@@ -2,6 +2,7 @@
 
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
+from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, ReconstructionLoss
 from .features import ABLoss, AFDLoss, ATLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, MGDLoss, OFDLoss, PKDLoss
@@ -16,6 +17,8 @@ __all__ = [
     'AFDLoss',
     'ATLoss',
     'AdversarialLoss',
+    'BCKDBoxLoss',
+    'BCKDLoss',
     'CWDLoss',
     'DKDLoss',
     'ExploreLoss',
@@ -26,6 +29,7 @@ __all__ = [
     'GradientPenalty',
     'JacobianLoss',
     'KDLoss',
+    'LDLoss',
     'LGANLoss',
     'LONDONLoss',
     'LSGANLoss',
@@ -37,4 +41,5 @@ __all__ = [
     'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',
+    'ScoreWeightedLoss',
 ]
