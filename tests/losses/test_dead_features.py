@@ -8,7 +8,7 @@ from lckd_mm import losses
 OF_CHAINS = [*(losses.LipschitzLoss(gap) for gap in ('log', 'relative', 'absolute')), losses.FSPLoss()]
 OF_PAIRS = [
     losses.OFDLoss(), losses.ABLoss(), losses.FitNetsLoss(), losses.ATLoss(), losses.CWDLoss(), losses.FTLoss(),
-    losses.KDLoss(), losses.RKDLoss(),
+    losses.KDLoss(), losses.RKDLoss(), losses.MGDLoss(), losses.BCKDLoss(),
 ]  # fmt: skip
 KINDS = dict(zero=lambda x: 0 * x, constant=lambda x: 0 * x + 0.7, tiny=lambda x: 1e-12 * x)
 
