@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from run_helpers import HOOK, HOSTS, config, detector, distillation, run, scenes, teacher_file
-from test_reuse import batch, built
+from run_helpers import HOOK, HOSTS, config, detector, distillation, run, scalars, scenes, teacher_file
+from test_reuse import batch, built, model
 
 SCORES = dict(scores='logits')
 MATCHED = dict(type='lckd_mm.MatchStatistics')
@@ -223,3 +223,43 @@ def test_masks_leave_the_training_as_it_was_and_a_resumed_run_draws_on(scenes, t
     del cfg.default_hooks['distillation']
     plain = run(cfg).model.state_dict()
     assert all(torch.equal(off[key], plain[key]) for key in plain)
+
+
+def every_term(kind):
+    """Each method on the neck and on the head."""
+    taps = KINDS[kind][1]
+    scores, boxes = dict(scores=named(taps, 'logits')), named(taps, 'boxes')
+    neck = dict(on=[f'p{i}' for i in range(4)])
+    terms = crosskd(taps) | dict(
+        loss_pkd=dict(loss=dict(type='lckd_mm.PKDLoss'), weight=0.1, **neck),
+        loss_mgd=dict(
+            loss=dict(type='lckd_mm.MGDLoss'), weight=1e-4, connector=dict(type='lckd_mm.MaskedGenerator'), **neck
+        ),
+        loss_swl2=dict(
+            loss=dict(type='lckd_mm.ScoreWeightedLoss'), connector=dict(type='lckd_mm.MLP'), given=scores, **neck
+        ),
+        loss_bckd=dict(loss=dict(type='lckd_mm.BCKDLoss'), on=named(taps, 'logits')),
+        loss_boxes=dict(loss=dict(type='lckd_mm.BCKDBoxLoss', weigh='confidence'), on=boxes, given=scores),
+    )
+    if kind == 'GFL':
+        terms['loss_ld'] = dict(loss=dict(type='lckd_mm.LDLoss', tau=1.0), on=boxes, given=scores)
+    return terms, taps | of_levels('p', [f'neck[{i}]' for i in range(4)])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_loss_falls(kind, scenes, tmp_path):
+    """Of a teacher with other weights, the mean of the last 20 values is below that of the first 20."""
+    terms, taps = every_term(kind)
+    net_model = model(tmp_path, terms, taps, net(kind, 4), net(kind, 8))
+    cfg = config('mmdet', scenes, tmp_path / 'run', net_model, iters=80)
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=2e-3)
+    cfg.default_hooks.distillation = HOOK
+    cfg.default_hooks.logger.interval = 1
+    run(cfg)
+    logged = scalars(tmp_path / 'run')
+    for name in terms:
+        values = [entry[name] for entry in logged if name in entry]
+        first, last = sum(values[:20]) / 20, sum(values[-20:]) / 20
+        print(f'{kind} {name}: {first:.4g} to {last:.4g}')
+        assert len(values) == 80 and last < first, (name, first, last)

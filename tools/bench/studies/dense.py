@@ -1,8 +1,9 @@
-# What the methods of dense detectors cost: RetinaNet on the digit scenes, KD first.
-# python tools/bench/overhead.py tools/bench/studies/dense.py --base kd
+# The methods of dense detectors: RetinaNet on the digit scenes. Their costs, compared with those of KD:
+# python tools/bench/overhead.py tools/bench/studies/dense.py
 title = 'Methods of dense detectors: RetinaNet on digit scenes'
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/dense'
+base = 'kd'
 prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
 
 _scenes = 'configs/demo/{}_1xb8-digit-scenes-96x96.py'
