@@ -600,7 +600,13 @@ def test_a_detectors_leaf_says_what_its_name_says(path):
         family, _, backbone = net.rpartition('-')
         assert role['type'] == kinds[family]
         assert backbone == 'mobilenetv1' or role['backbone']['depth'] == int(backbone[1:])
-    names = {'lckd': {'loss_ofd', 'loss_lipschitz'}, 'ie': {'loss_inherit', 'loss_explore'}}
+    distributions = {'loss_ld'} if teacher.startswith('gfl') else set()
+    names = {
+        'lckd': {'loss_ofd', 'loss_lipschitz'},
+        'ie': {'loss_inherit', 'loss_explore'},
+        'bckd': {'loss_bckd', 'loss_boxes'},
+        'crosskd': {'loss_crosskd', 'loss_boxes'} | distributions,
+    }
     assert set(cfg.model.terms) == set().union(*(names.get(part, {f'loss_{part}'}) for part in method.split('-')))
     epochs = cfg.train_cfg.max_epochs
     file = teacher.replace('-', '_') + '_fpn_1x_voc0712' if teacher == 'retinanet-r50' else f'{teacher}_{tail}'
