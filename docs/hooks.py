@@ -125,7 +125,7 @@ _HEADINGS = {
 #: Of the models, which are many: file or folder to heading.
 _KINDS = {
     'losses': 'Losses',
-    'connectors.py': 'Connectors',
+    'connectors': 'Connectors',
     'losses/critics.py': 'Critics',
     'backbones': 'Backbones',
     'heads': 'Heads',

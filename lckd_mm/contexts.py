@@ -1,4 +1,4 @@
-"""Context managers that restore random states, modes and statistics on exit."""
+"""Context managers that restore random states, modes and statistics on exit; own random numbers."""
 
 import contextlib
 import random
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank
 from torch import Tensor, nn
 
 
@@ -123,3 +124,14 @@ def wrapped_forward(module: nn.Module, around: Callable[..., Any]) -> Iterator[N
         del module.forward
         if kept is not None:
             module.forward = kept
+
+
+def own_generator(draws: Tensor, device: torch.device) -> torch.Generator:
+    """A generator for a loss or a connector, seeded anew for each call and each rank; the training's are untouched.
+
+    Args:
+        draws: a counter, incremented in place; a buffer of the module, so that a resumed run draws new numbers.
+    """
+    draws += 1
+    seed = torch.initial_seed() + int(draws) + 1_000_003 * get_rank()
+    return torch.Generator(device).manual_seed(seed % 2**63)

@@ -7,14 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from lckd_mm.connectors import (
+    MLP,
     AutoEncoder,
     Chain,
     ChannelPart,
     ConvBN,
     FactorEncoder,
     MarginReLU,
+    MaskedGenerator,
     MatchSize,
+    MatchStatistics,
     Paraphraser,
+    Standardise,
     Translator,
 )
 from lckd_mm.functional import bn_margin
@@ -46,10 +50,115 @@ def test_conv_bn_does_not_look_at_the_other_side():
     assert torch.equal(connector(x, torch.zeros(1)), connector(x))
 
 
+def test_conv_bn_without_affine_gives_mean_0_and_deviation_1():
+    connector, x = ConvBN(3, 5, affine=False), torch.randn(4, 3, 6, 6)
+    y = connector(x)
+    torch.testing.assert_close(y, Standardise()(F.conv2d(x, connector[0].weight)), rtol=1e-2, atol=1e-2)
+    assert [name for name, _ in connector.named_parameters()] == ['0.weight']
+    with pytest.raises(ValueError, match='ConvBN: affine must be True or False'):
+        ConvBN(3, 5, affine=0)
+
+
 def test_conv_bn_trains():
     connector, x = ConvBN(3, 5), torch.randn(4, 3, 2, 2, requires_grad=True)
     connector(x).sin().sum().backward()
     assert all(t.grad.abs().max() > 0 for t in (x, *connector.parameters()))
+
+
+# ---- MLP
+
+
+def test_mlp_is_two_linear_layers_along_the_channels():
+    connector, x = MLP(3, 5), torch.randn(2, 3, 4, 6)
+    first, _, second = connector.layers
+    inner = torch.einsum('oi,bihw->bohw', first.weight, x) + first.bias.view(-1, 1, 1)
+    expected = torch.einsum('oi,bihw->bohw', second.weight, inner.relu()) + second.bias.view(-1, 1, 1)
+    torch.testing.assert_close(connector(x, torch.zeros(1)), expected)
+    torch.testing.assert_close(connector(x.flatten(2).mT), expected.flatten(2).mT)
+    torch.testing.assert_close(connector(x[:, :, 0, 0]), expected[:, :, 0, 0])
+    assert second.in_features == second.out_features == 5
+
+
+# ---- statistics of channels
+
+
+@pytest.mark.parametrize('shape', [(6, 3), (2, 5, 3), (2, 3, 4, 5)])
+def test_standardised_channels_have_mean_0_and_deviation_1(shape):
+    x = 3 * torch.randn(shape, dtype=torch.float64) + 7
+    y, rows = Standardise()(x), [0, *range(2, len(shape))]
+    if len(shape) == 3:
+        y, rows, x = y.mT, [0, 2], x.mT
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, (x - x.mean(rows, keepdim=True)) / (x.std(rows, keepdim=True) + 1e-6))
+    assert not list(Standardise().parameters())
+
+
+@pytest.mark.parametrize('shape', [(6, 3), (2, 5, 3), (2, 3, 4, 5)])
+def test_matched_channels_have_the_other_net_s_mean_and_deviation(shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    like = (2 * torch.randn(shape, dtype=torch.float64) - 4).requires_grad_()
+    y, rows = MatchStatistics()(x, like), [0, 1] if len(shape) == 3 else [0, *range(2, len(shape))]
+    torch.testing.assert_close(y.mean(rows), like.mean(rows))
+    torch.testing.assert_close(y.std(rows), like.std(rows), rtol=1e-5, atol=0)
+    # A feature of the same channels, moved and scaled, becomes the other net's own.
+    torch.testing.assert_close(MatchStatistics()(5 * like - 3, like), like, rtol=1e-5, atol=1e-5)
+    y.sin().sum().backward()
+    assert x.grad.abs().max() > 0 and like.grad is None
+
+
+def test_matched_channels_may_be_constant_and_must_be_as_many():
+    x = torch.ones(2, 3, 2, 2, requires_grad=True)
+    y = MatchStatistics()(x, torch.randn(2, 3, 4, 4))
+    y.sum().backward()
+    assert y.isfinite().all() and x.grad.isfinite().all()
+    with pytest.raises(ValueError, match=r"3 channels .* other net's 4; write .*ConvBN.*MatchStatistics"):
+        MatchStatistics()(x, torch.randn(2, 4, 4, 4))
+    with pytest.raises(ValueError, match='Linear'):
+        MatchStatistics()(torch.ones(2, 3), torch.ones(2, 4))
+
+
+# ---- MaskedGenerator
+
+
+def test_a_masked_generator_generates_from_the_positions_that_are_left():
+    connector = MaskedGenerator(3, 5, ratio=0.65)
+    seen = []
+    connector.generator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.randn(8, 3, 16, 16)
+    y = connector(x, torch.zeros(1))
+    hidden = (seen[0] == 0).all(1)
+    assert (hidden | (seen[0] == connector.align(x)).all(1)).all()
+    # 2048 positions: five standard deviations.
+    assert hidden.float().mean().item() == pytest.approx(0.65, abs=5 * math.sqrt(0.65 * 0.35 / 2048))
+    first, _, last = connector.generator
+    torch.testing.assert_close(y, last(first(seen[0]).relu()))
+    assert [tuple(m.weight.shape) for m in (connector.align, first, last)] == [(5, 3, 1, 1), (5, 5, 3, 3), (5, 5, 3, 3)]
+    assert isinstance(MaskedGenerator(3, 3).align, nn.Identity)
+
+
+@pytest.mark.parametrize(('ratio', 'kept'), [(0.0, True), (1.0, False)])
+def test_a_masked_generator_hides_all_or_nothing(ratio, kept):
+    connector, x = MaskedGenerator(3, 3, ratio=ratio), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(connector(x), connector.generator(x if kept else 0 * x))
+
+
+def test_masks_are_drawn_anew_apart_from_the_training_and_go_on_from_a_stored_state():
+    x = torch.randn(2, 3, 8, 8)
+    connector = MaskedGenerator(3, 3)
+    before = torch.get_rng_state()
+    first = connector(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    state = {key: value.clone() for key, value in connector.state_dict().items()}
+    second = connector(x)
+    assert not torch.equal(first, second)
+    resumed = MaskedGenerator(3, 3)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed(x), second)
+    with pytest.raises(ValueError, match='MaskedGenerator: ratio must be at most 1'):
+        MaskedGenerator(3, 3, ratio=1.5)
+
+
+# ---- MatchSize
 
 
 def test_match_size_leaves_an_equal_size_as_it_is():

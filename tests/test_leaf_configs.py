@@ -56,9 +56,15 @@ LEAVES = [
     *(f'detection/{m}_retinanet-r50_retinanet-r18_8xb2_voc0712' for m in ('lckd-kd', 'ie', 'fgd')),
     *(f'detection/lckd_faster-rcnn-{t}_faster-rcnn-{s}_8xb2_voc0712' for t, s in (('r50', 'r18'), ('r101', 'r50'))),
     'detection/lckd-kd_gfl-r50_gfl-r18_8xb2_voc0712',
+    *(
+        f'detection/{m}_{n}-r50_{n}-r18_8xb2_voc0712'
+        for n in ('retinanet', 'gfl') for m in ('pkd', 'mgd', 'swl2', 'bckd', 'crosskd')
+    ),
+    'detection/ld_gfl-r50_gfl-r18_8xb2_voc0712',
 ]  # fmt: skip
 # These run under `make test-all` alone; others look at the same code.
-FULL = ('ie-', 'kd-pt', 'kd-sim', 'lckd-kd_resnet152', 'cwd_pspnet', 'lckd-kd_fcn', 'lckd-kd_pspnet', 'fgd',
+FULL = ('ie-', 'kd-pt', 'kd-sim', 'lckd-kd_resnet152', 'cwd_pspnet', 'lckd-kd_fcn', 'pkd', 'mgd', 'swl2', 'bckd', 'ld_',
+        'crosskd_retinanet', 'lckd-kd_pspnet', 'fgd',
         'lckd-kd_deeplabv3plus_r101-d16_deeplabv3plus_m', 'lckd-kd_ssd300-r50_ssd300-m', 'lckd_faster')  # fmt: skip
 
 
@@ -218,7 +224,7 @@ def narrow_detector(model):
         model.roi_head.bbox_head.update(in_channels=8, fc_out_channels=16)
     else:
         # GFL normalises 32 groups of channels, and a group needs more than one channel on a map of 1 x 1.
-        model.bbox_head.update(in_channels=8, feat_channels=64, stacked_convs=1)
+        model.bbox_head.update(in_channels=8, feat_channels=64, stacked_convs=3)
 
 
 NARROW = dict(cifar100=shallow, imagenet=narrow_classifier, segmentation=narrow_segmentor, detection=narrow_detector)
@@ -601,7 +607,13 @@ def test_a_detectors_leaf_says_what_its_name_says(path):
         family, _, backbone = net.rpartition('-')
         assert role['type'] == kinds[family]
         assert backbone == 'mobilenetv1' or role['backbone']['depth'] == int(backbone[1:])
-    names = {'lckd': {'loss_ofd', 'loss_lipschitz'}, 'ie': {'loss_inherit', 'loss_explore'}}
+    distributions = {'loss_ld'} if teacher.startswith('gfl') else set()
+    names = {
+        'lckd': {'loss_ofd', 'loss_lipschitz'},
+        'ie': {'loss_inherit', 'loss_explore'},
+        'bckd': {'loss_bckd', 'loss_boxes'},
+        'crosskd': {'loss_crosskd', 'loss_boxes'} | distributions,
+    }
     assert set(cfg.model.terms) == set().union(*(names.get(part, {f'loss_{part}'}) for part in method.split('-')))
     epochs = cfg.train_cfg.max_epochs
     file = teacher.replace('-', '_') + '_fpn_1x_voc0712' if teacher == 'retinanet-r50' else f'{teacher}_{tail}'

@@ -49,6 +49,15 @@ METHODS = {
     'loss_afd': dict(loss=dict(type='lckd_mm.AFDLoss'), on=STAGE_NAMES, **CONNECTED),
     # The relations' weight is far above the authors', so that three steps move what depends on it alone.
     'loss_fgd': dict(loss=dict(type='lckd_mm.FGDLoss', lam=1e-2), on=STAGE_NAMES, **CONNECTED),
+    'loss_mgd': dict(
+        loss=dict(type='lckd_mm.MGDLoss'), on=STAGE_NAMES, weight=2e-5, connector=dict(type='lckd_mm.MaskedGenerator'),
+    ),
+    'loss_pkd': dict(loss=dict(type='lckd_mm.PKDLoss'), on=STAGE_NAMES, connector=dict(type='lckd_mm.MLP')),
+    # As RTMDet's recipe in mmyolo.
+    'loss_rtm': dict(
+        loss=dict(type='lckd_mm.CWDLoss', tau=1.0), on=STAGE_NAMES,
+        connector=dict(type='lckd_mm.ConvBN', affine=False), teacher_connector=dict(type='lckd_mm.Standardise'),
+    ),
     'loss_jacobian': dict(loss=dict(type='lckd_mm.JacobianLoss'), on='logits'),
     'loss_adversarial': dict(
         loss=dict(

@@ -29,7 +29,7 @@ MAPS = {
     'features': [
         dict(type=f'{name}Loss') for name in ('AB', 'AFD', 'AT', 'CWD', 'Cosine', 'FSP', 'FT', 'FitNets', 'OFD')
     ]
-    + [dict(type=f'{name}Loss') for name in ('PKD', 'ReviewKD', 'VID')]
+    + [dict(type=f'{name}Loss') for name in ('PKD', 'MGD', 'ReviewKD', 'VID')]
     + [dict(type='ExploreLoss', loss=dict(type='lckd_mm.ATLoss'))],
     'relations': [dict(type='RKDLoss'), dict(type='SPLoss'), dict(type='CRDLoss', samples=4, negatives=8)],
     'critics': [
@@ -45,6 +45,7 @@ MAPS = {
     + [dict(type='DISTLoss'), dict(type='WSLDLoss'), dict(type='KDLoss', standardise=True)]
     + [dict(type='JacobianLoss', mode=mode) for mode in ('difference', 'noise', 'gradient')],
 }
+DENSE = ('ScoreWeightedLoss', 'LDLoss', 'BCKDLoss', 'BCKDBoxLoss')
 
 
 def all_terms(groups):
@@ -87,8 +88,8 @@ def test_every_loss_takes_maps_of_1e4_in_bfloat16(built):
     import lckd_mm.losses
 
     covered = {loss['type'] for losses in MAPS.values() for loss in losses}
-    # A detector's, and an auto-encoder's own, are looked at apart; the others are parts of AdversarialLoss.
-    apart = {'Loss', 'FGDLoss', 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
+    # Detectors', and an auto-encoder's own, are looked at apart; the others are parts of AdversarialLoss.
+    apart = {'Loss', 'FGDLoss', *DENSE, 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
     assert covered | apart == set(lckd_mm.losses.__all__)
     check_huge(*built('mmseg', width=8, terms=all_terms(MAPS), bn='batch'), torch.bfloat16)
 
@@ -96,6 +97,41 @@ def test_every_loss_takes_maps_of_1e4_in_bfloat16(built):
 def test_fgd_takes_maps_of_1e4_in_bfloat16(built):
     terms = dict(loss_fgd=dict(loss=dict(type='lckd_mm.FGDLoss'), on=STAGES))
     check_huge(*built('mmdet', width=8, terms=terms, bn='batch'), torch.bfloat16)
+
+
+@pytest.mark.parametrize('loss', DENSE)
+def test_losses_of_dense_detectors_take_scores_and_boxes_of_1e4_in_bfloat16(built, loss):
+    def gfl(cfg):
+        anchors = dict(type='AnchorGenerator', octave_base_scale=8, scales_per_octave=1, ratios=[1.0])
+        head = dict(
+            type='GFLHead', num_classes=10, in_channels=8, stacked_convs=1, feat_channels=8, norm_cfg=dict(type='BN'),
+            anchor_generator=dict(anchors, strides=[4, 8, 16, 32]), loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        )  # fmt: skip
+        for net in (cfg['student'], cfg['teacher']['model']):
+            assigner = dict(type='ATSSAssigner', topk=4)
+            net.update(type='GFL', bbox_head=head, train_cfg=dict(net['train_cfg'], assigner=assigner))
+        cfg['teacher']['allow'] = ['bbox_head']
+        cfg['taps'] |= dict(logits='bbox_head.gfl_cls#*') | {f'b{i}': f'bbox_head.scales.{i}' for i in range(4)}
+
+    boxes = loss in ('LDLoss', 'BCKDBoxLoss')
+    on = [f'b{i}' for i in range(4)] if boxes else 'logits'
+    term = dict(loss=dict(type=f'lckd_mm.{loss}'), on=on)
+    if loss != 'BCKDLoss':
+        term['given'] = dict(scores='logits')
+    model, images, samples = built('mmdet', width=8, terms=dict(loss_dense=term), bn='batch', prepare=gfl)
+    with torch.no_grad():
+        for net in (model.student, model.teacher.model):
+            for layer in (net.bbox_head.gfl_cls, net.bbox_head.gfl_reg):
+                layer.weight.mul_(1e4 / layer.weight.abs().mean())
+    seen = {}
+    model.observers.append(lambda s, t, connected, losses: seen.update(student=s, teacher=t))
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model.loss(images, samples)
+    assert all(x.abs().max() > 1e4 for side in seen.values() for x in side['logits'])
+    assert losses['loss_dense'].dtype == torch.float32 and losses['loss_dense'].isfinite()
+    losses['loss_dense'].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_an_auto_encoder_takes_maps_of_1e4_in_bfloat16(built):

@@ -209,6 +209,9 @@ LOSSES = {
     'CosineLoss': (MAPS, True),
     'VIDLoss': (MAPS, True),
     'ReviewKDLoss': (MAPS, False),
+    'MGDLoss': (MAPS, True),
+    'ScoreWeightedLoss': (MAPS, False),
+    'BCKDLoss': ((8, 10, 6, 6), False),
     'FGDLoss': (MAPS, True),
     'LipschitzLoss': (MAPS, True),
     'RKDLoss': ((8, 12), False),
@@ -232,7 +235,10 @@ def test_which_losses_are_means_over_samples(case):
         ours = [x[rows].clone().requires_grad_() for x in student]
         sides = ([ours, [x[rows] for x in teacher]]) if len(ours) > 1 else (ours[0], teacher[0][rows])
         labelled = 'ignored' in case or name in ('DKDLoss', 'WSLDLoss', 'FGDLoss')
-        value = loss(*sides, **(dict(data_samples=samples[rows]) if labelled else {}))
+        extras = dict(data_samples=samples[rows]) if labelled else {}
+        if name == 'ScoreWeightedLoss':
+            extras['scores'] = [x[rows] for x in teacher]
+        value = loss(*sides, **extras)
         return value, torch.autograd.grad(value, ours)
 
     whole, gradients = run(slice(8))

@@ -4,14 +4,14 @@ import pytest
 import torch
 from run_helpers import HOOK, config, distiller, run, scalars, scenes, segmentor, teacher_file
 
-from lckd_mm.distillation.shares import HORIZON, RunningShare, parse_share, share_weights, sum_of
+from lckd_mm.distillation.shares import HORIZON, START, RunningShare, parse_share, share_weights, sum_of
 
 
 @pytest.mark.parametrize(
     'weight', ['share:1', 'share:0', 'share:', 'share:x', '0.3', 'part:0.3', 'share:-0.1', 'share:nan']
 )
 def test_what_is_no_share_is_refused(weight):
-    with pytest.raises(ValueError, match=rf"term 'x': weight must be .*'share:0.3', got '{weight}'"):
+    with pytest.raises(ValueError, match=rf"term 'x': weight must be .*'start:0.5', .*'share:0.3', got '{weight}'"):
         parse_share("term 'x'", weight)
 
 
@@ -36,6 +36,17 @@ def test_a_term_that_is_zero_gets_no_weight_and_old_batches_are_forgotten():
         weight = share_weights(running, dict(a=torch.tensor(value)), 1.0, True)['a']
     assert running['a'].means[0] == pytest.approx(3 - 2 * (1 - 1 / HORIZON) ** 500, abs=1e-3)
     assert weight == pytest.approx(1 / 3, rel=1e-2)
+
+
+def test_a_weight_from_the_start_stays_after_twenty_batches():
+    running = dict(a=RunningShare(0.5, at_start=True))
+    values = [1.0 + i for i in range(40)]
+    weights = [share_weights(running, dict(a=torch.tensor(v)), 3.0, True)['a'].item() for v in values]
+    assert weights[0] == 3.0 and weights[1] == pytest.approx(3 / 1.5)
+    assert set(weights[START - 1 :]) == {weights[-1]} and weights[-1] == pytest.approx(3 / (1 + 19 / 2))
+    assert running['a'].seen == START
+    kinds = [parse_share('x', weight) for weight in (0.3, 'start:0.3', 'share:0.3')]
+    assert kinds[0] is None and [(of.share, of.at_start) for of in kinds[1:]] == [(0.3, True), (0.3, False)]
 
 
 def test_the_total_is_the_host_s(scenes):

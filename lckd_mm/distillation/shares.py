@@ -1,4 +1,4 @@
-"""Weights that hold a term at a share of the loss, whatever its unit."""
+"""Weights that follow from a term's share of the loss, whatever its unit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,36 +7,38 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-#: Batches that the running means look back on.
+#: Batches that the running means look back on, and those after which a weight that is set at the start stays.
 HORIZON = 100
+START = 20
 
 
-def parse_share(who: str, weight: Any) -> float | None:
-    """The share in a weight such as ``'share:0.3'``; None if the weight is not a string."""
+def parse_share(who: str, weight: Any) -> 'RunningShare | None':
+    """What a weight such as ``'start:0.5'`` or ``'share:0.3'`` asks for; None if the weight is not a string."""
     if not isinstance(weight, str):
         return None
     kind, _, number = weight.partition(':')
     try:
-        share = float(number) if kind == 'share' else 0
+        share = float(number) if kind in ('start', 'share') else 0
     except ValueError:
         share = 0
     if not 0 < share < 1:
         raise ValueError(
-            f"{who}: weight must be a number, or a share of the loss between 0 and 1, as in 'share:0.3', got {weight!r}"
+            f"{who}: weight must be a number, or a share of the loss between 0 and 1, at the start, as in 'start:0.5', "
+            f"or all the time, as in 'share:0.3', got {weight!r}"
         )
-    return share
+    return RunningShare(share, kind == 'start')
 
 
 class RunningShare(nn.Module):
     """The running means of a term and of all losses that no share regulates; stored with the connectors.
 
     Args:
-        share: the term's share of the loss.
+        share: the term's share of the loss. at_start: only over the first 20 batches; then the weight stays as it is.
     """
 
-    def __init__(self, share: float):
+    def __init__(self, share: float, at_start: bool = False):
         super().__init__()
-        self.share = share
+        self.share, self.at_start = share, at_start
         self.register_buffer('means', torch.zeros(2, dtype=torch.float64))
         self.register_buffer('seen', torch.zeros((), dtype=torch.int64))
 
@@ -51,7 +53,8 @@ def share_weights(
 
     where :math:`\bar\ell_i` is the running mean of the term's absolute value and :math:`\bar O` that of the sum of all
     other losses: the student's own, and the terms with a number as weight. The mean is that of all batches so far, from
-    the 100th on an exponential one with a rate of 1/100. All ranks have the same weights.
+    the 100th on an exponential one with a rate of 1/100; for a share at the start, that of the first 20. All ranks have
+    the same weights.
 
     Args:
         running: term name to its running means. values: term name to its unweighted value in this batch.
@@ -65,9 +68,11 @@ def share_weights(
         if training:
             all_reduce(now, 'mean')
         # A batch that is not finite is left out: other checks decide what becomes of it.
-        finite = now.isfinite().all()
-        seen = of.seen + finite
-        means = torch.where(finite, of.means + (now - of.means) / seen.clamp(1, HORIZON), of.means)
+        counts = now.isfinite().all()
+        if of.at_start:
+            counts = counts & (of.seen < START)
+        seen = of.seen + counts
+        means = torch.where(counts, of.means + (now - of.means) / seen.clamp(1, HORIZON), of.means)
         if training:
             of.means.copy_(means)
             of.seen.copy_(seen)

@@ -18,7 +18,7 @@ from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_POSITION, ClassMatch, check_names
-from .shares import RunningShare, parse_share
+from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
@@ -53,7 +53,8 @@ class Term(nn.Module):
         loss: config of a registered loss; :class:`~lckd_mm.losses.Loss` says what it is given. A module that is not a
             Loss is taken as a loss of pairs.
         on: a tap's name, or a list of them, for both nets; ``student`` and ``teacher`` name them separately.
-        weight: non-negative, or a share of the total loss at which the term is kept, such as ``'share:0.3'`` (see
+        weight: non-negative; or ``'start:0.5'``, the weight with which the term is half of the loss over the first 20
+            batches; or ``'share:0.3'``, which keeps it at 30 % of the loss all the time (see
             :func:`~lckd_mm.distillation.shares.share_weights`). A weight of 0 multiplies and does not skip: a skipped
             connector would be an unused parameter under DDP.
         connector: config of the student-side connector, or a list of configs, applied in order; one instance per tap.
@@ -93,10 +94,9 @@ class Term(nn.Module):
     ):
         super().__init__()
         self.name = name
-        share = parse_share(f'term {name!r}', weight)
-        #: The running means of a term that is kept at a share of the loss; the objective sets its weight in each batch.
-        self.running = RunningShare(share) if share else None
-        self.weight = arguments.number(f'term {name!r}', 'weight', 1.0 if share else weight, at_least=0)
+        #: The running means behind a weight that is a share of the loss; the objective sets the weight in each batch.
+        self.running = parse_share(f'term {name!r}', weight)
+        self.weight = arguments.number(f'term {name!r}', 'weight', 1.0 if self.running else weight, at_least=0)
         #: Factor on the weight; 1 unless a LossWeightHook sets it.
         self.scale = 1.0
         #: The two halves: student and teacher.
@@ -184,7 +184,9 @@ class Term(nn.Module):
         head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
         if self.part is not None:
             self.loss.read_head(head)
-        self.loss.read_teacher_head(head)
+        given = [side for side in self.given.values() if side.role == 'teacher']
+        heads = [head, *(owner_head(teacher, taps.addresses[side.names[0]].path) for side in given)]
+        self.loss.read_teacher_head(next((found for found in heads if found is not None), None))
         self._theirs = score_count(head, self.teacher.width())
         if self.match is not None:
             self.match.prepare((self._own[0], self._own[1] or self.student.width()), self._theirs)

@@ -2,7 +2,8 @@
 
 from .adversarial import convex_phi, gradient_norms
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
-from .features import bn_margin
+from .boxes import giou
+from .features import bn_margin, standardised
 from .lipschitz import (
     graph_bound,
     lipschitz_gap,
@@ -16,6 +17,7 @@ from .lipschitz import (
 from .logits import (
     binary_kd_divergence,
     decoupled_kd,
+    focal_cross_entropy,
     gradient_rescaling,
     kd_divergence,
     partial_target,
@@ -32,6 +34,8 @@ __all__ = [
     'confusion_matrix',
     'convex_phi',
     'decoupled_kd',
+    'focal_cross_entropy',
+    'giou',
     'gradient_norms',
     'gradient_rescaling',
     'graph_bound',
@@ -44,6 +48,7 @@ __all__ = [
     'product_bound',
     'row_similarities',
     'spectral_norm',
+    'standardised',
     'standardised_scores',
     'target_divergence',
     'transmitting_matrix',

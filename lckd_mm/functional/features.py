@@ -1,4 +1,4 @@
-"""Margins of features before a ReLU."""
+"""Margins of features before a ReLU, and statistics of channels."""
 
 import math
 
@@ -27,3 +27,24 @@ def bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     margin = torch.where(tail > 0.001, mean - std * density / tail.clamp(min=1e-300), -3 * std)
     return torch.where(std == 0, mean.clamp(max=0), margin).to(weight.dtype)
+
+
+def standardised(x: Tensor) -> Tensor:
+    r"""Each channel with mean 0 and deviation 1 over batch and positions.
+
+    .. math:: \hat x = \frac{x - \mu_c}{s_c + 10^{-6}}
+
+    Args:
+        x: ``(B, C, ...)``; under several ranks each takes the statistics of its own samples.
+    Returns:
+        The same shape, without unit; a constant channel is 0, and gets no gradient.
+    Source: PKDLoss and CrossKD use it with these constants and the unbiased deviation. Deviation: that of a constant
+        channel.
+    """
+    rows = x.transpose(0, 1).flatten(1)
+    rows = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
+    variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
+    # Avoid the square root at 0, where it has no derivative.
+    deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    # A constant channel is 0, without the gradient of 1e6 that the division would give.
+    return (rows * (variance > 0) / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)

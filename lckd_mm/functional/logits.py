@@ -49,6 +49,27 @@ def binary_kd_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> 
     return (positive + negative).sum(1) * tau**2
 
 
+def focal_cross_entropy(student: Tensor, teacher: Tensor, beta: float = 1.0) -> Tensor:
+    r"""Binary cross entropy with the teacher's probabilities, each class weighted by how far the nets differ.
+
+    .. math:: -\sum_c |p^T_c - p^S_c|^\beta \left[ p^T_c \ln p^S_c + (1 - p^T_c) \ln (1 - p^S_c) \right],
+              \qquad p = \mathrm{sigmoid}(z)
+
+    Args:
+        student: logits ``(N, C, ...)``. teacher: the same shape. beta: exponent of the difference.
+    Returns:
+        ``(N, ...)``, in nats; 0 where both agree. The weight has a gradient to the student, too.
+    Raises:
+        ValueError: where the shapes differ.
+    Source: Yang et al., BCKD, ICCV 2023, and Wang et al., CrossKD, CVPR 2024: ``novel_kd_loss`` and
+        ``kd_quality_focal_loss`` of their authors' ``kd_loss.py``. Deviation: none.
+    """
+    _check(student, teacher)
+    p = teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(student, p, reduction='none')
+    return (entropy * (p - student.sigmoid()).abs().pow(beta)).sum(1)
+
+
 def decoupled_kd(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     r"""The two parts of :func:`kd_divergence`: the target class against the rest, and among the rest.
 

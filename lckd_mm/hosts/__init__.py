@@ -1,5 +1,6 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
+from .boxes import check_box_layers, check_boxes, check_same_boxes, decoded_boxes
 from .classes import class_names, config_class_names, datasets, score_count, scores_classes
 from .heads import comparable_parts, has_sigmoids, owner_head, row_choosers
 from .inputs import image_channels, normalisation
@@ -29,11 +30,15 @@ from .samples import (
 __all__ = [
     'build_model',
     'build_named_model',
+    'check_box_layers',
+    'check_boxes',
+    'check_same_boxes',
     'class_names',
     'class_targets',
     'comparable_parts',
     'config_class_names',
     'datasets',
+    'decoded_boxes',
     'fabricate_samples',
     'has_sigmoids',
     'host_of',

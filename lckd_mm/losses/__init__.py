@@ -3,9 +3,22 @@
 from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .contrastive import CRDLoss, VIDLoss
+from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
 from .detection import FGDLoss
 from .exploration import ExploreLoss, ReconstructionLoss
-from .features import ABLoss, AFDLoss, ATLoss, CosineLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
+from .features import (
+    ABLoss,
+    AFDLoss,
+    ATLoss,
+    CosineLoss,
+    CWDLoss,
+    FitNetsLoss,
+    FSPLoss,
+    FTLoss,
+    MGDLoss,
+    OFDLoss,
+    PKDLoss,
+)
 from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss, WSLDLoss
@@ -18,6 +31,8 @@ __all__ = [
     'AFDLoss',
     'ATLoss',
     'AdversarialLoss',
+    'BCKDBoxLoss',
+    'BCKDLoss',
     'CRDLoss',
     'CWDLoss',
     'CosineLoss',
@@ -31,11 +46,13 @@ __all__ = [
     'GradientPenalty',
     'JacobianLoss',
     'KDLoss',
+    'LDLoss',
     'LGANLoss',
     'LONDONLoss',
     'LSGANLoss',
     'LipschitzLoss',
     'Loss',
+    'MGDLoss',
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',
@@ -43,6 +60,7 @@ __all__ = [
     'ReconstructionLoss',
     'ReviewKDLoss',
     'SPLoss',
+    'ScoreWeightedLoss',
     'VIDLoss',
     'WSLDLoss',
 ]

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import arguments
+from ..contexts import own_generator
 from ..functional import convex_phi, gradient_norms, product_bound
 from ..functional.adversarial import PHIS
 from ..functional.shapes import same_shape
 from ..registry import MODELS, build_registered, registered_class
 from .base import Loss, check_channels
-from .streams import own_generator
 
 
 @MODELS.register_module()

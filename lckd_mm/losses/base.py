@@ -81,7 +81,7 @@ class Loss(nn.Module):
         """Read settings from the host's head that owns the student's first tap, if there is one."""
 
     def read_teacher_head(self, head: nn.Module | None) -> None:
-        """The same of the teacher; called after :meth:`read_head`."""
+        """The same of the teacher, or of the first given tap that lies in a head; called after :meth:`read_head`."""
 
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
         """Take note that of the student's ``count`` scores these are given, in this order, and these of the teacher."""

@@ -9,11 +9,11 @@ from mmengine.dist import all_gather, all_reduce, get_world_size
 from torch import Tensor, nn
 
 from .. import arguments
+from ..contexts import own_generator
 from ..functional.shapes import channels_first, mean, same_shape
 from ..hosts import sample_indices
 from ..registry import MODELS
 from .base import Loss, channel_pairs, check_channels
-from .streams import own_generator
 
 _OWN_LAYERS = 'leave out the connector, since this loss maps the channels itself'
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import arguments
+from ..contexts import own_generator
 from ..functional.shapes import LAYOUTS, channels_first, check_kind, check_rank, mean, mean_square, same_shape
 from ..registry import MODELS
 from .base import Loss
-from .streams import own_generator
 
 
 @MODELS.register_module()

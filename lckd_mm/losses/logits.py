@@ -68,6 +68,13 @@ def masked_mean(value: Tensor, valid: Tensor) -> Tensor:
     return (value * valid).sum() / valid.sum().clamp(min=1)
 
 
+def split_anchors(who: str, z: Tensor, classes: int) -> Tensor:
+    """(N, A*C, H, W) -> (N, C, A, H, W); in the heads' layout the classes vary fastest."""
+    if z.shape[1] % classes:
+        raise ValueError(f'{who}: {z.shape[1]} channels are not a multiple of num_classes={classes}')
+    return z.unflatten(1, (-1, classes)).transpose(1, 2)
+
+
 @MODELS.register_module()
 class KDLoss(ScoreLoss):
     r"""KL divergence between softened class scores, averaged over samples and positions.
@@ -158,13 +165,8 @@ class KDLoss(ScoreLoss):
         return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
 
     def _split_anchors(self, z: Tensor) -> Tensor:
-        """(N, A*C, H, W) -> (N, C, A, H, W); in the heads' layout the classes vary fastest."""
-        classes = self.scores
-        if z.dim() != 4 or classes is None or z.shape[1] == classes:
-            return z
-        if z.shape[1] % classes:
-            raise ValueError(f'KDLoss: {z.shape[1]} channels are not a multiple of num_classes={classes}')
-        return z.unflatten(1, (-1, classes)).transpose(1, 2)
+        of_anchors = z.dim() == 4 and self.scores is not None and z.shape[1] != self.scores
+        return split_anchors('KDLoss', z, self.scores) if of_anchors else z
 
 
 def refuse_without_target(head: nn.Module | None, who: str) -> None:

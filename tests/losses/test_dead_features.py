@@ -10,6 +10,7 @@ OF_PAIRS = [
     losses.OFDLoss(), losses.ABLoss(), losses.FitNetsLoss(), losses.ATLoss(), losses.CWDLoss(), losses.FTLoss(),
     losses.KDLoss(), losses.KDLoss(standardise=True), losses.RKDLoss(), losses.SPLoss(), losses.DISTLoss(),
     losses.CosineLoss(), losses.VIDLoss([3], [3]), losses.ReviewKDLoss([3], [3]),
+    losses.MGDLoss(), losses.BCKDLoss(),
 ]  # fmt: skip
 KINDS = dict(zero=lambda x: 0 * x, constant=lambda x: 0 * x + 0.7, tiny=lambda x: 1e-12 * x)
 

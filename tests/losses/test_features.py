@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from lckd_mm.functional import transmitting_matrix
-from lckd_mm.losses import ABLoss, AFDLoss, ATLoss, CosineLoss, CWDLoss, FitNetsLoss, FSPLoss, FTLoss, OFDLoss, PKDLoss
+from lckd_mm.losses import (
+    ABLoss,
+    AFDLoss,
+    ATLoss,
+    CosineLoss,
+    CWDLoss,
+    FitNetsLoss,
+    FSPLoss,
+    FTLoss,
+    MGDLoss,
+    OFDLoss,
+    PKDLoss,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +56,22 @@ def test_ofd_has_no_gradient_where_the_relu_hides_the_difference():
 
 @pytest.mark.parametrize(
     'loss',
-    [OFDLoss(), ABLoss(), ATLoss(), FTLoss(), CWDLoss(), PKDLoss(), CosineLoss(), AFDLoss([3]).double()],
+    [OFDLoss(), ABLoss(), ATLoss(), FTLoss(), CWDLoss(), MGDLoss(), PKDLoss(), CosineLoss(), AFDLoss([3]).double()],
     ids=lambda x: type(x).__name__,
 )
 def test_gradients_are_those_of_the_values(loss):
     student, teacher = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
+
+
+def test_mgd_is_the_sum_over_levels_of_sums_over_each_sample():
+    student, teacher = maps(), maps()
+    expected = sum((s - t).square().sum() / 2 for s, t in zip(student, teacher))
+    torch.testing.assert_close(MGDLoss()(student, teacher), expected)
+    assert MGDLoss()(torch.ones(4, 3), torch.full((4, 3), 3.0)).item() == 12.0
+    assert MGDLoss()(torch.ones(0, 3), torch.ones(0, 3)) == 0
+    with pytest.raises(ValueError, match=r'MGDLoss: student .*ConvBN'):
+        MGDLoss()(maps(1), maps(1, widths=(9,)))
 
 
 def test_fitnets_is_the_mean_over_layers_of_mean_squares():

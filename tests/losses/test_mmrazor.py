@@ -14,6 +14,7 @@ from lckd_mm.losses import (
     FitNetsLoss,
     FTLoss,
     KDLoss,
+    MGDLoss,
     OFDLoss,
     PKDLoss,
     RKDLoss,
@@ -80,6 +81,10 @@ def correlation(s, t):
     return F.mse_loss(norm(s), norm(t)) / 2
 
 
+def generated(s, t):
+    return F.mse_loss(s, t, reduction='sum') / len(s) * 2e-5
+
+
 def relations(s, t):
     def distances(x):
         d = torch.cdist(x, x)
@@ -135,6 +140,7 @@ def one(formula):
         (layers(boundaries, EIGHTHS), ABLoss(), LAYERS, 3 / 1000),
         (layers(overhaul, EIGHTHS), OFDLoss(), LAYERS, 1 / 1000),
         (layers(correlation), PKDLoss(), LAYERS, 1),
+        (layers(generated), MGDLoss(), LAYERS, 2e-5),
         (layers(F.mse_loss), FitNetsLoss(), LAYERS, 3),
         (one(relations), RKDLoss(), SCORES, 1),
     ],
@@ -150,6 +156,7 @@ def one(formula):
         'AB',
         'OFD',
         'PKD',
+        'MGD',
         'L2, div_element',
         'RKD',
     ],

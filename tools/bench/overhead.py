@@ -28,12 +28,13 @@ def main(argv: list[str]) -> None:
     p = parser(__doc__, rounds=9)
     p.add_argument('study', nargs='?', default=str(BENCH / 'studies' / 'methods.py'))
     p.add_argument('--runs', nargs='+', metavar='NAME')
-    p.add_argument('--base', default='alone', help='the run that the ratios are to')
+    p.add_argument('--base', help="the run that the ratios are to; by default the study's, else 'alone'")
     args = p.parse_args(argv)
     if args.rounds < 1:
         raise ValueError('--rounds must be 1 or more')
     warnings.simplefilter('ignore')  # from the hosts' imports
     study, device = Study(args.study), torch.device(args.device)
+    args.base = args.base or study.base
     for name in [args.base, *(args.runs or [])]:
         if name not in study.runs:
             raise ValueError(f'study {args.study!r}: there is no run {name!r}; it has {", ".join(study.runs)}')

@@ -18,6 +18,7 @@ A study is a Python file with these names (see tools/bench/studies):
     skip                list of dict(run=…, AXIS=level …): combinations to leave out
     prepare             list of commands (lists of words after python) to run first
     picture             'dots' (the default), or dict(x=AXIS): one curve per run over the levels of an axis
+    base                run with which overhead.py compares the others' costs; 'alone' by default
 
 Finished runs are not repeated, and interrupted ones are resumed. A run whose config, options or needed runs have
 changed starts again from scratch. Every run is tools/train.py in its own process, with one thread.
@@ -56,7 +57,7 @@ from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
 from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
 
 RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
-STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture')
+STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture', 'base')
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Study:
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
         self.work_dir = Path(work_dir or cfg['work_dir'])
         self.runs, self.commands, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
+        #: The run that overhead.py compares costs with.
+        self.base = cfg.get('base', 'alone')
         for name, run in self.runs.items():
             self._check(name, run)
         if self.picture != 'dots' and self.picture.get('x') not in self.axes:

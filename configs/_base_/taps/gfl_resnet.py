@@ -1,5 +1,6 @@
-# GFL on a ResNet: stages before their last ReLU, the pyramid, and the class scores of its levels. mmdet freezes
-# stem and stage 1 of its detectors, so that stage 1 has no gradient and is left out.
+# GFL on a ResNet: stages before their last ReLU, the pyramid, the class scores of its levels, and the distributions of
+# boxes, behind each level's scale. mmdet freezes stem and stage 1 of its detectors, so that stage 1 has no gradient and
+# is left out. The towers of the head are four convolutions: what the third one gives, before its ReLU.
 gfl_resnet_taps = dict(
     stage2='backbone.layer2@preact',
     stage3='backbone.layer3@preact',
@@ -10,4 +11,11 @@ gfl_resnet_taps = dict(
     p6='neck[3]',
     p7='neck[4]',
     logits='bbox_head.gfl_cls#*',
+    boxes3='bbox_head.scales.0',
+    boxes4='bbox_head.scales.1',
+    boxes5='bbox_head.scales.2',
+    boxes6='bbox_head.scales.3',
+    boxes7='bbox_head.scales.4',
+    cls_tower='bbox_head.cls_convs.2.activate@in#*',
+    reg_tower='bbox_head.reg_convs.2.activate@in#*',
 )

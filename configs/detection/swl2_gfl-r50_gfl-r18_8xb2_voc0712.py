@@ -1,0 +1,5 @@
+# Score-weighted distance: GFL on ResNet50 teaches the one on ResNet18 its pyramid, where it
+# sees objects.
+_base_ = ['../_base_/pairs/gfl-r50_gfl-r18_voc0712.py', '../_base_/terms/dense_detectors.py']
+
+model = dict(terms=dict(loss_swl2=_base_.swl2_term))
