@@ -313,3 +313,10 @@ def test_an_interrupted_run_is_resumed(call, file, tmp_path):
     assert status == 0, errors
     assert 'resumed epoch: ' in (folder / 'train.log').read_text()
     assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2
+
+
+def test_costs_are_compared_with_the_student_alone_or_the_run_that_a_study_names(study, tmp_path):
+    folder = BENCH / 'studies'
+    assert study.Study(folder / 'methods.py', tmp_path).base == 'alone'
+    dense = study.Study(folder / 'dense.py', tmp_path)
+    assert dense.base == 'kd' and {'pkd', 'mgd', 'swl2', 'bckd', 'crosskd'} <= dense.runs.keys()
