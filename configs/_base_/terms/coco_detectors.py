@@ -23,3 +23,11 @@ rtmdet_pkd_term = dict(
     connector=dict(type='lckd_mm.ConvBN'),
     weight=10.0,
 )
+# mmyolo's recipe of RTMDet: CWD of standardised maps, each level with weight 1; CWDLoss takes their mean.
+rtmdet_cwd_term = dict(
+    loss=dict(type='lckd_mm.CWDLoss', tau=1.0),
+    on=['conv3', 'conv4', 'conv5'],
+    connector=dict(type='lckd_mm.ConvBN', affine=False),
+    teacher_connector=dict(type='lckd_mm.Standardise'),
+    weight=3.0,
+)
