@@ -362,6 +362,14 @@ def test_strides_of_small_maps_are_told_apart(sides, expected):
     assert log_strides([(1, 3, side, side) for side in sides], (size, size)) == expected
 
 
+def test_a_neck_is_found_without_running_the_heads():
+    scope, config = MODELS['FCOS'][0]
+    model, ran = build_model(config, scope), []
+    model.bbox_head.conv_cls.register_forward_hook(lambda *_: ran.append(True))
+    assert preset_taps(model, 'neck', (64, 64)) == LEVELS
+    assert not ran
+
+
 def test_a_net_without_a_neck():
     with pytest.raises(ValueError, match="has no neck; leave 'neck' out"):
         preset_taps(build_model(segmentor(4), 'mmseg'), 'neck')
