@@ -331,6 +331,10 @@ MODELS = {
                       arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)),
         head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=16))),
         dict(logits='head.layers.head')),
+    # Its head does not tell the number of classes.
+    'ViG': (('mmpretrain', classifier(4) | dict(head=dict(
+        type='VigClsHead', num_classes=10, in_channels=32, hidden_dim=10))),
+        dict(embedding='neck[0]', logits='head.fc2')),
 }  # fmt: skip
 
 
@@ -347,7 +351,7 @@ def test_levels_and_class_scores_are_found_and_can_be_tapped(name):
     forward = 'predict' if name == 'cascade' else 'tensor'
     assert taps.trace(model, lambda: run_once(model, (64, 64), forward)) == set()
     classes = [shape[1] for tap, trace in taps.traces.items() if 'logits' in tap for shape in trace.shapes]
-    assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10).get(name, 4)}
+    assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10, ViG=10).get(name, 4)}
 
 
 @pytest.mark.parametrize('sides, expected', [

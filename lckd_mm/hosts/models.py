@@ -49,7 +49,8 @@ def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    return model, cfg.get('default_scope')
+    # Configs of backbones alone name no scope.
+    return model, cfg.get('default_scope') or source.rpartition('::')[0] or None
 
 
 def load_config(source: str, who: str = 'config') -> Config:

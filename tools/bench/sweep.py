@@ -4,8 +4,9 @@
 
 Each config whose model no earlier one has is the student and, with weights saved to a file, its own teacher: taps
 'backbone', 'neck' and 'logits' as far as it has them, FitNets on the last stage and level, KD on the class scores; two
-made-up images of the smallest size on which the host trains it. OUT gets one line a config; a second call goes on. The
-folders of configs take turns, each with its small models first, so a sweep that is cut short has seen all of them.
+made-up images of the smallest size on which the host trains it, and 32 proposed regions. OUT gets one line a config; a
+second call goes on. The folders of configs take turns, each with its small models first, so that a sweep which is cut
+short has seen all of them.
 
     distils   built, rehearsed, one step
     refused   a preset, or a term on it, was refused in a sentence, and the rest distils
@@ -123,7 +124,7 @@ def fingerprint(name: str) -> str | None:
 def without_files(node):
     """A config without the addresses of pretrained weights."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        files = key == 'pretrained' or (key == 'init_cfg' and 'Pretrained' in str(value))
+        files = key in ('pretrained', 'teacher_ckpt') or (key == 'init_cfg' and 'checkpoint' in str(value))
         node[key] = None if files else without_files(value)
     return node
 
@@ -134,6 +135,15 @@ def without_padding(model: dict) -> dict:
     augments = preprocessor.get('batch_augments') or []
     if any(augment['type'] in ('BatchFixedSizePad', 'BatchResize') for augment in augments):
         preprocessor['batch_augments'] = None
+    return model
+
+
+def few_regions(model: dict) -> dict:
+    """A detector's config with 32 proposed regions in place of a thousand, which its heads would take minutes for."""
+    for cfg in (model, model.get('detector') or {}):
+        proposals = (cfg.get('train_cfg') or {}).get('rpn_proposal'), (cfg.get('test_cfg') or {}).get('rpn')
+        for settings in filter(None, proposals):
+            settings['max_per_img'] = 32
     return model
 
 
@@ -183,7 +193,7 @@ def distil(name: str, large: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, scope = read_model_config(name, 'sweep')
-            replace_sync_bn(without_padding(without_files(model)))
+            replace_sync_bn(few_regions(without_padding(without_files(model))))
             torch.manual_seed(1)
             plain = build_model(model, scope)
             if (count := sum(p.numel() for p in plain.parameters())) > 400e6 and not large:
