@@ -9,7 +9,7 @@ second call goes on. The folders of configs take turns, each with its small mode
 short has seen all of them.
 
     distils   built, rehearsed, one step
-    refused   a preset, or a term on it, was refused in a sentence, and the rest distils
+    refused   the model was refused in a sentence; or a preset or a term on it was, and the rest distils
     large     above 400 million parameters, not run without --large; or above the memory that --memory gives it
     host      the host alone does not build it or train it here on such images; else: anything else
 """
@@ -185,7 +185,7 @@ def distil(name: str, large: bool) -> dict:
 
     from lckd_mm.cli.launch import replace_sync_bn
     from lckd_mm.errors import CLEAR, one_line
-    from lckd_mm.hosts import build_model, read_model_config
+    from lckd_mm.hosts import build_named_model, read_model_config
     from lckd_mm.taps.presets import PRESETS, preset_taps
 
     MMLogger.get_instance('sweep', log_level='ERROR')
@@ -195,9 +195,14 @@ def distil(name: str, large: bool) -> dict:
             model, scope = read_model_config(name, 'sweep')
             replace_sync_bn(few_regions(without_padding(without_files(model))))
             torch.manual_seed(1)
-            plain = build_model(model, scope)
-            if (count := sum(p.numel() for p in plain.parameters())) > 400e6 and not large:
-                return dict(kind='large', parameters=count)
+            plain = build_named_model(model, 'student', scope)
+        except TypeError as error:
+            return dict(kind='refused', why=one_line(error))
+        except Exception as error:
+            return dict(kind='host', why=one_line(error.__cause__ or error))
+        if (count := sum(p.numel() for p in plain.parameters())) > 400e6 and not large:
+            return dict(kind='large', parameters=count)
+        try:
             with DefaultScope.overwrite_default_scope(scope):
                 plain.init_weights()
                 size = smallest_size(plain, model)
@@ -244,7 +249,7 @@ def smallest_size(plain, config: dict) -> int:
     Sizes for which the model is made are tried early. Six equal errors are not about the size.
     """
     from lckd_mm.errors import one_line
-    from lckd_mm.hosts import own_sizes
+    from lckd_mm.hosts import own_losses, own_sizes
 
     own = [height for height, width in own_sizes(plain) if height == width <= 1024]
     errors = []
@@ -253,7 +258,7 @@ def smallest_size(plain, config: dict) -> int:
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
         model = copy.deepcopy(plain).train()
         try:
-            model.parse_losses(model(**model.data_preprocessor(batch_of(model, size), True), mode='loss'))
+            model.parse_losses(own_losses(model, **model.data_preprocessor(batch_of(model, size), True)))
             return size
         except Exception as error:
             errors.append(error)
