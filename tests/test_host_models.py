@@ -347,3 +347,23 @@ def test_a_classifier_without_a_head_is_no_student():
     net = build_model(dict(type='ImageClassifier', backbone=dict(type='LeNet5')), 'mmpretrain')
     with pytest.raises(ValueError, match=r'has no head, .* such as head=.*as a teacher it needs none'):
         own_losses(net, torch.zeros(1, 1, 32, 32), fabricate_samples(net, 1, (32, 32)))
+
+
+@pytest.mark.parametrize(
+    'name, masks, semantic, proposals',
+    [
+        ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', True, None, False),
+        ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', False, None, False),
+        ('htc/htc_r50_fpn_1x_coco.py', True, (1, 8, 12), False),
+        ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', True, (1, 64, 96), False),
+        ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', False, None, True),
+    ],
+)
+def test_made_up_samples_have_what_a_detector_reads_for_its_loss(name, masks, semantic, proposals):
+    model, scope = read_model_config(f'mmdet::{name}', 'test')
+    with torch.device('meta'):
+        net = build_model(model, scope)
+    (sample,) = fabricate_samples(net, 1, (64, 96))
+    assert ('masks' in sample.gt_instances) == masks
+    assert (tuple(sample.gt_sem_seg.sem_seg.shape) if 'gt_sem_seg' in sample else None) == semantic
+    assert ('proposals' in sample) == proposals

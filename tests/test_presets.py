@@ -256,6 +256,17 @@ def test_a_vit_has_four_stages_of_its_depth(scope):
     assert set(shapes(features).values()) == {(17, 16)}
 
 
+def test_revvit_is_read_where_a_gradient_comes_back():
+    arch = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
+    backbone = dict(type='RevVisionTransformer', arch=arch, img_size=32, patch_size=16)
+    net = build_model(dict(type='ImageClassifier', backbone=backbone), 'mmpretrain').train()
+    taps = FeatureTaps(preset_taps(net, 'backbone', (32, 32)))
+    assert set(taps.addresses) == {'stage1'}
+    with taps.record(net, require_grad=True) as features:
+        net(torch.randn(1, 3, 32, 32))
+    assert features['stage1'].shape[0] == 1
+
+
 def test_tridentnet_has_no_stage_that_runs_three_branches():
     addresses, _, _ = features_of(
         'mmdet', type='TridentResNet', depth=50, base_channels=8, stem_channels=8, num_stages=3, strides=(1, 2, 2),

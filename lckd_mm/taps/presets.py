@@ -111,7 +111,7 @@ _PRESETS: dict[str, Callable[[nn.Module], list[str]]] = {
     'MobileNetV2': _mobilenet_v2,
     'PyramidNet': _pyramidnet,
     # Its blocks run inside one autograd function: only what that returns carries a gradient.
-    'RevVisionTransformer': lambda backbone: [f'[{i}]' for i in range(len(backbone.out_indices))],
+    'RevVisionTransformer': lambda _: ['[0]'],
     'SwinTransformer': _swin,
     'SwinTransformerV2': _swin,
     # Its third stage runs three branches in training, one in evaluation: other rows.

@@ -234,8 +234,9 @@ def scores(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
     returned = returned if isinstance(returned, (tuple, list)) else [returned]
     first, others = ([id(x) for part in parts for x in _tensors(part)] for parts in (returned[:1], returned[1:]))
     found = [s for s in found if id(s.tensor) in first] or [s for s in found if id(s.tensor) not in others] or found
-    # A head may not tell its number of classes: a vector that one of its layers gives and the forward returns.
-    found = found or [s for s in seen if s.address.path.startswith('head.') and id(s.tensor) in first]
+    if any(kind.__name__ == 'BaseClassifier' for kind in type(model).__mro__) and model.head is not None:
+        # Its number of classes may stand nowhere, and their layer in the backbone; what it returns are its scores.
+        found = found or [s for s in seen if s.tensor.dim() == 2 and id(s.tensor) in first]
     if not found:
         raise error or NotFoundError(
             "no layer has one output channel for each class; leave 'logits' out of the taps, or name the layer, as in "

@@ -26,6 +26,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -171,7 +172,10 @@ def send_row(pipe: Connection, name: str, args: argparse.Namespace) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * 2**30),) * 2)
-    row = distil(name, args.large)
+    try:
+        row = distil(name, args.large)
+    except Exception as error:
+        row = dict(kind='else', why=''.join(traceback.format_exception(error))[-600:])
     if re.search("MemoryError|can't allocate memory", row.get('why', '')):
         row |= dict(kind='large', why=f'more than {args.memory:g} GB')
     pipe.send(row)
@@ -246,13 +250,14 @@ def batch_of(model, size: int) -> dict:
 def smallest_size(plain, config: dict) -> int:
     """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
 
-    Sizes for which the model is made are tried early. Six equal errors are not about the size.
+    Sizes for which the model is made are tried early, and if none works, the error is theirs. Six equal errors are not
+    about the size.
     """
     from lckd_mm.errors import one_line
     from lckd_mm.hosts import own_losses, own_sizes
 
     own = [height for height, width in own_sizes(plain) if height == width <= 1024]
-    errors = []
+    errors = {}
     for size in dict.fromkeys([64, *own, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
         if getattr(plain.data_preprocessor, 'size', None):
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
@@ -261,10 +266,10 @@ def smallest_size(plain, config: dict) -> int:
             model.parse_losses(own_losses(model, **model.data_preprocessor(batch_of(model, size), True)))
             return size
         except Exception as error:
-            errors.append(error)
-            if len(errors) > 5 and len({*map(one_line, errors[-6:])}) == 1:
+            errors[size] = error
+            if len(errors) > 5 and len({*map(one_line, list(errors.values())[-6:])}) == 1:
                 break
-    raise errors[-1]
+    raise errors.get(own[0] if own else 224) or errors[size]
 
 
 def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
