@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lckd_mm.hosts import build_model, load_config, read_model_config
 
@@ -30,6 +31,13 @@ def test_a_teacher_by_name_builds(host):
     path, kind = CONFIGS[host]
     model, scope = read_model_config(f'{host}::{path}', 'teacher')
     assert type(build_model(model, scope)).__name__ == kind
+
+
+def test_a_backbone_alone_by_name_builds_though_its_config_names_no_scope():
+    model, scope = read_model_config('mmpretrain::sam/vit-base-p16_sam_headless.py', 'teacher')
+    assert scope == 'mmpretrain'
+    with torch.device('meta'):
+        assert type(build_model(model, scope)).__name__ == 'ImageClassifier'
 
 
 @pytest.mark.parametrize('source', ['by name', 'as a base'])

@@ -209,6 +209,27 @@ def test_known_forms_of_a_teachers_file_are_understood(form, model, tmp_path):
     assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())
 
 
+def test_what_the_host_computes_itself_may_be_missing(tmp_path):
+    """Swin Transformer V2 removes its tables of coordinates from every file that it loads."""
+    arch = dict(embed_dims=8, depths=[1], num_heads=[2], extra_norm_every_n_blocks=0)
+    config = dict(
+        type='ImageClassifier',
+        backbone=dict(type='SwinTransformerV2', arch=arch, img_size=32, window_size=[4], out_indices=[0]),
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=8),
+    )
+    model, other = (build_model(config, 'mmpretrain') for _ in range(2))
+    state = model.state_dict()
+    tables = [k for k in state if k.endswith(('relative_coords_table', 'relative_position_index'))]
+    assert len(tables) == 2
+    for left_out in ([], tables):
+        torch.save({k: v for k, v in state.items() if k not in left_out}, tmp_path / 'a.pth')
+        load_strictly(other, str(tmp_path / 'a.pth'), 'teacher')
+        assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    torch.save({k: v for k, v in state.items() if k != 'head.fc.bias'}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'missing head\.fc\.bias;'):
+        load_strictly(other, str(tmp_path / 'a.pth'), 'teacher')
+
+
 def changed(**changes):
     def write(path, model):
         state = OrderedDict(model.state_dict())

@@ -11,7 +11,15 @@ from mmengine.registry import DefaultScope
 from run_helpers import HOOK, config, count, run, scalars, scenes
 from torch import nn
 
-from lckd_mm.hosts import build_model, fabricate_samples, load_config, read_model_config
+from lckd_mm.distillation import FrozenTeacher
+from lckd_mm.hosts import (
+    build_model,
+    build_named_model,
+    fabricate_samples,
+    load_config,
+    own_losses,
+    read_model_config,
+)
 
 # Published at half a gigabyte, nearly all of it in two layers of 4096 that only take images of 224 x 224.
 VGG_WITHOUT_ITS_CLASSIFIER = dict(
@@ -292,3 +300,70 @@ def rates_of(named, model, optim):
     names = {p: name for name, p in named.named_parameters()}
     groups = build_optim_wrapper(model, copy.deepcopy(optim)).optimizer.param_groups
     return {names.get(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py', 'MAE pretrains a backbone'),
+        (
+            'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py',
+            'SoftTeacher is a student and a teacher itself.*its `detector`',
+        ),
+        ('mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py', 'takes videos.*give a detector'),
+    ],
+)
+def test_models_that_do_not_take_images_are_refused(name, reason):
+    model, scope = read_model_config(name, 'test')
+    with torch.device('meta'), pytest.raises(TypeError, match=f'^student: .*{reason}'):
+        build_named_model(model, 'student', scope)
+
+
+def test_a_model_that_takes_text_is_refused():
+    from mmpretrain.models import BaseClassifier
+
+    class Captioner(BaseClassifier):
+        def forward(self, images, data_samples=None, mode='tensor'): ...
+
+    with pytest.raises(TypeError, match=r'^teacher: Captioner takes text beside images'):
+        build_named_model(dict(type=Captioner), 'teacher')
+
+
+def test_a_pretrained_backbone_teaches_from_the_checkpoint_of_its_pretraining(tmp_path):
+    backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4)
+    pretraining = dict(type='SimCLR', backbone=backbone, head=dict(
+        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss')))  # fmt: skip
+    with pytest.raises(TypeError, match=r'SimCLR pretrains a backbone.*ImageClassifier.*allow=\['):
+        build_named_model(pretraining, 'teacher', 'mmpretrain')
+    state = build_model(pretraining, 'mmpretrain').state_dict() | {'neck.fc.weight': torch.ones(2)}
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    model = dict(type='mmpretrain.ImageClassifier', backbone=backbone)
+    teacher = FrozenTeacher(model, str(tmp_path / 'a.pth'), allow=['^(?!backbone)'])
+    teacher.load()
+    assert all(torch.equal(v, state[k]) for k, v in teacher.model.state_dict().items())
+
+
+def test_a_classifier_without_a_head_is_no_student():
+    net = build_model(dict(type='ImageClassifier', backbone=dict(type='LeNet5')), 'mmpretrain')
+    with pytest.raises(ValueError, match=r'has no head, .* such as head=.*as a teacher it needs none'):
+        own_losses(net, torch.zeros(1, 1, 32, 32), fabricate_samples(net, 1, (32, 32)))
+
+
+@pytest.mark.parametrize(
+    'name, masks, semantic, proposals',
+    [
+        ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', True, None, False),
+        ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', False, None, False),
+        ('htc/htc_r50_fpn_1x_coco.py', True, (1, 8, 12), False),
+        ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', True, (1, 64, 96), False),
+        ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', False, None, True),
+    ],
+)
+def test_made_up_samples_have_what_a_detector_reads_for_its_loss(name, masks, semantic, proposals):
+    model, scope = read_model_config(f'mmdet::{name}', 'test')
+    with torch.device('meta'):
+        net = build_model(model, scope)
+    (sample,) = fabricate_samples(net, 1, (64, 96))
+    assert ('masks' in sample.gt_instances) == masks
+    assert (tuple(sample.gt_sem_seg.sem_seg.shape) if 'gt_sem_seg' in sample else None) == semantic
+    assert ('proposals' in sample) == proposals

@@ -256,6 +256,17 @@ def test_a_vit_has_four_stages_of_its_depth(scope):
     assert set(shapes(features).values()) == {(17, 16)}
 
 
+def test_revvit_is_read_where_a_gradient_comes_back():
+    arch = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
+    backbone = dict(type='RevVisionTransformer', arch=arch, img_size=32, patch_size=16)
+    net = build_model(dict(type='ImageClassifier', backbone=backbone), 'mmpretrain').train()
+    taps = FeatureTaps(preset_taps(net, 'backbone', (32, 32)))
+    assert set(taps.addresses) == {'stage1'}
+    with taps.record(net, require_grad=True) as features:
+        net(torch.randn(1, 3, 32, 32))
+    assert features['stage1'].shape[0] == 1
+
+
 def test_tridentnet_has_no_stage_that_runs_three_branches():
     addresses, _, _ = features_of(
         'mmdet', type='TridentResNet', depth=50, base_channels=8, stem_channels=8, num_stages=3, strides=(1, 2, 2),
@@ -331,6 +342,10 @@ MODELS = {
                       arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)),
         head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=16))),
         dict(logits='head.layers.head')),
+    # Its head does not tell the number of classes.
+    'ViG': (('mmpretrain', classifier(4) | dict(head=dict(
+        type='VigClsHead', num_classes=10, in_channels=32, hidden_dim=10))),
+        dict(embedding='neck[0]', logits='head.fc2')),
 }  # fmt: skip
 
 
@@ -347,7 +362,7 @@ def test_levels_and_class_scores_are_found_and_can_be_tapped(name):
     forward = 'predict' if name == 'cascade' else 'tensor'
     assert taps.trace(model, lambda: run_once(model, (64, 64), forward)) == set()
     classes = [shape[1] for tap, trace in taps.traces.items() if 'logits' in tap for shape in trace.shapes]
-    assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10).get(name, 4)}
+    assert set(classes) == {dict(RetinaNet=8, FCN=11, cascade=11, ResNet=10, stacked=10, ViT=10, ViG=10).get(name, 4)}
 
 
 @pytest.mark.parametrize('sides, expected', [
@@ -360,6 +375,14 @@ def test_levels_and_class_scores_are_found_and_can_be_tapped(name):
 def test_strides_of_small_maps_are_told_apart(sides, expected):
     size = dict(zip((8, 9, 38, 2), (64, 72, 300, 64)))[sides[0]]
     assert log_strides([(1, 3, side, side) for side in sides], (size, size)) == expected
+
+
+def test_a_neck_is_found_without_running_the_heads():
+    scope, config = MODELS['FCOS'][0]
+    model, ran = build_model(config, scope), []
+    model.bbox_head.conv_cls.register_forward_hook(lambda *_: ran.append(True))
+    assert preset_taps(model, 'neck', (64, 64)) == LEVELS
+    assert not ran
 
 
 def test_a_net_without_a_neck():

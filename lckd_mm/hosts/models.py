@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import inspect
 import os
 from collections.abc import Mapping
 
@@ -49,7 +50,8 @@ def read_model_config(source: dict | str, who: str) -> tuple[dict, str | None]:
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    return model, cfg.get('default_scope')
+    # Configs of backbones alone name no scope.
+    return model, cfg.get('default_scope') or source.rpartition('::')[0] or None
 
 
 def load_config(source: str, who: str = 'config') -> Config:
@@ -89,7 +91,7 @@ def build_named_model(
         who: names the net in error messages.
         preprocessor: a config for the net's preprocessor, used if its own config has none; a module is ignored.
     Raises:
-        ValueError: the host cannot build it. TypeError: it is not a model of a host.
+        ValueError: the host cannot build it. TypeError: it is not a model of a host that takes a batch of images.
     """
     if isinstance(preprocessor, Mapping):
         cfg = {'data_preprocessor': preprocessor, **cfg}
@@ -99,7 +101,30 @@ def build_named_model(
         raise ValueError(f'{who}: its model {type_name(cfg.get("type"))} cannot be built: {one_line(error)}') from error
     if not isinstance(model, BaseModel) or host_of(model) is None:
         raise TypeError(f'{who}: {type(model).__name__} is not a model of mmpretrain, mmseg or mmdet')
+    if (other := _other_inputs(model)) is not None:
+        raise TypeError(f'{who}: {type(model).__name__} {other}')
     return model
+
+
+#: By class of the host: models whose batch is not one of images with their labels, and what to give instead.
+_OTHER_INPUTS = {
+    'BaseSelfSupervisor': 'pretrains a backbone on several views of an image or on hidden patches, and two nets are '
+    "compared on the same images; give that backbone, as dict(type='ImageClassifier', backbone=…); a teacher reads its "
+    "weights from the same checkpoint with allow=['^(?!backbone)']",
+    'SemiBaseDetector': 'is a student and a teacher itself, which take several batches; give the config of its '
+    '`detector`, and labelled images',
+    'BaseMOTModel': 'takes videos, and two nets are compared on single images; give a detector, such as its `detector`',
+}
+
+
+def _other_inputs(model: nn.Module) -> str | None:
+    """What a model takes in place of a batch of images, and what to give; None if it takes one."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _OTHER_INPUTS:
+            return _OTHER_INPUTS[kind.__name__]
+    if 'inputs' in inspect.signature(model.forward).parameters:
+        return None
+    return 'takes text beside images, and two nets are compared on images alone; give a classifier'
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
@@ -109,6 +134,15 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
 
 
 def own_losses(model: nn.Module, inputs: Tensor, data_samples: list | None) -> dict:
-    """A net's own losses; ``loss`` is renamed ``loss_task``, since mmengine uses ``loss`` for the total."""
+    """A net's own losses; ``loss`` is renamed ``loss_task``, since mmengine uses ``loss`` for the total.
+
+    Raises:
+        ValueError: a classifier without a head, which can be a teacher alone.
+    """
+    if getattr(model, 'head', model) is None:
+        raise ValueError(
+            f'{type(model).__name__} has no head, so it has no loss of its own: give it one, such as '
+            "head=dict(type='LinearClsHead', num_classes=…, in_channels=…); as a teacher it needs none"
+        )
     losses = model(inputs, data_samples, mode='loss')
     return {('loss_task' if name == 'loss' else name): value for name, value in losses.items()}

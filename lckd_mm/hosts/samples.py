@@ -53,10 +53,14 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
             boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
             truth = InstanceData(bboxes=boxes, labels=torch.zeros(1).long())
             # Only for models that read masks: some heads would treat them as tensors.
-            if getattr(model, 'with_mask', False) or hasattr(model, 'panoptic_head'):
+            if _reads_masks(model):
                 truth.masks = BitmapMasks(np.ones((1, height, width), dtype=np.uint8), height, width)
             ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
             sample = DetDataSample(metainfo=meta, gt_instances=truth, ignored_instances=ignored)
+            if (shrink := _semantic_stride(model)) is not None:
+                sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, height // shrink, width // shrink).long())
+            if getattr(model, 'roi_head', None) is not None and not getattr(model, 'with_rpn', True):
+                sample.proposals = InstanceData(bboxes=boxes.clone())
         elif host == 'mmpretrain':
             from mmpretrain.structures import DataSample
 
@@ -65,6 +69,22 @@ def fabricate_samples(model: nn.Module, batch: int, size: tuple[int, int]) -> li
             raise TypeError(f'{type(model).__name__} is not a model of mmpretrain, mmseg or mmdet')
         samples.append(sample)
     return samples
+
+
+def _reads_masks(detector: nn.Module) -> bool:
+    """Whether a detector's loss needs instance masks."""
+    if getattr(detector, 'with_mask', False) or hasattr(detector, 'panoptic_head'):
+        return True
+    kinds = {kind.__name__ for kind in type(getattr(detector, 'bbox_head', None)).__mro__}
+    return 'RTMDetInsHead' in kinds
+
+
+def _semantic_stride(detector: nn.Module) -> int | None:
+    """The stride at which a detector's loss needs a semantic map; None if it needs none."""
+    if getattr(detector, 'semantic_head', None) is not None:
+        return 1
+    # Such a head compares its own resolution, that of the pyramid's level of stride 8, to which its data set resizes.
+    return 8 if getattr(getattr(detector, 'roi_head', None), 'semantic_head', None) is not None else None
 
 
 def run_once(

@@ -139,6 +139,10 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str
         sizes = [f'{key} ({theirs} in the file, {ours} in the model)' for key, theirs, ours in mismatches]
         own = model.state_dict()
         missing, unexpected = [k for k in own if k not in weights], [k for k in weights if k not in own]
+    if missing:
+        # What a host's load hook removes, since the model computes it itself, is missing from its own state, too.
+        computed = model.load_state_dict(model.state_dict(), strict=False).missing_keys
+        missing = [key for key in missing if key not in computed]
     found = {_SIZES: sizes, 'missing': missing, 'unexpected': unexpected}
     return {what: [key for key in keys if 'num_batches_tracked' not in key] for what, keys in found.items()}
 

@@ -110,6 +110,8 @@ _PRESETS: dict[str, Callable[[nn.Module], list[str]]] = {
     'MobileNetV1': lambda _: [f'.block{i}.bn2' for i in (3, 5, 11, 13)],
     'MobileNetV2': _mobilenet_v2,
     'PyramidNet': _pyramidnet,
+    # Its blocks run inside one autograd function: only what that returns carries a gradient.
+    'RevVisionTransformer': lambda _: ['[0]'],
     'SwinTransformer': _swin,
     'SwinTransformerV2': _swin,
     # Its third stage runs three branches in training, one in evaluation: other rows.

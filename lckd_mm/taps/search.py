@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..contexts import eval_mode, preserved_rng, training_branches
 from ..hosts import comparable_parts, image_channels, owner_head, row_choosers, run_once, scores_classes
 from .address import Address
-from .capture import LIST_ALL
+from .capture import LIST_ALL, Finished
 from .modules import watch_input, watch_output
 
 
@@ -204,7 +204,7 @@ def levels(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
     """
     if not isinstance(getattr(model, 'neck', None), nn.Module):
         raise NotFoundError("it has no neck; leave 'neck' out of the taps")
-    _, outputs, error = _seen(model, size, {'neck': model.neck})
+    _, outputs, error = _seen(model, size, {'neck': model.neck}, stop=True)
     if not outputs:
         raise error or NotFoundError("its neck gives no tensors; leave 'neck' out of the taps")
     if len(outputs) == 1 and outputs[0].tensor.dim() == 2:
@@ -234,6 +234,9 @@ def scores(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
     returned = returned if isinstance(returned, (tuple, list)) else [returned]
     first, others = ([id(x) for part in parts for x in _tensors(part)] for parts in (returned[:1], returned[1:]))
     found = [s for s in found if id(s.tensor) in first] or [s for s in found if id(s.tensor) not in others] or found
+    if any(kind.__name__ == 'BaseClassifier' for kind in type(model).__mro__) and model.head is not None:
+        # Its number of classes may stand nowhere, and their layer in the backbone; what it returns are its scores.
+        found = found or [s for s in seen if s.tensor.dim() == 2 and id(s.tensor) in first]
     if not found:
         raise error or NotFoundError(
             "no layer has one output channel for each class; leave 'logits' out of the taps, or name the layer, as in "
@@ -248,21 +251,29 @@ def scores(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
 
 
 def _seen(
-    model: nn.Module, size: tuple[int, int], modules: dict[str, nn.Module]
+    model: nn.Module, size: tuple[int, int], modules: dict[str, nn.Module], stop: bool = False
 ) -> tuple[Any, list[Seen], Exception | None]:
     """What the plain forward returns, the tensors of the modules in order, and what the forward raised after them.
 
-    If a head has no plain forward, those of the prediction.
+    If a head has no plain forward, those of the prediction. With ``stop``, the forward ends after the first of them.
     """
     seen: list[Seen] = []
     first: Exception | None = None
+
+    def see(path: str, output: Any) -> None:
+        seen.extend(items(path, output))
+        if stop and seen:
+            raise Finished
+
     for mode in ('tensor', 'predict'):
         seen.clear()
         with contextlib.ExitStack() as stack:
             for path, module in modules.items():
-                stack.enter_context(watch_output(module, lambda output, path=path: seen.extend(items(path, output))))
+                stack.enter_context(watch_output(module, partial(see, path)))
             try:
                 return run_once(model, size, mode), seen, None
+            except Finished:
+                return None, seen, None
             except Exception as error:  # a host may raise anything
                 first = first or error
     return None, seen, first

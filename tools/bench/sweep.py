@@ -1,14 +1,16 @@
 """Distil every published model of the host libraries from itself, one training step each, and count what happens.
 
-    python tools/bench/sweep.py OUT.jsonl [--only TEXT …] [--timeout 900] [--large]
+    python tools/bench/sweep.py OUT.jsonl [--only TEXT …] [--again KIND …] [--timeout 900] [--memory 8] [--large]
 
 Each config whose model no earlier one has is the student and, with weights saved to a file, its own teacher: taps
 'backbone', 'neck' and 'logits' as far as it has them, FitNets on the last stage and level, KD on the class scores; two
-made-up images of the smallest size on which the host trains it. OUT gets one line a config; a second call goes on.
+made-up images of the smallest size on which the host trains it, and 32 proposed regions. OUT gets one line a config; a
+second call goes on. The folders of configs take turns, each with its small models first, so that a sweep which is cut
+short has seen all of them.
 
     distils   built, rehearsed, one step
-    refused   a preset, or a term on it, was refused in a sentence, and the rest distils
-    large     above 400 million parameters: not run without --large
+    refused   the model was refused in a sentence; or a preset or a term on it was, and the rest distils
+    large     above 400 million parameters, not run without --large; or above the memory that --memory gives it
     host      the host alone does not build it or train it here on such images; else: anything else
 """
 
@@ -17,11 +19,18 @@ import copy
 import hashlib
 import importlib.util
 import json
-import subprocess
+import multiprocessing
+import os
+import re
+import resource
 import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import zip_longest
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,60 +45,140 @@ def main(argv: list[str]) -> None:
     p.add_argument('out', type=Path, help='the file of JSON lines')
     p.add_argument('--only', nargs='+', default=[''], metavar='TEXT', help='only configs whose name holds one of these')
     p.add_argument('--timeout', type=float, default=900, help='seconds a config')
+    p.add_argument('--memory', type=float, default=8, help='gigabytes a config')
     p.add_argument('--large', action='store_true', help='models above 400 million parameters, too')
-    p.add_argument('--config', help=argparse.SUPPRESS)  # in the process of one config
+    p.add_argument('--again', nargs='+', default=[], choices=KINDS, help='do the rows of these kinds again')
     args = p.parse_args(argv)
-    if args.config:
-        return print(json.dumps(distil(args.config, args.large)))
+    import_hosts()
+    chosen = [name for name in published() if any(text in name for text in args.only)]
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = [row for row in rows if row['kind'] not in args.again or row['config'] not in chosen]
+    args.out.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     done, models = ({row[key] for row in rows} for key in ('config', 'model'))
-    for name in published():
-        if name in done or not any(text in name for text in args.only) or (model := fingerprint(name)) in models:
+    for name in in_turn(chosen):
+        if name in done or (model := fingerprint(name)) is None or model in models:
             continue
         models.add(model)
-        rows.append(dict(config=name, model=model) | in_a_process(name, args))
+        start = time.perf_counter()
+        row = dict(config=name, model=model) | in_a_process(name, args)
+        rows.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         with args.out.open('a') as file:
             file.write(json.dumps(rows[-1]) + '\n')
-        print(rows[-1]['kind'].ljust(8), name, rows[-1].get('why', ''), flush=True)
+        print(row['kind'].ljust(8), name, row.get('why', ''), flush=True)
     print(table(rows))
 
 
-def published() -> Iterator[str]:
-    """The names of all configs with a model, such as ``'mmseg::fcn/fcn_r50-d8_….py'``."""
+def import_hosts() -> None:
+    """Import once what each config needs: their processes are forks of this one."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ('hooks.rehearsal', 'cli.launch', 'hosts', 'taps.presets', 'losses', 'distillation'):
+        importlib.import_module(f'lckd_mm.{name}')
+    for host in HOSTS:
+        importlib.import_module(f'{host}.utils').register_all_modules(init_default_scope=False)
+
+
+def published() -> list[str]:
+    """The names of all configs, such as ``'mmseg::fcn/fcn_r50-d8_….py'``."""
+    names = []
     for host in HOSTS:
         folder = Path(importlib.util.find_spec(host).origin).parent / '.mim' / 'configs'
-        yield from sorted(f'{host}::{path.relative_to(folder)}' for path in folder.glob('[!_]*/**/*.py'))
+        names += sorted(f'{host}::{path.relative_to(folder)}' for path in folder.glob('[!_]*/**/[!_]*.py'))
+    return names
 
 
-def fingerprint(name: str) -> str:
-    """A hash of the config's model; of its name if it cannot be read, and one for all that have none."""
+#: Words for sizes of models, by size; 'r50' or 'b0' are ordered by their numbers.
+SIZES = [
+    *('atto', 'femto', 'pico', 'nano', 'xxs', 'xs', 't', 'tiny', 'n', 's', 'small', 'b', 'base'),
+    *('m', 'medium', 'l', 'large', 'xl', 'x', 'h', 'huge', 'g', 'giant'),
+]
+
+
+def in_turn(names: Iterable[str]) -> list[str]:
+    """The names ordered so that the folders take turns, each with its small models first, as far as names tell."""
+
+    def size(name: str) -> tuple:
+        words = re.split(r'[^a-z0-9]+', name.lower())
+        ranks = [SIZES.index(word) for word in words if word in SIZES]
+        return min(ranks, default=SIZES.index('base')), [int(n) for n in re.findall(r'\d+', name)], name
+
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names, key=size):
+        folders.setdefault(name.partition('/')[0], []).append(name)
+    return [name for turn in zip_longest(*folders.values()) for name in turn if name is not None]
+
+
+def fingerprint(name: str) -> str | None:
+    """A hash of the config's model; of its name if it cannot be read; None if it has no model."""
     from lckd_mm.hosts import read_model_config
 
     try:
         model = without_files(read_model_config(name, 'sweep')[0])
-    except Exception as error:
-        model = None if isinstance(error, KeyError) else name
+    except KeyError:
+        return None
+    except Exception:
+        model = name
     return hashlib.sha1(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def without_files(node):
     """A config without the addresses of pretrained weights."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        files = key == 'pretrained' or (key == 'init_cfg' and 'Pretrained' in str(value))
+        files = key in ('pretrained', 'teacher_ckpt') or (key == 'init_cfg' and 'checkpoint' in str(value))
         node[key] = None if files else without_files(value)
     return node
 
 
+def without_padding(model: dict) -> dict:
+    """A model's config without what enlarges a batch of images to a fixed size, such as 1024 x 1024."""
+    preprocessor = model.get('data_preprocessor') or {}
+    augments = preprocessor.get('batch_augments') or []
+    if any(augment['type'] in ('BatchFixedSizePad', 'BatchResize') for augment in augments):
+        preprocessor['batch_augments'] = None
+    return model
+
+
+def few_regions(model: dict) -> dict:
+    """A detector's config with 32 proposed regions in place of a thousand, which its heads would take minutes for."""
+    for cfg in (model, model.get('detector') or {}):
+        proposals = (cfg.get('train_cfg') or {}).get('rpn_proposal'), (cfg.get('test_cfg') or {}).get('rpn')
+        for settings in filter(None, proposals):
+            settings['max_per_img'] = 32
+    return model
+
+
 def in_a_process(name: str, args: argparse.Namespace) -> dict:
-    """The row of :func:`distil`, or what ended its process."""
-    command = [sys.executable, '-W', 'ignore', __file__, str(args.out), '--config', name, *['--large'] * args.large]
+    """The row of :func:`distil`, in a fork of this process, or what ended it."""
+    fork = multiprocessing.get_context('fork')
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=send_row, args=(theirs, name, args), daemon=True)
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, cwd=ROOT)
-        return json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
+        if ours.poll(args.timeout):
+            return ours.recv()
         return dict(kind='else', why=f'more than {args.timeout:g} s')
-    except (IndexError, ValueError):
-        return dict(kind='else', why=f'exit status {done.returncode}: {" ".join(done.stderr.split())[-400:]}')
+    except EOFError:
+        process.join()
+        return dict(kind='else', why=f'its process ended with {process.exitcode}')
+    finally:
+        process.kill()
+        process.join()
+
+
+def send_row(pipe: Connection, name: str, args: argparse.Namespace) -> None:
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * 2**30),) * 2)
+    try:
+        row = distil(name, args.large)
+    except Exception as error:
+        row = dict(kind='else', why=''.join(traceback.format_exception(error))[-600:])
+    if re.search("MemoryError|can't allocate memory", row.get('why', '')):
+        row |= dict(kind='large', why=f'more than {args.memory:g} GB')
+    pipe.send(row)
 
 
 def distil(name: str, large: bool) -> dict:
@@ -100,7 +189,7 @@ def distil(name: str, large: bool) -> dict:
 
     from lckd_mm.cli.launch import replace_sync_bn
     from lckd_mm.errors import CLEAR, one_line
-    from lckd_mm.hosts import build_model, read_model_config
+    from lckd_mm.hosts import build_named_model, read_model_config
     from lckd_mm.taps.presets import PRESETS, preset_taps
 
     MMLogger.get_instance('sweep', log_level='ERROR')
@@ -108,11 +197,16 @@ def distil(name: str, large: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, scope = read_model_config(name, 'sweep')
-            replace_sync_bn(without_files(model))
+            replace_sync_bn(few_regions(without_padding(without_files(model))))
             torch.manual_seed(1)
-            plain = build_model(model, scope)
-            if (count := sum(p.numel() for p in plain.parameters())) > 400e6 and not large:
-                return dict(kind='large', parameters=count)
+            plain = build_named_model(model, 'student', scope)
+        except TypeError as error:
+            return dict(kind='refused', why=one_line(error))
+        except Exception as error:
+            return dict(kind='host', why=one_line(error.__cause__ or error))
+        if (count := sum(p.numel() for p in plain.parameters())) > 400e6 and not large:
+            return dict(kind='large', parameters=count)
+        try:
             with DefaultScope.overwrite_default_scope(scope):
                 plain.init_weights()
                 size = smallest_size(plain, model)
@@ -123,6 +217,8 @@ def distil(name: str, large: bool) -> dict:
         taps, refused = {}, {}
         with DefaultScope.overwrite_default_scope(scope):
             for preset in PRESETS:
+                if preset == 'neck' and getattr(plain, 'neck', None) is None:
+                    continue
                 try:
                     taps[preset] = preset_taps(plain, preset, (size, size))
                 except ValueError as error:
@@ -152,17 +248,28 @@ def batch_of(model, size: int) -> dict:
 
 
 def smallest_size(plain, config: dict) -> int:
-    """The side of the smallest images on which the host trains the model; its preprocessor then pads to it."""
-    for size in (64, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024):
+    """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
+
+    Sizes for which the model is made are tried early, and if none works, the error is theirs. Six equal errors are not
+    about the size.
+    """
+    from lckd_mm.errors import one_line
+    from lckd_mm.hosts import own_losses, own_sizes
+
+    own = [height for height, width in own_sizes(plain) if height == width <= 1024]
+    errors = {}
+    for size in dict.fromkeys([64, *own, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
         if getattr(plain.data_preprocessor, 'size', None):
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
         model = copy.deepcopy(plain).train()
         try:
-            model.parse_losses(model(**model.data_preprocessor(batch_of(model, size), True), mode='loss'))
+            model.parse_losses(own_losses(model, **model.data_preprocessor(batch_of(model, size), True)))
             return size
         except Exception as error:
-            last = error
-    raise last
+            errors[size] = error
+            if len(errors) > 5 and len({*map(one_line, list(errors.values())[-6:])}) == 1:
+                break
+    raise errors.get(own[0] if own else 224) or errors[size]
 
 
 def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
