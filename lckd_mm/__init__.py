@@ -4,7 +4,7 @@ Importing this package imports no host library: ``lckd_mm.functional`` needs onl
 (:mod:`lckd_mm.registry`) names a missing host library in one sentence.
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 def __getattr__(name: str):
