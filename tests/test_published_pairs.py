@@ -26,7 +26,7 @@ LEAVES = sorted(p for folder in FOLDERS for p in (ROOT / 'configs' / folder).glo
 # One of each kind of pair, and of each method; the others run under `make test-all`.
 SOME = (
     'fgd_retinanet-r101_retinanet-r18',
-    'lckd_gfl-r101_gfl-r18',
+    'crosskd_gfl-r101_gfl-r18',
     'pkd_faster-rcnn',
     'pkd_mask-rcnn',
     'pkd_rtmdet-l_rtmdet-tiny',
@@ -37,6 +37,10 @@ SOME = (
 TERMS = {
     'pkd': {'loss_pkd'},
     'fgd': {'loss_fgd'},
+    'mgd': {'loss_mgd'},
+    'swl2': {'loss_swl2'},
+    'bckd': {'loss_bckd', 'loss_boxes'},
+    'ld': {'loss_ld'},
     'kd': {'loss_kd'},
     'ofd': {'loss_ofd'},
     'lckd': {'loss_ofd', 'loss_lipschitz'},
@@ -110,11 +114,12 @@ def test_a_leaf_says_what_its_name_says(path):
     cfg, (teacher, alone) = Config.fromfile(path), recipe(pair)
     assert plain(cfg.model.student) == alone['model']
     assert cfg.model.teacher == teacher
-    assert set(cfg.model.terms) == TERMS[method]
+    terms = TERMS[method] if method != 'crosskd' else {'loss_crosskd', 'loss_boxes'}
+    assert set(cfg.model.terms) == terms | ({'loss_ld'} if path.stem.startswith('crosskd_gfl') else set())
     for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg', 'val_evaluator'):
         assert plain(cfg[key]) == alone[key], key
     optimizer = plain(cfg.optim_wrapper)
-    if method == 'fgd':
+    if method in ('fgd', 'mgd'):
         assert optimizer.pop('clip_grad') == dict(max_norm=35, norm_type=2)
     assert optimizer == alone['optim_wrapper']
     hooks = [hook for hook in plain(cfg.get('custom_hooks', [])) if not hook['type'].startswith('lckd_mm.')]

@@ -1,4 +1,4 @@
-# Terms of detectors on COCO: those of VOC, PKD and FGD. PKD's weights are mmrazor's of RetinaNet (10) and of Faster
+# Terms of detectors on COCO: those of VOC, PKD, FGD, and MGD of two-stage detectors, with the authors' weight. PKD's weights are mmrazor's of RetinaNet (10) and of Faster
 # R-CNN (6); GFL, FCOS and RTMDet take RetinaNet's, untuned. FGD's are the authors' of RetinaNet on five levels, and of
 # two-stage detectors on four.
 _base_ = './fpn_detectors.py'
@@ -14,6 +14,12 @@ two_stage_fgd_term = dict(
     loss=dict(type='lckd_mm.FGDLoss', alpha=5e-5, beta=2.5e-5, gamma=5e-5, lam=5e-7, temperature=0.5),
     on=['p2', 'p3', 'p4', 'p5'],
     weight=1.0,
+)
+two_stage_mgd_term = dict(
+    loss=dict(type='lckd_mm.MGDLoss'),
+    on=['p2', 'p3', 'p4', 'p5'],
+    connector=dict(type='lckd_mm.MaskedGenerator', ratio=0.45),
+    weight=5e-7,
 )
 # RTMDet's pyramid has three levels, whose widths differ between its sizes.
 rtmdet_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on=['logits1', 'logits2', 'logits3'], weight=10.0)

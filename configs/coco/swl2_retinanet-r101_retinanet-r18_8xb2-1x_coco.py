@@ -1,0 +1,5 @@
+# Score-weighted distance: RetinaNet on ResNet101 teaches the one on ResNet18 the levels of its pyramid, where it
+# sees objects.
+_base_ = ['../_base_/pairs/retinanet-r101_retinanet-r18_coco.py', '../_base_/terms/dense_detectors.py']
+
+model = dict(terms=dict(loss_swl2=_base_.swl2_term))
