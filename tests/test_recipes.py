@@ -199,6 +199,7 @@ def test_the_one_line_trains(host, make, terms, teacher, files, tmp_path, capsys
     (path,) = Path('work_dirs/small_auto/recipe').glob('small_auto.py')
     cfg = Config.fromfile(path)
     assert list(cfg.model.terms) == terms
+    assert 'loss_ofd' not in terms or cfg.model.terms.loss_ofd.weight == 'start:0.9'
     logged = [entry for entry in scalars('work_dirs/small_auto') if 'loss' in entry]
     assert len(logged) == 2 and all(0 < entry[name] < float('inf') for entry in logged for name in terms)
     state = torch.load('work_dirs/small_auto/iter_2.pth', weights_only=False)['state_dict']

@@ -112,7 +112,7 @@ class Pair:
 # ---- recipes: each adds its terms, or raises ValueError if the nets do not have what it needs
 
 #: OFD's share of the loss at the start: a number would depend on the size of the images.
-_OFD = 'start:0.5'
+_OFD = 'start:0.9'
 _OF_DETECTORS = 'in the detection demo, with RetinaNet, OFD gained 16.1 mAP, KD 13.6 (docs/results.md)'
 #: Family to what stands behind OFD.
 _WHY_OFD = {

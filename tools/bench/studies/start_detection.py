@@ -11,7 +11,7 @@ _teacher = {'model.teacher.checkpoint': 'teacher'}
 axes = dict(
     weight={
         str(_w): {'model.terms.loss_ofd.weight': _w}
-        for _w in (1e-3, 'share:0.7', 'start:0.3', 'start:0.5', 'start:0.7')
+        for _w in (1e-3, 'share:0.9', 'start:0.7', 'start:0.9', 'start:0.95')
     },
 )
 runs = dict(
