@@ -423,3 +423,13 @@ def test_ranks_leave_the_same_batches_out(tmp_path):
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert first['encoder.1.num_batches_tracked'] == 2
+
+
+def test_the_generators_of_several_taps_hide_other_positions():
+    torch.manual_seed(0)
+    first, second = MaskedGenerator(4, 4), MaskedGenerator(4, 4)
+    for generator in (first, second):
+        generator.generator = torch.nn.Identity()
+    x = torch.ones(2, 4, 8, 8)
+    masks = [generator(x) for generator in (first, second, first)]
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])

@@ -123,7 +123,8 @@ class MaskedGenerator(Connector):
             nn.ReLU(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        self.register_buffer('draws', torch.zeros((), dtype=torch.int64))
+        # Begins anywhere, so that generators of several taps draw other masks.
+        self.register_buffer('draws', torch.randint(1 << 40, ()))
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         generator = own_generator(self.draws, x.device)

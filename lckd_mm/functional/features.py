@@ -37,14 +37,22 @@ def standardised(x: Tensor) -> Tensor:
     Args:
         x: ``(B, C, ...)``; under several ranks each takes the statistics of its own samples.
     Returns:
-        The same shape, without unit; a constant channel is 0, and gets no gradient.
+        The same shape, without unit; a channel that is constant but for rounding is 0, and gets no gradient.
     Source: PKDLoss and CrossKD use it with these constants and the unbiased deviation. Deviation: that of a constant
         channel.
     """
     rows = x.transpose(0, 1).flatten(1)
-    rows = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
-    variance = rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
-    # Avoid the square root at 0, where it has no derivative.
-    deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    if not rows.shape[1]:
+        return x
+    centred = rows - rows.mean(1, keepdim=True)
+    variance = centred.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
+    varies = above_rounding(variance, rows, 1)
     # A constant channel is 0, without the gradient of 1e6 that the division would give.
-    return (rows * (variance > 0) / (deviation + 1e-6)).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)
+    deviation = torch.where(varies, variance, 1).sqrt() + 1e-6
+    return torch.where(varies, centred / deviation, 0).unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)
+
+
+def above_rounding(variance: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Whether a variance along an axis is more than the rounding of a mean leaves of equal values."""
+    rounding = 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(axis, keepdim=True)
+    return variance > rounding.square()

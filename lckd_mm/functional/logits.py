@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .features import above_rounding
 from .shapes import check_rank, same_shape
 
 SAME_CLASSES = (
@@ -125,7 +126,7 @@ def standardised_scores(z: Tensor) -> Tensor:
     """
     centred = z - z.mean(1, keepdim=True)
     variance = centred.square().sum(1, keepdim=True) / max(z.shape[1] - 1, 1)
-    apart = variance > 0
+    apart = above_rounding(variance, z, 1)
     # Avoid the square root at 0, where it has no derivative.
     return torch.where(apart, centred / (torch.where(apart, variance, 1).sqrt() + 1e-7), 0)
 

@@ -128,7 +128,7 @@ class CRDLoss(Loss):
         self.samples = arguments.integer('CRDLoss', 'samples', samples, at_least=2)
         arguments.integer('CRDLoss', 'dim', dim)
         self.negatives = arguments.integer('CRDLoss', 'negatives', negatives)
-        self.tau = arguments.number('CRDLoss', 'tau', tau, above=0)
+        self.tau = arguments.number('CRDLoss', 'tau', tau, above=0.0125)
         self.momentum = arguments.number('CRDLoss', 'momentum', momentum, at_least=0, at_most=1)
         theirs = arguments.integers('CRDLoss', 'channels', channels)
         ours = arguments.integers('CRDLoss', 'student_channels', student_channels)
@@ -218,6 +218,11 @@ def _embedded(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _labels(data_samples: list, device: torch.device) -> Tensor | None:
+    if any('gt_score' in sample and sample.gt_score.max() < 1 - 1e-6 for sample in data_samples):
+        raise ValueError(
+            'CRDLoss: the images are mixtures (Mixup, CutMix), and the memory has a place for each image; remove '
+            'batch_augments'
+        )
     labels = [sample.get('gt_label') for sample in data_samples]
     if any(label is None or label.numel() != 1 for label in labels):
         return None

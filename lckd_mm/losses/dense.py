@@ -31,6 +31,8 @@ class DenseLoss(Loss):
         # Scores per anchor, None: all channels are those of one anchor; and whether each is a sigmoid.
         self._classes: int | None = None
         self._sigmoids = True
+        # Those of them that the term keeps, if it matches classes by name.
+        self._kept: int | None = None
 
     def read_teacher_head(self, head: nn.Module | None) -> None:
         """Read how the teacher's head scores classes."""
@@ -45,7 +47,7 @@ class DenseLoss(Loss):
 
     def of_anchors(self, z: Tensor) -> Tensor:
         """Class scores (B, A*C, H, W) as (B, C, A, H, W)."""
-        return split_anchors(type(self).__name__, z, self._classes or z.shape[1])
+        return split_anchors(type(self).__name__, z, self._kept or self._classes or z.shape[1])
 
     def probabilities(self, z: Tensor) -> Tensor:
         """Of each class but the background, (B, C, A, H, W); without gradient."""
@@ -100,8 +102,8 @@ class ScoreWeightedLoss(DenseLoss):
 class BCKDLoss(DenseLoss):
     r"""Cross entropy of each class with the teacher's probability, weighted by how far the nets differ.
 
-    .. math:: L = \frac{\sum_{b, n} \sum_c |p^T - p^S|^\beta \, \mathrm{BCE}(p^S, p^T)}{\sum_{b, n} \max_c p^T},
-              \qquad p = \mathrm{sigmoid}(z)
+    .. math:: L = \frac{\sum_{b, n} \sum_c |p^T - p^S|^\beta \, \mathrm{BCE}(p^S, p^T)}
+              {\max\bigl(1, \sum_{b, n} \max_c p^T\bigr)}, \qquad p = \mathrm{sigmoid}(z)
 
     over all anchors n of all levels (:func:`~lckd_mm.functional.focal_cross_entropy`). For dense heads with a sigmoid
     per class. It is the class loss of CrossKD, too, whose term has ``reuse``.
@@ -143,14 +145,15 @@ class BCKDLoss(DenseLoss):
         self.read_head(head)
 
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
-        self._classes = len(student)
+        self._kept = len(student)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         total, sure = 0.0, 0.0
         for s, t in zip(student, teacher):
             total = total + focal_cross_entropy(s, t, self.beta).sum()
             sure = sure + self.confidence(t).sum()
-        return total / (sure + _EPS)
+        # As the authors' number of positives, at least 1: it is next to 0 where the teacher sees no object.
+        return total / sure.clamp(min=1)
 
 
 class _Heads:
@@ -185,6 +188,13 @@ class BoxLoss(DenseLoss):
         check_same_boxes(self._heads.student, head, type(self).__name__)
         self._heads.teacher = head
 
+    def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
+        """Refuse to match classes, since it is boxes that are compared."""
+        raise ValueError(
+            f'{type(self).__name__}: compares boxes, and classes= is for class scores; remove it (BCKDBoxLoss with '
+            "weigh='confidence' reads the teacher's scores alone, so that the nets' classes may differ)"
+        )
+
     def bind(self, layers: list[nn.Module], who: str) -> None:
         """Check that the teacher's taps are those of its boxes."""
         check_box_layers(self._heads.teacher, layers, f'{who}: {type(self).__name__}')
@@ -207,8 +217,9 @@ class LDLoss(BoxLoss):
         student, teacher: lists of maps (B, 4 (m + 1), H, W) of equal shapes, one per level.
         scores: (B, C, H, W), before the sigmoid.
     Returns:
-        A scalar, in nats times tau squared. CrossKD's weight of this form is 3, at tau = 1, on reused features. LD's is
-        0.25, at tau = 10, for the mean over the m + 1 distances and other positions: here 0.25 / 17 where m = 16.
+        A scalar, in nats times tau squared. CrossKD's weight of this form is 3, at tau = 1, on reused features. LD's of
+        0.25, at tau = 10, is for a mean over the m + 1 distances that is added up over the positives, so that none here
+        is equal to it.
     Raises:
         ValueError: a temperature not above 0; heads without distributions, or with other distances or positions.
     Source: Zheng et al., Localization Distillation (LD), CVPR 2022; mmdet's ``ld_head.py`` and ``kd_loss.py``, and
@@ -255,7 +266,8 @@ class LDLoss(BoxLoss):
 class BCKDBoxLoss(BoxLoss):
     r"""One minus the generalised IoU of both nets' boxes, weighted by class scores.
 
-    .. math:: L = \frac{\sum_{b, n} w_{bn} \, (1 - \mathrm{GIoU}(d^S_{bn}, d^T_{bn}))}{\sum_{b, n} \max_c p^T_c}
+    .. math:: L = \frac{\sum_{b, n} w_{bn} \, (1 - \mathrm{GIoU}(d^S_{bn}, d^T_{bn}))}
+              {\max\bigl(1, \sum_{b, n} \max_c p^T_c\bigr)}
 
     over all anchors n of all levels, with the decoded boxes d (:func:`~lckd_mm.hosts.decoded_boxes`). w is, for
     ``weigh='difference'``, :math:`\max_c |p^T_c - p^S_c|`: boxes count where the nets' class scores differ (BCKD). For
@@ -269,7 +281,8 @@ class BCKDBoxLoss(BoxLoss):
         others are tapped: ``bbox_head.retina_reg#*``, or ``bbox_head.scales.0`` and so on.
         scores, student_scores: (B, A*C, H, W), before the sigmoid or softmax.
     Returns:
-        A scalar, without unit, 0 to about 2. BCKD's weight is 4; CrossKD's is 2 for GFL, 1 for RetinaNet.
+        A scalar, without unit; at most about 2 for 'confidence'. BCKD's weight is 4; CrossKD's is 2 for GFL, 1 for
+        RetinaNet.
     Raises:
         ValueError: heads whose boxes cannot be decoded, or belong to other anchors; an unknown ``weigh``.
     Source: Yang et al., Bridging Cross-task Protocol Inconsistency (BCKD), ICCV 2023: the authors' ``ld_head.py`` and
@@ -281,6 +294,8 @@ class BCKDBoxLoss(BoxLoss):
     def __init__(self, weigh: str = 'difference'):
         super().__init__()
         self.weigh = arguments.choice('BCKDBoxLoss', 'weigh', weigh, ('difference', 'confidence'))
+        # Class by class, so that the names of the nets' classes have to agree.
+        self.of_classes = weigh == 'difference'
 
     def forward(
         self,
@@ -299,7 +314,7 @@ class BCKDBoxLoss(BoxLoss):
                 f'BCKDBoxLoss: {distance.shape[1]} boxes and {weights.shape[1]} anchors with class scores; tap the '
                 'class scores of the same levels'
             )
-        return (distance * weights).sum() / (sure.sum() + _EPS)
+        return (distance * weights).sum() / sure.sum().clamp(min=1)
 
     def _gap(self, student: Tensor, teacher: Tensor) -> Tensor:
         advice = "both nets must score the same classes; weigh='confidence' reads the teacher's scores alone"

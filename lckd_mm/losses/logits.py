@@ -218,7 +218,7 @@ class DKDLoss(ScoreLoss):
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 7. Deviation: none for (N, C); the mean
         over positions is an extension. The authors' beta is 8 for five of their eleven pairs on CIFAR-100, 2 or 6 for
         the others; on ImageNet tau is 1 and beta 0.5 or 2. They multiply the weight by epoch / 20, counted from 1, for
-        20 epochs: LossWeightHook(schedule='linear', by='epoch', start=0.05, end=19), which rises by iteration.
+        20 epochs: LossWeightHook(schedule='linear', by='epoch', start=0.05, end=19).
     """
 
     takes = ('vector', 'map')

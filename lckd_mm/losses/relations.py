@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import arguments
+from ..functional.features import above_rounding
 from ..functional.logits import SAME_CLASSES
 from ..functional.shapes import channels_first, check_rank, mean_square, same_shape
 from ..registry import MODELS
@@ -153,7 +154,8 @@ class DISTLoss(ScoreLoss):
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher (DIST), NeurIPS 2022; checked against
         ``segmentation/losses/dist_kd.py`` and ``train_kd.py`` of hunto/DIST_KD, where temperature and weights are 1,
         and mmrazor's ``dist_loss.py``, which has the temperature, and its config. Deviation: the authors count ignored
-        positions, too. Each rank correlates its own samples.
+        positions, too. Equal probabilities, with which a classifier of zeros begins, correlate with nothing and get no
+        gradient; the authors' formula gives one of 1e3 to 1e5 there. Each rank correlates its own samples.
     """
 
     takes = ('vector', 'tokens', 'map')
@@ -176,6 +178,8 @@ class DISTLoss(ScoreLoss):
         same_shape('DISTLoss', student, teacher, SAME_CLASSES)
         valid = self.valid(student, data_samples)
         ours, theirs = (self._probabilities(z, valid) for z in (student, teacher))
+        if ours.shape[1] < 2:
+            raise ValueError('DISTLoss: correlates the scores of two classes or more, and there is one')
         if not len(ours):
             return ours.sum()
         among, within = (1 - _correlations(ours, theirs, axis).mean() for axis in (1, 0))
@@ -188,5 +192,13 @@ class DISTLoss(ScoreLoss):
 
 
 def _correlations(x: Tensor, y: Tensor, axis: int) -> Tensor:
-    x, y = (z - z.mean(axis, keepdim=True) for z in (x, y))
-    return (x * y).sum(axis) / (x.norm(dim=axis) * y.norm(dim=axis) + 1e-8)
+    (x, of_x), (y, of_y) = (_centred(z, axis) for z in (x, y))
+    return (x * y).sum(axis) / (of_x * of_y + 1e-8)
+
+
+def _centred(z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Minus the mean along an axis, and the norm; without gradient where all values are equal but for rounding."""
+    centred = z - z.mean(axis, keepdim=True)
+    squares = centred.square().sum(axis, keepdim=True)
+    varies = above_rounding(squares / z.shape[axis], z, axis)
+    return torch.where(varies, centred, 0), torch.where(varies, squares, 1).sqrt().squeeze(axis)

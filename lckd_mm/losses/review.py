@@ -69,7 +69,8 @@ class ReviewKDLoss(Loss):
         A scalar, in squared units. Common weights are 1 for ResNet34 to ResNet18 on ImageNet and 5 for ResNet32x4 to
         ResNet8x4 on CIFAR-100, over the teacher's stages before their last ReLU and the pooled feature.
     Raises:
-        ValueError: channels or numbers of features other than those expected.
+        ValueError: channels or numbers of features other than those expected; in training a single image with a feature
+            of one position, since its BatchNorm needs two values (drop_last=True leaves out a last batch of one).
     Source: Chen et al., Distilling Knowledge via Knowledge Review (ReviewKD), CVPR 2021; checked against
         ``CIFAR-100/model/reviewkd.py`` of dvlab-research/ReviewKD; weights from the configs of mdistiller. Deviation:
         maps that are not square, for which the smaller side says which scales there are. The authors raise the weight

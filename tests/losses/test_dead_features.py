@@ -30,3 +30,22 @@ def test_value_and_gradient_are_finite(loss, dead, kind):
     assert torch.isfinite(value)
     for gradient in torch.autograd.grad(value, leaves, allow_unused=True):
         assert gradient is None or torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, 0.7, 1.0, -123.4])
+@pytest.mark.parametrize(
+    'loss', [losses.PKDLoss(), losses.KDLoss(standardise=True), losses.DISTLoss()], ids=lambda loss: type(loss).__name__
+)
+def test_what_is_constant_gets_no_gradient(loss, value):
+    """The mean of equal values is not exact, so that their deviation is not 0, and its inverse is large."""
+    torch.manual_seed(0)
+    if isinstance(loss, losses.PKDLoss):
+        student, teacher = torch.randn(2, 3, 20, 31), torch.randn(2, 3, 20, 31)
+        student[:, 1] = value
+    else:
+        student, teacher = torch.full((4, 100), value), torch.randn(4, 100)
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, teacher), student)
+    still = gradient[:, 1] if gradient.dim() == 4 else gradient
+    assert still.abs().max() == 0
+    assert gradient.dim() == 2 or 0 < gradient[:, 0].abs().max() < 1

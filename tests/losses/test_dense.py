@@ -263,3 +263,34 @@ def test_the_heads_of_a_box_loss_are_no_part_of_it_and_shared_by_its_copies():
     loss.bind(list(head.scales), 'term')
     with pytest.raises(ValueError, match=r'term: LDLoss: the boxes of a GFLHead .* tap all of scales.0 to scales.1'):
         loss.bind([head.gfl_reg], 'term')
+
+
+# ---- classes, and a teacher that sees nothing
+
+
+def test_bckd_reads_the_anchors_of_the_classes_that_are_kept():
+    """A teacher of 20 classes, of which the student has 10, and two anchors a position; bound again after the match."""
+    loss = bound(BCKDLoss(), Scores(10), Scores(20))
+    loss.keep_classes(list(range(10)), list(range(10)), 10)
+    loss.read_teacher_head(Scores(20))
+    s, t = normal(20, 20), normal(20, 20)
+    total = sum(focal_cross_entropy(a, b, 1.0).sum() for a, b in zip(s, t))
+    sure = sum(b.sigmoid().unflatten(1, (2, 10)).amax(2).sum() for b in t)
+    torch.testing.assert_close(loss(s, t), total / sure)
+
+
+def test_a_teacher_that_sees_nothing_does_not_blow_the_loss_up():
+    s, t = normal(3, 3), [x - 30 for x in normal(3, 3)]
+    loss = bound(BCKDLoss(), Scores(3))
+    expected = sum(focal_cross_entropy(a, b, 1.0).sum() for a, b in zip(s, t))
+    torch.testing.assert_close(loss(s, t), expected)
+    head = gfl()
+    boxes = normal(20, 20)
+    value = bound(BCKDBoxLoss(), head)(boxes, normal(20, 20), scores=t, student_scores=s)
+    assert value < 2 * sum(x[:, 0].numel() for x in boxes)
+
+
+def test_classes_cannot_be_matched_where_boxes_are_compared():
+    assert BCKDBoxLoss().of_classes and not BCKDBoxLoss('confidence').of_classes
+    with pytest.raises(ValueError, match=r'BCKDBoxLoss: compares boxes, and classes= is for class scores; remove it'):
+        bound(BCKDBoxLoss(), gfl()).keep_classes([0], [0], 3)

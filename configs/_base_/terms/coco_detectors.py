@@ -1,6 +1,6 @@
-# Terms of detectors on COCO: those of VOC, PKD, FGD, and MGD of two-stage detectors, with the authors' weight. PKD's weights are mmrazor's of RetinaNet (10) and of Faster
-# R-CNN (6); GFL, FCOS and RTMDet take RetinaNet's, untuned. FGD's are the authors' of RetinaNet on five levels, and of
-# two-stage detectors on four.
+# Terms of detectors on COCO: those of VOC, PKD, FGD, and MGD of two-stage detectors, with the authors' weight. PKD's
+# weights are mmrazor's of RetinaNet (10) and of Faster R-CNN (6); GFL, FCOS and RTMDet take RetinaNet's, untuned. FGD's
+# are the authors' of RetinaNet on five levels, and of two-stage detectors on four.
 _base_ = './fpn_detectors.py'
 
 fpn_pkd_term = dict(loss=dict(type='lckd_mm.PKDLoss'), on=['p3', 'p4', 'p5', 'p6'], weight=10.0)
