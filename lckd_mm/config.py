@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from torch import nn
 
@@ -79,10 +80,15 @@ def student_config(cfg: Config, net: int = 0) -> Config:
 
 def plain_model(cfg: Config, net: int = 0) -> nn.Module:
     """Build, without initialising, the model of a config; for a distillation config, the student."""
+    return build_model(student_model(cfg, net))
+
+
+def student_model(cfg: Config, net: int = 0) -> dict:
+    """The model dict of a config, or of its student, with mmpretrain's top-level preprocessor in it."""
     model = student_config(cfg, net).model
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return build_model(model)
+    return model
 
 
 def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
@@ -144,3 +150,31 @@ def _downloads(kind: Any) -> bool:
 def _datasets(dataset: Any) -> Iterator[ConfigDict]:
     """Those that wrap no other."""
     return (of for of in datasets(dataset) if 'type' in of and not of.get('datasets') and 'dataset' not in of)
+
+
+def add_hooks(cfg: Config) -> None:
+    """Add the hooks that every training has unless its config has them, or sets them to None.
+
+    These are ResumeHook, and SafeCheckpointHook in place of a plain CheckpointHook; for a distillation also
+    DistillationHook and NonFiniteHook, or OnlineHook if nets learn together. Values that the config sets, such as
+    ``default_hooks.non_finite.action``, are kept.
+    """
+    cfg.setdefault('default_hooks', {})
+    hooks = cfg.default_hooks  # a Config stores a copy of what is assigned
+    kinds = dict(OWN_HOOKS)
+    if is_online(cfg):
+        kinds.update(distillation='lckd_mm.OnlineHook')
+        del kinds['non_finite']  # it supports only one optimizer
+    for name, kind in kinds.items():
+        given = hooks.get(name, {})
+        others = [*(hook for key, hook in hooks.items() if key != name), *(cfg.get('custom_hooks') or [])]
+        if given is None:
+            del hooks[name]
+        elif any(is_kind(kind_of(cfg, hook, HOOKS), kind, HOOKS) for hook in others):
+            continue
+        elif is_distillation(cfg) or name == 'resume':
+            hooks[name] = ConfigDict(type=kind)
+            hooks[name].update(given)  # without building what a pure-Python config imports
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if kind_of(cfg, hooks['checkpoint'], HOOKS) is CheckpointHook:
+        hooks['checkpoint']['type'] = 'lckd_mm.SafeCheckpointHook'

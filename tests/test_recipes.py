@@ -1,6 +1,7 @@
 """One line from a config to a distillation: `train STUDENT --teacher TEACHER`, and the same from Python."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -316,7 +317,7 @@ def test_a_student_in_pure_python_is_written_beside_it(files, tmp_path):
         'from mmpretrain.models import ImageClassifier\n' + text + "\nmodel['type'] = ImageClassifier\n"
     )
     cfg = lckd_mm.distillation_config('pure.py', names)
-    assert Path('work_dirs/pure_auto/recipe/student.py').exists()
+    assert Path('work_dirs/pure_auto/recipe/student_auto.py').exists()
     assert cfg.model.student.type.endswith('ImageClassifier')
 
 
@@ -329,3 +330,75 @@ def test_published_weights_are_found_in_the_hosts_index(files):
         ValueError, match=r"index has no weights of 'mmdet::_base_/models/retinanet_r50_fpn.py'; name a"
     ):
         find_teacher(['mmdet::_base_/models/retinanet_r50_fpn.py'])
+
+
+# ---- what a second look found
+
+
+def test_what_a_checkpoint_says_is_not_run(files, capsys, tmp_path):
+    student, names = files('mmseg', segmentor, 'meta')
+    loaded = torch.load(names[0], weights_only=False)
+    loaded['meta']['cfg'] = f"__import__('pathlib').Path('{tmp_path}/ran').touch()\n" + loaded['meta']['cfg']
+    torch.save(loaded, names[0])
+    line = refused(capsys, student, '--teacher', *names)
+    assert 'line 1 is more than a value' in line and '--teacher CONFIG' in line
+    assert not Path('ran').exists()
+    # Nor is a file that lies beside it and is no config.
+    del loaded['meta']['cfg']
+    torch.save(loaded, names[0])
+    Path(names[0]).with_name('prepare.py').write_text(f"open('{tmp_path}/ran', 'w')\n")
+    assert 'holds no config, and there is none beside it' in refused(capsys, student, '--teacher', *names)
+    assert not Path('ran').exists()
+
+
+def test_an_edited_file_is_kept(files, capsys):
+    student, names = files('mmseg', segmentor)
+    line = [student, '--teacher', *names, '--dry-run']
+    assert run_tool(train, line) == 0
+    path = Path('work_dirs/small_auto/recipe/small_auto.py')
+    path.write_text(path.read_text().replace("'start:0.9'", '1e-4'))
+    assert run_tool(train, line) == 1
+    assert f'{path.name} exists, and differs' in capsys.readouterr().err
+    assert '1e-4' in path.read_text()
+
+
+def test_class_scores_of_other_sizes_are_resized_and_of_other_levels_refused(files, capsys):
+    def coarse(width):
+        net = segmentor(width)
+        net['backbone'].update(strides=(1, 2, 2, 1))
+        return net
+
+    student, names = files('mmseg', coarse, of_teacher=segmentor)
+    term = lckd_mm.distillation_config(student, names, 'kd').model.terms.loss_kd
+    assert term.connector.type == 'lckd_mm.MatchSize'
+
+    def fewer(width):
+        net = detector(width)
+        net['neck']['num_outs'] = 3
+        net['bbox_head']['anchor_generator']['strides'] = [4, 8, 16]
+        return net
+
+    shutil.rmtree('work_dirs')
+    student, names = files('mmdet', fewer, of_teacher=detector)
+    line = refused(capsys, student, '--teacher', *names, '--recipe', 'kd')
+    assert 'logits has 3 levels in the student and 4 in the teacher; --recipe features fits' in line
+
+
+def test_the_options_of_the_command_line_reach_the_student(files, capsys):
+    student, names = files('mmseg', segmentor)
+    line = refused(capsys, student, '--teacher', *names, '--cfg-options', 'model.decode_head.dropout_ratio=0')
+    assert 'write model.student.… for what is the student' in line
+    assert run_tool(train, [student, '--teacher', *names, '--dry-run', '--cfg-options', 'work_dir=mine']) == 0
+    assert Path('mine/recipe/small_auto.py').exists()
+
+
+def test_the_config_from_python_has_the_hooks_of_a_distillation(files):
+    student, names = files('mmseg', segmentor)
+    hooks = lckd_mm.distillation_config(student, names).default_hooks
+    assert hooks.distillation.type == 'lckd_mm.DistillationHook' and hooks.resume.type == 'lckd_mm.ResumeHook'
+
+
+def test_a_config_without_a_model_is_refused(files, capsys):
+    _, names = files('mmseg', segmentor)
+    Path('none.py').write_text('x = 1\n')
+    assert "the config 'none.py' defines no `model`" in refused(capsys, 'none.py', '--teacher', *names)

@@ -9,28 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.hooks import CheckpointHook
+from mmengine.config import Config, DictAction
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..config import (
     OWN_HOOKS,
+    add_hooks,
     check_data,
     check_teacher_file,
     has_several_optimizers,
     has_teacher,
     is_distillation,
-    is_kind,
-    is_online,
     kind_of,
     student_config,
 )
 from ..errors import CLEAR, one_line
 from ..hosts import load_config, unwrapped
 from ..recipes import RECIPES, default_work_dir, start
-from ..registry import HOOKS, OPTIM_WRAPPERS, type_name
+from ..registry import OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, save_whole, trust
 from .launch import check_parallelism, prepare_launch
@@ -149,7 +147,15 @@ def train(argv: list[str]) -> None:
     p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     args = p.parse_args(argv)
     if args.teacher:
-        args.work_dir = args.work_dir or default_work_dir(args.config, args.recipe)
+        for file in args.trust_checkpoint:
+            trust(file)
+        for key in args.cfg_options:
+            if key.split('.')[0] == 'model' and key.split('.')[1:2] not in (['student'], ['teacher'], ['terms']):
+                raise ValueError(
+                    f'--cfg-options: {key}: with --teacher the model is a Distiller; write model.student.… for what is '
+                    "the student's"
+                )
+        args.work_dir = args.work_dir or args.cfg_options.get('work_dir') or default_work_dir(args.config, args.recipe)
         args.config = start(args.config, args.teacher, args.recipe, args.work_dir)
         if args.dry_run:
             return
@@ -234,34 +240,6 @@ def fit(argv: list[str]) -> None:
         add_state(content, version=1, terms=state)
         save_whole(content, args.out)
         runner.logger.info(f'written to {args.out}; use it with default_hooks.distillation.fitted={args.out}')
-
-
-def add_hooks(cfg: Config) -> None:
-    """Add the hooks that every training has unless its config has them, or sets them to None.
-
-    These are ResumeHook, and SafeCheckpointHook in place of a plain CheckpointHook; for a distillation also
-    DistillationHook and NonFiniteHook, or OnlineHook if nets learn together. Values that the config sets, such as
-    ``default_hooks.non_finite.action``, are kept.
-    """
-    cfg.setdefault('default_hooks', {})
-    hooks = cfg.default_hooks  # a Config stores a copy of what is assigned
-    kinds = dict(OWN_HOOKS)
-    if is_online(cfg):
-        kinds.update(distillation='lckd_mm.OnlineHook')
-        del kinds['non_finite']  # it supports only one optimizer
-    for name, kind in kinds.items():
-        given = hooks.get(name, {})
-        others = [*(hook for key, hook in hooks.items() if key != name), *(cfg.get('custom_hooks') or [])]
-        if given is None:
-            del hooks[name]
-        elif any(is_kind(kind_of(cfg, hook, HOOKS), kind, HOOKS) for hook in others):
-            continue
-        elif is_distillation(cfg) or name == 'resume':
-            hooks[name] = ConfigDict(type=kind)
-            hooks[name].update(given)  # without building what a pure-Python config imports
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if kind_of(cfg, hooks['checkpoint'], HOOKS) is CheckpointHook:
-        hooks['checkpoint']['type'] = 'lckd_mm.SafeCheckpointHook'
 
 
 def build_runner(cfg: Config) -> Runner:

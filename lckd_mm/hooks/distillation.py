@@ -114,7 +114,9 @@ class DistillationHook(Hook):
         if source is None:
             return
         out = Path(runner.work_dir, 'student.pth')
-        save_whole(student_alone(source, student_config(runner.cfg).pretty_text, 'student.pth'), out)
+        # A Runner that is built from objects has no config.
+        config = student_config(runner.cfg).pretty_text if runner.cfg.get('model') else ''
+        save_whole(student_alone(source, config, 'student.pth'), out)
         runner.logger.info(
             f'the student alone, of {source}: {out}; the tools of its host load it with its own config, and '
             f'tools/test.py with this one'

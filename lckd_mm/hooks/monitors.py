@@ -106,6 +106,11 @@ class GradientShareHook(Hook):
     def before_train(self, runner) -> None:
         taps = distiller_of(runner, 'GradientShareHook').student_taps
         arguments.choice('GradientShareHook', 'tap', self.tap, taps.addresses)
+        if taps.traces[self.tap].order is not None:
+            raise ValueError(
+                f'GradientShareHook: tap {self.tap!r} gives a tensor with its axes rearranged, which the gradient of the '
+                'task does not pass; choose a tap that is a map (B, C, H, W) in the net itself'
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.every_n_train_iters(runner, self.interval) or runner.iter == 0:
@@ -121,6 +126,8 @@ class GradientShareHook(Hook):
 
     def _observe(self, student: dict, teacher: dict, connected: dict, losses: dict) -> None:
         features = levels(student[self.tap])
+        if not features[0].requires_grad:
+            raise ValueError(f'GradientShareHook: tap {self.tap!r} lies in a frozen part; choose one that is trained')
         values = {name.removeprefix('loss_'): losses[name] for name in connected}
         values['task'] = sum_of({name: value for name, value in losses.items() if name not in connected})
         norms = {}

@@ -10,6 +10,7 @@ from torch import nn
 from .. import arguments
 from ..distillation.dry_run import MadeUpImage, trace_taps
 from ..distillation.side import levels
+from ..errors import one_line
 from ..functional.shapes import kind_of, width
 from ..hosts import host_of, row_choosers, run_once
 from ..taps import FeatureTaps
@@ -39,11 +40,20 @@ class Pair:
     Args:
         student: as its config builds it. teacher: loaded.
         classes: the names of the student's and of the teacher's classes; None where they are not known.
+        size: height and width of the image; by default those of the dry run.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, classes: tuple[list[str] | None, list[str] | None]):
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        classes: tuple[list[str] | None, list[str] | None],
+        size: tuple[int, int] | None = None,
+    ):
+        if torch.cuda.is_available():  # some operators run there alone
+            student, teacher = student.cuda(), teacher.cuda()
         self.nets, self.classes = (student, teacher), classes
-        self.image = MadeUpImage.of('recipe', None, [student])
+        self.image = MadeUpImage.of('recipe', size, [student])
         self.missing: dict[str, str] = {}
         self._taps: dict[str, tuple[FeatureTaps, FeatureTaps]] = {}
         for preset in ('backbone', 'neck', 'logits'):
@@ -91,9 +101,37 @@ class Pair:
     def trained(self, preset: str, tap: str) -> bool:
         """Whether the student's tap carries a gradient: in a frozen stage a term would train nothing."""
         net, taps = self.nets[0], self._taps[preset][0]
-        with taps.record(net, [tap]) as features:
-            run_once(net, self.image.size, taps.traces[tap].passes[0].mode, True, self.image.channels)
+        try:
+            with taps.record(net, [tap], stop=True) as features:
+                run_once(net, self.image.size, taps.traces[tap].passes[0].mode, True, self.image.channels)
+        except Exception as error:  # a host may raise anything
+            raise ValueError(f'{tap}: {one_line(error)}') from error
         return levels(features[tap])[0].requires_grad
+
+    def scores(self) -> tuple[list[str], bool]:
+        """The taps of the class scores, and whether the student's are to be resized; ValueError if they do not fit."""
+        if self.family not in _KD:
+            raise ValueError(f'the class scores of a {self.family} cannot be compared row by row')
+        if 'logits' in self.missing:
+            raise ValueError(self.missing['logits'])
+        taps = self.common('logits')
+        both = [of.addresses for of in self._taps['logits']]
+        if any(set(taps) != set(names) for names in both):
+            raise ValueError(f'the nets give their class scores at {", ".join(both[0])} and {", ".join(both[1])}')
+        resized = False
+        for tap in taps:
+            own, theirs = (of.traces[tap].shapes for of in self._taps['logits'])
+            if len(own) != len(theirs):
+                raise ValueError(f'{tap} has {len(own)} levels in the student and {len(theirs)} in the teacher')
+            for a, b in zip(own, theirs):
+                if a[2:] != b[2:] and self.family != 'segmentor':
+                    raise ValueError(f'the class scores have {a[2:]} and {b[2:]} positions')
+                resized |= a[2:] != b[2:]
+                if width(a) != width(b) and not all(self.classes):
+                    raise ValueError(
+                        f'the nets give {width(a)} and {width(b)} scores, and which of them mean the same is not known'
+                    )
+        return taps, resized
 
     def connector(self, preset: str, tap: str) -> Any:
         """What makes the student's feature equal in shape to the teacher's; ValueError if no connector does."""
@@ -142,24 +180,17 @@ _KD = {
 
 def kd(pair: Pair, chosen: Chosen) -> None:
     """The class scores."""
-    taps = pair.common('logits')
-    if not taps or pair.family not in _KD:
-        raise ValueError(
-            pair.missing.get('logits', f'the class scores of a {pair.family} cannot be compared row by row')
-        )
+    taps, resized = pair.scores()
     tau, weight, why = _KD[pair.family]
     term = dict(loss=dict(type='lckd_mm.KDLoss', tau=tau), on=_on(taps), weight=weight)
+    if resized:
+        term['connector'] = dict(type='lckd_mm.MatchSize')
     own, theirs = pair.classes
-    widths = {width(taps.traces[tap].shapes[0]) for taps in pair._taps['logits'] for tap in taps.addresses}
     if own and theirs and own != theirs:
         if len(set(own) & set(theirs)) < 2:
             raise ValueError('the nets score other classes')
         term['classes'] = 'by name'
         why += '; compared are the classes that both nets have, by name'
-    elif len(widths) > 1:
-        raise ValueError(
-            f'the nets give {" and ".join(map(str, sorted(widths)))} scores, and whose is whose is not known'
-        )
     chosen.add('logits', 'loss_kd', term, f'The softened class scores: {why}.')
 
 

@@ -12,9 +12,9 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from .. import __version__
-from ..config import is_distillation, plain_model
+from ..config import add_hooks, input_size, is_distillation, plain_model, student_model
 from ..distillation.teacher import FrozenTeacher
-from ..hosts import config_class_names, host_of, load_config
+from ..hosts import build_model, config_class_names, host_of, load_config, run_once, training_size
 from ..storage.files import install, write_whole
 from .choose import Chosen, Pair, choose
 from .teacher import Source, find_teacher
@@ -23,7 +23,7 @@ from .teacher import Source, find_teacher
 def distillation_config(
     student: str, teacher: str | Sequence[str], recipe: str = 'auto', work_dir: str | None = None, **overrides: Any
 ) -> Config:
-    """The config of a distillation, ready for ``Runner.from_cfg``; its file lies in ``work_dir``.
+    """The config of a distillation with its hooks, ready for ``Runner.from_cfg``; its file lies in ``work_dir``.
 
     Args:
         student: a config that trains alone: a file, or a host's, such as ``'mmdet::retinanet/….py'``.
@@ -38,6 +38,7 @@ def distillation_config(
     cfg = load_config(start(student, teacher, recipe, work_dir))
     cfg.merge_from_dict(overrides)
     cfg.work_dir = work_dir or default_work_dir(student, recipe)
+    add_hooks(cfg)
     return cfg
 
 
@@ -56,42 +57,75 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
             config or weights are not found or do not fit, or the nets do not have what the recipe needs.
     """
     cfg = load_config(student, 'student')
+    if not isinstance(cfg.get('model'), dict):
+        raise KeyError(f'student: the config {student!r} defines no `model`')
     if is_distillation(cfg):
         raise ValueError(f'student: {student!r} is a distillation already; name a config that trains alone')
     source = find_teacher([teacher] if isinstance(teacher, str) else list(teacher))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        net = plain_model(cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        model = source.model
+    scope = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope), tempfile.TemporaryDirectory() as kept:
+        net, model = plain_model(cfg), source.model
         if source.text is not None:
-            model = f'{folder}/{source.model}'
+            model = f'{kept}/teacher.py'
             Path(model).write_text(source.text)
         frozen = FrozenTeacher(model, source.checkpoint)
+        if host_of(frozen.model) != host_of(net):
+            raise ValueError(
+                f'teacher: {type(frozen.model).__name__} is a model of {host_of(frozen.model)} and the student, '
+                f'{type(net).__name__}, of {host_of(net)}; name a teacher of the same task'
+            )
         frozen.load()
-    if host_of(frozen.model) != host_of(net):
-        raise ValueError(
-            f'teacher: {type(frozen.model).__name__} is a model of {host_of(frozen.model)} and the student, '
-            f'{type(net).__name__}, of {host_of(net)}; name a teacher of the same task'
+        chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes), _size(cfg, net)))
+        # Built once, so that what does not fit is refused before anything is written.
+        built = dict(model=model, checkpoint=source.checkpoint)
+        build_model(
+            dict(
+                type='lckd_mm.Distiller',
+                student=student_model(cfg),
+                teacher=built,
+                taps=chosen.taps,
+                terms=chosen.terms,
+                dry_run_size=_size(cfg, net),
+            ),
+            scope,
         )
-    chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes)))
     folder = Path(work_dir or default_work_dir(student, recipe)).absolute() / 'recipe'
-    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
     if source.text is not None:
-        source.model = str(folder / source.model)
-        write_whole(source.model, source.text.encode())
+        source.model = str(folder / f'teacher_{recipe}.py')
+        files[source.model] = source.text
     base = student if '::' in student else str(Path(student).absolute())
     if Config._is_lazy_import(cfg.filename):
         # A text config cannot inherit from one in pure Python.
-        base = str(folder / 'student.py')
-        write_whole(base, cfg.pretty_text.encode())
+        base = str(folder / f'student_{recipe}.py')
+        files[base] = cfg.pretty_text
     path = folder / f'{Path(student.rpartition("::")[2]).stem}_{recipe}.py'
-    write_whole(path, written(base, source, chosen).encode())
+    files[str(path)] = written(base, source, chosen, _size(cfg, net))
+    for name, text in files.items():
+        if Path(name).exists() and Path(name).read_text() != text:
+            raise ValueError(
+                f'{name} exists, and differs from what the recipe writes; train it as it is (tools/train.py {path}), '
+                'or remove it, or name another --work-dir'
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_whole(name, text.encode())
     for line in said((net, frozen.model), source, chosen, path):
         print_log(line, logger='current')
     return str(path)
 
 
-def written(base: str, source: Source, chosen: Chosen) -> str:
+def _size(cfg: Config, net: nn.Module) -> tuple[int, int] | None:
+    """The size of the dry run's image: None, the default, if the net runs on that, else the size of its training."""
+    try:
+        run_once(net, training_size(net), 'tensor')
+    except Exception:  # a host may raise anything
+        size = input_size(cfg, net)
+        return size if size != training_size(net) else None
+    return None
+
+
+def written(base: str, source: Source, chosen: Chosen, size: tuple[int, int] | None) -> str:
     """The text of the distillation config."""
     checkpoint = source.checkpoint if '://' in source.checkpoint else str(Path(source.checkpoint).absolute())
     model = source.model if '::' in source.model else str(Path(source.model).absolute())
@@ -111,6 +145,7 @@ def written(base: str, source: Source, chosen: Chosen) -> str:
             '    student=_base_.model,',
             f'    teacher=dict(model={model!r}, checkpoint={checkpoint!r}),',
             f'    taps={chosen.taps!r},',
+            *([f'    dry_run_size={size!r},  # it does not run on images of the default size'] if size else []),
             '    terms=dict(',
             *terms,
             '    ),',

@@ -1,5 +1,6 @@
 """Finds a teacher's config and checkpoint from what a user names: either of them, or both."""
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _of_checkpoint(checkpoint: str) -> Source:
     # Not 'config', which older hosts wrote: their configs have other keys.
     if isinstance(meta, dict) and (stored := meta.get('cfg')):
         return Source('teacher.py', checkpoint, _plain(stored, checkpoint))
-    beside = sorted(Path(checkpoint).parent.glob('*.py')) if '://' not in checkpoint else []
+    beside = [] if '://' in checkpoint else [p for p in sorted(Path(checkpoint).parent.glob('*.py')) if _is_config(p)]
     if len(beside) == 1:
         cfg = load_config(str(beside[0]), '--teacher')
         return Source(str(beside[0]), checkpoint) if not is_distillation(cfg) else _student_of(cfg, checkpoint)
@@ -79,9 +80,35 @@ def _of_checkpoint(checkpoint: str) -> Source:
     )
 
 
+def _is_config(path: Path) -> bool:
+    """Whether a file defines a model; it is not run."""
+    try:
+        body = ast.parse(path.read_text()).body
+    except (SyntaxError, ValueError, OSError):
+        return False
+    names = {
+        node.targets[0].id for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return 'model' in names or '_base_' in names
+
+
+#: What the text of a config consists of that mmengine wrote.
+_VALUES = (ast.Module, ast.Assign, ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.UnaryOp, ast.USub)
+
+
+def _check_is_data(text: str) -> None:
+    """Raise ValueError unless a config's text is values alone: what comes in a checkpoint must not run."""
+    for node in ast.walk(ast.parse(text)):
+        is_dict = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args
+        if not (is_dict or isinstance(node, (*_VALUES, ast.keyword, ast.expr_context))):
+            raise ValueError(f'line {getattr(node, "lineno", 1)} is more than a value')
+
+
 def _plain(stored: Any, checkpoint: str) -> str:
     """The text of a stored config, as mmengine writes it; of a distillation, the student's."""
     try:
+        if isinstance(stored, str):
+            _check_is_data(stored)
         cfg = Config.fromstring(stored, '.py') if isinstance(stored, str) else Config(dict(stored))
         return (student_config(cfg) if is_distillation(cfg) else cfg).pretty_text
     except Exception as error:
