@@ -250,8 +250,8 @@ def batch_of(model, size: int) -> dict:
 def smallest_size(plain, config: dict) -> int:
     """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
 
-    Sizes for which the model is made are tried early, and if none works, the error is theirs. Six equal errors are not
-    about the size.
+    Sizes for which the model is made are tried early, and if none works, the error is theirs. Seven equal errors are
+    not about the size.
     """
     from lckd_mm.errors import one_line
     from lckd_mm.hosts import own_losses, own_sizes
@@ -267,7 +267,7 @@ def smallest_size(plain, config: dict) -> int:
             return size
         except Exception as error:
             errors[size] = error
-            if len(errors) > 5 and len({*map(one_line, list(errors.values())[-6:])}) == 1:
+            if len(errors) > 6 and len({*map(one_line, list(errors.values())[-7:])}) == 1:
                 break
     raise errors.get(own[0] if own else 224) or errors[size]
 
@@ -283,7 +283,7 @@ def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
     terms = {f'loss_{p}': dict(loss=dict(type='lckd_mm.FitNetsLoss'), on=list(taps[p])[-1]) for p in taps}
     if 'logits' in taps:
         terms['loss_logits'] = dict(loss=dict(type='lckd_mm.KDLoss'), on=list(taps['logits']))
-    config = dict(student=model, teacher=teacher, taps=list(taps), terms=terms, dry_run_size=size)
+    config = dict(student=model, teacher=teacher, taps=list(taps.values()), terms=terms, dry_run_size=size)
     distiller = build_model(dict(type='lckd_mm.Distiller', **config), scope)
     distiller.init_weights()
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
