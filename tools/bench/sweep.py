@@ -119,7 +119,7 @@ def fingerprint(name: str) -> str | None:
         return None
     except Exception:
         model = name
-    return hashlib.sha1(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha1(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def without_files(node):
@@ -182,7 +182,7 @@ def send_row(pipe: Connection, name: str, args: argparse.Namespace) -> None:
 
 
 def distil(name: str, large: bool) -> dict:
-    """One row: its kind, why, the taps of each preset, and the sentences of those refused."""
+    """One row: its kind, the taps of each preset, the presets that are refused, and why."""
     import torch
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
@@ -223,11 +223,11 @@ def distil(name: str, large: bool) -> dict:
                     taps[preset] = preset_taps(plain, preset, (size, size))
                 except ValueError as error:
                     refused[preset] = one_line(error)
-            row = dict(kind='else', parameters=count, size=size, taps=taps, refused=refused)
+            row = dict(kind='else', parameters=count, size=size, taps=taps)
             while taps:
                 try:
                     step(model, scope, teacher, taps, size)
-                    return row | dict(kind='refused' if refused else 'distils', why='; '.join(refused.values()))
+                    return row | dict(kind='refused' if refused else 'distils') | because(refused)
                 except Exception as error:
                     # A sentence about a preset's term: without this preset the rest has to distil.
                     about = [preset for preset in taps if f"'loss_{preset}'" in str(error)]
@@ -235,7 +235,11 @@ def distil(name: str, large: bool) -> dict:
                         return row | dict(why=one_line(error))
                     refused[about[0]] = one_line(error)
                     del taps[about[0]]
-        return row | dict(why='; '.join(refused.values()))
+        return row | because(refused)
+
+
+def because(refused: dict[str, str]) -> dict:
+    return dict(refused=list(refused), why='; '.join(refused.values()))
 
 
 def batch_of(model, size: int) -> dict:
