@@ -135,12 +135,15 @@ def _count_calls(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> Non
     several = {name: address for name, address in several.items() if Pass() in taps.traces[name].passes}
     if not several:
         return
-    again, ended = FeatureTaps(several, taps.role), []
-    with contextlib.suppress(Exception):  # then they keep their pass
-        again.trace(model, lambda: ended.append(image.run(model, Pass('loss'))))
+    for one in PASSES[2:]:  # some losses need the branches of training
+        again, ended = FeatureTaps(several, taps.role), []
+        with contextlib.suppress(Exception):  # then they keep their pass
+            again.trace(model, lambda one=one, ended=ended: ended.append(image.run(model, one)))
+        if ended:
+            break
     for name, trace in again.traces.items():
         if ended and trace.calls != taps.traces[name].calls:
-            trace.passes = (Pass('loss'),)
+            trace.passes = (one,)
             taps.traces[name] = trace
 
 

@@ -261,7 +261,7 @@ def first_epoch(model):
 def smallest_size(plain, config: dict) -> int:
     """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
 
-    Sizes for which the model is made are tried early, and if none works, the error is theirs. Seven equal errors are
+    Sizes for which the model is made are tried early, and if none works, the error is theirs. Eight equal errors are
     not about the size.
     """
     from lckd_mm.errors import one_line
@@ -269,7 +269,7 @@ def smallest_size(plain, config: dict) -> int:
 
     own = [height for height, width in own_sizes(plain) if height == width <= 1024]
     errors = {}
-    for size in dict.fromkeys([64, *own, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
+    for size in dict.fromkeys([64, *own, 32, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
         if getattr(plain.data_preprocessor, 'size', None):
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
         model = first_epoch(copy.deepcopy(plain).train())
@@ -278,7 +278,7 @@ def smallest_size(plain, config: dict) -> int:
             return size
         except Exception as error:
             errors[size] = error
-            if len(errors) > 6 and len({*map(one_line, list(errors.values())[-7:])}) == 1:
+            if len(errors) > 7 and len({*map(one_line, list(errors.values())[-8:])}) == 1:
                 break
     raise errors.get(own[0] if own else 224) or errors[size]
 
