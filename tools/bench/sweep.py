@@ -193,7 +193,8 @@ def distil(name: str, large: bool) -> dict:
     from lckd_mm.taps.presets import PRESETS, preset_taps
 
     MMLogger.get_instance('sweep', log_level='ERROR')
-    MessageHub.get_current_instance().update_info('iter', 0)  # mmdet's resizing of whole batches asks for it
+    for count in ('iter', 'epoch'):  # some of mmdet's heads and its resizing of whole batches ask for them
+        MessageHub.get_current_instance().update_info(count, 0)
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, scope = read_model_config(name, 'sweep')
@@ -251,13 +252,6 @@ def batch_of(model, size: int) -> dict:
     return dict(inputs=list(images), data_samples=fabricate_samples(model, 2, (size, size)))
 
 
-def first_epoch(model):
-    """The model, told that it is in its first epoch, as mmdet's SetEpochInfoHook does."""
-    if hasattr(model, 'set_epoch'):
-        model.set_epoch(0)
-    return model
-
-
 def smallest_size(plain, config: dict) -> int:
     """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
 
@@ -272,7 +266,7 @@ def smallest_size(plain, config: dict) -> int:
     for size in dict.fromkeys([64, *own, 32, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
         if getattr(plain.data_preprocessor, 'size', None):
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
-        model = first_epoch(copy.deepcopy(plain).train())
+        model = copy.deepcopy(plain).train()
         try:
             model.parse_losses(own_losses(model, **model.data_preprocessor(batch_of(model, size), True)))
             return size
@@ -297,7 +291,6 @@ def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
     config = dict(student=model, teacher=teacher, taps=list(taps.values()), terms=terms, dry_run_size=size)
     distiller = build_model(dict(type='lckd_mm.Distiller', **config), scope)
     distiller.init_weights()
-    first_epoch(distiller)
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
     rehearse(twin(distiller.train()), wrapper, batch_of(distiller.student, size), saved_buffers(distiller))
     distiller.train_step(batch_of(distiller.student, size), wrapper)
