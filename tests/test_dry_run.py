@@ -126,6 +126,23 @@ def test_a_net_without_a_plain_forward_teaches_and_learns(distilled, taps):
     model.parse_losses(losses)[0].backward()
 
 
+def test_a_head_that_a_plain_forward_runs_twice_is_compared_call_by_call(distilled):
+    """YOLACT's plain forward does so, and its training does not."""
+    from mmdet.models import RetinaNet
+
+    class Twice(RetinaNet):
+        def _forward(self, *args):
+            super()._forward(*args)
+            return super()._forward(*args)
+
+    net, term = detector(4) | dict(type=Twice), dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')
+    model = distilled('mmdet', net, taps=dict(logits='bbox_head.retina_cls#*'), terms=dict(loss_kd=term))
+    trace = model.teacher_taps.traces['logits']
+    assert (trace.calls, len(trace.shapes), trace.passes) == (4, 4, (Pass('loss'),))
+    losses = model(torch.randn(2, 3, 64, 64), fabricate_samples(model.student, 2, (64, 64)), mode='loss')
+    assert losses['loss_kd'].item() > 0
+
+
 def test_a_tap_that_never_fires_in_a_net_without_a_plain_forward(distilled):
     taps = dict(f='decode_head.decoder_input_projs')
     with pytest.raises(ValueError, match=r"teacher tap 'f': 'decode_head.decoder_input_projs' never fires"):

@@ -126,6 +126,25 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
     others = {n: str(taps.resolved[n]) for n, trace in taps.traces.items() if trace.passes[0] != last}
     if others:
         _add_pass(taps, model, image, last, others)
+    _count_calls(taps, model, image)
+
+
+def _count_calls(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> None:
+    """Read taps of all calls in the pass with the loss, as the student does, where that makes more or fewer calls."""
+    several = {n: str(a) for n, a in taps.resolved.items() if a.call == '*' and n in taps.traces}
+    several = {name: address for name, address in several.items() if Pass() in taps.traces[name].passes}
+    if not several:
+        return
+    for one in PASSES[2:]:  # some losses need the branches of training
+        again, ended = FeatureTaps(several, taps.role), []
+        with contextlib.suppress(Exception):  # then they keep their pass
+            again.trace(model, lambda one=one, ended=ended: ended.append(image.run(model, one)))
+        if ended:
+            break
+    for name, trace in again.traces.items():
+        if ended and trace.calls != taps.traces[name].calls:
+            trace.passes = (one,)
+            taps.traces[name] = trace
 
 
 def _add_pass(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, one: Pass, others: dict[str, str]) -> None:

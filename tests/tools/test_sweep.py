@@ -1,9 +1,20 @@
-"""tools/bench/sweep.py: published models of several families distil from themselves; it goes on where it ended."""
+"""tools/bench/sweep.py: published models distil from themselves as stored; it goes on where it ended."""
 
+import argparse
 import json
+import os
+import time
+from collections import Counter
 
 import pytest
+import torch
 from run_helpers import ROOT, count
+
+from lckd_mm.errors import one_line
+
+ROWS = {
+    row['config']: row for row in map(json.loads, (ROOT / 'docs/data/sweep-upstream.jsonl').read_text().splitlines())
+}
 
 
 @pytest.fixture
@@ -14,30 +25,108 @@ def sweep(monkeypatch):
     return sweep
 
 
-SAMPLE = {
-    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': ['backbone', 'neck', 'logits'],
-    'mmpretrain::mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py': ['backbone', 'neck', 'logits'],
-    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': ['backbone', 'logits'],
-    'mmpretrain::deit/deit-tiny_4xb256_in1k.py': ['backbone', 'logits'],
-    'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py': ['backbone', 'logits'],
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': ['backbone', 'neck'],
-}
+# Small ones, of as many kinds as there are.
+SAMPLE = [
+    'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
+    'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py',
+    'mmpretrain::convnext_v2/convnext-v2-atto_32xb32_in1k.py',
+    'mmdet::faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py',
+    'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
+    'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py',
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'mmdet::atss/atss_r18_fpn_8xb8-amp-lsj-200e_coco.py',
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py',
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py',
+    'mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py',
+    'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py',
+    'mmdet::rpn/rpn_r50_fpn_1x_coco.py',
+    'mmdet::solov2/solov2-light_r18_fpn_ms-3x_coco.py',
+    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+    'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+    'mmpretrain::deit/deit-tiny_4xb256_in1k.py',
+    'mmpretrain::edgenext/edgenext-small_8xb256-usi_in1k.py',
+    'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py',
+    'mmpretrain::inception_v3/inception-v3_8xb32_in1k.py',
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'mmpretrain::mobilenet_v3/mobilenet-v3-small_8xb16_cifar10.py',
+    'mmpretrain::mobileone/deploy/mobileone-s0_deploy_8xb32_in1k.py',
+    'mmpretrain::mobilevit/mobilevit-small_8xb128_in1k.py',
+    'mmpretrain::regnet/regnetx-1.6gf_8xb128_in1k.py',
+    'mmpretrain::revvit/revvit-small_8xb256_in1k.py',
+    'mmpretrain::shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py',
+    'mmpretrain::van/van-tiny_8xb128_in1k.py',
+    'mmpretrain::xcit/xcit-nano-12-p8_8xb128_in1k.py',
+    'mmseg::bisenetv1/bisenetv1_r18-d32-in1k-pre_4xb4-160k_coco-stuff164k-512x512.py',
+    'mmseg::cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py',
+    'mmseg::erfnet/erfnet_fcn_4xb4-160k_cityscapes-512x1024.py',
+    'mmseg::maskformer/maskformer_swin-t_upernet_8xb2-160k_ade20k-512x512.py',
+    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+    'mmseg::pspnet/pspnet_r18-d8_4xb4-80k_isaid-896x896.py',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py',
+    'mmseg::stdc/stdc1_in1k-pre_4xb12-80k_cityscapes-512x1024.py',
+]
 
 
-@pytest.mark.parametrize('name', count(list(SAMPLE), list(SAMPLE)[:4]))
-def test_a_published_model_distils_from_itself(sweep, name):
+@pytest.mark.parametrize('name', count(SAMPLE, SAMPLE[:5]))
+def test_a_published_model_distils_from_itself_as_stored(sweep, name):
     row = sweep.distil(name, large=False)
-    assert list(row['taps']) == SAMPLE[name], row
-    assert row['kind'] == ('distils' if len(SAMPLE[name]) == 3 else 'refused')
-    assert set(row['taps']) | set(row['refused']) == {'backbone', 'neck', 'logits'}
+    assert {key: row.get(key) for key in ('kind', 'why', 'taps')} == {
+        key: ROWS[name].get(key) for key in ('kind', 'why', 'taps')
+    }
+
+
+def test_the_documented_counts_are_those_of_the_stored_rows(sweep):
+    text = (ROOT / 'docs' / 'reliability.md').read_text()
+    counts = Counter((row['config'].partition('::')[0], row['kind']) for row in ROWS.values())
+    for host in sweep.HOSTS:
+        assert f'| {host} | {" | ".join(str(counts[host, kind]) for kind in sweep.KINDS)} |' in text
+    assert [name for name, row in ROWS.items() if row['kind'] == 'else'] == ['mmpretrain::lenet/lenet5_mnist.py']
 
 
 def test_a_second_call_goes_on_where_the_first_ended(sweep, monkeypatch, tmp_path, capsys):
     ran = []
     monkeypatch.setattr(sweep, 'in_a_process', lambda name, args: ran.append(name) or dict(kind='else', why='no'))
-    out = tmp_path / 'out.jsonl'
-    sweep.main([str(out), '--only', 'mmdet::yolox/yolox_nano'])
-    sweep.main([str(out), '--only', 'mmdet::yolox/yolox_nano', 'mmseg::fastscnn', 'mmpretrain::resnet/resnet18_8xb32'])
+    out, some = tmp_path / 'out.jsonl', ['mmdet::yolox/yolox_nano', 'mmseg::fastscnn']
+    sweep.main([str(out), '--only', some[0]])
+    sweep.main([str(out), '--only', *some, 'mmpretrain::resnet/resnet18_8xb32'])
     assert len(ran) == len(set(ran)) == len(out.read_text().splitlines()) == 3
     assert json.loads(out.read_text().splitlines()[0])['config'] == 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'
     assert 'else: mmdet::yolox/yolox_nano_8xb8-300e_coco.py: no' in capsys.readouterr().out
+    sweep.main([str(out), '--only', *some, '--again', 'host'])
+    assert len(ran) == 3
+    sweep.main([str(out), '--only', some[1], '--again', 'else'])
+    assert len(ran) == 4 and ran[3] in ran[:3] and len(out.read_text().splitlines()) == 3
+
+
+def test_folders_take_turns_with_their_small_models_first(sweep):
+    small, large = ['a::p/q/p_tiny.py', 'a::q/q_r50.py'], ['a::p/p_b1.py', 'a::q/q_r101.py', 'a::p/p_large.py']
+    assert sweep.in_turn([*reversed(large), *reversed(small)]) == [*small, *large]
+
+
+def too_much(name, large):
+    try:
+        torch.zeros(2**35)
+    except RuntimeError as error:
+        return dict(kind='host', why=one_line(error))
+
+
+@pytest.mark.parametrize(
+    'distil, kind, why',
+    [
+        (lambda name, large: dict(kind='distils', why=name), 'distils', 'a name'),
+        (lambda name, large: os._exit(3), 'else', 'its process ended with 3'),
+        (lambda name, large: os.kill(os.getpid(), 9), 'else', 'its process ended with -9'),
+        (lambda name, large: time.sleep(60), 'else', 'more than 2 s'),
+        (lambda name, large: 1 / 0, 'else', 'ZeroDivisionError: division by zero'),
+        (too_much, 'large', 'more than 8 GB'),
+    ],
+)
+def test_what_ends_the_process_of_a_config_is_its_row(sweep, monkeypatch, distil, kind, why):
+    monkeypatch.setattr(sweep, 'distil', distil)
+    start = time.perf_counter()
+    row = sweep.in_a_process('a name', argparse.Namespace(timeout=2, memory=8, large=False))
+    assert row['kind'] == kind and why in row['why']
+    assert time.perf_counter() - start < 30

@@ -119,7 +119,7 @@ def fingerprint(name: str) -> str | None:
         return None
     except Exception:
         model = name
-    return hashlib.sha1(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha1(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def without_files(node):
@@ -182,7 +182,7 @@ def send_row(pipe: Connection, name: str, args: argparse.Namespace) -> None:
 
 
 def distil(name: str, large: bool) -> dict:
-    """One row: its kind, why, the taps of each preset, and the sentences of those refused."""
+    """One row: its kind, the taps of each preset, the presets that are refused, and why."""
     import torch
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
@@ -193,7 +193,8 @@ def distil(name: str, large: bool) -> dict:
     from lckd_mm.taps.presets import PRESETS, preset_taps
 
     MMLogger.get_instance('sweep', log_level='ERROR')
-    MessageHub.get_current_instance().update_info('iter', 0)  # mmdet's resizing of whole batches asks for it
+    for count in ('iter', 'epoch'):  # some of mmdet's heads and its resizing of whole batches ask for them
+        MessageHub.get_current_instance().update_info(count, 0)
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, scope = read_model_config(name, 'sweep')
@@ -223,11 +224,11 @@ def distil(name: str, large: bool) -> dict:
                     taps[preset] = preset_taps(plain, preset, (size, size))
                 except ValueError as error:
                     refused[preset] = one_line(error)
-            row = dict(kind='else', parameters=count, size=size, taps=taps, refused=refused)
+            row = dict(kind='else', parameters=count, size=size, taps=taps)
             while taps:
                 try:
                     step(model, scope, teacher, taps, size)
-                    return row | dict(kind='refused' if refused else 'distils', why='; '.join(refused.values()))
+                    return row | dict(kind='refused' if refused else 'distils') | because(refused)
                 except Exception as error:
                     # A sentence about a preset's term: without this preset the rest has to distil.
                     about = [preset for preset in taps if f"'loss_{preset}'" in str(error)]
@@ -235,7 +236,11 @@ def distil(name: str, large: bool) -> dict:
                         return row | dict(why=one_line(error))
                     refused[about[0]] = one_line(error)
                     del taps[about[0]]
-        return row | dict(why='; '.join(refused.values()))
+        return row | because(refused)
+
+
+def because(refused: dict[str, str]) -> dict:
+    return dict(refused=list(refused), why='; '.join(refused.values()))
 
 
 def batch_of(model, size: int) -> dict:
@@ -250,15 +255,15 @@ def batch_of(model, size: int) -> dict:
 def smallest_size(plain, config: dict) -> int:
     """The side of the smallest images on which the host trains the model; its preprocessor then pads to it.
 
-    Sizes for which the model is made are tried early, and if none works, the error is theirs. Six equal errors are not
-    about the size.
+    Sizes for which the model is made are tried early, and if none works, the error is theirs. Eight equal errors are
+    not about the size.
     """
     from lckd_mm.errors import one_line
     from lckd_mm.hosts import own_losses, own_sizes
 
     own = [height for height, width in own_sizes(plain) if height == width <= 1024]
     errors = {}
-    for size in dict.fromkeys([64, *own, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
+    for size in dict.fromkeys([64, *own, 32, 96, 128, 192, 224, 256, 384, 448, 512, 640, 1024]):
         if getattr(plain.data_preprocessor, 'size', None):
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
         model = copy.deepcopy(plain).train()
@@ -267,7 +272,7 @@ def smallest_size(plain, config: dict) -> int:
             return size
         except Exception as error:
             errors[size] = error
-            if len(errors) > 5 and len({*map(one_line, list(errors.values())[-6:])}) == 1:
+            if len(errors) > 7 and len({*map(one_line, list(errors.values())[-8:])}) == 1:
                 break
     raise errors.get(own[0] if own else 224) or errors[size]
 
@@ -283,7 +288,7 @@ def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
     terms = {f'loss_{p}': dict(loss=dict(type='lckd_mm.FitNetsLoss'), on=list(taps[p])[-1]) for p in taps}
     if 'logits' in taps:
         terms['loss_logits'] = dict(loss=dict(type='lckd_mm.KDLoss'), on=list(taps['logits']))
-    config = dict(student=model, teacher=teacher, taps=list(taps), terms=terms, dry_run_size=size)
+    config = dict(student=model, teacher=teacher, taps=list(taps.values()), terms=terms, dry_run_size=size)
     distiller = build_model(dict(type='lckd_mm.Distiller', **config), scope)
     distiller.init_weights()
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
