@@ -108,7 +108,7 @@ class GradientShareHook(Hook):
         arguments.choice('GradientShareHook', 'tap', self.tap, taps.addresses)
         if taps.traces[self.tap].order is not None:
             raise ValueError(
-                f'GradientShareHook: tap {self.tap!r} gives a tensor with its axes rearranged, which the gradient of the '
+                f'GradientShareHook: the axes of tap {self.tap!r} are rearranged, which the gradient of the '
                 'task does not pass; choose a tap that is a map (B, C, H, W) in the net itself'
             )
 
