@@ -372,16 +372,16 @@ def test_class_scores_of_other_sizes_are_resized_and_of_other_levels_refused(fil
     term = lckd_mm.distillation_config(student, names, 'kd').model.terms.loss_kd
     assert term.connector.type == 'lckd_mm.MatchSize'
 
-    def fewer(width):
+    def deeper(width):
         net = detector(width)
-        net['neck']['num_outs'] = 3
-        net['bbox_head']['anchor_generator']['strides'] = [4, 8, 16]
+        net['neck']['num_outs'] = 5
+        net['bbox_head']['anchor_generator']['strides'] = [4, 8, 16, 32, 64]
         return net
 
     shutil.rmtree('work_dirs')
-    student, names = files('mmdet', fewer, of_teacher=detector)
+    student, names = files('mmdet', detector, of_teacher=deeper)
     line = refused(capsys, student, '--teacher', *names, '--recipe', 'kd')
-    assert 'logits has 3 levels in the student and 4 in the teacher; --recipe features fits' in line
+    assert 'logits has 4 levels in the student and 5 in the teacher; --recipe features fits' in line
 
 
 def test_the_options_of_the_command_line_reach_the_student(files, capsys):

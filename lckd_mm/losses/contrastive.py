@@ -132,9 +132,10 @@ class CRDLoss(Loss):
         self.momentum = arguments.number('CRDLoss', 'momentum', momentum, at_least=0, at_most=1)
         theirs = arguments.integers('CRDLoss', 'channels', channels)
         ours = arguments.integers('CRDLoss', 'student_channels', student_channels)
-        if len(theirs) != 1:
+        if (len(ours), len(theirs)) != (1, 1):
             raise ValueError(
-                f'CRDLoss: compares one feature of each net, got {len(theirs)}; give each a term of its own'
+                f'CRDLoss: compares one feature of each net, got {len(ours)} and {len(theirs)}; give each a term of '
+                'its own'
             )
         self.student, self.teacher = nn.Linear(ours[0], dim), nn.Linear(theirs[0], dim)
         for name in ('student_memory', 'teacher_memory'):

@@ -220,7 +220,7 @@ def test_crd_refuses_what_does_not_fit():
         crd()(*x, None)
     with pytest.raises(ValueError, match='a sample has the index 6, but samples=6'):
         crd()(*x, samples([6]))
-    with pytest.raises(ValueError, match='compares one feature of each net, got 2; give each a term of its own'):
+    with pytest.raises(ValueError, match='compares one feature of each net, got 2 and 2; give each a term of its own'):
         crd(channels=[4, 4], student_channels=[3, 3])
     with pytest.raises(ValueError, match='samples must be at least 2, got 1'):
         crd(1)
