@@ -149,8 +149,14 @@ class Pair:
 
 # ---- recipes: each adds its terms, or raises ValueError if the nets do not have what it needs
 
-#: OFD's share of the loss at the start: a number would depend on the size of the images.
-_OFD = 'start:0.9'
+#: OFD's share of the loss at the start (docs/studies.md): a number would depend on the size of the images.
+_OFD = {
+    'classifier': 'start:0.9',
+    'segmentor': 'start:0.7',
+    'dense detector': 'start:0.95',
+    'two-stage detector': 'start:0.95',
+    'query detector': 'start:0.95',
+}
 _OF_DETECTORS = 'in the detection demo, with RetinaNet, OFD gained 16.1 mAP, KD 13.6 (docs/results.md)'
 #: Family to what stands behind OFD.
 _WHY_OFD = {
@@ -208,7 +214,7 @@ def ofd(pair: Pair, chosen: Chosen) -> None:
     term = dict(
         loss=dict(type='lckd_mm.OFDLoss'),
         on=stages,
-        weight=_OFD,
+        weight=_OFD[pair.family],
         connector=_one([pair.connector('backbone', tap) for tap in stages]),
         teacher_connector=dict(type='lckd_mm.MarginReLU'),
     )
