@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from run_helpers import HOSTS, ROOT, config, distiller, scenes
+from run_helpers import HOSTS, ROOT, config, count, distiller, scenes
 
 from lckd_mm.cli import run_tool
 from lckd_mm.cli import test as run_test
@@ -73,7 +73,7 @@ def written(scenes, tmp_path):
     return write
 
 
-@pytest.mark.parametrize('host', HOSTS)
+@pytest.mark.parametrize('host', count(list(HOSTS), list(HOSTS)[:2]))
 def test_a_report_of_each_host(tool, written, tmp_path, host, capsys):
     arguments = written(host)
     out = tmp_path / 'out'

@@ -259,6 +259,7 @@ def test_an_interruption_leaves_the_rest_alone(study, file, tmp_path, monkeypatc
     assert begun == ['teacher'] and not [t for t in threading.enumerate() if 'ThreadPool' in t.name]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_runs_are_kept_and_begun_anew_when_they_change(call, forked, file, tmp_path):
     work_dir, text = tmp_path / 'runs', STUDY.replace("'30 %': {'train_dataloader.dataset.label_noise': 0.3}", '')
