@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lckd_mm.doctor import FAMILIES, TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +58,7 @@ def test_a_hollow_mmcv(tmp_path):
     assert op.startswith('WRONG') and 'mmcv.ops' in op and '; make install' in op
 
 
+@pytest.mark.full
 def test_both_families_at_once(tmp_path):
     for name in ('mmengine-9.9', 'onedl_mmengine-9.9'):
         (tmp_path / f'{name}.dist-info').mkdir()

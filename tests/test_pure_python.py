@@ -137,6 +137,7 @@ def test_the_example_resumes_to_the_bit_and_its_student_tests_alone(trained, tmp
         assert score in [entry.get('accuracy/top1') for entry in validated]
 
 
+@pytest.mark.full
 def test_every_other_tool_takes_the_example(trained, tmp_path, capsys):
     options, run = trained
     handed = ['--cfg-options', *options]
