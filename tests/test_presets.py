@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from run_helpers import ROOT, classifier, segmentor
+from run_helpers import ROOT, classifier, detector, segmentor
 from torch import nn
 from torch.nn import functional as F
 
@@ -419,3 +419,12 @@ def test_scores_of_regions_and_queries_are_refused_before_a_run(name, reason):
 def test_a_model_without_a_backbone_is_refused():
     with pytest.raises(ValueError, match="Linear has no preset 'backbone': it has no backbone"):
         preset_taps(nn.Linear(1, 1), 'backbone')
+
+
+def test_class_scores_of_two_levels_are_read_at_each_call():
+    """The smallest number of calls that are several."""
+    net = detector(4)
+    net['backbone']['out_indices'] = (2, 3)
+    net['neck'].update(in_channels=[16, 32], num_outs=2)
+    net['bbox_head']['anchor_generator']['strides'] = [16, 32]
+    assert preset_taps(build_model(net, 'mmdet'), 'logits', (64, 64)) == dict(logits='bbox_head.retina_cls#*')
