@@ -403,7 +403,7 @@ def observe(rank, folder):
         connector.observe(torch.randn(1, 4, size, size, generator=generator))
     connector.finish_fitting()
     torch.save(connector.state_dict(), f'{folder}/{rank}.pth')
-    # gloo's threads abort a process that ends in the midst of them.
+    # A process that exits while gloo's threads still run is aborted by them.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

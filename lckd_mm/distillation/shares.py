@@ -1,4 +1,4 @@
-"""Weights that follow from a term's share of the loss, whatever its unit."""
+"""Weights that give a term a chosen share of the loss."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -65,6 +65,7 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
     scope = cfg.get('default_scope') or 'mmengine'
     with DefaultScope.overwrite_default_scope(scope), tempfile.TemporaryDirectory() as kept:
         net, model = plain_model(cfg), source.model
+        size = _size(cfg, net)
         if source.text is not None:
             model = f'{kept}/teacher.py'
             Path(model).write_text(source.text)
@@ -75,7 +76,7 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
                 f'{type(net).__name__}, of {host_of(net)}; name a teacher of the same task'
             )
         frozen.load()
-        chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes), _size(cfg, net)))
+        chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes), size))
         # Built once, so that what does not fit is refused before anything is written.
         built = dict(model=model, checkpoint=source.checkpoint)
         build_model(
@@ -85,7 +86,7 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
                 teacher=built,
                 taps=chosen.taps,
                 terms=chosen.terms,
-                dry_run_size=_size(cfg, net),
+                dry_run_size=size,
             ),
             scope,
         )
@@ -100,7 +101,7 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
         base = str(folder / f'student_{recipe}.py')
         files[base] = cfg.pretty_text
     path = folder / f'{Path(student.rpartition("::")[2]).stem}_{recipe}.py'
-    files[str(path)] = written(base, source, chosen, _size(cfg, net))
+    files[str(path)] = written(base, source, chosen, size)
     for name, text in files.items():
         if Path(name).exists() and Path(name).read_text() != text:
             raise ValueError(

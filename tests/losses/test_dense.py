@@ -269,7 +269,7 @@ def test_the_heads_of_a_box_loss_are_no_part_of_it_and_shared_by_its_copies():
 
 
 def test_bckd_reads_the_anchors_of_the_classes_that_are_kept():
-    """A teacher of 20 classes, of which the student has 10, and two anchors a position; bound again after the match."""
+    """The student has 10 of the teacher's 20 classes; the teacher's head is read again after they are matched."""
     loss = bound(BCKDLoss(), Scores(10), Scores(20))
     loss.keep_classes(list(range(10)), list(range(10)), 10)
     loss.read_teacher_head(Scores(20))
