@@ -214,7 +214,10 @@ def test_margin_relu_takes_its_margin_from_the_batch_norm():
 )
 def test_a_margin_without_a_fitting_batch_norm_raises(norm, says):
     with pytest.raises(ValueError, match=f"tap 'stage1': .*{says}"):
-        MarginReLU(3).bind(norm, "tap 'stage1'")
+        MarginReLU(3, margin='bn').bind(norm, "tap 'stage1'")
+    connector = MarginReLU(3)
+    connector.bind(norm, "tap 'stage1'")
+    assert connector.waits_for_data
 
 
 def test_a_margin_from_data_waits_and_is_settled_in_place():

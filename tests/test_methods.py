@@ -187,7 +187,7 @@ def without_batch_norm(teacher_file, tmp_path, monkeypatch):
 def test_a_margin_from_batch_norm_is_refused_where_there_is_none(without_batch_norm, scope):
     scope('mmpretrain')
     with pytest.raises(ValueError, match=r"'loss_ofd', tap 'stage1': .* GroupNorm"):
-        build_model(without_batch_norm({}, 1.0), 'mmpretrain')
+        build_model(without_batch_norm(dict(margin='bn'), 1.0), 'mmpretrain')
 
 
 def test_a_margin_from_data_is_the_mean_negative_response(scenes, without_batch_norm, tmp_path):

@@ -26,7 +26,10 @@ class Chain(Connector, nn.ModuleList):
             )
         if fitted and any(isinstance(connector, MatchSize) for connector in connectors[: connectors.index(fitted[0])]):
             raise ValueError(f'write {type(fitted[0]).__name__} before MatchSize: it is fitted without the student')
-        self.batches = max((connector.batches for connector in fitted), default=0)
+
+    @property
+    def batches(self) -> int:
+        return max((connector.batches for connector in self if connector.waits_for_data), default=0)
 
     @property
     def waits_for_data(self) -> bool:

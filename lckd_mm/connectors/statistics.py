@@ -21,8 +21,9 @@ class MarginReLU(Connector):
         in_channels: channels of the feature.
         margin: 'bn' computes it from the BatchNorm that produces the tapped feature, directly or before the addition
             that ends a residual block (:func:`~lckd_mm.functional.bn_margin`);
-            'data' is the mean of the negative responses over training images, for nets without BatchNorm: the
-            DistillationHook estimates it before the first iteration, on ``batches`` batches.
+            'data' is the mean of the negative responses over training images: the DistillationHook estimates it before
+            the first iteration, on ``batches`` batches. The default, 'auto', is 'bn' where such a BatchNorm comes
+            before the tap, otherwise 'data'. A tap behind a ReLU has margins of 0.
         batches: number of batches for 'data'.
     Raises:
         ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
@@ -33,12 +34,13 @@ class MarginReLU(Connector):
     takes = ('map', 'tokens', 'vector')
     of_teacher = True
 
-    def __init__(self, in_channels: int, margin: str = 'bn', batches: int = 16):
+    def __init__(self, in_channels: int, margin: str = 'auto', batches: int = 16):
         super().__init__()
-        arguments.choice('MarginReLU', 'margin', margin, ('bn', 'data'))
+        arguments.choice('MarginReLU', 'margin', margin, ('auto', 'bn', 'data'))
         arguments.integer('MarginReLU', 'batches', batches)
         arguments.integer('MarginReLU', 'in_channels', in_channels)
-        self.source, self.batches = margin, batches
+        self.asked = self.source = margin
+        self.batches = batches
         self._sums: Tensor | None = None
         self.register_buffer('margin', torch.zeros(in_channels))
         self.register_buffer('known', torch.zeros((), dtype=torch.uint8))
@@ -50,10 +52,13 @@ class MarginReLU(Connector):
     @torch.no_grad()
     def bind(self, norm: nn.Module | None, who: str) -> None:
         """Take the margin from the BatchNorm before the tap."""
-        if self.source != 'bn':
-            return
         is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        if not is_batch_norm or norm.weight is None:
+        usable = is_batch_norm and norm.weight is not None
+        if self.asked == 'auto':
+            self.source = 'bn' if usable and len(norm.weight) == len(self.margin) else 'data'
+        if self.source == 'data':
+            return
+        if not usable:
             found = 'no normalisation layer' if norm is None else type(norm).__name__
             found += ' without the two' if is_batch_norm else ''
             raise ValueError(

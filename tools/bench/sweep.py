@@ -9,7 +9,8 @@ second call goes on. The folders of configs take turns, each with its small mode
 short has seen all of them.
 
     distils   built, rehearsed, one step
-    refused   the model was refused in a sentence; or a preset or a term on it was, and the rest distils
+    refused   the model was refused in a sentence; or a preset or a term on it was, and the rest distils, or, where no
+              preset fits, the last convolution by its address
     large     above 400 million parameters, not run without --large; or above the memory that --memory gives it
     host      the host alone does not build it or train it here on such images; else: anything else
 """
@@ -184,21 +185,17 @@ def send_row(pipe: Connection, name: str, args: argparse.Namespace) -> None:
 def distil(name: str, large: bool) -> dict:
     """One row: its kind, the taps of each preset, the presets that are refused, and why."""
     import torch
-    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
 
-    from lckd_mm.cli.launch import replace_sync_bn
     from lckd_mm.errors import CLEAR, one_line
-    from lckd_mm.hosts import build_named_model, read_model_config
+    from lckd_mm.hosts import build_named_model
     from lckd_mm.taps.presets import PRESETS, preset_taps
 
     MMLogger.get_instance('sweep', log_level='ERROR')
-    for count in ('iter', 'epoch'):  # some of mmdet's heads and its resizing of whole batches ask for them
-        MessageHub.get_current_instance().update_info(count, 0)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            model, scope = read_model_config(name, 'sweep')
-            replace_sync_bn(few_regions(without_padding(without_files(model))))
+            model, scope = model_for_a_step(name)
             torch.manual_seed(1)
             plain = build_named_model(model, 'student', scope)
         except TypeError as error:
@@ -224,7 +221,11 @@ def distil(name: str, large: bool) -> dict:
                     taps[preset] = preset_taps(plain, preset, (size, size))
                 except ValueError as error:
                     refused[preset] = one_line(error)
-            row = dict(kind='else', parameters=count, size=size, taps=taps)
+            row = dict(kind='else', parameters=count, size=size, taps=dict(taps))
+            if not taps:
+                # The sentences ask for addresses: that of the last convolution has to do.
+                last = [path for path, module in plain.named_modules() if isinstance(module, torch.nn.Conv2d)]
+                taps['backbone'] = dict(feature=last[-1])
             while taps:
                 try:
                     step(model, scope, teacher, taps, size)
@@ -237,6 +238,20 @@ def distil(name: str, large: bool) -> dict:
                     refused[about[0]] = one_line(error)
                     del taps[about[0]]
         return row | because(refused)
+
+
+def model_for_a_step(name: str) -> tuple[dict, str]:
+    """A published config's model and scope, changed so that a step of it needs no download and little memory."""
+    from mmengine.logging import MessageHub
+
+    from lckd_mm.cli.launch import replace_sync_bn
+    from lckd_mm.hosts import read_model_config
+
+    for count in ('iter', 'epoch'):  # some of mmdet's heads and its resizing of whole batches ask for them
+        MessageHub.get_current_instance().update_info(count, 0)
+    model, scope = read_model_config(name, 'sweep')
+    replace_sync_bn(few_regions(without_padding(without_files(model))))
+    return model, scope
 
 
 def because(refused: dict[str, str]) -> dict:
@@ -278,22 +293,33 @@ def smallest_size(plain, config: dict) -> int:
 
 
 def step(model: dict, scope: str, teacher: dict, taps: dict, size: int) -> None:
-    """Build the distiller, rehearse a batch, and train for one step, which raises where a term is not finite."""
-    from mmengine.optim import build_optim_wrapper
-
-    from lckd_mm.contexts import saved_buffers
-    from lckd_mm.hooks.rehearsal import rehearse, twin
-    from lckd_mm.hosts import build_model
-
+    """Build the distiller of the presets' taps, and train it for one step."""
     terms = {f'loss_{p}': dict(loss=dict(type='lckd_mm.FitNetsLoss'), on=list(taps[p])[-1]) for p in taps}
     if 'logits' in taps:
         terms['loss_logits'] = dict(loss=dict(type='lckd_mm.KDLoss'), on=list(taps['logits']))
     config = dict(student=model, teacher=teacher, taps=list(taps.values()), terms=terms, dry_run_size=size)
-    distiller = build_model(dict(type='lckd_mm.Distiller', **config), scope)
+    train_step(dict(type='lckd_mm.Distiller', **config), scope, size)
+
+
+def train_step(config: dict, scope: str, size: int) -> dict:
+    """Build a distiller, rehearse a batch, and train for one step, which raises where a term is not finite."""
+    from mmengine.optim import build_optim_wrapper
+
+    from lckd_mm.contexts import saved_buffers
+    from lckd_mm.hooks.distillation import show_batch
+    from lckd_mm.hooks.rehearsal import rehearse, twin
+    from lckd_mm.hosts import build_model
+
+    distiller = build_model(config, scope)
     distiller.init_weights()
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
-    rehearse(twin(distiller.train()), wrapper, batch_of(distiller.student, size), saved_buffers(distiller))
-    distiller.train_step(batch_of(distiller.student, size), wrapper)
+    batch = batch_of(distiller.student, size)
+    if waiting := [pair for term in distiller.terms.values() for pair in term.waiting()]:
+        show_batch(distiller, waiting, batch)
+        for _, connector in waiting:
+            connector.finish_fitting()
+    rehearse(twin(distiller.train()), wrapper, batch, saved_buffers(distiller))
+    return distiller.train_step(batch, wrapper)
 
 
 def table(rows: list[dict]) -> str:
