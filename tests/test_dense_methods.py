@@ -169,10 +169,18 @@ def test_boxes_that_cannot_be_compared_are_refused_while_the_model_is_built(kind
         built(tmp_path, dict(loss_x=term), taps, net(kind, 4, **changes), net(kind, 8))
 
 
-def test_boxes_before_their_scale_are_refused(tmp_path):
-    taps = dict(KINDS['GFL'][1], early='bbox_head.gfl_reg#*')
-    term = dict(loss=dict(type='lckd_mm.LDLoss'), on='early', given=SCORES)
-    with pytest.raises(ValueError, match=r"'loss_x': LDLoss: .* tap all of scales.0 to scales.3, in order"):
+@pytest.mark.parametrize(
+    ('side', 'early'),
+    [('on', 'reg'), ('student', ['in0', 'in1', 'in2', 'in3']), ('teacher', ['in0', 'in1', 'in2', 'in3'])],
+)
+def test_boxes_before_their_scale_are_refused(side, early, tmp_path):
+    taps = KINDS['GFL'][1]
+    term = dict(dict(loss=dict(type='lckd_mm.LDLoss'), on=named(taps, 'boxes'), given=SCORES), **{side: early})
+    taps = dict(taps, reg='bbox_head.gfl_reg#*', **of_levels('in', [f'{scale}@in' for scale in SCALES]))
+    who = "teacher's" if side == 'teacher' else "student's"
+    with pytest.raises(
+        ValueError, match=rf"'loss_x': LDLoss: {who} taps: .* tap all of scales.0 to scales.3, in order"
+    ):
         built(tmp_path, dict(loss_x=term), taps, net('GFL', 4), net('GFL', 8))
 
 

@@ -68,15 +68,15 @@ def check_boxes(head: Any, who: str) -> None:
         )
 
 
-def check_box_layers(head: Any, layers: Sequence[nn.Module], who: str) -> None:
-    """Raise ValueError unless these layers give the maps that :func:`decoded_boxes` decodes, in order."""
+def check_box_layers(head: Any, layers: Sequence[nn.Module | None], who: str) -> None:
+    """Raise ValueError unless these layers, None for no output of one, give what :func:`decoded_boxes` decodes."""
     part = _kind(head).part
     module = getattr(head, part)
     of_levels = isinstance(module, nn.ModuleList)
     if list(layers) != (list(module) if of_levels else [module]):
         taps = f'all of {part}.0 to {part}.{len(module) - 1}, in order' if of_levels else f'{part}#*'
         raise ValueError(
-            f'{who}: the boxes of a {type(head).__name__} follow from what its {part} gives, and other layers are '
+            f'{who}: the boxes of a {type(head).__name__} follow from what its {part} gives, and other tensors are '
             f'tapped; tap {taps}'
         )
 

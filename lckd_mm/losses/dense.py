@@ -195,9 +195,13 @@ class BoxLoss(DenseLoss):
             "weigh='confidence' reads the teacher's scores alone, so that the nets' classes may differ)"
         )
 
-    def bind(self, layers: list[nn.Module], who: str) -> None:
-        """Check that the teacher's taps are those of its boxes."""
-        check_box_layers(self._heads.teacher, layers, f'{who}: {type(self).__name__}')
+    def bind_student(self, layers: list[nn.Module | None], who: str) -> None:
+        """Check that the student's taps are those of its boxes."""
+        check_box_layers(self._heads.student, layers, f"{who}: {type(self).__name__}: student's taps")
+
+    def bind(self, layers: list[nn.Module | None], who: str) -> None:
+        """Check that the teacher's are."""
+        check_box_layers(self._heads.teacher, layers, f"{who}: {type(self).__name__}: teacher's taps")
 
 
 @MODELS.register_module()
