@@ -121,3 +121,21 @@ def decoded_boxes(head: Any, maps: Sequence[Tensor]) -> Tensor:
         of_rows = priors.expand(len(x), -1, -1).flatten(0, 1)
         boxes.append(kind.decode(head, rows, of_rows, stride[0]).unflatten(0, (len(x), len(priors))))
     return torch.cat(boxes, 1)
+
+
+def positives(head: Any, maps: Sequence[Tensor], data_samples: list) -> Tensor:
+    """The positions to which a GFLHead's own assignment gives an object, as for its own loss.
+
+    Args:
+        maps: one per level, ``(B, C, H, W)``, for their sizes and device. data_samples: those of the batch.
+    Returns:
+        ``(B, N)``, bool, in the order of :func:`decoded_boxes`.
+    """
+    from mmdet.models.utils import unpack_gt_instances
+
+    truth, ignored, metas = unpack_gt_instances(data_samples)
+    with torch.no_grad():
+        anchors, valid = head.get_anchors([x.shape[2:] for x in maps], metas, device=maps[0].device)
+        labels = head.get_targets(anchors, valid, truth, metas, batch_gt_instances_ignore=ignored)[1]
+    labels = torch.cat(labels, 1)
+    return (labels >= 0) & (labels < head.num_classes)
