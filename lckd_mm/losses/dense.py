@@ -80,7 +80,8 @@ class ScoreWeightedLoss(DenseLoss):
     Raises:
         ValueError: shapes that differ; features and scores of other sizes; scores that are not a dense detector's.
     Source: the score-weighted loss ``loss_sl2`` of Ultralytics' ``nn/distill_model.py``, read in a public copy of it;
-        no paper. Deviation: they take the mean of two branches' scores, and multiply the loss by the batch size.
+        no paper. Deviation: they take the mean of two branches' scores, and multiply the loss by the batch size. Each
+        rank divides by its own sums.
     """
 
     def tensor_weights(self, count: int) -> list[float]:
@@ -318,6 +319,7 @@ class BCKDBoxLoss(BoxLoss):
         GFL config; Wang et al., CrossKD, CVPR 2024: the authors' ``crosskd_gfl.py``, ``crosskd_retinanet.py`` and
         configs. Deviation: BCKD, and CrossKD on RetinaNet, divide by the number of positives of the student's own
         assignment, and leave out anchors that it ignores; CrossKD on GFL divides as here, but leaves these out, too.
+        Each rank divides by its own sum.
     """
 
     def __init__(self, weigh: str = 'difference'):
