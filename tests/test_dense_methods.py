@@ -5,6 +5,8 @@ import torch
 from run_helpers import HOOK, HOSTS, config, detector, distillation, run, scalars, scenes, teacher_file
 from test_reuse import batch, built, model
 
+from lckd_mm.hosts import build_model
+
 SCORES = dict(scores='logits')
 MATCHED = dict(type='lckd_mm.MatchStatistics')
 STRIDES = [4, 8, 16, 32]
@@ -169,11 +171,47 @@ def test_boxes_that_cannot_be_compared_are_refused_while_the_model_is_built(kind
         built(tmp_path, dict(loss_x=term), taps, net(kind, 4, **changes), net(kind, 8))
 
 
-def test_boxes_before_their_scale_are_refused(tmp_path):
-    taps = dict(KINDS['GFL'][1], early='bbox_head.gfl_reg#*')
-    term = dict(loss=dict(type='lckd_mm.LDLoss'), on='early', given=SCORES)
-    with pytest.raises(ValueError, match=r"'loss_x': LDLoss: .* tap all of scales.0 to scales.3, in order"):
+@pytest.mark.parametrize(
+    ('side', 'early'),
+    [('on', 'reg'), ('student', ['in0', 'in1', 'in2', 'in3']), ('teacher', ['in0', 'in1', 'in2', 'in3'])],
+)
+def test_boxes_before_their_scale_are_refused(side, early, tmp_path):
+    taps = KINDS['GFL'][1]
+    term = dict(dict(loss=dict(type='lckd_mm.LDLoss'), on=named(taps, 'boxes'), given=SCORES), **{side: early})
+    taps = dict(taps, reg='bbox_head.gfl_reg#*', **of_levels('in', [f'{scale}@in' for scale in SCALES]))
+    who = "teacher's" if side == 'teacher' else "student's"
+    with pytest.raises(
+        ValueError, match=rf"'loss_x': LDLoss: {who} taps: .* tap all of scales.0 to scales.3, in order"
+    ):
         built(tmp_path, dict(loss_x=term), taps, net('GFL', 4), net('GFL', 8))
+
+
+def test_ld_on_assigned_positions_is_the_loss_of_mmdet_s_head(tmp_path):
+    taps = KINDS['GFL'][1]
+    loss = dict(type='lckd_mm.LDLoss', weigh='assigned')
+    terms = dict(loss_ld=dict(loss=loss, on=named(taps, 'boxes'), given=SCORES, weight=0.25))
+    distiller = built(tmp_path, terms, taps, net('GFL', 4), net('GFL', 8)).train()
+    head = dict(KINDS['GFL'][0], type='LDHead', train_cfg=TRAIN)
+    head['loss_ld'] = dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)
+    theirs = build_model(head, 'mmdet').train()
+    theirs.load_state_dict(distiller.student.bbox_head.state_dict())
+
+    data = batch(distiller)
+    # An image of several objects, and one of none.
+    boxes = torch.tensor([[4.0, 6, 40, 30], [30, 30, 38, 39], [0, 0, 64, 64]])
+    truth = data['data_samples'][0].gt_instances
+    data['data_samples'][0].gt_instances = type(truth)(bboxes=boxes, labels=torch.tensor([3, 0, 9]))
+    data['data_samples'][1].gt_instances = truth[:0]
+    value = distiller.loss(**data)['loss_ld']
+    teacher = distiller.teacher.model
+    with torch.no_grad():
+        soft = teacher.bbox_head(teacher.extract_feat(data['inputs']))
+    levels = theirs.loss(distiller.student.extract_feat(data['inputs']), soft, data['data_samples'])['loss_ld']
+    assert sum(level > 0 for level in levels) > 1
+    torch.testing.assert_close(value, sum(levels), rtol=1e-5, atol=0)
+
+    data['data_samples'][0].gt_instances = truth[:0]
+    assert distiller.loss(**data)['loss_ld'] == 0
 
 
 def test_scores_of_a_segmentor_are_refused(tmp_path):

@@ -45,7 +45,7 @@ MAPS = {
     + [dict(type='DISTLoss'), dict(type='WSLDLoss'), dict(type='KDLoss', standardise=True)]
     + [dict(type='JacobianLoss', mode=mode) for mode in ('difference', 'noise', 'gradient')],
 }
-DENSE = ('ScoreWeightedLoss', 'LDLoss', 'BCKDLoss', 'BCKDBoxLoss')
+DENSE = ('ScoreWeightedLoss', 'LDLoss', 'LDLoss assigned', 'BCKDLoss', 'BCKDBoxLoss')
 
 
 def all_terms(groups):
@@ -114,9 +114,10 @@ def test_losses_of_dense_detectors_take_scores_and_boxes_of_1e4_in_bfloat16(buil
         cfg['teacher']['allow'] = ['bbox_head']
         cfg['taps'] |= dict(logits='bbox_head.gfl_cls#*') | {f'b{i}': f'bbox_head.scales.{i}' for i in range(4)}
 
+    loss, _, weigh = loss.partition(' ')
     boxes = loss in ('LDLoss', 'BCKDBoxLoss')
     on = [f'b{i}' for i in range(4)] if boxes else 'logits'
-    term = dict(loss=dict(type=f'lckd_mm.{loss}'), on=on)
+    term = dict(loss=dict(type=f'lckd_mm.{loss}') | (dict(weigh=weigh) if weigh else {}), on=on)
     if loss != 'BCKDLoss':
         term['given'] = dict(scores='logits')
     model, images, samples = built('mmdet', width=8, terms=dict(loss_dense=term), bn='batch', prepare=gfl)

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.registry import MODEL_WRAPPERS
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODEL_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
@@ -32,9 +34,11 @@ from run_helpers import (
     segmentor,
     teacher_file,
 )  # fmt: skip
+from test_dense_methods import every_term, net
+from test_reuse import model
 from torch import nn
 
-from lckd_mm import cli, losses
+from lckd_mm import cli, contexts, losses
 from lckd_mm.hosts import build_model
 from lckd_mm.storage.checkpoint import read_checkpoint
 
@@ -185,6 +189,48 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(host, sce
     for record in (first, second):
         assert record['wrapper'] == 'MMDistributedDataParallel' and not record['find_unused_parameters']
         assert record['opened']['loaded teacher.pth'] == 1
+
+
+@pytest.mark.full
+def test_normalisers_statistics_and_masks_of_dense_losses_are_each_rank_s_own(scenes, tmp_path, monkeypatch):
+    """One step of two ranks is the mean of the gradients of both halves, in float32, to which GFL's targets hold."""
+    terms, taps = every_term('GFL')
+    terms['loss_assigned'] = dict(terms['loss_ld'], loss=dict(type='lckd_mm.LDLoss', weigh='assigned'))
+    student = without_batch_norm(net('GFL', 4))
+    # Without its own losses, whose divisors GFL takes from all ranks.
+    for name in ('loss_cls', 'loss_bbox', 'loss_dfl'):
+        student['bbox_head'].setdefault(name, dict(type='DistributionFocalLoss'))['loss_weight'] = 0.0
+    cfg = recorded(config('mmdet', scenes, tmp_path / 'run', model(tmp_path, terms, taps, student, net('GFL', 8)), 1))
+    cfg.train_dataloader.dataset = deterministic('mmdet', scenes)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    cfg.default_hooks.distillation, cfg.param_scheduler = HOOK, []
+    records = train(cfg, tmp_path / 'run.py', 2)
+    started, ended = records[0]['started'], records[0]['state']
+    assert all(torch.equal(value, records[1]['state'][key]) for key, value in ended.items())
+
+    init_default_scope('mmdet')
+    distiller, data = build_model(cfg.model.to_dict(), 'mmdet'), DATASETS.build(cfg.train_dataloader.dataset)
+    distiller.init_weights()
+    indices = {Path(data.get_data_info(i)['img_path']).name: i for i in range(len(data))}
+    parts = {'student': distiller.student, 'terms': distiller.terms}
+    for rank, record in enumerate(records):
+        # Both ranks have this seed, and masks depend on it and on the rank.
+        torch.manual_seed(3)
+        monkeypatch.setattr(contexts, 'get_rank', lambda rank=rank: rank)
+        for part, module in parts.items():
+            own = {k.removeprefix(f'{part}.'): v for k, v in started.items() if k.startswith(f'{part}.')}
+            module.load_state_dict(own)
+        half = pseudo_collate([data[indices[name]] for name in record['images'][0]])
+        losses = distiller.train().loss(**distiller.data_preprocessor(half, True))
+        assert all(losses[name] > 0 for name in terms)
+        sum(losses[name] for name in terms).backward()
+    names, gradients = zip(
+        *((f'{part}.{n}', p.grad) for part, module in parts.items() for n, p in module.named_parameters())
+    )
+    gap, _ = differences([gradient / 2 for gradient in gradients], [started[name] - ended[name] for name in names])
+    print(f'the step of two ranks differs by {gap:.1e} from the mean of the gradients of their halves')
+    assert gap < 1e-4
 
 
 MAPS = [(8, 5, 12, 12), (8, 6, 6, 6), (8, 7, 6, 6)]

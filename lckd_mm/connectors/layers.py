@@ -99,8 +99,8 @@ class MaskedGenerator(Connector):
     G is a 3x3 convolution, a ReLU and a 3x3 convolution. P is a 1x1 convolution if the widths differ, else nothing.
     With :class:`~lckd_mm.losses.MGDLoss` it is masked generative distillation.
 
-    The mask is drawn anew in each call, from a generator of its own, so that the random numbers of the training stay as
-    they are without it; a resumed run draws on.
+    The mask is drawn anew in each call and on each rank, from a generator of its own, so that the random numbers of the
+    training stay as they are without it; a resumed run draws on.
 
     Args:
         in_channels: channels of the feature. out_channels: channels of the other net's feature.

@@ -123,7 +123,7 @@ class MatchStatistics(Connector):
     Raises:
         ValueError: channels that differ.
     Source: Wang et al., CrossKD, CVPR 2024; the alignment of the authors' ``crosskd_gfl.py`` and of their other heads.
-        Deviation: that of :func:`~lckd_mm.functional.standardised`.
+        Deviation: that of :func:`~lckd_mm.functional.standardised`. Each rank has the statistics of its own samples.
     """
 
     takes = ('map', 'tokens', 'vector')

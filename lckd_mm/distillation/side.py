@@ -116,6 +116,11 @@ class Side:
         trace = self.taps.traces.get(self.names[0])
         return width(trace.shapes[0]) if trace is not None and len(trace.shapes[0]) > 1 else 0
 
+    def layers(self, net: nn.Module) -> list[nn.Module | None]:
+        """The modules of the net whose outputs are tapped; None for a tap of another tensor."""
+        addresses = [self.taps.addresses[tap] for tap in self.names]
+        return [net.get_submodule(a.path) if a.port == 'out' and a.item is None else None for a in addresses]
+
     @property
     def _who(self) -> str:
         return f'term {self.term!r}: {self.key}'

@@ -122,6 +122,7 @@ class Term(nn.Module):
         head = owner_head(net, taps[0].addresses[self.student.names[0]].path)
         if self.part is None:
             self.loss.read_head(head)
+            self.loss.bind_student(self.student.layers(net), f'term {name!r}')
         self.match = None if classes in (None, BY_POSITION) else ClassMatch(name, classes, self.loss)
         sides = nn.ModuleList([self.connectors, self.teacher_connectors])
         if self.match is not None and (any(True for _ in sides.parameters()) or self.student.lender):
@@ -190,8 +191,7 @@ class Term(nn.Module):
         self._theirs = score_count(head, self.teacher.width())
         if self.match is not None:
             self.match.prepare((self._own[0], self._own[1] or self.student.width()), self._theirs)
-        modules = [teacher.get_submodule(taps.addresses[tap].path) for tap in self.teacher.names]
-        self.loss.bind(modules, f'term {self.name!r}')
+        self.loss.bind(self.teacher.layers(teacher), f'term {self.name!r}')
 
     def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""

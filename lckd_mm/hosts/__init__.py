@@ -1,6 +1,6 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
-from .boxes import check_box_layers, check_boxes, check_same_boxes, decoded_boxes
+from .boxes import check_box_layers, check_boxes, check_same_boxes, decoded_boxes, positives
 from .classes import class_names, config_class_names, datasets, score_count, scores_classes
 from .heads import comparable_parts, has_sigmoids, owner_head, row_choosers
 from .inputs import image_channels, normalisation
@@ -49,6 +49,7 @@ __all__ = [
     'own_losses',
     'own_sizes',
     'owner_head',
+    'positives',
     'read_model_config',
     'relative_boxes',
     'resized_labels',

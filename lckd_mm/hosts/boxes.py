@@ -68,15 +68,15 @@ def check_boxes(head: Any, who: str) -> None:
         )
 
 
-def check_box_layers(head: Any, layers: Sequence[nn.Module], who: str) -> None:
-    """Raise ValueError unless these layers give the maps that :func:`decoded_boxes` decodes, in order."""
+def check_box_layers(head: Any, layers: Sequence[nn.Module | None], who: str) -> None:
+    """Raise ValueError unless these layers, None for no output of one, give what :func:`decoded_boxes` decodes."""
     part = _kind(head).part
     module = getattr(head, part)
     of_levels = isinstance(module, nn.ModuleList)
     if list(layers) != (list(module) if of_levels else [module]):
         taps = f'all of {part}.0 to {part}.{len(module) - 1}, in order' if of_levels else f'{part}#*'
         raise ValueError(
-            f'{who}: the boxes of a {type(head).__name__} follow from what its {part} gives, and other layers are '
+            f'{who}: the boxes of a {type(head).__name__} follow from what its {part} gives, and other tensors are '
             f'tapped; tap {taps}'
         )
 
@@ -121,3 +121,21 @@ def decoded_boxes(head: Any, maps: Sequence[Tensor]) -> Tensor:
         of_rows = priors.expand(len(x), -1, -1).flatten(0, 1)
         boxes.append(kind.decode(head, rows, of_rows, stride[0]).unflatten(0, (len(x), len(priors))))
     return torch.cat(boxes, 1)
+
+
+def positives(head: Any, maps: Sequence[Tensor], data_samples: list) -> Tensor:
+    """The positions to which a GFLHead's own assignment gives an object, as for its own loss.
+
+    Args:
+        maps: one per level, ``(B, C, H, W)``, for their sizes and device. data_samples: those of the batch.
+    Returns:
+        ``(B, N)``, bool, in the order of :func:`decoded_boxes`.
+    """
+    from mmdet.models.utils import unpack_gt_instances
+
+    truth, ignored, metas = unpack_gt_instances(data_samples)
+    with torch.no_grad():
+        anchors, valid = head.get_anchors([x.shape[2:] for x in maps], metas, device=maps[0].device)
+        labels = head.get_targets(anchors, valid, truth, metas, batch_gt_instances_ignore=ignored)[1]
+    labels = torch.cat(labels, 1)
+    return (labels >= 0) & (labels < head.num_classes)

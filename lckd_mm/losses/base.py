@@ -86,8 +86,11 @@ class Loss(nn.Module):
     def keep_classes(self, student: list[int], teacher: list[int], count: int) -> None:
         """Take note that of the student's ``count`` scores these are given, in this order, and these of the teacher."""
 
-    def bind(self, layers: list[nn.Module], who: str) -> None:
-        """Read the teacher's tapped modules; called after building, and again after the teacher is loaded."""
+    def bind_student(self, layers: list[nn.Module | None], who: str) -> None:
+        """Read the student's modules whose outputs are tapped, None for a tap of another tensor."""
+
+    def bind(self, layers: list[nn.Module | None], who: str) -> None:
+        """The same of the teacher; called after building, and again after the teacher is loaded."""
 
 
 class PlainLoss(Loss):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import arguments
 from ..functional import focal_cross_entropy, giou, kd_divergence
 from ..functional.shapes import same_shape
-from ..hosts import check_box_layers, check_boxes, check_same_boxes, decoded_boxes, has_sigmoids
+from ..hosts import check_box_layers, check_boxes, check_same_boxes, decoded_boxes, has_sigmoids, positives
 from ..registry import MODELS
 from .base import Loss
 from .logits import split_anchors
@@ -80,7 +80,8 @@ class ScoreWeightedLoss(DenseLoss):
     Raises:
         ValueError: shapes that differ; features and scores of other sizes; scores that are not a dense detector's.
     Source: the score-weighted loss ``loss_sl2`` of Ultralytics' ``nn/distill_model.py``, read in a public copy of it;
-        no paper. Deviation: they take the mean of two branches' scores, and multiply the loss by the batch size.
+        no paper. Deviation: they take the mean of two branches' scores, and multiply the loss by the batch size. Each
+        rank divides by its own sums.
     """
 
     def tensor_weights(self, count: int) -> list[float]:
@@ -195,42 +196,60 @@ class BoxLoss(DenseLoss):
             "weigh='confidence' reads the teacher's scores alone, so that the nets' classes may differ)"
         )
 
-    def bind(self, layers: list[nn.Module], who: str) -> None:
-        """Check that the teacher's taps are those of its boxes."""
-        check_box_layers(self._heads.teacher, layers, f'{who}: {type(self).__name__}')
+    def bind_student(self, layers: list[nn.Module | None], who: str) -> None:
+        """Check that the student's taps are those of its boxes."""
+        check_box_layers(self._heads.student, layers, f"{who}: {type(self).__name__}: student's taps")
+
+    def bind(self, layers: list[nn.Module | None], who: str) -> None:
+        """Check that the teacher's are."""
+        check_box_layers(self._heads.teacher, layers, f"{who}: {type(self).__name__}: teacher's taps")
+
+    @staticmethod
+    def in_order(values: list[Tensor]) -> Tensor:
+        """Values of anchors, (B, A, H, W) per level, in the order of the boxes, (B, N)."""
+        return torch.cat([x.movedim(1, -1).flatten(1) for x in values], 1)
 
 
 @MODELS.register_module()
 class LDLoss(BoxLoss):
-    r"""KL divergence between the softened distributions of the boxes' edges, weighted by the teacher's confidence.
+    r"""KL divergence between the softened distributions of the boxes' edges, weighted by class scores.
 
-    .. math:: L = \frac{\sum_{b, n} w_{bn} \, \frac14 \sum_{e=1}^{4} \tau^2 \, \mathrm{KL}(q^T_{bne} \,\|\, q^S_{bne})}
-              {\sum_{b, n} w_{bn}}, \qquad q = \mathrm{softmax}(x / \tau), \qquad w = \max_c p^T_c
+    .. math:: L = \frac{\sum_{b, n} w_{bn} \, D_{bn}}{\sum_{b, n} w_{bn}}, \quad w = \max_c p^T_c, \quad \text{or} \quad
+              L = \frac{1}{m + 1} \sum_{(b, n) \in P} w_{bn} \, D_{bn}, \quad w = \max_c p^S_c,
 
-    over all positions n of all levels. For heads that predict a distribution over m + 1 distances for each edge, such
-    as GFLHead; tap what its ``scales`` give, ``bbox_head.scales.0`` and so on.
+    .. math:: D = \frac14 \sum_{e=1}^{4} \tau^2 \, \mathrm{KL}(q^T_e \,\|\, q^S_e), \qquad
+              q = \mathrm{softmax}(x / \tau)
+
+    The first form, ``weigh='confidence'``, takes all positions n of all levels and needs no labels (CrossKD, whose term
+    has ``reuse``). The second, ``weigh='assigned'``, is LD's: P are the positions to which the student's head assigns
+    an object, and w is the student's own confidence. Weights have no gradient. For heads that predict a distribution
+    over m + 1 distances for each edge, such as GFLHead; tap what its ``scales`` give, ``bbox_head.scales.0`` and so on.
 
     Args:
         tau: temperature.
-    Args of its term: ``given=dict(scores=TAPS)``, the teacher's class scores of these levels.
+        weigh: 'confidence' or 'assigned'.
+    Args of its term: ``given=dict(scores=TAPS)``, the class scores of these levels.
     Shapes:
         student, teacher: lists of maps (B, 4 (m + 1), H, W) of equal shapes, one per level.
-        scores: (B, C, H, W), before the sigmoid.
+        scores, student_scores: (B, C, H, W), before the sigmoid.
+        data_samples: mmdet's, with the ground truth, for 'assigned'.
     Returns:
-        A scalar, in nats times tau squared. CrossKD's weight of this form is 3, at tau = 1, on reused features. LD's of
-        0.25, at tau = 10, is for a mean over the m + 1 distances that is added up over the positives, so that none here
-        is equal to it.
+        A scalar, in nats times tau squared, for 'assigned' over m + 1. The weight is 0.25 for 'assigned', at tau = 10,
+        and CrossKD's for 'confidence' 3, at tau = 1.
     Raises:
-        ValueError: a temperature not above 0; heads without distributions, or with other distances or positions.
-    Source: Zheng et al., Localization Distillation (LD), CVPR 2022; mmdet's ``ld_head.py`` and ``kd_loss.py``, and
-        CrossKD's ``crosskd_gfl.py`` for all positions and the teacher's confidence. Deviation: LD takes the positives
-        of the student's own assignment, weighted by its own confidence, and does not divide by the sum of the weights;
-        this form needs no labels.
+        ValueError: a temperature not above 0; an unknown ``weigh``; heads without distributions, or with other
+            distances or positions.
+    Source: Zheng et al., Localization Distillation (LD), CVPR 2022: mmdet's ``ld_head.py`` and ``kd_loss.py``, equal to
+        'assigned' but for 1e-7 in a divisor; Wang et al., CrossKD, CVPR 2024: the authors' ``crosskd_gfl.py`` for
+        'confidence'. Deviation: LD's valuable localisation region, a second term on positions near an object, needs an
+        assigner of the authors' own and is left out, as in mmdet. Each rank has its own positions: 'confidence' divides
+        by its own sum; 'assigned' is a sum that grows with the batch, and DDP averages it over ranks.
     """
 
-    def __init__(self, tau: float = 10.0):
+    def __init__(self, tau: float = 10.0, weigh: str = 'confidence'):
         super().__init__()
         self.tau = arguments.number('LDLoss', 'tau', tau, above=0)
+        self.weigh = arguments.choice('LDLoss', 'weigh', weigh, ('confidence', 'assigned'))
 
     def read_head(self, head: nn.Module | None) -> None:
         """Refuse heads without distributions."""
@@ -251,15 +270,26 @@ class LDLoss(BoxLoss):
                 f'{theirs}; give the student that of the teacher, or compare the boxes themselves by BCKDBoxLoss'
             )
 
-    def forward(self, student: list[Tensor], teacher: list[Tensor], scores: list[Tensor]) -> Tensor:
-        total, sure = 0.0, 0.0
-        for s, t, z in zip(student, teacher, scores, strict=True):
-            same_shape('LDLoss', s, t)
-            q_student, q_teacher = (x.unflatten(1, (4, -1)).transpose(1, 2) for x in (s, t))
-            weights = self.confidence(z)
-            total = total + (kd_divergence(q_student, q_teacher, self.tau).mean(1, keepdim=True) * weights).sum()
-            sure = sure + weights.sum()
-        return total / (sure + _EPS)
+    def forward(
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        scores: list[Tensor],
+        student_scores: list[Tensor] | None = None,
+        data_samples: list | None = None,
+    ) -> Tensor:
+        distance = self.in_order([self._distance(s, t) for s, t in zip(student, teacher, strict=True)])
+        if self.weigh == 'confidence':
+            weights = self.in_order([self.confidence(z) for z in scores])
+            return (distance * weights).sum() / (weights.sum() + _EPS)
+        ours = self.in_order([z.detach().sigmoid().amax(1, keepdim=True) for z in student_scores])
+        assigned = positives(self._heads.student, student, data_samples)
+        return (distance * ours * assigned).sum() / (self._heads.student.reg_max + 1)
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        same_shape('LDLoss', student, teacher)
+        q_student, q_teacher = (x.unflatten(1, (4, -1)).transpose(1, 2) for x in (student, teacher))
+        return kd_divergence(q_student, q_teacher, self.tau).mean(1, keepdim=True)
 
 
 @MODELS.register_module()
@@ -289,6 +319,7 @@ class BCKDBoxLoss(BoxLoss):
         GFL config; Wang et al., CrossKD, CVPR 2024: the authors' ``crosskd_gfl.py``, ``crosskd_retinanet.py`` and
         configs. Deviation: BCKD, and CrossKD on RetinaNet, divide by the number of positives of the student's own
         assignment, and leave out anchors that it ignores; CrossKD on GFL divides as here, but leaves these out, too.
+        Each rank divides by its own sum.
     """
 
     def __init__(self, weigh: str = 'difference'):
@@ -305,10 +336,10 @@ class BCKDBoxLoss(BoxLoss):
         student_scores: list[Tensor] | None = None,
     ) -> Tensor:
         distance = 1 - giou(decoded_boxes(self._heads.student, student), decoded_boxes(self._heads.teacher, teacher))
-        sure = self._in_order([self.confidence(z) for z in scores])
+        sure = self.in_order([self.confidence(z) for z in scores])
         weights = sure
         if self.weigh == 'difference':
-            weights = self._in_order([self._gap(s, t) for s, t in zip(student_scores, scores, strict=True)])
+            weights = self.in_order([self._gap(s, t) for s, t in zip(student_scores, scores, strict=True)])
         if weights.shape != distance.shape:
             raise ValueError(
                 f'BCKDBoxLoss: {distance.shape[1]} boxes and {weights.shape[1]} anchors with class scores; tap the '
@@ -320,8 +351,3 @@ class BCKDBoxLoss(BoxLoss):
         advice = "both nets must score the same classes; weigh='confidence' reads the teacher's scores alone"
         same_shape('BCKDBoxLoss: class scores', student, teacher, advice)
         return (self.probabilities(teacher) - self.probabilities(student)).abs().amax(1)
-
-    @staticmethod
-    def _in_order(values: list[Tensor]) -> Tensor:
-        """Values of anchors, (B, A, H, W) per level, in the order of the boxes, (B, N)."""
-        return torch.cat([x.movedim(1, -1).flatten(1) for x in values], 1)

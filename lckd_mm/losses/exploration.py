@@ -72,7 +72,10 @@ class ExploreLoss(Loss):
     def read_teacher_head(self, head: nn.Module | None) -> None:
         self.wrapped.read_teacher_head(head)
 
-    def bind(self, layers: list[nn.Module], who: str) -> None:
+    def bind_student(self, layers: list[nn.Module | None], who: str) -> None:
+        self.wrapped.bind_student(layers, who)
+
+    def bind(self, layers: list[nn.Module | None], who: str) -> None:
         self.wrapped.bind(layers, who)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], **extras: Any) -> Tensor:

@@ -100,15 +100,16 @@ class PartialKDLoss(ScoreLoss):
             self.siblings = (groups[:, None] == groups).to(self.siblings.device)
 
     @torch.no_grad()
-    def bind(self, layers: list[nn.Module], who: str) -> None:
+    def bind(self, layers: list[nn.Module | None], who: str) -> None:
         """Compute the class similarities from the rows of the teacher's layer at the tap."""
         if self.kind != 'sim':
             return
         weight = getattr(layers[0], 'weight', None)
         if len(layers) != 1 or not isinstance(weight, Tensor) or weight.dim() < 2:
+            found = 'not the output of one layer' if layers[0] is None else f'a {type(layers[0]).__name__}'
             raise ValueError(
-                f"{who}: PartialKDLoss of kind 'sim' reads the rows of the teacher's logit layer, and the tap is a "
-                f'{type(layers[0]).__name__}; tap the linear layer or convolution itself, as in head.fc'
+                f"{who}: PartialKDLoss of kind 'sim' reads the rows of the teacher's logit layer, and the tap is "
+                f'{found}; tap the linear layer or convolution itself, as in head.fc'
             )
         self.similarities = row_similarities(weight.detach().float()[self._rows], self.alpha, self.beta)
 

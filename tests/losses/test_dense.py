@@ -261,8 +261,10 @@ def test_the_heads_of_a_box_loss_are_no_part_of_it_and_shared_by_its_copies():
     assert not list(loss.parameters()) and not loss.state_dict() and len(list(loss.modules())) == 1
     assert copy.deepcopy(loss)._heads.student is head
     loss.bind(list(head.scales), 'term')
-    with pytest.raises(ValueError, match=r'term: LDLoss: the boxes of a GFLHead .* tap all of scales.0 to scales.1'):
-        loss.bind([head.gfl_reg], 'term')
+    says = r"term: LDLoss: teacher's taps: the boxes of a GFLHead .* tap all of scales.0 to scales.1"
+    for layers in ([head.gfl_reg], [None, None]):
+        with pytest.raises(ValueError, match=says):
+            loss.bind(layers, 'term')
 
 
 # ---- classes, and a teacher that sees nothing

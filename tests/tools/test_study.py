@@ -126,6 +126,8 @@ def test_every_method_on_the_digits_builds(study, monkeypatch, name):
     cell = study.Cell(name)
     cfg = Config.fromfile(made.runs[name]['config'])
     cfg.merge_from_dict(made.own_options(cell))
+    if 'student' in cfg.model:
+        cfg.model.dry_run_size = 32  # nothing but the cost depends on it
     model = build_for_training(cfg, torch.device('cpu'))
     assert set(cfg.model.get('terms', ())) == made.terms(cell)
     # By name and by architecture the student is its own baseline.
@@ -320,5 +322,9 @@ def test_an_interrupted_run_is_resumed(file, tmp_path):
 def test_costs_are_compared_with_the_student_alone_or_the_run_that_a_study_names(study, tmp_path):
     folder = BENCH / 'studies'
     assert study.Study(folder / 'methods.py', tmp_path).base == 'alone'
-    dense = study.Study(folder / 'dense.py', tmp_path)
-    assert dense.base == 'kd' and {'pkd', 'mgd', 'swl2', 'bckd', 'crosskd'} <= dense.runs.keys()
+    for name, methods in (
+        ('dense', {'pkd', 'mgd', 'swl2', 'bckd', 'crosskd'}),
+        ('dense_segmentation', {'kd-standardised', 'cwd', 'cwd-feature', 'dist', 'mgd'}),
+    ):
+        dense = study.Study(folder / f'{name}.py', tmp_path)
+        assert dense.base == 'kd' and methods <= dense.runs.keys()

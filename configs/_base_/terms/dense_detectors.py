@@ -1,7 +1,7 @@
 # Terms of dense detectors with a pyramid of five levels. Weights are those of the methods' authors on COCO, if they
-# have one: PKD's paper for RetinaNet, MGD's config of RetinaNet, BCKD's of GFL, CrossKD's of each head, and the default
-# of Ultralytics for the score-weighted distance. But where authors divide by the number of positives, BCKD and CrossKD
-# here divide by the sum of the teacher's confidences. LD has the temperature and weight that CrossKD gives this form.
+# have one: PKD's paper for RetinaNet, MGD's config of RetinaNet, BCKD's of GFL, CrossKD's of each head, mmdet's of LD,
+# and the default of Ultralytics for the score-weighted distance. But where authors divide by the number of positives,
+# BCKD and CrossKD here divide by the sum of the teacher's confidences.
 _levels = ['p3', 'p4', 'p5', 'p6', 'p7']
 _gfl_boxes = ['boxes3', 'boxes4', 'boxes5', 'boxes6', 'boxes7']
 _sure = dict(loss=dict(type='lckd_mm.BCKDBoxLoss', weigh='confidence'), given=dict(scores='logits'))
@@ -34,7 +34,12 @@ retinanet_bckd_boxes_term = dict(
     loss=dict(type='lckd_mm.BCKDBoxLoss'), on='boxes', given=dict(scores='logits'), weight=4.0
 )
 retinanet_crosskd_boxes_term = dict(teacher='boxes', weight=1.0, **_sure, **_reused_boxes)
-gfl_ld_term = dict(loss=dict(type='lckd_mm.LDLoss', tau=1.0), on=_gfl_boxes, given=dict(scores='logits'), weight=3.0)
+gfl_ld_term = dict(
+    loss=dict(type='lckd_mm.LDLoss', tau=10.0, weigh='assigned'),
+    on=_gfl_boxes,
+    given=dict(scores='logits'),
+    weight=0.25,
+)
 gfl_bckd_boxes_term = dict(
     loss=dict(type='lckd_mm.BCKDBoxLoss'), on=_gfl_boxes, given=dict(scores='logits'), weight=4.0
 )

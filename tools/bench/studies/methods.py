@@ -49,10 +49,10 @@ _london = _lipschitz('log', 3.0, connector='loss_ofd')
 # Run: title and terms; without terms it has a config of its own in configs/digits.
 _taught = {
     'kd': ('KD', None),
-    'dkd': (
-        'DKD',
-        dict(loss_dkd=dict(**_loss('DKDLoss', tau=4.0, alpha=1.0, beta=2.0), on='logits', weight=1.0)),
-    ),
+    'kd-standardised': ('KD, standardised scores', None),
+    'dkd': ('DKD', None),
+    'dist': ('DIST', None),
+    'wsld': ('WSLD', None),
     'kd-pt': ('KD, partial: true class', _partial(kind='pt')),
     # A quarter of the classes.
     'kd-topk': ('KD, partial: 3 largest', _partial(kind='topk', k=3)),
@@ -109,6 +109,11 @@ _taught = {
     'ab': ('AB', dict(loss_ab=dict(**_loss('ABLoss'), **_conv, weight=0.003))),
     'afd': ('AFD', dict(loss_afd=dict(**_loss('AFDLoss'), **_conv, weight=0.1))),
     'rkd': ('RKD', dict(loss_rkd=dict(**_loss('RKDLoss'), on='embedding', weight=1.0))),
+    'sp': ('SP', None),
+    'vid': ('VID', None),
+    'crd': ('CRD', None),
+    'reviewkd': ('ReviewKD', None),
+    'srrl': ('SRRL', None),
     'lgan': (
         'Lipschitz critic (LGAN)',
         dict(
