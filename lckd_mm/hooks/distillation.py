@@ -68,6 +68,7 @@ class DistillationHook(Hook):
         FileNotFoundError: no such file. ValueError: resuming from a file without connectors or with other ones;
             ``fitted`` does not hold the connectors; the teacher's classes are others, or in another order, and the term
             does not say how to match them.
+    Example: ``default_hooks = dict(distillation=dict(type='lckd_mm.DistillationHook', fitted='fitted.pth'))``
     """
 
     priority = 'VERY_HIGH'
