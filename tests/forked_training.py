@@ -3,9 +3,9 @@
 Its arguments are the hosts that it imports.
 
 Reads jobs from stdin, one JSON object a line: argv, log (a file for stdout and stderr), env, ranks, and kill: how the
-first rank kills itself with SIGKILL, at the ``count``-th audit ``event`` (open, os.rename, os.remove) whose first
-argument matches ``match``, ``delay`` seconds later. With ``file_size`` it lives on, and no file may become larger than
-that from then on. Answers with the exit statuses, -9 for killed.
+first rank kills itself with SIGKILL, or another ``signal``, at the ``count``-th audit ``event`` (open, os.rename,
+os.remove) whose first argument matches ``match``, ``delay`` seconds later. With ``file_size`` it lives on, and no file
+may become larger than that from then on. Answers with the exit statuses, -9 for killed.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def arm(kill):
         if 'file_size' in kill:
             resource.setrlimit(resource.RLIMIT_FSIZE, (kill['file_size'],) * 2)
         else:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[kill.get('signal', 'SIGKILL')])
 
     def watch(event, arguments):
         if event == kill['event'] and re.search(kill['match'], str(arguments[0])):

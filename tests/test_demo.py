@@ -4,8 +4,39 @@ import json
 import subprocess
 import sys
 
+import demo
 import pytest
 from run_helpers import ROOT
+
+
+def test_progress_is_what_the_log_gets_from_now_on(tmp_path):
+    """Of a resumed training: what an earlier session wrote does not count; a line counts once it is whole."""
+    log = tmp_path / 'train.log'
+    log.write_text('- INFO - Iter(train) [ 20/800]  lr: 1e-03  loss: 9.0  decode.loss_ce: 8.0\n')
+    progress = demo.Progress(log, 'pascal_voc/mAP', 'mAP')
+    seen = []
+    for text in (
+        'Saving checkpoint\n- INFO - Iter(train) [220/800]  lr: 1e-03  loss: 0.3191  decode.loss_ce: 0.2',
+        '209\n',
+        '- INFO - Iter(val) [25/25]    pascal_voc/mAP: 0.8616  pascal_voc/AP50: 0.8620  time: 0.3\n',
+    ):
+        with open(log, 'a') as file:
+            file.write(text)
+        progress.read()
+        seen.append((progress.done, progress.total, str(progress)))
+    assert seen == [(0, None, ''), (220, 800, 'loss 0.3191'), (220, 800, 'loss 0.3191, mAP 0.8616')]
+
+
+def test_a_tool_that_fails_says_where_and_one_that_is_interrupted_interrupts(tmp_path):
+    log, script = tmp_path / 'log', tmp_path / 'tool.py'
+    called = []
+    script.write_text('import sys; sys.exit("wrong")')
+    with pytest.raises(RuntimeError, match=r'tool.py failed with status 1 \(the whole log: .*log\)\nwrong'):
+        demo.call(str(script), log=log, meanwhile=lambda: called.append(log.exists()))
+    assert called and all(called)
+    script.write_text('import sys; sys.exit(130)')
+    with pytest.raises(KeyboardInterrupt):
+        demo.call(str(script))
 
 
 @pytest.mark.full

@@ -1,13 +1,16 @@
 """Hooks, each in a real Runner."""
 
 import math
+import re
 from itertools import pairwise
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 from run_helpers import (
     HOOK,
     HOSTS,
@@ -24,8 +27,10 @@ from run_helpers import (
     validation,
 )  # fmt: skip
 
+from lckd_mm import hooks
 from lckd_mm.functional import transmitting_norm
 from lckd_mm.hooks import ConnectorWarmupHook, LossWeightHook, epoch_length
+from lckd_mm.registry import HOOKS
 
 
 def factors(total=100, times=(0, 25, 50, 75, 100), **kwargs):
@@ -202,15 +207,29 @@ def test_teacher_check_and_pictures(scenes, tmp_path, teacher_file):
     pictures = sorted(tmp_path.glob('a/*/vis_data/vis_image/prediction_*.png'))
     assert [p.name for p in pictures] == ['prediction_0_4.png', 'prediction_2_4.png']
     image = cv2.imread(str(pictures[0]))
-    assert image.shape == (192 + 20, 4 * (192 + 4), 3)
+    assert image.shape == (20 + 192 + 22, 4 * (192 + 4), 3)  # titles, panels, a line of class names
     # the first panel is the image itself, enlarged three times by nearest neighbour
     original = cv2.imread(str(scenes / 'JPEGImages' / 'val_000000.jpg'))
     assert (image[20:212:3, 0:192:3] == original).all()
+    # in the second, each class of the truth has its palette's colour to the bit, and the rest is paler than the image
+    labels = np.array(Image.open(scenes / 'SegmentationClass' / 'val_000000.png'))
+    truth, known = image[20:212:3, 196:388:3], (labels > 0) & (labels < 255)
+    assert (truth[known] == labels[known][:, None]).all() and (truth[~known] >= 178).all()
 
     # neither hook disturbs the training
     bare = run(kd_run(scenes, tmp_path / 'b', teacher_file, [], iters=4, **validation(scenes)))
     a, b = runner.model.state_dict(), bare.model.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_hook_has_an_example_that_can_be_built():
+    kinds = [kind for name in hooks.__all__ if isinstance(kind := getattr(hooks, name), type)]
+    for kind in kinds:
+        (example,) = re.findall(r'Example: ``(\w+ = .*)``', kind.__doc__)
+        written = {}
+        exec(example, written)
+        (cfg,) = written.get('custom_hooks') or written['default_hooks'].values()
+        assert type(HOOKS.build(cfg)) is kind
 
 
 def test_hooks_say_so_on_a_plain_model(scenes, tmp_path):

@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from run_helpers import config, count, distiller, forked_trainings, run, scenes, segmentor, validation
+from run_helpers import FULL, config, count, distiller, forked_trainings, run, scenes, segmentor, validation
 
+from lckd_mm.cli.ending import way_on
 from lckd_mm.contexts import preserved_rng
 from lckd_mm.errors import WriteError
 from lckd_mm.hosts import build_model
@@ -377,6 +380,42 @@ def test_the_tool_says_what_it_passed_over(saved, forks, plain_run):
     assert_same(again, whole)
     # A plain run's file has the random states beside mmengine's own keys, and no terms.
     assert set(again['lckd_mm']) == {'random'}
+
+
+@pytest.mark.parametrize(('name', 'status', 'word'), [('SIGINT', 130, 'interrupted'), ('SIGTERM', -15, 'terminated')])
+def test_an_interruption_ends_with_the_way_on(name, status, word, forks, plain_run, tmp_path):
+    """Ctrl-C, or what a scheduler sends, in the midst of a write: one line, and the status that it has without it."""
+    config, work_dir = plain_run.parent / 'config.py', tmp_path / 'run'
+    kill = dict(event='open', match=r'\.iter_4\.pth', signal=name)
+    statuses, text = forks(config, work_dir, kill=kill)
+    assert statuses == [status] and 'Traceback' not in text, text[-3000:]
+    line, again = text.splitlines()[-1].split(' with: ')
+    assert line == f'{word}; the last checkpoint is {work_dir}/iter_2.pth; go on'
+    assert again.split()[:2] == ['lckd_mm', 'train'] and again.endswith(' --resume')
+    if FULL:
+        statuses, text = forks(*again.split()[2:3], work_dir, '--resume')
+        assert statuses == [0], text[-3000:]
+        assert_same(torch.load(work_dir / 'iter_6.pth'), torch.load(plain_run / 'iter_6.pth'))
+
+
+@pytest.mark.parametrize(
+    ('argv', 'age', 'says'),
+    [
+        ('c.py', None, 'it has saved no checkpoint; begin again with: lckd_mm train c.py'),
+        ('c.py --resume=a.pth', 9, 'it has saved no checkpoint; begin again with: lckd_mm train c.py'),
+        ('c.py --resume a.pth --amp', 0, 'w/b.pth; go on with: lckd_mm train c.py --amp --resume'),
+        ('c.py --resume --work-dir "a b"', 0, "go on with: lckd_mm train c.py --work-dir 'a b' --resume"),
+        ('c.py --launcher pytorch', 0, 'the last checkpoint is w/b.pth; start it again with --resume'),
+    ],
+)
+def test_the_command_that_goes_on(argv, age, says, tmp_path, monkeypatch):
+    """An earlier training's checkpoint, older than this one, is not gone on from."""
+    monkeypatch.chdir(tmp_path)
+    pointer, begun = tmp_path / 'last_checkpoint', 100
+    if age is not None:
+        pointer.write_text(f'{tmp_path}/w/b.pth')
+        os.utime(pointer, (begun + 1 - age,) * 2)
+    assert way_on(SimpleNamespace(work_dir=tmp_path, _resume=False), shlex.split(argv), begun).endswith(says)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(forks, plain_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ class Witness(Hook):
 def trained(host, scenes, folder, model, kind):
     """Two iterations; the model, the numbers that are drawn next, the log's lines and the message hub's scalars."""
     cfg = config(host, scenes, folder, model, iters=2)
+    cfg.log_level = 'INFO'
     cfg.default_hooks.update(distillation=dict(kind), logger=dict(type='LoggerHook', interval=1))
     if kind == HOOK:
         cfg.default_hooks.non_finite = dict(type='lckd_mm.NonFiniteHook', action='skip')
@@ -87,10 +89,34 @@ def test_training_is_as_if_the_rehearsal_had_not_been(host, scenes, teacher_file
     plain, *expected = trained(host, scenes, tmp_path / 'plain', copy.deepcopy(cfg), kind)
     assert rehearsals == [False, True]
     assert rest == expected
+    (log,) = (file.read_text() for file in (tmp_path / 'rehearsed').glob('*/*.log'))
+    check_block(log, 'online' if kind == ONLINE else host)
     states = model.student.state_dict() | stored(model), plain.student.state_dict() | stored(plain)
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     states = [[(m.count, m.history) for m in of.modules() if isinstance(m, Restless)] for of in (model, plain)]
     assert states[0] == states[1] != []
+
+
+#: Of each host, in the first batch: the size of the images, and both nets' third stage.
+MET = {
+    'mmseg': ('64 x 64', '16x8x8 | 32x8x8'),
+    'mmpretrain': ('48 x 48', '16x3x3 | 32x3x3'),
+    'mmdet': ('64 x 64', '16x4x4 | 32x4x4'),
+    'online': ('48 x 48', '16x3x3 | 24x3x3'),
+}
+
+
+def check_block(log, host):
+    """It says once what is distilled, with the sizes of the batch that training begins with."""
+    size, stage3 = MET[host]
+    head, end = f'the first batch has 2 images of {size}; shapes are ', f"ConvBN on the student's side: stage3 {stage3}"
+    (block,) = re.findall(rf'distillation[;,].*{head}.*\n((?: +.*\n)+)', log)
+    lines = [line.strip() for line in block.splitlines()]
+    assert [line.partition(':')[0] for line in lines[2:]] == ['taps', 'loss_lipschitz', 'loss_kd', 'loss_restless']
+    assert lines[-1] == f'loss_restless: Restless, weight 1, {end}'
+    if host != 'online':
+        assert re.fullmatch(r"student: \w+, [\d,]+ parameters, 2\d\.\d % of the teacher's", lines[0])
+        assert re.fullmatch(rf'teacher: \w+, [\d,]+ parameters, .*teacher-{host}\.pth', lines[1])
 
 
 def stored(model):

@@ -9,20 +9,26 @@ was interrupted is resumed. The end is one table, one picture, and a report of a
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+
+import rich.progress
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -112,19 +118,66 @@ def main(argv: list[str]) -> None:
     print(f'report: {report}')
 
 
-def call(script: str, *arguments: str, log: Path | None = None) -> None:
-    """Run one of the project's tools; its output goes to a log, whose end is shown if the tool fails."""
+def call(script: str, *arguments: str, log: Path | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Run one of the project's tools; its output goes to a log, whose end is shown if the tool fails.
+
+    ``meanwhile`` is called twice a second while it runs, and at its end.
+    """
     command = [sys.executable, '-W', 'ignore', script, *arguments]
-    if log is None:
-        result = subprocess.run(command)
-    else:
-        with open(log, 'a') as file:
-            result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
-    if result.returncode < 0 or result.returncode == 130:
+    with open(log, 'a') if log else contextlib.nullcontext() as file:
+        process = subprocess.Popen(command, stdout=file, stderr=log and subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                meanwhile()
+                time.sleep(0.5)
+        finally:
+            # After Ctrl-C, which a terminal sends to both, it has a last line to write.
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+    meanwhile()
+    if process.returncode < 0 or process.returncode == 130:
         raise KeyboardInterrupt
-    if result.returncode:
+    if process.returncode:
         tail = '' if log is None else f' (the whole log: {log})\n' + '\n'.join(log.read_text().splitlines()[-5:])
-        raise RuntimeError(f'{script} failed with status {result.returncode}{tail}')
+        raise RuntimeError(f'{script} failed with status {process.returncode}{tail}')
+
+
+class Progress:
+    """How far a training is, by what its log gets from now on: iteration, of how many, last loss and score."""
+
+    def __init__(self, log: Path, metric: str, column: str):
+        self._log, self._read, self._rest = log, log.stat().st_size if log.exists() else 0, b''
+        self._step = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].*? loss: (\S+)')
+        self._score = re.compile(rf'Iter\(val\) .*? {re.escape(metric)}: (\S+)')
+        self.column, self.done, self.total, self.loss, self.score = column, 0, None, '', ''
+
+    def read(self) -> None:
+        """Take in what has been written since."""
+        with open(self._log, 'rb') as file:
+            file.seek(self._read)
+            *lines, self._rest = (self._rest + file.read()).split(b'\n')
+            self._read = file.tell()
+        for line in (line.decode(errors='replace') for line in lines):
+            if found := self._step.search(line):
+                self.done, self.total, self.loss = int(found[1]), int(found[2]), f'loss {found[3]}'
+            elif found := self._score.search(line):
+                self.score = f'{self.column} {float(found[1]):.4g}'
+
+    def __str__(self) -> str:
+        return ', '.join(filter(None, [self.loss, self.score]))
+
+
+def bar(console: Console) -> rich.progress.Progress:
+    """One line on a terminal: title, bar, iterations, last loss and score, time left or, at the end, taken."""
+    rp = rich.progress
+    columns = [
+        rp.TextColumn('{task.description:<13}'), rp.BarColumn(24), rp.MofNCompleteColumn(),
+        rp.TextColumn('{task.fields[said]}'), rp.TimeRemainingColumn(elapsed_when_finished=True),
+    ]  # fmt: skip
+    return rp.Progress(*columns, console=console, speed_estimate_period=180)
 
 
 def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path:
@@ -159,13 +212,24 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
         for old in [work_dir / 'last_checkpoint', *work_dir.glob('*/vis_data/scalars.json')]:
             old.unlink(missing_ok=True)
     begun.write_text(json.dumps(recipe))
-    log = work_dir / 'train.log'
-    print(f'{TITLES[name]}: {"resuming" if resume else "training"} … (log: {log})', flush=True)
-    since = time.time()
-    extra = ['--resume'] if resume else []
-    call('tools/train.py', task.configs[name], '--work-dir', str(work_dir), *extra, '--cfg-options', *options, log=log)
+    log, since, console = work_dir / 'train.log', time.time(), Console()
+    arguments = [task.configs[name], '--work-dir', str(work_dir), *(['--resume'] if resume else [])]
+    progress = Progress(log, task.metric, task.column)
+    if console.is_terminal:
+        with bar(console) as shown:
+            line = shown.add_task(TITLES[name], total=None, said='resuming' if resume else 'starting')
+
+            def meanwhile() -> None:
+                progress.read()
+                if progress.total:
+                    shown.update(line, completed=progress.done, total=progress.total, said=str(progress))
+
+            call('tools/train.py', *arguments, '--cfg-options', *options, log=log, meanwhile=meanwhile)
+    else:
+        print(f'{TITLES[name]}: {"resuming" if resume else "training"} … (log: {log})', flush=True)
+        call('tools/train.py', *arguments, '--cfg-options', *options, log=log, meanwhile=progress.read)
+        print(f'{TITLES[name]}: done in {time.time() - since:.0f} s, {progress}', flush=True)
     done.write_text(json.dumps(recipe))
-    print(f'{TITLES[name]}: done in {time.time() - since:.0f} s', flush=True)
     return last_checkpoint(work_dir)
 
 
@@ -232,7 +296,6 @@ def sigma_history(task: Task, work_dir: Path, pair: str | None = None) -> list[t
 
 
 def print_table(task: Task, rows: dict[str, dict], seed: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f'{task.title} on digit scenes, validation, seed {seed}')
@@ -296,54 +359,63 @@ def results(task: Task, path: Path) -> dict[str, dict]:
     return rows
 
 
-def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 6) -> Path:
-    """Input, truth and each net's prediction for some validation scenes; below, σ of the connected stages over time."""
+def draw(task: Task, finished: dict[str, Path], folder: Path, count: int = 5) -> Path:
+    """Input, truth and each net's prediction for the first validation scenes; below, σ of the connected stages."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    import numpy as np
     import torch
+    from matplotlib.patches import Patch
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
 
     from lckd_mm.evaluation.drawing import draw as show
+    from lckd_mm.evaluation.drawing import legend
 
     models = {name: load(task, name, checkpoint) for name, checkpoint in finished.items()}
-    cfg = models['alone'][1]
+    host, cfg = models['alone']
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     columns = ['input', 'truth', *(TITLES[name] for name in finished)]
-    figure = plt.figure(figsize=(1.75 * len(columns), 1.75 * count + 3.4), layout='constrained')
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.75 * count, 3.4])
-    axes = top.subplots(count, len(columns))
-    for row, index in enumerate(np.linspace(0, len(dataset) - 1, count).astype(int)):
+    plt.rcParams['font.size'] = 14
+    figure = plt.figure(figsize=(2.3 * len(columns), 2.3 * count + 5.2), layout='constrained')
+    top, bottom = figure.subfigures(2, 1, height_ratios=[2.3 * count + 1.2, 4])
+    axes, drawn = top.subplots(count, len(columns)), []
+    for index, row in enumerate(axes):
         batch = pseudo_collate([dataset[index]])
         image = batch['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1].copy()
-        samples = list(batch['data_samples'])
+        samples = [(batch['data_samples'][0], True)]
         for model, _ in models.values():
             with torch.no_grad():
-                samples += model.test_step(pseudo_collate([dataset[index]]))  # written into what is handed in
-        host, meta = models['alone'][0], dataset.metainfo
-        panels = [image, *(show(host, image, sample, meta, truth=k == 0) for k, sample in enumerate(samples))]
-        for axis, panel, title in zip(axes[row], panels, columns, strict=True):
+                predicted = model.test_step(pseudo_collate([dataset[index]]))  # written into what is handed in
+            samples.append((predicted[0], False))
+        drawn += samples
+        panels = [image, *(show(host, image, sample, dataset.metainfo, truth) for sample, truth in samples)]
+        for axis, panel, title in zip(row, panels, columns, strict=True):
             axis.imshow(panel, interpolation='nearest')
             axis.set_axis_off()
-            if row == 0:
-                axis.set_title(title, fontsize=9)
+            if index == 0:
+                axis.set_title(title)
+    names = legend(host, drawn, dataset.metainfo)
+    if names:
+        patches = [Patch(color=[c / 255 for c in colour], label=name) for name, colour in names.items()]
+        top.legend(handles=patches, loc='outside lower center', ncols=len(patches), handlelength=1, columnspacing=1)
     pairs = [f'{a}-{b}' for a, b in pairwise(task.stages)]
     plots = bottom.subplots(1, len(pairs))
     for axis, pair in zip(plots, pairs, strict=True):
         for name, colour in (('ofd', 'tab:orange'), ('lckd', 'tab:blue')):
             steps, sigma, teacher = zip(*sigma_history(task, folder / name, pair), strict=True)
-            axis.plot(steps, sigma, color=colour, label=TITLES[name])
+            axis.plot(steps, sigma, color=colour, linewidth=2, label=TITLES[name])
         axis.plot(steps, teacher, color='black', linestyle='--', linewidth=1, label='teacher')
         axis.set_yscale('log')
-        axis.set_title(f'σ of {pair.replace("-", " → ")}', fontsize=9)
-        axis.set_xlabel('iteration', fontsize=8)
-        axis.tick_params(labelsize=7)
-    plots[0].legend(fontsize=8)
+        axis.yaxis.set_major_formatter('{x:g}')
+        axis.yaxis.set_minor_formatter('{x:g}')
+        axis.set_title(f'σ of {pair.replace("-", " → ")}')
+        axis.set_xlabel('iteration')
+        axis.tick_params(which='both', labelsize=12)
+    plots[0].legend()
     path = folder / 'demo.png'
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=125)
     plt.close(figure)
     return path
 

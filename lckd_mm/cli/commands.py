@@ -31,6 +31,7 @@ from ..recipes import RECIPES, default_work_dir, start
 from ..registry import OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, save_whole, trust
+from .ending import interruptible, results
 from .launch import check_parallelism, prepare_launch
 from .start import check_start, choose_start
 
@@ -75,8 +76,9 @@ def run_tool(main: Callable[[list[str]], None], argv: list[str] | None = None) -
             # exit status.
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        for line in filter(None, interruption.args or ('interrupted',)):
+            print(line, file=sys.stderr)
         return 130
     except Exception as error:
         if '--debug' in argv:
@@ -184,7 +186,10 @@ def train(argv: list[str]) -> None:
         runner.logger.warning(note)
     check_start(runner, loaded)
     del loaded  # frees the weights, averages and optimizer state
-    runner.train()
+    with interruptible(runner, argv):
+        runner.train()
+    if runner.rank == 0:
+        runner.logger.info(results(runner, args.config, argv))
 
 
 def test(argv: list[str]) -> None:

@@ -25,7 +25,7 @@ Taps = dict[str, str] | str | Sequence[dict[str, str] | str] | None
 
 
 def merge_taps(role: str, model: nn.Module, both: Any, own: Any, size: tuple[int, int] | None = None) -> FeatureTaps:
-    """The taps of one net: those given for both, overridden by its own, with presets expanded, and logged.
+    """The taps of one net: those given for both, overridden by its own, with presets expanded.
 
     Args:
         size: height and width of the image on which presets are found; by default those of training.
@@ -34,9 +34,7 @@ def merge_taps(role: str, model: nn.Module, both: Any, own: Any, size: tuple[int
     for key, source in (('taps', both), (f'{role}_taps', own)):
         for taps in source if isinstance(source, (list, tuple)) else [source]:
             if isinstance(taps, str):
-                name, taps = taps, preset_taps(model, taps, size)
-                found = ', '.join(f'{tap}={address!r}' for tap, address in taps.items())
-                print_log(f'{role}: the taps {name!r} are {found}', logger='current')
+                taps = preset_taps(model, taps, size)
             elif taps is not None and not isinstance(taps, Mapping):
                 raise TypeError(
                     f'{key}: expected a dict of name to address, a preset, or a list of these, got '

@@ -1,6 +1,6 @@
 """Drawing of labels, boxes and class names into images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -47,16 +47,33 @@ def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth:
     return kind[host_of(model)](image, sample, meta, truth)
 
 
+def _labels(sample: Any, truth: bool) -> np.ndarray:
+    return (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
+
+
 def _draw_segmentation(image: np.ndarray, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
-    """Coloured labels blended with the image; ignored pixels, and those with a black colour, show it dimmed."""
-    labels = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
-    palette = np.array(meta['palette'], np.uint8)
+    """Each class in its palette's colour; ignored pixels, and those of a black class, show the image in pale grey."""
+    labels, palette = _labels(sample, truth), np.array(meta['palette'], np.uint8)
     if labels.shape != image.shape[:2]:
         labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    colours = np.zeros_like(image)
-    known = labels < len(palette)
-    colours[known] = palette[labels[known]]
-    return (0.4 * image + 0.6 * colours).astype(np.uint8)
+    pale = (178 + 0.3 * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).astype(np.uint8)
+    drawn = np.repeat(pale[..., None], 3, -1)
+    shown = np.isin(labels, np.flatnonzero(palette.any(-1)))
+    drawn[shown] = palette[labels[shown]]
+    return drawn
+
+
+def legend(model: nn.Module, samples: Iterable[tuple[Any, bool]], meta: Mapping) -> dict[str, tuple[int, int, int]]:
+    """The colours, as RGB, of the classes that occur where labels are drawn; empty where names are written.
+
+    Args:
+        samples: the data samples that are drawn, each with whether its truth is. model, meta: see :func:`draw`.
+    """
+    if host_of(model) != 'mmseg':
+        return {}
+    occur = set().union(*(np.unique(_labels(sample, truth)).tolist() for sample, truth in samples))
+    pairs = zip(meta['classes'], meta['palette'])
+    return {name: tuple(colour) for k, (name, colour) in enumerate(pairs) if k in occur and any(colour)}
 
 
 def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, threshold: float = 0.3) -> np.ndarray:
@@ -100,8 +117,10 @@ def _draw_classification(image: np.ndarray, sample: Any, meta: Mapping, truth: b
     return cv2.putText(drawn.copy(), text, (2, drawn.shape[0] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 0), 1)
 
 
-def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray:
-    """Titled panels in a row, all enlarged to equal height; RGB."""
+def side_by_side(
+    panels: dict[str, np.ndarray], height: int = 192, names: Mapping[str, tuple[int, int, int]] | None = None
+) -> np.ndarray:
+    """Titled panels in a row, all enlarged to equal height, over a :func:`legend`; RGB."""
     height = max(height, *(p.shape[0] for p in panels.values()))
     columns = []
     for title, panel in panels.items():
@@ -110,4 +129,19 @@ def side_by_side(panels: dict[str, np.ndarray], height: int = 192) -> np.ndarray
         head = np.full((20, width, 3), 255, np.uint8)
         cv2.putText(head, title, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
         columns.append(np.pad(np.concatenate([head, body]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
-    return np.concatenate(columns, 1)
+    row = np.concatenate(columns, 1)
+    return np.concatenate([row, *_legend_lines(names, row.shape[1])]) if names else row
+
+
+def _legend_lines(names: Mapping[str, tuple[int, int, int]], width: int) -> list[np.ndarray]:
+    """A square of each colour with its name, in as many lines as the width needs."""
+    lines, left = [], width
+    for name, colour in names.items():
+        wide = 30 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
+        if left + wide > width:
+            lines.append(np.full((22, width, 3), 255, np.uint8))
+            left = 4
+        cv2.rectangle(lines[-1], (left, 5), (left + 12, 17), colour, cv2.FILLED)
+        cv2.putText(lines[-1], name, (left + 17, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        left += wide
+    return lines

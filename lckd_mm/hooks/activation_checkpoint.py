@@ -25,6 +25,7 @@ class ActivationCheckpointHook(Hook):
         modules: paths in the student, such as ``['backbone.layer1', 'backbone.layer2']``.
     Raises:
         ValueError: a path that the student does not have.
+    Example: ``custom_hooks = [dict(type='lckd_mm.ActivationCheckpointHook', modules=['backbone.layer1'])]``
     """
 
     def __init__(self, modules: Sequence[str]):

@@ -19,7 +19,7 @@ from ..errors import one_line
 from ..hosts import class_names, unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state, student_alone
-from ..storage.files import install, read_checkpoint, save_whole
+from ..storage.files import install, near, read_checkpoint, save_whole
 from .rehearsal import RehearsalHook
 
 
@@ -41,6 +41,14 @@ def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
     return model.named_terms()
 
 
+def best_or_last(runner: Any) -> str | None:
+    """The file of the best checkpoint of a run, or else of the last one; None if there is none."""
+    pointer = Path(runner.work_dir, 'last_checkpoint')
+    best = [runner.message_hub.get_info(key) for key in runner.message_hub.runtime_info if 'best_ckpt' in key]
+    last = pointer.read_text().strip() if pointer.is_file() else ''
+    return next((path for path in (*best, last) if path and Path(path).is_file()), None)
+
+
 @HOOKS.register_module()
 class DistillationHook(Hook):
     """Stores connectors and losses' buffers beside the student in every checkpoint, and restores them on resume.
@@ -60,6 +68,7 @@ class DistillationHook(Hook):
         FileNotFoundError: no such file. ValueError: resuming from a file without connectors or with other ones;
             ``fitted`` does not hold the connectors; the teacher's classes are others, or in another order, and the term
             does not say how to match them.
+    Example: ``default_hooks = dict(distillation=dict(type='lckd_mm.DistillationHook', fitted='fitted.pth'))``
     """
 
     priority = 'VERY_HIGH'
@@ -107,10 +116,7 @@ class DistillationHook(Hook):
     @master_only
     def after_train(self, runner) -> None:
         """Write the student alone, of the best checkpoint or else of the last one, to ``student.pth``."""
-        pointer = Path(runner.work_dir, 'last_checkpoint')
-        best = [runner.message_hub.get_info(key) for key in runner.message_hub.runtime_info if 'best_ckpt' in key]
-        last = pointer.read_text().strip() if pointer.is_file() else ''
-        source = next((path for path in (*best, last) if path and Path(path).is_file()), None)
+        source = best_or_last(runner)
         if source is None:
             return
         out = Path(runner.work_dir, 'student.pth')
@@ -118,8 +124,7 @@ class DistillationHook(Hook):
         config = student_config(runner.cfg).pretty_text if runner.cfg.get('model') else ''
         save_whole(student_alone(source, config, 'student.pth'), out)
         runner.logger.info(
-            f'the student alone, of {source}: {out}; the tools of its host load it with its own config, and '
-            f'tools/test.py with this one'
+            f"{near(out)} is the student alone, of {Path(source).name}; its host's tools load it with its own config"
         )
 
     def fit(self, runner) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class LipschitzMonitorHook(Hook):
         term: the term whose connectors are observed, if it exists.
         interval: in iterations.
         gap: the kind of gap in ``sigma_gap``.
+    Example: ``custom_hooks = [dict(type='lckd_mm.LipschitzMonitorHook', on=['stage2', 'stage3', 'stage4'])]``
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class GradientShareHook(Hook):
 
     Args:
         tap: a student's tap, such as the deepest stage of the backbone that a term reads. interval: in iterations.
+    Example: ``custom_hooks = [dict(type='lckd_mm.GradientShareHook', tap='stage4')]``
     """
 
     def __init__(self, tap: str, interval: int = 50):
@@ -143,6 +145,8 @@ class TeacherCheckHook(Hook):
     """Validates the teacher once before training, on the run's validation set, and logs it beside the student.
 
     The metrics are logged, and written to the Visualizer as ``teacher/<metric>`` at each validation of the student.
+
+    Example: ``custom_hooks = [dict(type='lckd_mm.TeacherCheckHook')]``
     """
 
     priority = 'LOW'
@@ -183,6 +187,7 @@ class TeacherReferenceHook(Hook):
 
     Raises:
         ValueError: the validation has no such metric.
+    Example: ``custom_hooks = [dict(type='lckd_mm.TeacherReferenceHook')]``
     """
 
     def before_train(self, runner) -> None:

@@ -52,6 +52,7 @@ class NonFiniteHook(Hook):
         interval: iterations between checks of GradScaler's scale.
     Raises:
         TypeError: the model is not a Distiller, or has several optimizers.
+    Example: ``default_hooks = dict(non_finite=dict(type='lckd_mm.NonFiniteHook', action='skip', patience=10))``
     """
 
     priority = 'VERY_HIGH'

@@ -37,6 +37,7 @@ class OnlineHook(Hook):
     Raises:
         ValueError: resuming from a file of other nets or of a plain run; several ranks and optimizers without
             :class:`~lckd_mm.distillation.online_optim.OnlineDataParallel`.
+    Example: ``default_hooks = dict(distillation=dict(type='lckd_mm.OnlineHook'))``
     """
 
     # Its metrics must exist before the logger hook runs.

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 
 from .. import arguments
 from ..contexts import eval_mode, preserved_rng
-from ..evaluation.drawing import draw, original_image, side_by_side
+from ..evaluation.drawing import draw, legend, original_image, side_by_side
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -23,6 +23,7 @@ class PredictionHook(Hook):
     Args:
         indices: indices of images in the validation set.
         interval: in validations.
+    Example: ``custom_hooks = [dict(type='lckd_mm.PredictionHook', indices=[0, 7], interval=5)]``
     """
 
     priority = 'LOW'
@@ -54,4 +55,6 @@ class PredictionHook(Hook):
                 'teacher': draw(model.student, image, teacher, meta),
                 'student': draw(model.student, image, student, meta),
             }
-            runner.visualizer.add_image(f'prediction_{index}', side_by_side(panels), step=runner.iter)
+            names = legend(model.student, [(truth, True), (teacher, False), (student, False)], meta)
+            picture = side_by_side(panels, names=names)
+            runner.visualizer.add_image(f'prediction_{index}', picture, step=runner.iter)

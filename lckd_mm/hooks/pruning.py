@@ -50,6 +50,7 @@ class PruningHook(Hook):
     Source: Zhu and Gupta, To Prune, or Not to Prune, arXiv 1710.01878, eq. 1, from 0 at the start; structured: Li et
         al., Pruning Filters for Efficient ConvNets, ICLR 2017, with zeros in place of smaller layers. Deviation: the
         defaults of end and interval are ours.
+    Example: ``custom_hooks = [dict(type='lckd_mm.PruningHook', sparsity=0.8, kind='unstructured')]``
     """
 
     priority = 'VERY_HIGH'

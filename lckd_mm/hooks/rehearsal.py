@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..contexts import preserved_rng, saved_buffers
 from ..distillation import NonFiniteError
 from ..distillation.online import NETS
+from ..distillation.summary import Seen, summary
 from ..errors import one_line
 from ..hosts import unwrapped
 
@@ -24,7 +25,8 @@ class RehearsalHook(Hook):
 
     The batch is the loop's own, and all other hooks have prepared its iteration: device, precision, modes and samples
     are those of training. Nothing is updated. Parameters are shared with the copy; its buffers and other state, the
-    random states and the message hub are as if it had not been. It costs one forward pass, after each start.
+    random states and the message hub are as if it had not been. It costs one forward pass, after each start. Then the
+    log says what is distilled: nets, taps and terms, with the shapes of this batch.
     """
 
     def __init__(self) -> None:
@@ -49,11 +51,14 @@ class RehearsalHook(Hook):
                 f'{type(model).__name__}: the first batch is not rehearsed, since the model cannot be copied '
                 f'({one_line(error)})'
             )
+            runner.logger.info(summary(model, Seen()))
             return
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, OptimWrapperDict):
             wrapper = wrapper[NETS]
+        seen = Seen.by(stand_in)
         rehearse(stand_in, wrapper, copy.deepcopy(data_batch), saved_buffers(model))
+        runner.logger.info(summary(model, seen))
 
 
 def rehearse(model: nn.Module, wrapper: OptimWrapper, batch: Any, restore: Any) -> None:

@@ -32,6 +32,7 @@ class GradientRescaleHook(Hook):
     Raises:
         ValueError: no such term; a batch without one label per sample. TypeError: the term has another loss.
     Source: Tang et al., arXiv 2002.03532.
+    Example: ``custom_hooks = [dict(type='lckd_mm.GradientRescaleHook', term='loss_kd', interval=10)]``
     """
 
     def __init__(self, term: str = 'loss_kd', interval: int = 50):

@@ -61,6 +61,8 @@ class ResumeHook(Hook):
     training.
 
     ``tools/train.py`` adds this hook; ``default_hooks.resume=None`` removes it.
+
+    Example: ``default_hooks = dict(resume=dict(type='lckd_mm.ResumeHook'))``
     """
 
     # After every hook that may draw random numbers, before CheckpointHook.
@@ -220,6 +222,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     Raises:
         WriteError: a file cannot be written, as on a full disk; the message names the last good checkpoint.
+    Example: ``default_hooks = dict(checkpoint=dict(type='lckd_mm.SafeCheckpointHook', interval=5, save_best='auto'))``
     """
 
     def before_run(self, runner) -> None:

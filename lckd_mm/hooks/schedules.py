@@ -37,6 +37,7 @@ class LossWeightHook(Hook):
     Raises:
         ValueError: an unknown schedule, unit or term, missing or negative values, ``end`` not after ``begin``, or a
             second schedule for the term.
+    Example: ``custom_hooks = [dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='cosine', end=0.5)]``
     """
 
     SCHEDULES = ('constant', 'step', 'linear', 'cosine', 'stop')
@@ -121,6 +122,7 @@ class ConnectorWarmupHook(Hook):
     Raises:
         ValueError: an unknown unit, an ``end`` not before the training's end, or no connectors to train.
     Source: the first epoch of OFD's segmentation recipe (Heo et al., ICCV 2019, authors' code).
+    Example: ``custom_hooks = [dict(type='lckd_mm.ConnectorWarmupHook', end=1, by='epoch')]``
     """
 
     priority = 'VERY_HIGH'

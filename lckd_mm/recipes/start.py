@@ -2,7 +2,7 @@
 
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,7 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_whole(name, text.encode())
-    for line in said((net, frozen.model), source, chosen, path):
-        print_log(line, logger='current')
+    print_log(said(chosen, path), logger='current')
     return str(path)
 
 
@@ -167,14 +166,8 @@ def literal(value: Any, indent: int, limit: int = 110) -> str:
     return '\n'.join(['dict(', *rows, f'{" " * indent})'])
 
 
-def said(nets: tuple[nn.Module, nn.Module], source: Source, chosen: Chosen, path: Path) -> Iterator[str]:
-    """What was chosen and why, in lines for the log."""
-    names = [
-        f'{type(net).__name__} ({sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters)' for net in nets
-    ]
-    yield f'recipe {chosen.recipe!r}: the student {names[0]} learns from the teacher {names[1]}, {source.checkpoint}'
-    for name, term in chosen.terms.items():
-        taps = ', '.join([term['on']] if isinstance(term['on'], str) else term['on'])
-        yield f'{name} (weight {term["weight"]}) on {taps}: {chosen.reasons[name]}'
-    yield from chosen.notes
-    yield f'written to {path}; train it, edit it, or inherit from it'
+def said(chosen: Chosen, path: Path) -> str:
+    """Why each term was chosen, for the log; the nets, weights and taps are in what training logs, and in the file."""
+    reasons = [f'{name}: {chosen.reasons[name]}' for name in chosen.terms]
+    lines = [f'recipe {chosen.recipe!r}, written to {path}: train it, edit it, or inherit from it']
+    return '\n    '.join([*lines, *reasons, *chosen.notes])

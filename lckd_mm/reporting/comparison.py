@@ -21,7 +21,7 @@ from ..config import check_data, has_teacher, plain_model
 from ..contexts import preserved_rng
 from ..distillation import FrozenTeacher
 from ..errors import one_line
-from ..evaluation.drawing import draw, original_image
+from ..evaluation.drawing import draw, legend, original_image
 from ..hosts import host_of
 from ..storage.checkpoint import load_strictly
 from .runs import LEARNING, Group, Run, fingerprint_of
@@ -70,6 +70,7 @@ class Row:
     change: float
     verdicts: dict[str, Verdict]
     panels: dict[str, bytes]  # PNGs
+    samples: list[tuple[Any, bool]]  # what is drawn, and whether its truth is
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Comparison:
     improvements: list[Row] = field(default_factory=list)
     worse: int = 0
     better: int = 0
+    #: The classes in the pictures, and their colours, where no names are written.
+    legend: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Comparer:
@@ -197,6 +200,8 @@ class Comparer:
             for i in chosen[: self.rows]:
                 verdicts = {name: several[i] for name, several in found.items()}
                 rows.append(_row(verdicts, changes[i], student, dataset, indices[i]))
+        shown = [sample for row in result.regressions + result.improvements for sample in row.samples]
+        result.legend = legend(student, shown, dataset.metainfo)
 
 
 def _predict(predict: Callable, host: str, dataset: Any, indices: list[int], batch: int) -> list[Verdict]:
@@ -224,15 +229,19 @@ def _row(verdicts: dict[str, Verdict], change: float, student: nn.Module, datase
         panels['truth'] = draw(student, image, truth, meta, truth=True)
         panels |= {name: draw(student, image, verdict.sample, meta) for name, verdict in verdicts.items()}
     file = truth.get('img_path')
-    pngs = {title: _png(panel) for title, panel in panels.items()}
-    return Row(Path(file).name if file else f'image {index}', label, change, verdicts, pngs)
+    shown = [(truth, True), *((v.sample, False) for v in verdicts.values() if v.sample is not None)]
+    # Labels are shrunk without mixing the colours of two classes.
+    labels = host_of(student) == 'mmseg'
+    pngs = {title: _png(panel, mixed=not labels or title == 'input') for title, panel in panels.items()}
+    return Row(Path(file).name if file else f'image {index}', label, change, verdicts, pngs, shown)
 
 
-def _png(image: np.ndarray) -> bytes:
+def _png(image: np.ndarray, mixed: bool) -> bytes:
     """A picture as PNG; small ones are enlarged by an integer factor, and large ones are shrunk."""
     longest = max(image.shape[:2])
     if longest > _LARGEST:
-        image = cv2.resize(image, None, fx=_LARGEST / longest, fy=_LARGEST / longest, interpolation=cv2.INTER_AREA)
+        how = cv2.INTER_AREA if mixed else cv2.INTER_NEAREST
+        image = cv2.resize(image, None, fx=_LARGEST / longest, fy=_LARGEST / longest, interpolation=how)
     times = max(1, round(_SMALLEST / longest))
     image = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_NEAREST)
     return cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()

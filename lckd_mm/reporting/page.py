@@ -15,7 +15,7 @@ from ..config import has_teacher, input_size, plain_model
 from .charts import Plotter
 from .comparison import Comparer, sentence
 from .costs import figures, weight_bytes
-from .runs import LEARNING, Group, find_runs, group_runs
+from .runs import LEARNING, Group, find_runs, group_runs, teachers_of
 from .seeds import spread
 
 #: Number of methods with pictures by default.
@@ -34,7 +34,8 @@ def write_report(
     """Write a report of the runs in some folders.
 
     Args:
-        roots: folders of runs, or parents of such folders. out: the HTML file; the folder ``<its stem>_files`` next to
+        roots: folders of runs, or parents of such folders; the run of a teacher whose checkpoint lies beside its log is
+            found by itself. out: the HTML file; the folder ``<its stem>_files`` next to
             it gets the charts and ``figures.json``.
         methods: titles of the groups whose predictions are drawn; None for the three best.
         images, rows, device: see :class:`~lckd_mm.reporting.comparison.Comparer`; ``images=0`` draws none.
@@ -51,6 +52,9 @@ def write_report(
     if not runs:
         raise FileNotFoundError(f'no run can be read: {" ".join(missing)}')
     groups = group_runs(runs)
+    if teachers := teachers_of(groups):
+        runs += teachers
+        groups = group_runs(runs)
     chosen, left_out = _pictured(groups, methods) if images != 0 else ([], [])
     out = Path(out)
     folder = out.with_name(f'{out.stem}_files')

@@ -326,6 +326,18 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return sorted(found, key=lambda group: ROLES.index(group.role))
 
 
+def teachers_of(groups: Sequence[Group]) -> list[Run]:
+    """The runs of teachers that are not among the groups, from the folders in which their checkpoints lie."""
+    found: dict[Path, Run] = {}
+    for run in (run for group in groups if group.role == 'distilled' and group.teacher is None for run in group.runs):
+        file = Path(run.cfg.model.teacher.get('checkpoint') or '')
+        folder = file.parent.resolve()
+        if folder not in found and file.is_file() and any(folder.glob('*/vis_data/scalars.json')):
+            with contextlib.suppress(ValueError, FileNotFoundError, ImportError):
+                found[folder] = Run(file.parent)
+    return list(found.values())
+
+
 def fingerprint(cfg: Config) -> str:
     """A config as text, without the settings that differ between runs of one group."""
     plain = cfg.to_dict()

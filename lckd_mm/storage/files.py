@@ -35,6 +35,12 @@ _RESUMABLE = ('meta', 'state_dict', 'message_hub')
 _trusted: set[str] = set()
 
 
+def near(path: str | Path) -> str:
+    """A path as it is, or relative to the working directory if it lies there."""
+    whole, here = Path(path), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_absolute() and whole.is_relative_to(here) else str(path)
+
+
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file atomically: at any moment, even after a crash, it has either the old or the new content.
 

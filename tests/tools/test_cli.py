@@ -1,8 +1,10 @@
 """tools/train.py and tools/test.py: what bad input gets, and what good input gives."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmengine.config import Config
 from run_helpers import ROOT, scenes
 
 from lckd_mm import cli
+from lckd_mm.cli.ending import command
 from lckd_mm.hosts import build_model
 
 LCKD = 'configs/demo/kd-rawlip_fcn_r18-w32_fcn_r18-w8_1xb8-digit-scenes-96x96.py'
@@ -140,11 +143,21 @@ def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_
     assert Config.fromfile(dumped).model.terms.loss_kd.weight == 0
     validated = [e for e in entries if 'mIoU' in e][-1]['mIoU']
 
-    for config in (LCKD, ALONE):  # of a distillation config, the student alone; the same as the student's own config
+    # The last lines: the student's file, the score, and the commands that follow.
+    (log,) = run.glob('*/*.log')
+    *_, student, score, tested, report, exported = log.read_text().splitlines()
+    assert f'{run}/student.pth is the student alone, of iter_2.pth' in student
+    assert 'finished, last validation: aAcc ' in score and f'mIoU {validated:.4f}' in score
+    assert report.split() == ['lckd_mm', 'report', str(run)]
+    assert exported.split()[:5] == ['lckd_mm', 'export', LCKD, f'{run}/student.pth', f'{run}/student.onnx']
+    given = shlex.split(tested)
+    assert given[:4] == ['lckd_mm', 'test', LCKD, f'{run}/student.pth'] and 'model.terms.loss_kd.weight=0' in given
+
+    # of a distillation config, the student alone; the same as the student's own config
+    root = f'test_dataloader.dataset.data_root={scenes}'
+    for argv in ([*given[2:], root], [ALONE, str(run / 'iter_2.pth'), '--cfg-options', root]):
         out = tmp_path / 'metrics.json'
-        roots = [f'{loader}.dataset.data_root={scenes}' for loader in ('test_dataloader', 'val_dataloader')]
-        argv = [config, str(run / 'iter_2.pth'), '--work-dir', str(tmp_path / 'test'), '--out', str(out)]
-        assert cli.run_tool(cli.test, [*argv, '--cfg-options', *roots]) == 0
+        assert cli.run_tool(cli.test, [*argv, '--work-dir', str(tmp_path / 'test'), '--out', str(out)]) == 0
         assert json.loads(out.read_text())['mIoU'] == pytest.approx(validated)
 
 
@@ -166,3 +179,12 @@ def test_the_hooks_of_every_training_go_away_with_none():
     plain = Config(dict(model=dict(type='EncoderDecoder')))
     cli.add_hooks(plain)
     assert set(plain.default_hooks) == {'resume', 'checkpoint'}
+
+
+def test_the_commands_are_called_as_the_tool_that_runs(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools/train.py')])
+    python, file = command('analysis/report').split()
+    assert Path(file) == Path('tools/analysis/report.py') and Path(file).is_file()
+    assert subprocess.run([python, '-c', 'import lckd_mm.errors']).returncode == 0
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'lckd_mm/.mim/tools/train.py')])
+    assert command('analysis/report') == 'lckd_mm report'

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from run_helpers import HOSTS, ROOT, config, detection_data, distiller, run, scenes, validation
+from run_helpers import CLASSES, HOSTS, ROOT, config, detection_data, distiller, run, scenes, validation
 
 from lckd_mm.cli import run_tool
 from lckd_mm.reporting.page import embedded
@@ -190,12 +190,16 @@ def test_pictures_of_segmentations(report):
     check_lists(pictures, 2)
     for title in ('Worst regressions', 'Best improvements', 'input', 'truth', 'teacher', 'student distilled'):
         assert title in page.text
+    assert re.search(
+        r'background: rgb\(250, 0, 250\)"></i>(zero|one|two|three|four|five|six|seven|eight|nine)<', page.source
+    )
     rows = len(pictures['regressions']) + len(pictures['improvements'])
     panels = [image for image in page.images if ' of val_' in image['alt']]
     assert len(panels) == 5 * rows > 0
-    for truth in (decoded(image['src']) for image in panels if image['alt'].startswith('truth')):
-        # The digits lie over the image in the palette's magenta.
-        assert ((truth[..., 0] > 140) & (truth[..., 2] > 140) & (truth[..., 1] < 110)).mean() > 0.01
+    for labelled in (decoded(image['src']) for image in panels if not image['alt'].startswith('input')):
+        # The digits have the palette's colour to the bit; the rest is the image in pale grey.
+        digits = (labelled == (250, 0, 250)).all(-1)
+        assert ((labelled == labelled[..., :1]).all(-1) & (labelled >= 178).all(-1))[~digits].all()
 
 
 def decoded(address):
@@ -259,9 +263,13 @@ def test_a_single_run_says_what_is_missing(tool, trees, tmp_path):
         assert missing in page.text
     # Without anything to hold it against, its best and its worst images.
     assert 'Lowest scores' in page.text and 'Highest scores' in page.text
+    assert 'id="sigma"' not in page.source and 'Lipschitz constants' not in page.text
+
+
+def test_the_teachers_run_is_found_where_its_checkpoint_lies(tool, trees, tmp_path):
     page, figures = written(tool, [trees('mmseg') / 'seed0/lckd'], tmp_path)
-    for missing in ('no run of its student alone', 'no run of its teacher'):
-        assert missing in page.text
+    assert [(row['title'], row['role']) for row in figures['table']] == [('teacher', 'teacher'), ('lckd', 'distilled')]
+    assert 'no run of its student alone' in page.text and 'no run of its teacher' not in page.text
     (pictures,) = figures['pictures'].values()
     assert pictures['reference'] == 'teacher'
 

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import check_data, plain_model
-    from lckd_mm.evaluation.drawing import draw, loaded_image, side_by_side
+    from lckd_mm.evaluation.drawing import draw, legend, loaded_image, side_by_side
 
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('config', help='path of a config file')
@@ -44,8 +44,9 @@ def main(argv: list[str]) -> None:
     for index in range(count):
         item = dataset[index]
         image = loaded_image(item['inputs'])
-        truth = draw(host, image, item['data_samples'], dataset.metainfo, truth=True)
-        picture = side_by_side({'input': image, 'truth': truth})
+        sample, meta = item['data_samples'], dataset.metainfo
+        truth = draw(host, image, sample, meta, truth=True)
+        picture = side_by_side({'input': image, 'truth': truth}, names=legend(host, [(sample, True)], meta))
         cv2.imwrite(str(out / f'{args.split}_{index:05d}.png'), picture[..., ::-1])
     print(f'{count} of {len(dataset)} pictures in {out}')
 

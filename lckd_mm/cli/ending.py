@@ -1,0 +1,122 @@
+"""The last lines of a training: its score and the commands that follow, or, where it is interrupted, how to go on."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from ..hooks.distillation import best_or_last
+from ..hosts import unwrapped
+from ..storage.files import near
+
+
+def command(tool: str) -> str:
+    """How a tool of this package is called, such as ``'analysis/report'``: as the one that runs was."""
+    script = Path(sys.argv[0])
+    if script.name != 'train.py' or '.mim' in script.parts:
+        return f'lckd_mm {Path(tool).name}'
+    python = 'python' if shutil.which('python') == sys.executable else near(sys.executable)
+    return shlex.join([python, near(script.parent / f'{tool}.py')])
+
+
+def results(runner: Runner, config: str, argv: Sequence[str]) -> str:
+    """The best or last score, and the commands to test, report and export what was trained.
+
+    Args:
+        config: the file that was trained. argv: the command line, for its ``--cfg-options``.
+    """
+    lines = [_scores(runner)]
+    student = Path(runner.work_dir, 'student.pth')
+    chosen = str(student) if student.is_file() else best_or_last(runner)
+    if chosen is not None:
+        given = [near(config), near(chosen)]
+        options = [*option_values(argv, '--cfg-options')]
+        options = ['--cfg-options', *options] if options else []
+        if runner.cfg.get('test_dataloader') is not None:
+            lines.append(f'{command("test")} {shlex.join([*given, *options])}')
+        lines.append(f'{command("analysis/report")} {shlex.join([near(runner.work_dir)])}')
+        if getattr(unwrapped(runner.model), 'roi_head', None) is None:  # its forward needs more than images
+            out = near(Path(runner.work_dir, 'student.onnx'))
+            lines.append(f'{command("export")} {shlex.join([*given, out, *options])}')
+    return '\n    '.join(lines)
+
+
+def _scores(runner: Runner) -> str:
+    hub, found = runner.message_hub, []
+    keys = [key for hook in runner.hooks for key in getattr(hook, 'key_indicators', None) or ()]
+    for key in keys:
+        suffix = f'_{key}' if len(keys) > 1 else ''
+        if f'best_score{suffix}' in hub.runtime_info:
+            score, file = (hub.get_info(f'best_{what}{suffix}') for what in ('score', 'ckpt'))
+            found.append(f'best {key} {score:.4f} ({near(file)})')
+    if not found:
+        scalars = {name: buffer.current() for name, buffer in hub.log_scalars.items() if name.startswith('val/')}
+        found = [f'{k.removeprefix("val/")} {v:.4f}' for k, v in scalars.items() if not k.endswith('time')]
+        found = [f'last validation: {", ".join(found)}'] if found else ['without a validation']
+    return f'finished, {", ".join(found)}'
+
+
+def option_values(argv: Sequence[str], flag: str) -> Iterator[str]:
+    """The values that a command line gives to an option that takes several."""
+    inside = False
+    for word in argv:
+        if word.startswith('--'):
+            inside = word == flag
+        elif inside:
+            yield word
+
+
+def way_on(runner: Runner, argv: Sequence[str], since: float) -> str:
+    """Where a training that was begun at the time ``since`` stands, and the command that continues it."""
+    pointer = Path(runner.work_dir, 'last_checkpoint')
+    # An earlier training may have left one, too.
+    saved = pointer.is_file() and (runner._resume or pointer.stat().st_mtime >= since)
+    words, skipped = [], False
+    for word in argv:
+        # Its value, if it has one, is the next word.
+        skipped = word == '--resume' or (skipped and not word.startswith('-'))
+        words += [] if skipped or word.startswith('--resume=') else [word]
+    state = f'the last checkpoint is {near(pointer.read_text().strip())}' if saved else 'it has saved no checkpoint'
+    if any(word.startswith('--launcher') for word in words):
+        return f'{state}; start it again{" with --resume" if saved else ""}'
+    again = shlex.join([*words, *(['--resume'] if saved else [])])
+    return f'{state}; {"go on" if saved else "begin again"} with: {command("train")} {again}'
+
+
+@contextlib.contextmanager
+def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM inside end with one line that says how to go on; the process ends as it does without.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, with that line; with an empty one in all ranks but the first.
+    """
+    process, since = os.getpid(), time.time()
+
+    def leave(signum: int, frame: Any) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        if os.getpid() == process and is_main_process():  # not in a worker of a loader
+            # Not print: the signal may have come in the midst of one.
+            os.write(2, f'terminated; {way_on(runner, argv, since)}\n'.encode())
+        os.kill(os.getpid(), signum)
+
+    main = threading.current_thread() is threading.main_thread()
+    handled = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if handled:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'interrupted; {way_on(runner, argv, since)}' if is_main_process() else '') from None
+    finally:
+        if handled:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
