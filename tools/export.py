@@ -55,12 +55,13 @@ def main(argv: list[str]) -> None:
         order = 'as loaded' if forward.channels != 3 else 'RGB' if how[2] else 'BGR'
         meta |= dict(mean=how[0], std=how[1], channel_order=order)
     meta = {key: value for key, value in meta.items() if value is not None}
-    shapes, worst, free, why = export(forward, args.out, size, args.fixed, args.tolerance, meta)
+    shapes, worst, free, step, why = export(forward, args.out, size, args.fixed, args.tolerance, meta)
     mb = Path(args.out).stat().st_size / 1e6
     print(f'{args.out}: {mb:.1f} MB, {size[0]} x {size[1]} to {", ".join(map(str, shapes))}, differs by {worst:.1e}')
     fixed = [axis for axis in ('batch', 'height', 'width') if axis not in free]
-    reason = f' ({shorten(why, 150)})' if why else ''
-    print(f'free: {", ".join(free) or "nothing"}; fixed: {", ".join(fixed) or "nothing"}{reason}')
+    multiples = f' (multiples of {step})' if step > 1 else ''
+    reason = f': {shorten(why, 150)}' if why else ''
+    print(f'free: {", ".join(free) or "nothing"}{multiples}; fixed: {", ".join(fixed) or "nothing"}{reason}')
     if args.end_to_end:
         print(f'inputs: {str(forward.dtype)[6:]}, as the test pipeline loads images, channels {order}')
     elif how:

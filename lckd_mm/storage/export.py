@@ -19,8 +19,14 @@ from ..contexts import eval_mode
 from ..errors import one_line
 
 _METADATA = 'lckd_mm.json'
-#: Tried in this order, until the file computes what the model does: the axes of the images that may have any length.
-_AXES = ({0: 'batch', 2: 'height', 3: 'width'}, {0: 'batch'}, {})
+#: Tried in this order, until the file computes what the model does: the axes of the images that may have other lengths,
+#: and what their heights and widths are multiples of.
+_FREEDOMS = (
+    ({0: 'batch', 2: 'height', 3: 'width'}, 1),
+    ({0: 'batch', 2: 'height', 3: 'width'}, 32),
+    ({0: 'batch'}, 1),
+    ({}, 1),
+)
 
 
 class PlainForward(nn.Module):
@@ -67,9 +73,11 @@ class Exported(NamedTuple):
     shapes: list[tuple[int, ...]]
     #: The largest difference found, as the forward measures it.
     worst: float
-    #: Axes of the images that may have any length: some of 'batch', 'height', 'width'.
+    #: Axes of the images that may have other lengths: some of 'batch', 'height', 'width'.
     free: tuple[str, ...]
-    #: Why the others may not; empty if it was not tried.
+    #: Other heights and widths have to be multiples of it.
+    step: int
+    #: Why not all may have any length; empty if all may, or it was not tried.
     why: str
 
 
@@ -86,8 +94,8 @@ def export(
     Args:
         forward: :class:`PlainForward` of a host's model on the CPU, or another module with its methods.
         path: ends in .onnx (run with onnxruntime for the comparison) or .pt2 (``torch.export``).
-        size: height and width of the images. One or two other sizes, and batches of 1, 2 and 3, are compared, too, if
-            these axes are free.
+        size: height and width of the images. Two other sizes, and batches of 1 to 3, are compared, too, if these axes
+            are free.
         fixed: one image of this size alone.
         tolerance: largest allowed difference, as ``forward.difference`` measures it.
         metadata: values of JSON for the file: ``metadata_props`` of ONNX, each value as JSON; in .pt2 the extra file
@@ -120,13 +128,18 @@ def export(
             raise ValueError(
                 f'export: {name} fails on an image of {size[0]} x {size[1]} ({one_line(error)}): {way}'
             ) from error
-        why = ''
-        for axes in _AXES[-1:] if fixed else _AXES:
-            batches = [forward.images(n, hw, generator) for n, hw in _compared(size, axes)]
+        why, written = '', None
+        for axes, step in _FREEDOMS[-1:] if fixed else _FREEDOMS:
+            batches = [forward.images(n, hw, generator) for n, hw in _compared(size, axes, step)]
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore')
-                    write(forward, batches[0], draft, axes, metadata or {})
+                if axes != written:
+                    written = axes
+                    draft.unlink(missing_ok=True)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter('ignore')
+                        write(forward, batches[0], draft, axes, metadata or {})
+                elif not draft.exists():
+                    continue
                 worst = max(forward.difference(run(draft, images), images) for images in batches)
             except Exception as error:  # exporters can raise anything
                 if not axes:
@@ -144,7 +157,7 @@ def export(
                     f'more than {tolerance:.0e}; the file was not kept'
                 )
             why = why or f'the outputs at other sizes differ by {worst:.1e} of the largest'
-    return Exported([tuple(x.shape) for x in expected], worst, tuple(axes.values()), why)
+    return Exported([tuple(x.shape) for x in expected], worst, tuple(axes.values()), step, why)
 
 
 def _first(error: BaseException) -> BaseException:
@@ -152,14 +165,16 @@ def _first(error: BaseException) -> BaseException:
     return _first(error.__cause__) if error.__cause__ else error
 
 
-def _compared(size: tuple[int, int], axes: Mapping) -> list[tuple[int, tuple[int, int]]]:
+def _compared(size: tuple[int, int], axes: Mapping, step: int) -> list[tuple[int, tuple[int, int]]]:
     """Numbers and sizes of the images to compare; first those to trace, since exporters treat a 1 as constant."""
     if not axes:
         return [(1, size)]
-    height, width = size
-    # Odd sizes, of other shapes.
-    others = [(height * 3 // 4 | 1, width // 2 | 1), (height // 2 | 1, width * 3 // 4 | 1)]
-    return [(2, size), *((n, other if len(axes) > 1 else size) for n, other in zip((1, 3), others))]
+    if len(axes) == 1:
+        return [(2, size), (1, size), (3, size)]
+    others = [[int(n * share) for n, share in zip(size, shares)] for shares in ((0.75, 0.5), (0.5, 0.75))]
+    # Odd ones, unless they have to be multiples.
+    fitting = [tuple(n | 1 if step == 1 else max(n // step, 1) * step for n in other) for other in others]
+    return [(2, size), (1, fitting[0]), (3, fitting[1])]
 
 
 def _write_onnx(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
