@@ -3,7 +3,7 @@
 import copy
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +101,47 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     size = size or getattr(model.data_preprocessor, 'size', None)
     if size is None:
         dataset = next(_datasets((cfg.get('train_dataloader') or {}).get('dataset')), {})
-        for step in dataset.get('pipeline') or []:
-            wanted = step.get('crop_size') or (step.get('scale') if type_name(step.get('type')) == 'Resize' else None)
-            if isinstance(wanted, int) or (isinstance(wanted, (list, tuple)) and len(wanted) == 2):
-                # Scales are (width, height), crops (height, width).
-                size = wanted if 'crop_size' in step or isinstance(wanted, int) else wanted[::-1]
+        size = _size_of(dataset)
         if size is None:
             kind = type_name(dataset.get('type'))
             size = 32 if 'CIFAR' in kind else dataset.get('size', 16) if kind == 'Digits' else 224
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def size_in_tests(cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that a net gets in a test, padded to the preprocessor's divisor.
+
+    The first one known of: the window of a test by sliding windows; the last fixed-size crop or resize of the test
+    pipeline, for one that keeps the ratio the largest size; :func:`input_size`.
+    """
+    rule = getattr(model, 'test_cfg', None) or {}
+    size = rule.get('crop_size') if rule.get('mode') == 'slide' else None
+    size = size or _size_of(next(_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {}))
+    size = size or input_size(cfg, model)
+    preprocessor = model.data_preprocessor
+    # mmseg names what it pads to in a test apart.
+    rule = getattr(preprocessor, 'test_cfg', None) or {}
+    divisor = rule.get('size_divisor') or getattr(preprocessor, 'pad_size_divisor', 1)
+    return tuple(-(-n // divisor) * divisor for n in ((size, size) if isinstance(size, int) else size))
+
+
+def _size_of(dataset: Mapping) -> int | tuple[int, int] | None:
+    """Height and width of the last fixed-size crop or resize of a data set's pipeline; None if it has none."""
+    size = None
+    for step in dataset.get('pipeline') or []:
+        wanted = step.get('crop_size') or (step.get('scale') if type_name(step.get('type')) == 'Resize' else None)
+        if isinstance(wanted, int) or (isinstance(wanted, (list, tuple)) and len(wanted) == 2):
+            # Scales are (width, height), crops (height, width).
+            size = wanted if 'crop_size' in step or isinstance(wanted, int) else wanted[::-1]
+    return size
+
+
+def loads_bytes(cfg: Config) -> bool:
+    """Whether the test pipeline is known to load images of bytes."""
+    dataset = next(_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {})
+    loader = next(iter(dataset.get('pipeline') or []), {})
+    plain = loader.get('color_type', 'color') == 'color' and not loader.get('to_float32')
+    return type_name(loader.get('type')) == 'LoadImageFromFile' and plain
 
 
 def check_teacher_file(cfg: Config) -> None:

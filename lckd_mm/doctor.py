@@ -23,15 +23,18 @@ FAMILIES = {
 }
 TORCH = dict(torch='2.10.0', torchvision='0.25.0')
 _INSTALL = {'upstream': 'make install', 'onedl': 'make install FAMILY=onedl'}
+#: Whether this is the repository; a wheel has neither its Makefile nor a folder tools/.
+_REPOSITORY = (Path(__file__).parents[1] / 'Makefile').is_file()
+_PREPARE = 'python tools/prepare_data.py' if _REPOSITORY else 'lckd_mm prepare_data'
 
 # Where the configs expect their data: (name, a file or folder that must exist, how to get it).
 _DATA = (
-    ('digit scenes', 'data/digit_scenes/ImageSets', 'python tools/prepare_data.py digit-scenes'),
+    ('digit scenes', 'data/digit_scenes/ImageSets', f'{_PREPARE} digit-scenes'),
     ('VOC2012', 'data/VOCdevkit/VOC2012/ImageSets', 'unpack its trainval archive to data/'),
     (
         'SBD, converted',
         'data/VOCdevkit/VOC2012/SegmentationClassAug',
-        'python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
+        f'{_PREPARE} sbd SBD_ROOT data/VOCdevkit/VOC2012',
     ),
     ('VOC2007', 'data/VOCdevkit/VOC2007/ImageSets', 'unpack its trainval and test archives to data/'),
     ('CIFAR-100', 'data/cifar100/cifar-100-python', 'the first training fetches it, or unpack its archive there'),
@@ -51,11 +54,10 @@ class Finding(NamedTuple):
 def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
     """Run all checks in turn; ``root`` is the folder that holds ``data/``."""
     family = max(FAMILIES, key=lambda name: len(_installed(name)))
-    install = _INSTALL[family]
     for name, tested in (FAMILIES[family] | TORCH).items():
         version = _version(name)
         if version is None:
-            yield Finding(name, 'wrong', 'not installed', install)
+            yield Finding(name, 'wrong', 'not installed', _install(name, tested, family))
         elif version.partition('+')[0] == tested:
             yield Finding(name, 'ok', version)
         else:
@@ -63,15 +65,29 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
     mixed = [name for other in FAMILIES if other != family for name in _installed(other)]
     if mixed:
         says = f'{", ".join(mixed)} of the other family: both families use the same import names'
-        yield Finding('host libraries', 'wrong', says, f'remove .venv, then {install}')
+        new = f'remove .venv, then {_INSTALL[family]}' if _REPOSITORY else 'install one of them into a new environment'
+        yield Finding('host libraries', 'wrong', says, new)
     for what, check in (('environment', _environment), ('operators', _operators), ('lckd_mm', _package)):
         try:
             yield from check()
         except Exception as error:  # a broken installation may raise anything, and the report must go on
-            yield Finding(what, 'wrong', one_line(error), install)
+            kind = 'mmcv' if what == 'operators' else 'mmengine'
+            cause = next(item for item in FAMILIES[family].items() if item[0].endswith(kind))
+            yield Finding(what, 'wrong', one_line(error), _install(*cause, family))
     for what, path, cure in _DATA:
         found = (Path(root) / path).exists()
         yield Finding(what, 'ok', path) if found else Finding(what, 'note', f'not at {path}', cure)
+
+
+def _install(distribution: str, version: str, family: str) -> str:
+    """The command that installs a missing distribution, or one that does not work."""
+    if _REPOSITORY:
+        return _INSTALL[family]
+    if distribution.endswith('mmcv'):  # compiled against the torch that is there
+        return f'pip install --force-reinstall --no-deps --no-build-isolation {distribution}=={version}'
+    if family == 'upstream' and distribution not in TORCH:
+        return "pip install 'lckd_mm[hosts]'"
+    return f'pip install {distribution}=={version}'
 
 
 def _installed(family: str) -> list[str]:

@@ -183,6 +183,25 @@ def validation(root):
     )
 
 
+def evaluation(host, root):
+    """A test on the training images, as they are."""
+    dataset = HOSTS[host][1](root, 'train')
+    dropped = ('RandomFlip', 'RandomCrop', 'PhotoMetricDistortion')
+    dataset['pipeline'] = [step for step in dataset['pipeline'] if step['type'] not in dropped]
+    if host == 'mmdet':
+        dataset['pipeline'].insert(-1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
+    evaluators = dict(
+        mmseg=dict(type='IoUMetric'), mmdet=dict(type='VOCMetric', metric='mAP'), mmpretrain=dict(type='Accuracy')
+    )
+    return dict(
+        test_dataloader=dict(
+            batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset
+        ),
+        test_cfg=dict(type='TestLoop'),
+        test_evaluator=evaluators[host],
+    )
+
+
 def distiller(host, student, teacher, path, lipschitz=1.0, kd=1.0, **lipschitz_term):
     return dict(
         type='lckd_mm.Distiller',

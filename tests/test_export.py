@@ -1,17 +1,24 @@
 """Export: the files run, alone, and compute what the model does."""
 
+import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from run_helpers import HOSTS, ROOT
+from mmengine.config import Config
+from mmseg.apis import inference_model
+from run_helpers import FULL, HOSTS, ROOT, scenes, segmentor
 from small_nets import mask2former, of_one_size
 
-from lckd_mm.hosts import build_model, image_channels
+from lckd_mm.config import plain_model, size_in_tests
+from lckd_mm.hosts import WholePrediction, build_model, image_channels
 from lckd_mm.reporting.costs import figures
 from lckd_mm.storage.export import PlainForward, export
 
+onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
 OUTPUTS = {'mmpretrain': [(1, 10)], 'mmseg': [(1, 11, 8, 8)], 'mmdet': 8}
 
@@ -31,16 +38,18 @@ def model(scope):
     return build
 
 
-def same_outputs(path, net, images):
-    """Whether a file, run by nothing of ours, computes what the net does."""
+def run(path, images):
+    """What a file gives, run by nothing of ours."""
     if path.suffix == '.onnx':
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        got = [torch.from_numpy(x) for x in session.run(None, {'inputs': images.numpy()})]
-    else:
-        got = torch.export.load(path).module()(images)
+        return [torch.from_numpy(x) for x in session.run(None, {'inputs': images.numpy()})]
+    return list(torch.export.load(path).module()(images))
+
+
+def same_outputs(path, net, images):
     with torch.no_grad():
         expected = PlainForward(net)(images)
-    for x, y in zip(got, expected, strict=True):
+    for x, y in zip(run(path, images), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
@@ -48,26 +57,131 @@ def same_outputs(path, net, images):
 @pytest.mark.parametrize('host', HOSTS)
 def test_every_host_in_both_formats(host, kind, model, tmp_path):
     net, path = model(host), tmp_path / f'net.{kind}'
-    shapes, worst = export(net, path, (64, 64))
-    assert (len(shapes) if host == 'mmdet' else shapes) == OUTPUTS[host]
-    assert worst < 1e-5
+    done = export(PlainForward(net), path, (64, 64), fixed=not FULL)
+    assert (len(done.shapes) if host == 'mmdet' else done.shapes) == OUTPUTS[host]
+    assert done.worst < 1e-5
     # Compared once more, by other images and by nothing of ours.
     same_outputs(path, net, torch.randn(1, 3, 64, 64))
+    if kind == 'onnx' and FULL:
+        assert done.free == ('batch', 'height', 'width')
+        same_outputs(path, net, torch.randn(5, 3, 97, 131))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
-def test_any_batch(kind, model, tmp_path):
-    net, path = model('mmpretrain'), tmp_path / f'net.{kind}'
-    export(net, path, (32, 32), dynamic_batch=True)
+def test_any_batch(model, tmp_path):
+    net, path = model('mmpretrain'), tmp_path / 'net.pt2'
+    assert 'batch' in export(PlainForward(net), path, (32, 32), metadata=dict(classes=['0', '1'])).free
     same_outputs(path, net, torch.randn(5, 3, 32, 32))
+    torch.export.load(path, extra_files=(files := {'lckd_mm.json': ''}))
+    assert json.loads(files['lckd_mm.json']) == dict(classes=['0', '1'])
+
+
+@pytest.mark.full
+def test_a_net_for_images_of_one_size_takes_any_batch(scope, tmp_path):
+    scope('mmseg')
+    net, path = build_model(of_one_size()).eval(), tmp_path / 'net.pt2'
+    done = export(PlainForward(net), path, (96, 96))
+    assert done.free == ('batch',) and done.why
+    same_outputs(path, net, torch.randn(5, 3, 96, 96))
+
+
+def shallow(**preprocessor):
+    """A segmentor of two stages."""
+    cfg = segmentor(8)
+    del cfg['auxiliary_head']
+    cfg['backbone'] |= dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    cfg['decode_head'] |= dict(in_channels=16, in_index=1)
+    cfg['data_preprocessor'] |= preprocessor
+    return cfg
+
+
+def padded():
+    cfg = shallow(test_cfg=dict(size_divisor=32))
+    cfg['decode_head']['align_corners'] = True
+    return cfg
+
+
+def padded_to_a_size():
+    return shallow(test_cfg=dict(size=(128, 160)), bgr_to_rgb=False)
+
+
+def binary():
+    cfg = shallow()
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    cfg['decode_head'] |= dict(num_classes=2, out_channels=1, threshold=0.5, loss_decode=loss)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'kind'),
+    [
+        (padded, 'onnx'),
+        pytest.param(padded, 'pt2', marks=pytest.mark.full),
+        pytest.param(padded_to_a_size, 'onnx', marks=pytest.mark.full),
+        pytest.param(binary, 'onnx', marks=pytest.mark.full),
+    ],
+)
+def test_end_to_end_gives_each_pixel_the_hosts_class(cfg, kind, scenes, scope, tmp_path):
+    scope('mmseg')
+    torch.manual_seed(3)
+    net, path = build_model(cfg()).eval(), tmp_path / f'net.{kind}'
+    # So that each image has several classes.
+    net.decode_head.conv_seg.weight.data.normal_()
+    done = export(WholePrediction(net), path, (64, 64), metadata=dict(channel_order='BGR', size=(64, 64)))
+    assert done.shapes == [(1, 64, 64)]
+    pictures = [cv2.imread(file) for file in sorted(map(str, (scenes / 'JPEGImages').iterdir()))[:2]]
+    sizes = [(64, 64)]
+    if kind == 'onnx':
+        assert done.free == ('batch', 'height', 'width')
+        sizes += [(97, 131), (64, 45)]
+        props = onnx.load(path).metadata_props
+        assert {p.key: json.loads(p.value) for p in props} == dict(channel_order='BGR', size=[64, 64])
+    net.cfg = Config(dict(test_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]))
+    for size in sizes:
+        images = [cv2.resize(picture, size[::-1]) for picture in pictures]
+        expected = torch.cat([sample.pred_sem_seg.data for sample in inference_model(net, images)])
+        assert len(expected.unique()) > 1
+        got = run(path, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
+        assert torch.equal(got[0], expected.long())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
+def test_end_to_end_gives_the_hosts_probabilities(kind, model, tmp_path):
+    net, path = model('mmpretrain'), tmp_path / f'net.{kind}'
+    export(WholePrediction(net, torch.float32), path, (32, 32))
+    images = torch.rand(5, 3, 32, 32) * 255
+    with torch.no_grad():
+        expected = torch.stack([sample.pred_score for sample in net.test_step(dict(inputs=list(images)))])
+    torch.testing.assert_close(run(path, images)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_no_end_is_refused_with_a_way(scope, model):
+    with pytest.raises(ValueError, match=r'boxes of RetinaNet .* without --end-to-end, .* mmdeploy'):
+        WholePrediction(model('mmdet'))
+    scope('mmseg')
+    cfg = segmentor(4) | dict(test_cfg=dict(mode='slide', crop_size=(32, 32), stride=(16, 16)))
+    with pytest.raises(ValueError, match=r"sliding windows, .* mode='whole'"):
+        WholePrediction(build_model(cfg))
+
+
+def test_the_size_is_the_tests(scope):
+    scope('mmseg')
+    resized = dict(type='Resize', scale=(200, 100), keep_ratio=True)
+    cfg = Config(dict(model=padded(), test_dataloader=dict(dataset=dict(type='A', pipeline=[resized]))))
+    assert size_in_tests(cfg, plain_model(cfg)) == (128, 224)
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 96), stride=(32, 32))
+    assert size_in_tests(cfg, plain_model(cfg)) == (64, 96)
+    cfg.pop('test_dataloader')
+    cfg.model.test_cfg = dict(mode='whole')
+    assert size_in_tests(cfg, plain_model(cfg)) == (64, 64)
 
 
 def test_outputs_that_differ_leave_no_file_and_keep_the_old_one(model, tmp_path):
     net, path = model('mmpretrain'), tmp_path / 'net.pt2'
     path.write_bytes(b'old')
     with pytest.raises(ValueError, match='differ from those of ImageClassifier'):
-        export(net, path, (32, 32), tolerance=-1.0)
+        export(PlainForward(net), path, (32, 32), fixed=True, tolerance=-1.0)
     assert path.read_bytes() == b'old'
     assert [p.name for p in tmp_path.iterdir()] == ['net.pt2']
 
@@ -80,19 +194,19 @@ def test_a_forward_that_cannot_be_exported_is_a_sentence(model, tmp_path):
     net = model('mmpretrain')
     net.neck = torch.nn.Sequential(net.neck, Branch())
     with pytest.raises(ValueError, match=r'ImageClassifier .* \.pt2'):
-        export(net, tmp_path / 'net.pt2', (32, 32))
+        export(PlainForward(net), tmp_path / 'net.pt2', (32, 32))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r'\.pth.*\.onnx, \.pt2'):
-        export(net, tmp_path / 'net.pth', (32, 32))
+        export(PlainForward(net), tmp_path / 'net.pth', (32, 32))
 
 
 def test_a_model_without_a_plain_forward_is_refused_with_a_way(scope, tmp_path):
     scope('mmseg')
     net = build_model(mask2former())
     with pytest.raises(ValueError, match=r'EncoderDecoder fails .* no plain forward of images alone; .* mmdeploy'):
-        export(net, tmp_path / 'net.pt2', (64, 64))
+        export(PlainForward(net), tmp_path / 'net.pt2', (64, 64))
     with pytest.raises(ValueError, match=r'RuntimeError: .*: give --size'):
-        export(build_model(of_one_size()), tmp_path / 'net.pt2', (64, 64))
+        export(PlainForward(build_model(of_one_size())), tmp_path / 'net.pt2', (64, 64))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,7 +216,8 @@ def test_images_of_other_channels(channels, scope, tmp_path):
     cfg = HOSTS['mmpretrain'][0](4)
     cfg['backbone']['in_channels'] = channels
     net, path = build_model(cfg).eval(), tmp_path / 'net.pt2'
-    export(net, path, (32, 32), channels=image_channels(net))
+    export(PlainForward(net, channels), path, (32, 32), fixed=True)
+    assert image_channels(net) == channels
     same_outputs(path, net, torch.randn(1, channels, 32, 32))
     assert figures(net, (32, 32))['flops'] > 0
 

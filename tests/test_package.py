@@ -1,6 +1,7 @@
 """What is installed: it carries the configs and tools, so that `lckd_mm::…` works without this repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,15 @@ def test_the_tools_run_from_the_wheel(installed, tmp_path):
     assert 'holds no run' in python(installed, tmp_path, tools / 'analysis/report.py', tmp_path, code=1)
     # A name that leads nowhere is a sentence too.
     assert 'no config file' in python(installed, tmp_path, tools / 'train.py', 'lckd_mm::none.py', code=1)
+
+
+def test_the_doctor_advises_what_a_wheel_has(installed, tmp_path):
+    # -S leaves the site-packages out.
+    says = python(installed, tmp_path, '-S', '-m', 'lckd_mm.doctor', code=1)
+    assert "mmdet           not installed; pip install 'lckd_mm[hosts]'" in says
+    assert re.search(r'mmcv            not installed; pip install .*--no-build-isolation mmcv==2\.1\.0', says)
+    assert '; lckd_mm prepare_data digit-scenes' in says
+    assert 'make' not in says and 'tools/' not in says
 
 
 def test_from_the_repository_the_name_works_too():

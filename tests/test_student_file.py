@@ -12,38 +12,21 @@ from mmengine.config import Config
 from run_helpers import (
     HOOK,
     HOSTS,
-    classification_data,
     config,
     count,
-    detection_data,
     distillation,
+    evaluation,
     run,
     scenes,
-    segmentation_data,
     teacher_file,
 )
 
-EVALUATORS = dict(
-    mmseg=dict(type='IoUMetric'), mmdet=dict(type='VOCMetric', metric='mAP'), mmpretrain=dict(type='Accuracy')
-)
-DATA = dict(mmseg=segmentation_data, mmdet=detection_data, mmpretrain=classification_data)
 KD = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')
-
-
-def loader(host, root):
-    dataset = DATA[host](root, 'train')
-    steps = dataset['pipeline']
-    dataset['pipeline'] = [s for s in steps if s['type'] not in ('RandomFlip', 'PhotoMetricDistortion')]
-    if host == 'mmdet':
-        dataset['pipeline'].insert(-1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
-    return dict(
-        batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize('host', count(list(HOSTS), ['mmseg']))
 def test_the_hosts_own_tool_tests_the_student(host, scenes, tmp_path, teacher_file):
-    tested = dict(test_dataloader=loader(host, scenes), test_cfg=dict(type='TestLoop'), test_evaluator=EVALUATORS[host])
+    tested = evaluation(host, scenes)
     validated = {key.replace('test', 'val'): value for key, value in tested.items()} | dict(
         val_cfg=dict(type='ValLoop')
     )

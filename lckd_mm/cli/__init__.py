@@ -1,5 +1,17 @@
-"""The functions behind the tools: training, testing, and their preparation."""
+"""The functions behind the tools: training, testing, predicting, and their preparation."""
 
 from .commands import add_hooks, build_runner, fit, option_path, parser, read_config, run_tool, test, train
+from .predict import predict
 
-__all__ = ['add_hooks', 'build_runner', 'fit', 'option_path', 'parser', 'read_config', 'run_tool', 'test', 'train']
+__all__ = [
+    'add_hooks',
+    'build_runner',
+    'fit',
+    'option_path',
+    'parser',
+    'predict',
+    'read_config',
+    'run_tool',
+    'test',
+    'train',
+]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import json
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -24,9 +25,11 @@ from ..config import (
     is_distillation,
     kind_of,
     student_config,
+    student_model,
 )
 from ..errors import CLEAR, one_line
-from ..hosts import load_config, unwrapped
+from ..evaluation.drawing import HostPictures
+from ..hosts import data_meta, load_config, unwrapped
 from ..recipes import RECIPES, default_work_dir, start
 from ..registry import OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
@@ -199,6 +202,8 @@ def test(argv: list[str]) -> None:
     p.add_argument('--out', help='write the metrics to this JSON file')
     p.add_argument('--net', type=int, default=0, help="index of the checkpoint's net, if several learn together")
     p.add_argument('--dump', metavar='FILE.pkl', help="write every sample's truth and prediction to this file")
+    p.add_argument('--show-dir', metavar='DIR', help='draw every prediction, beside the truth, into this folder')
+    p.add_argument('--tta', action='store_true', help="test-time augmentation: the config's, else the host's default")
     args = p.parse_args(argv)
     if args.dump and not args.dump.endswith('.pkl'):
         raise ValueError(f'--dump: the file must end in .pkl, got {args.dump!r}')
@@ -210,14 +215,58 @@ def test(argv: list[str]) -> None:
     if args.dump:
         evaluators = [cfg.test_evaluator] if isinstance(cfg.test_evaluator, dict) else cfg.test_evaluator
         cfg.test_evaluator = [*evaluators, dict(type='lckd_mm.DumpPredictions', out_file_path=args.dump)]
+    if args.tta:
+        augment_test(cfg)
     # Load strictly here: the Runner's own loading tolerates missing keys.
     cfg.load_from, cfg.resume = None, False
     prepare_launch(cfg)
     runner = build_runner(cfg)
-    load_strictly(unwrapped(runner.model), args.checkpoint, 'test')
+    model = unwrapped(runner.model)
+    model = model.module if args.tta else model
+    meta = data_meta(cfg, load_strictly(model, args.checkpoint, 'test'))
+    if args.show_dir:
+        from ..hooks.pictures import PicturesHook
+
+        runner.register_hook(PicturesHook(HostPictures(model, meta, args.show_dir)))
     metrics = runner.test()
     if args.out and runner.rank == 0:
         Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
+
+
+#: What the hosts' own tools take where a config does not say; mmseg's takes nothing.
+_TTA = {
+    'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+}
+
+
+def augment_test(cfg: Config) -> None:
+    """Change a config so that its test merges the predictions of several views, as the hosts' tools do with ``--tta``.
+
+    By its ``tta_model`` and ``tta_pipeline``; without them, for a detector or classifier, of the image and its mirror.
+
+    Raises:
+        KeyError: a segmentor's config that has not both.
+    """
+    scope, dataset = cfg.get('default_scope'), cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    model, pipeline = cfg.get('tta_model', _TTA.get(scope)), cfg.get('tta_pipeline')
+    if pipeline is None and scope in _TTA:
+        pack = copy.deepcopy(dataset.pipeline[-1])
+        if scope == 'mmdet':  # it turns the boxes back by them
+            shapes = ('ori_shape', 'img_shape', 'scale_factor')
+            pack['meta_keys'] = ('img_id', 'img_path', *shapes, 'flip', 'flip_direction')
+        # The image itself first: the truth is taken from the first view.
+        views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)], [pack]]
+        pipeline = [*dataset.pipeline[:-1], dict(type='TestTimeAug', transforms=views)]
+    if model is None or pipeline is None:
+        raise KeyError(
+            "--tta: the config has no tta_model or no tta_pipeline; those of mmseg's data sets, such as "
+            "configs/_base_/datasets/cityscapes.py of mmseg, have a pipeline, and tta_model=dict(type='SegTTAModel')"
+        )
+    dataset.pipeline = pipeline
+    cfg.model = ConfigDict(**model, module=student_model(cfg))
 
 
 def fit(argv: list[str]) -> None:

@@ -1,11 +1,13 @@
 """Drawing of labels, boxes and class names into images."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from mmengine.registry import VISUALIZERS
 from torch import Tensor, nn
 
 from ..hosts import host_of
@@ -90,12 +92,16 @@ def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, 
         if isinstance(palette, (list, tuple)) and label < len(palette):
             colour = [int(c) for c in palette[label]]
         else:
-            # Hues spaced by the golden angle differ for any number of classes.
-            hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
-            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+            colour = _distinct_colour(label)
         cv2.rectangle(drawn, box[:2], box[2:], colour, 2 if times > 1 else 1)
         _tag(drawn, str(classes[label]) if classes else str(label), box[:2], colour)
     return drawn
+
+
+def _distinct_colour(label: int) -> list[int]:
+    """A colour for a class without one: hues spaced by the golden angle differ for any number of classes."""
+    hue = np.uint8([[[int(label * 137.508) % 180, 255, 255]]])
+    return cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
 
 
 def _tag(image: np.ndarray, text: str, corner: list[int], colour: list[int]) -> None:
@@ -145,3 +151,51 @@ def _legend_lines(names: Mapping[str, tuple[int, int, int]], width: int) -> list
         cv2.putText(lines[-1], name, (left + 17, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
         left += wide
     return lines
+
+
+_VISUALIZERS = {
+    'mmseg': 'mmseg.SegLocalVisualizer',
+    'mmdet': 'mmdet.DetLocalVisualizer',
+    'mmpretrain': 'mmpretrain.UniversalVisualizer',
+}
+
+
+class HostPictures:
+    """Draws predictions with the visualizer of the model's host, into a folder.
+
+    Args:
+        model: a model of a host.
+        meta: ``classes`` and ``palette``, as far as known.
+    """
+
+    def __init__(self, model: nn.Module, meta: Mapping, folder: str | Path):
+        self._host, self.folder = host_of(model), Path(folder)
+        # Not built by the registry, which would make it the current one of the process.
+        self._visualizer = VISUALIZERS.get(_VISUALIZERS[self._host])()
+        classes, palette = meta.get('classes'), meta.get('palette')
+        if self._host == 'mmseg':  # it draws none without names and colours
+            classes = classes or [str(i) for i in range(max(model.num_classes, 2))]
+            palette = palette or [_distinct_colour(i) for i in range(len(classes))]
+        # mmdet takes a list of three for three colours.
+        palette = palette and [tuple(colour) for colour in palette]
+        self._visualizer.dataset_meta = dict(classes=classes, palette=palette)
+        self._written: set[str] = set()
+
+    def write(self, name: str, image: np.ndarray, sample: Any, truth: bool = False) -> Path:
+        """Write ``<name>.png``, or ``<name>_2.png`` if that was written before; gives the path.
+
+        Args:
+            image: RGB, ``(H, W, 3)``, uint8, at the size that the prediction is for.
+            truth: draw the sample's ground truth, too.
+        """
+        names = (name, *(f'{name}_{n}' for n in range(2, len(self._written) + 2)))
+        name = next(free for free in names if free not in self._written)
+        self._written.add(name)
+        path = self.folder / f'{name}.png'
+        if self._host == 'mmpretrain':
+            # Its text has a size of its own.
+            enlarged = _LEGIBLE if min(image.shape[:2]) < _LEGIBLE else None
+            self._visualizer.visualize_cls(image, sample.cpu(), draw_gt=truth, resize=enlarged, out_file=str(path))
+        else:
+            self._visualizer.add_datasample(name, image, sample.cpu(), draw_gt=truth, out_file=str(path))
+        return path

@@ -1,6 +1,7 @@
-"""PredictionHook: draws predictions on a few validation images during training."""
+"""Drawing of predictions: on a few validation images during training, and of a whole test."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
@@ -8,7 +9,7 @@ from mmengine.hooks import Hook
 
 from .. import arguments
 from ..contexts import eval_mode, preserved_rng
-from ..evaluation.drawing import draw, legend, original_image, side_by_side
+from ..evaluation.drawing import HostPictures, draw, legend, original_image, side_by_side
 from ..registry import HOOKS
 from .distillation import distiller_of
 
@@ -58,3 +59,18 @@ class PredictionHook(Hook):
             names = legend(model.student, [(truth, True), (teacher, False), (student, False)], meta)
             picture = side_by_side(panels, names=names)
             runner.visualizer.add_image(f'prediction_{index}', picture, step=runner.iter)
+
+
+class PicturesHook(Hook):
+    """Draws every prediction of a test into a folder: ``tools/test.py --show-dir``."""
+
+    def __init__(self, pictures: HostPictures):
+        self.pictures = pictures
+        self._count = 0
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for inputs, sample in zip(data_batch['inputs'], outputs):
+            # With test-time augmentation, several views of each.
+            image = original_image(sample, inputs[0] if isinstance(inputs, (list, tuple)) else inputs)
+            self.pictures.write(Path(sample.get('img_path') or f'{self._count:06d}').stem, image, sample, truth=True)
+            self._count += 1

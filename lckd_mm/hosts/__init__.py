@@ -1,7 +1,7 @@
 """What differs between the host libraries. A new host starts here; docs/design.md lists the other files."""
 
 from .boxes import check_box_layers, check_boxes, check_same_boxes, decoded_boxes, positives
-from .classes import class_names, config_class_names, datasets, score_count, scores_classes
+from .classes import class_names, config_class_names, data_meta, datasets, score_count, scores_classes
 from .heads import comparable_parts, has_sigmoids, owner_head, row_choosers
 from .inputs import image_channels, normalisation
 from .models import (
@@ -13,6 +13,7 @@ from .models import (
     read_model_config,
     unwrapped,
 )
+from .prediction import WholePrediction
 from .samples import (
     class_targets,
     fabricate_samples,
@@ -28,6 +29,7 @@ from .samples import (
 )
 
 __all__ = [
+    'WholePrediction',
     'build_model',
     'build_named_model',
     'check_box_layers',
@@ -37,6 +39,7 @@ __all__ = [
     'class_targets',
     'comparable_parts',
     'config_class_names',
+    'data_meta',
     'datasets',
     'decoded_boxes',
     'fabricate_samples',

@@ -21,15 +21,23 @@ def class_names(meta: Any) -> list[str] | None:
 
 def config_class_names(source: Any) -> list[str] | None:
     """The names of the data set that a config file trains on, from its ``metainfo`` or its class; None: unknown."""
-    if not isinstance(source, str):
-        return None
-    cfg = load_config(source)
-    for dataset in datasets((cfg.get('train_dataloader') or {}).get('dataset')):
-        kind = resolved(dataset.get('type'), DATASETS, cfg.get('default_scope'))
-        names = class_names(dataset.get('metainfo')) or class_names(getattr(kind, 'METAINFO', None))
-        if names is not None:
-            return names
-    return None
+    return data_meta(load_config(source))['classes'] if isinstance(source, str) else None
+
+
+def data_meta(cfg: Mapping, meta: Mapping | None = None) -> dict[str, Any]:
+    """Names and colours of a net's classes, ``classes`` and ``palette``, lists; None: unknown.
+
+    From its checkpoint's ``meta``, else from the data sets of its config: their ``metainfo`` or their class.
+    """
+    known = [(meta or {}).get('dataset_meta'), meta]
+    for loader in ('train_dataloader', 'test_dataloader'):
+        for dataset in datasets((cfg.get(loader) or {}).get('dataset')):
+            kind = resolved(dataset.get('type'), DATASETS, cfg.get('default_scope'))
+            known += [dataset.get('metainfo'), getattr(kind, 'METAINFO', None)]
+    classes = next((names for source in known if (names := class_names(source))), None)
+    palettes = (source.get('palette') for source in known if isinstance(source, Mapping))
+    fitting = (p for p in palettes if isinstance(p, (list, tuple)) and len(p) == len(classes or ()))
+    return dict(classes=classes, palette=next(([list(map(int, colour)) for colour in p] for p in fitting), None))
 
 
 def datasets(config: Any) -> Iterator[Mapping]:

@@ -1,11 +1,14 @@
-"""Export of a model's plain forward to ONNX or torch.export; the file is kept only if its outputs match."""
+"""Export of a model's forward to ONNX or torch.export; the file is kept only if its outputs match."""
 
+import json
+import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,20 +18,44 @@ from .. import arguments
 from ..contexts import eval_mode
 from ..errors import one_line
 
+_METADATA = 'lckd_mm.json'
+#: Tried in this order, until the file computes what the model does: the axes of the images that may have other lengths,
+#: and what their heights and widths are multiples of.
+_FREEDOMS = (
+    ({0: 'batch', 2: 'height', 3: 'width'}, 1),
+    ({0: 'batch', 2: 'height', 3: 'width'}, 32),
+    ({0: 'batch'}, 1),
+    ({}, 1),
+)
+
 
 class PlainForward(nn.Module):
     """Maps normalised images ``(B, C, H, W)`` to a host model's tensors of ``mode='tensor'``, in the host's order.
 
     These are class scores of a classifier or segmentor (at the head's stride), and raw maps of a detector's head:
     without decoding, NMS and resizing.
+
+    Args:
+        channels: of the images.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
-        self.model = model
+        self.model, self.channels = model, channels
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(_tensors(self.model(inputs, mode='tensor')))
+
+    def images(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Random images."""
+        return torch.randn(batch, self.channels, *size, generator=generator)
+
+    def difference(self, outputs: list[Tensor], images: Tensor) -> float:
+        """The largest difference of ``outputs`` to the model's, in parts of the largest output."""
+        expected = self(images)
+        if [tuple(x.shape) for x in outputs] != [tuple(x.shape) for x in expected]:
+            return float('inf')
+        return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in zip(outputs, expected))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -39,25 +66,40 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for one in value for tensor in _tensors(one)]
 
 
+class Exported(NamedTuple):
+    """What :func:`export` wrote."""
+
+    #: Of the outputs, for one image of the given size.
+    shapes: list[tuple[int, ...]]
+    #: The largest difference found, as the forward measures it.
+    worst: float
+    #: Axes of the images that may have other lengths: some of 'batch', 'height', 'width'.
+    free: tuple[str, ...]
+    #: Other heights and widths have to be multiples of it.
+    step: int
+    #: Why not all may have any length; empty if all may, or it was not tried.
+    why: str
+
+
 def export(
-    model: nn.Module,
+    forward: nn.Module,
     path: str | Path,
     size: tuple[int, int],
-    dynamic_batch: bool = False,
+    fixed: bool = False,
     tolerance: float = 1e-4,
-    channels: int = 3,
-) -> tuple[list[tuple[int, ...]], float]:
-    """Write ``path`` and compare its outputs with the model's on random images.
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write ``path``, for images of any size and number if the model allows it, and compare its outputs.
 
     Args:
-        model: a host's model, on the CPU.
+        forward: :class:`PlainForward` of a host's model on the CPU, or another module with its methods.
         path: ends in .onnx (run with onnxruntime for the comparison) or .pt2 (``torch.export``).
-        size: height and width of the images.
-        dynamic_batch: allow any batch size; also compared with batches of 1 and 3.
-        tolerance: largest allowed difference, relative to the largest output.
-        channels: of the images.
-    Returns:
-        The outputs' shapes, and the largest difference found, relative to the largest output.
+        size: height and width of the images. Two other sizes, and batches of 1 to 3, are compared, too, if these axes
+            are free.
+        fixed: one image of this size alone.
+        tolerance: largest allowed difference, as ``forward.difference`` measures it.
+        metadata: values of JSON for the file: ``metadata_props`` of ONNX, each value as JSON; in .pt2 the extra file
+            ``lckd_mm.json``.
     Raises:
         ValueError: another suffix, no forward of images alone or one that cannot be exported, or outputs that differ by
             more; no new file is left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are
@@ -70,16 +112,12 @@ def export(
         missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
         if missing:
             raise ModuleNotFoundError(f'export: missing packages; pip install {" ".join(missing)}', name=missing[0])
-    generator = torch.Generator().manual_seed(0)
-    plain = PlainForward(model)
-    # Two images for a dynamic batch: exporters treat a 1 as constant.
-    batches = [torch.randn(n, channels, *size, generator=generator) for n in ((2, 1, 3) if dynamic_batch else (1,))]
-    shapes = {'inputs': {0: torch.export.Dim('batch', min=1)}} if dynamic_batch else None
+    generator, name = torch.Generator().manual_seed(0), type(forward.model).__name__
     path.parent.mkdir(parents=True, exist_ok=True)
-    with eval_mode(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
+    with eval_mode(forward), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         draft = Path(folder) / path.name
         try:
-            expected = plain(batches[0])
+            expected = forward(forward.images(1, size, generator))
         except Exception as error:  # a host may raise anything
             way = (
                 'give --size H W of an image that it takes'
@@ -88,37 +126,70 @@ def export(
                 'there, or deploy it with mmdeploy'
             )
             raise ValueError(
-                f'export: {type(model).__name__} fails on an image of {size[0]} x {size[1]} ({one_line(error)}): {way}'
+                f'export: {name} fails on an image of {size[0]} x {size[1]} ({one_line(error)}): {way}'
             ) from error
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                write(plain, batches[0], draft, shapes)
-        except Exception as error:  # exporters can raise anything
-            raise ValueError(
-                f'export: the forward of {type(model).__name__} cannot be exported to {kind}: {one_line(error)}'
-            ) from error
-        worst = max(_difference(run(draft, images), plain(images)) for images in batches)
-        if not worst <= tolerance:
-            raise ValueError(
-                f'export: the outputs of {path.name} differ from those of {type(model).__name__} by {worst:.1e} of the '
-                f'largest, more than {tolerance:.0e}; the file was not kept'
-            )
-        os.replace(draft, path)
-    return [tuple(x.shape) for x in expected], worst
+        why, written = '', None
+        for axes, step in _FREEDOMS[-1:] if fixed else _FREEDOMS:
+            batches = [forward.images(n, hw, generator) for n, hw in _compared(size, axes, step)]
+            try:
+                if axes != written:
+                    written = axes
+                    draft.unlink(missing_ok=True)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter('ignore')
+                        write(forward, batches[0], draft, axes, metadata or {})
+                elif not draft.exists():
+                    continue
+                worst = max(forward.difference(run(draft, images), images) for images in batches)
+            except Exception as error:  # exporters can raise anything
+                if not axes:
+                    raise ValueError(
+                        f'export: the forward of {name} cannot be exported to {kind}: {one_line(_first(error))}'
+                    ) from error
+                why = why or one_line(_first(error))
+                continue
+            if worst <= tolerance:
+                os.replace(draft, path)
+                break
+            if not axes:
+                raise ValueError(
+                    f'export: the outputs of {path.name} differ from those of {name} by {worst:.1e} of the largest, '
+                    f'more than {tolerance:.0e}; the file was not kept'
+                )
+            why = why or f'the outputs at other sizes differ by {worst:.1e} of the largest'
+    return Exported([tuple(x.shape) for x in expected], worst, tuple(axes.values()), step, why)
 
 
-def _difference(got: list[Tensor], expected: tuple[Tensor, ...]) -> float:
-    if [tuple(x.shape) for x in got] != [tuple(x.shape) for x in expected]:
-        return float('inf')
-    pairs = zip(got, expected, strict=True)
-    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in pairs)
+def _first(error: BaseException) -> BaseException:
+    """The error that made the exporter fail, which wraps it in advice."""
+    return _first(error.__cause__) if error.__cause__ else error
 
 
-def _write_onnx(plain: nn.Module, example: Tensor, path: Path, shapes: dict | None) -> None:
+def _compared(size: tuple[int, int], axes: Mapping, step: int) -> list[tuple[int, tuple[int, int]]]:
+    """Numbers and sizes of the images to compare; first those to trace, since exporters treat a 1 as constant."""
+    if not axes:
+        return [(1, size)]
+    if len(axes) == 1:
+        return [(2, size), (1, size), (3, size)]
+    others = [[int(n * share) for n, share in zip(size, shares)] for shares in ((0.75, 0.5), (0.5, 0.75))]
+    # Odd ones, unless they have to be multiples.
+    fitting = [tuple(n | 1 if step == 1 else max(n // step, 1) * step for n in other) for other in others]
+    return [(2, size), (1, fitting[0]), (3, fitting[1])]
+
+
+def _write_onnx(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
+    logger = logging.getLogger('torch.onnx')
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of torchvision's operators, used or not
+    try:
+        shapes = {'inputs': dict(axes)} if axes else None
+        options = dict(input_names=['inputs'], dynamic_shapes=shapes, dynamo=True, verbose=False)
+        program = torch.onnx.export(forward, (example,), **options)
+    finally:
+        logger.setLevel(before)
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     # A single file: separate weights are easily lost.
-    options = dict(dynamo=True, external_data=False, verbose=False)
-    torch.onnx.export(plain, (example,), path, input_names=['inputs'], dynamic_shapes=shapes, **options)
+    program.save(path, external_data=False)
 
 
 def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
@@ -128,8 +199,10 @@ def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {'inputs': images.numpy()})]
 
 
-def _write_pt2(plain: nn.Module, example: Tensor, path: Path, shapes: dict | None) -> None:
-    torch.export.save(torch.export.export(plain, (example,), dynamic_shapes=shapes), path)
+def _write_pt2(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
+    shapes = {'inputs': dict.fromkeys(axes, torch.export.Dim.DYNAMIC)} if axes else None
+    program = torch.export.export(forward, (example,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={_METADATA: json.dumps(metadata)})
 
 
 def _run_pt2(path: Path, images: Tensor) -> list[Tensor]:

@@ -1,0 +1,99 @@
+"""The code of tools/predict.py: predictions for single images, by the hosts' own inference."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from ..config import plain_model, student_config
+from ..evaluation.drawing import HostPictures
+from ..hosts import data_meta, host_of
+from ..registry import type_name
+from ..storage.checkpoint import load_strictly
+from .commands import parser, read_config
+
+#: Boxes with a lower score are neither drawn nor printed; the default of mmdet's visualizer.
+_THRESHOLD = 0.3
+
+
+def predict(argv: list[str]) -> None:
+    """``tools/predict.py``."""
+    p = parser('Predict single images; with a distillation config by the student alone')
+    p.add_argument('checkpoint', help='path of a checkpoint')
+    p.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    p.add_argument('--out', required=True, metavar='DIR', help='the folder for the pictures')
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='such as cpu or cuda:1')
+    args = p.parse_args(argv)
+    cfg = student_config(read_config(args))
+    if cfg.get('test_dataloader') is None:
+        raise KeyError(f'config {args.config!r} has no test_dataloader, whose pipeline prepares the images')
+    images = {}
+    for file in args.images:
+        images[file] = cv2.imread(file)
+        if images[file] is None:
+            raise FileNotFoundError(f'predict: {file!r} is no image file that OpenCV reads')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = revert_sync_batchnorm(plain_model(cfg))
+    meta = data_meta(cfg, load_strictly(model, args.checkpoint, 'predict'))
+    infer = inference(model.to(args.device).eval(), cfg)
+    pictures = HostPictures(model, meta, args.out)
+    for file, image in images.items():
+        sample = infer(file)
+        path = pictures.write(Path(file).stem, image[..., ::-1].copy(), sample)
+        print(f'{file}: {found(sample, meta["classes"])}; {path}')
+
+
+def inference(model: nn.Module, cfg: Config) -> Callable[[str], Any]:
+    """The inference of the model's host: maps an image file to its data sample with the prediction."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    pipeline = [step for step in dataset.pipeline if type_name(step['type']) != 'LoadAnnotations']
+    # Each host looks for the config in one place, and for the pipeline in another.
+    model.cfg = model._config = cfg
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline = pipeline
+    host = host_of(model)
+    if host == 'mmseg':
+        from mmseg.apis import inference_model
+
+        return lambda file: inference_model(model, file)
+    if host == 'mmdet':
+        from mmdet.apis import inference_detector
+
+        return lambda file: inference_detector(model, file, Compose(pipeline))
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    inferencer = ImageClassificationInferencer(model)
+    # Calling it would draw a progress bar for each image.
+    return lambda file: inferencer.forward(next(inferencer.preprocess([file])))[0]
+
+
+def found(sample: Any, classes: Sequence[str] | None) -> str:
+    """What a prediction says, in a line: the largest areas, the boxes by class, or the likeliest classes."""
+
+    def name(label: int) -> str:
+        return classes[label] if classes else f'class {label}'
+
+    if 'pred_score' in sample:
+        top = sample.pred_score.topk(min(3, len(sample.pred_score)))
+        return ', '.join(f'{name(i)} {score:.2f}' for score, i in zip(top.values.tolist(), top.indices.tolist()))
+    if 'pred_instances' in sample:
+        scores = defaultdict(list)
+        for label, score in zip(sample.pred_instances.labels.tolist(), sample.pred_instances.scores.tolist()):
+            if score > _THRESHOLD:
+                scores[label].append(f'{score:.2f}')
+        each = (f'{len(few)} {name(label)} ({", ".join(few)})' for label, few in scores.items())
+        return ', '.join(each) or f'nothing with a score above {_THRESHOLD}'
+    if 'pred_sem_seg' in sample:
+        areas = Counter(sample.pred_sem_seg.data.int().flatten().tolist())
+        total = sum(areas.values())
+        return ', '.join(f'{name(label)} {100 * area / total:.1f} %' for label, area in areas.most_common(5))
+    return 'drawn'
