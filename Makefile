@@ -107,7 +107,7 @@ lint: $(INSTALLED)  ## check style and formatting (installs first if need be)
 	$(PY) -m ruff format --check .
 
 docs: $(INSTALLED)  ## build the documentation into site/, failing on a broken link (installs first if need be)
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean-demo:  ## remove what the demos wrote (work_dirs/demo, work_dirs/demo-det), and nothing else
 	rm -rf work_dirs/demo work_dirs/demo-det
