@@ -13,13 +13,14 @@ import sys
 import textwrap
 
 import pytest
-from doc_helpers import PAGES
+from doc_helpers import PAGES, section
 from mmengine.config import Config
 from run_helpers import ROOT
 
 from lckd_mm import registry
 from lckd_mm.distillation import Term
 from lckd_mm.heads.ssd_head import SSDHead
+from lckd_mm.recipes import choose
 
 # ---- what it names
 
@@ -103,12 +104,12 @@ def test_each_name_of_this_package_exists():
         text = page.read_text()
         for name in re.findall(r'(?<![\w.])lckd_mm\.([A-Z]\w+)', text):
             assert name in names or importlib.util.find_spec(f'lckd_mm.{name}'), f'{page.name}: {name}'
-    readme = (ROOT / 'README.md').read_text()
+    methods = (ROOT / 'docs/methods.md').read_text()
     hooks = (ROOT / 'docs/own-config.md').read_text()
     losses = {name for name in registered()['MODELS'] if name.endswith('Loss')}
     # Parts of others: they stand in the reference.
     parts = {'LSGANLoss', 'ReconstructionLoss'}
-    assert [name for name in sorted(losses - parts) if f'`lckd_mm.{name}`' not in readme] == []
+    assert [name for name in sorted(losses - parts) if f'`lckd_mm.{name}`' not in methods] == []
     assert [name for name in sorted(registered()['HOOKS']) if f'`lckd_mm.{name}`' not in hooks] == []
 
 
@@ -179,7 +180,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     assert 'href="../results.html#the-demo-in-figures"' in html['configs/demo.html']
     assert 'src="../methods.png"' in html['configs/digits.html'] and (tmp_path / 'methods.png').is_file()
     assert (tmp_path / 'repository/configs/lckd_fcn_voc.py').is_file()
-    assert 'href="extend.html"' in html['index.html'] and 'href="configs/digits.html"' in html['index.html']
+    assert 'href="extend.html"' in html['index.html'] and 'href="configs/digits.html"' in html['tasks.html']
     # The docstrings' marks: formulas, names of other entries, arguments with their types.
     losses = html['reference/losses.html']
     assert ':math:' not in losses and ':class:' not in losses and '<math' in losses
@@ -187,7 +188,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
         r'id="lckd_mm.losses.KDLoss".*?<b><code>tau</code></b>\s*\(<code><span title="float">', losses, re.S
     )
     assert 'href="connectors.html#lckd_mm.connectors.MarginReLU"' in losses
-    assert 'href="reference/losses.html#lckd_mm.losses.KDLoss"' in html['index.html']
+    assert 'href="reference/losses.html#lckd_mm.losses.KDLoss"' in html['methods.html']
 
 
 def test_broken_links_and_forgotten_pages_fail(tmp_path):
@@ -239,3 +240,12 @@ def test_the_table_of_the_readme_has_the_scores_and_gains_of_both_demos():
     for segmentation, detection in list(zip(*summaries()))[1:]:
         (title, *ours), (_, *theirs) = ([c.strip() for c in row.split('|')[1:5]] for row in (segmentation, detection))
         assert f'| {title} | {ours[0]} | {ours[2]} | {theirs[0]} | {theirs[2]} |' in text
+
+
+def test_the_table_of_the_recipes_has_what_they_take():
+    table = section((ROOT / 'docs/results.md').read_text(), 'What the recipes take')
+    rows = dict(re.findall(r'^\| ([a-z -]+) \|(.*)$', table, re.M))
+    for family, share in choose._OFD.items():
+        tau, weight, _ = choose._KD.get(family, (None,) * 3)
+        assert f"| `'{share}'` |" in rows[family]
+        assert (f'| τ {tau:g}, weight {weight:g} |' if tau else '| refused') in rows[family]
