@@ -115,6 +115,8 @@ def test_each_name_of_this_package_exists():
 
 # ---- the reference
 
+#: What a term fills in.
+CHANNELS = dict(channels=[8], student_channels=[8], in_channels=8, out_channels=8)
 EXAMPLE = re.compile(r'^Example:\n((?: {4}.*\n?)+)', re.M)
 
 
@@ -144,7 +146,10 @@ def test_each_class_has_an_example_that_its_constructor_takes():
                     kind = config[key].removeprefix('lckd_mm.')
                     used.add(kind)
                     if key == 'type':
-                        inspect.signature(known[kind]).bind_partial(**arguments)
+                        takes = inspect.signature(known[kind])
+                        takes.bind_partial(**arguments)
+                        if known[kind].__module__.startswith(('lckd_mm.losses', 'lckd_mm.connectors')):
+                            known[kind](**arguments, **{k: v for k, v in CHANNELS.items() if k in takes.parameters})
         assert name in used, name
 
 
