@@ -6,19 +6,22 @@ site's pages. A linked file that is no page (a config, the licence) is carried a
 stays as it is, so that mkdocs reports it, and fails under --strict.
 """
 
-import ast
 import posixpath
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from html import unescape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _LINK = re.compile(r'(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))')
-_ROLE = re.compile(r':[a-z]+:`(?:[^`<]*<)?~?(?:[\w.]*\.)?(\w+)>?`')
+_NAME = re.compile(r'(?<!">)<code>lckd_mm\.([A-Z]\w+)</code>')
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 
 
 def root_of(config: MkDocsConfig) -> Path:
@@ -49,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the repository's links to the site's, and write the reference."""
+    """Turn the repository's links to the site's."""
     root = root_of(config)
     known = pages(root)
     path = next(path for path, uri in known.items() if uri == page.file.src_uri)
@@ -61,8 +64,33 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return posixpath.relpath(known.get(target) or _carried(target), here or '.') + (match[2] or '')
 
-    markdown = _outside_code(markdown, lambda text: _LINK.sub(turn, text))
-    return markdown + '\n' + reference(root / 'lckd_mm') if page.file.src_uri == 'reference.md' else markdown
+    return _outside_code(markdown, lambda text: _LINK.sub(turn, text))
+
+
+def on_page_content(html: str, config: MkDocsConfig, **_: Any) -> str:
+    """Turn formulas to MathML, which a browser shows without a script, and names of ours to links to the reference."""
+    names = _reference(root_of(config))
+
+    def link(match: re.Match) -> str:
+        path = names.get(match[1])
+        return f'<autoref identifier="{path}" optional>{match[0]}</autoref>' if path else match[0]
+
+    return _NAME.sub(link, _FORMULA.sub(lambda match: _mathml(unescape(match[2]), match[1] == 'div'), html))
+
+
+def _mathml(latex: str, block: bool) -> str:
+    # Bars as letters: browsers space those that are operators, and shift them where they have an index.
+    latex = re.sub(r'(?:\\[Bb]ig[lr])?\\[lr]Vert', '‖', latex)
+    parts = [convert(part, display='block') for part in latex.split(r'\qquad')] if block else [convert(latex)]
+    mathml = ''.join(parts).replace('<mo stretchy="false">&#x0007C;</mo>', '<mi>|</mi>')
+    return f'<div class="formula">{mathml}</div>' if block else mathml
+
+
+@cache
+def _reference(root: Path) -> dict[str, str]:
+    """Name to path of what the reference has."""
+    pages = ''.join(page.read_text() for page in (root / 'docs/reference').glob('*.md'))
+    return {path.rpartition('.')[2]: path for path in re.findall(r'^::: ([\w.]+)$', pages, re.M)}
 
 
 def _target(link: str, path: str, root: Path) -> str | None:
@@ -97,93 +125,3 @@ def _carried(target: str) -> str:
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
     parts = re.split(r'(^```.*?^```$)', markdown, flags=re.M | re.S)
     return ''.join(part if part.startswith('```') else change(part) for part in parts)
-
-
-# ---- the reference
-
-
-class Entry(NamedTuple):
-    """A registered class, or a function that makes one."""
-
-    registry: str
-    name: str
-    arguments: str
-    doc: str
-    source: str
-
-
-#: Registry to heading, in the order of the page.
-_HEADINGS = {
-    'MODELS': 'Models, losses, connectors',
-    'HOOKS': 'Hooks',
-    'METRICS': 'Metrics',
-    'DATASETS': 'Data sets',
-    'OPTIM_WRAPPERS': 'Optimizer wrappers',
-    'OPTIM_WRAPPER_CONSTRUCTORS': 'Constructors of optimizer wrappers',
-    'MODEL_WRAPPERS': 'Model wrappers',
-}
-#: Of the models, which are many: file or folder to heading.
-_KINDS = {
-    'losses': 'Losses',
-    'connectors': 'Connectors',
-    'losses/critics.py': 'Critics',
-    'backbones': 'Backbones',
-    'heads': 'Heads',
-}
-
-
-def entries(package: Path) -> list[Entry]:
-    """All that has the decorator ``@REGISTRY.register_module()``, read from the source: nothing is imported."""
-    found = []
-    for file in sorted(package.rglob('*.py')):
-        if '.mim' in file.parts:  # links to the configs and tools
-            continue
-        for node in ast.parse(file.read_text()).body:
-            for decorator in getattr(node, 'decorator_list', ()):
-                call = getattr(decorator, 'func', None)
-                if not isinstance(call, ast.Attribute) or call.attr != 'register_module':
-                    continue
-                named = {keyword.arg: keyword.value for keyword in decorator.keywords}
-                name = ast.literal_eval(named['name']) if 'name' in named else node.name
-                source = file.relative_to(package).as_posix()
-                doc = ast.get_docstring(node) or ''
-                found.append(Entry(call.value.id, name, _arguments(node), doc, source))
-    return found
-
-
-def _arguments(node: ast.ClassDef | ast.FunctionDef) -> str:
-    """The constructor's arguments as they are written; '…' where a class inherits its constructor."""
-    if isinstance(node, ast.FunctionDef):
-        return ast.unparse(node.args)
-    inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__']
-    if not inits:
-        return '' if all(ast.unparse(base) == 'nn.Module' for base in node.bases) else '…'
-    return ast.unparse(inits[0].args).removeprefix('self').removeprefix(', ')
-
-
-def reference(package: Path) -> str:
-    """The reference's markdown."""
-    found = entries(package)
-    groups: dict[str, list[Entry]] = {}
-    for entry in found:
-        title = _HEADINGS[entry.registry]
-        if entry.registry == 'MODELS':
-            title = _KINDS.get(entry.source) or _KINDS.get(entry.source.partition('/')[0], 'Distillers')
-        groups.setdefault(title, []).append(entry)
-    order = ['Distillers', *_KINDS.values(), *list(_HEADINGS.values())[1:]]
-    lines = []
-    for title in order:
-        lines += [f'## {title}', '']
-        for entry in groups[title]:
-            first, _, rest = _plain(entry.doc).partition('\n\n')
-            lines += [f'### {entry.name}', '', ' '.join(first.split()), '']
-            lines += ['```python', f'lckd_mm.{entry.name}({entry.arguments})', '```', '']
-            if rest.strip():
-                lines += ['```text', rest.rstrip(), '```', '']
-    return '\n'.join(lines)
-
-
-def _plain(doc: str) -> str:
-    """A docstring without the marks of reStructuredText that mean nothing here; its formulas stay as they are."""
-    doc = re.sub(r'^\.\. math:: ', '', doc, flags=re.M).replace(':math:', '')
-    return _ROLE.sub(r'\1', doc).replace('``', '`')

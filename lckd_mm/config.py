@@ -24,7 +24,7 @@ OWN_HOOKS = {
 _DATA_HINTS = {
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
     'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
-    'VOC': "unpack PASCAL VOC's trainval archive there (README.md, section Data)",
+    'VOC': "unpack PASCAL VOC's trainval archive there (docs/getting-started.md)",
 }
 
 

@@ -20,6 +20,10 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Args:
         kwargs: as for OptimWrapper.
+    Example:
+        optim_wrapper=dict(
+            type='lckd_mm.AutocastOptimWrapper', optimizer=dict(type='SGD', lr=0.01)
+        )
     """
 
     @contextmanager

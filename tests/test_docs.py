@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import os
 import re
@@ -9,12 +10,17 @@ import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
-from doc_helpers import PAGES
+from doc_helpers import PAGES, section
+from mmengine.config import Config
 from run_helpers import ROOT
 
 from lckd_mm import registry
+from lckd_mm.distillation import Term
+from lckd_mm.heads.ssd_head import SSDHead
+from lckd_mm.recipes import choose
 
 # ---- what it names
 
@@ -84,12 +90,12 @@ def test_each_module_that_it_runs_exists():
 
 
 def registered():
-    """Registry to the names of ours in it; other tests of this process may have added some of their own."""
+    """Registry to name to class of ours in it; other tests of this process may have added some of their own."""
     kinds = [name for name in vars(registry) if name.isupper() and not name.startswith('MMENGINE_')]
     for kind in kinds:
         getattr(registry, kind).import_from_location()
     found = {kind: getattr(registry, kind).module_dict for kind in kinds}
-    return {k: {n for n, o in of.items() if o.__module__.startswith('lckd_mm.')} for k, of in found.items()}
+    return {k: {n: o for n, o in of.items() if o.__module__.startswith('lckd_mm.')} for k, of in found.items()}
 
 
 def test_each_name_of_this_package_exists():
@@ -98,31 +104,64 @@ def test_each_name_of_this_package_exists():
         text = page.read_text()
         for name in re.findall(r'(?<![\w.])lckd_mm\.([A-Z]\w+)', text):
             assert name in names or importlib.util.find_spec(f'lckd_mm.{name}'), f'{page.name}: {name}'
-    readme = (ROOT / 'README.md').read_text()
+    methods = (ROOT / 'docs/methods.md').read_text()
     hooks = (ROOT / 'docs/own-config.md').read_text()
     losses = {name for name in registered()['MODELS'] if name.endswith('Loss')}
     # Parts of others: they stand in the reference.
     parts = {'LSGANLoss', 'ReconstructionLoss'}
-    assert [name for name in sorted(losses - parts) if f'`lckd_mm.{name}`' not in readme] == []
+    assert [name for name in sorted(losses - parts) if f'`lckd_mm.{name}`' not in methods] == []
     assert [name for name in sorted(registered()['HOOKS']) if f'`lckd_mm.{name}`' not in hooks] == []
 
 
-# ---- the site
+# ---- the reference
 
-
-def site_hooks():
-    spec = importlib.util.spec_from_file_location('site_hooks', ROOT / 'docs/hooks.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+#: What a term fills in.
+CHANNELS = dict(channels=[8], student_channels=[8], in_channels=8, out_channels=8)
+EXAMPLE = re.compile(r'^Example:\n((?: {4}.*\n?)+)', re.M)
 
 
 def test_the_reference_has_what_the_registries_have():
-    found = {}
-    for entry in site_hooks().entries(ROOT / 'lckd_mm'):
-        assert entry.doc, entry
-        found.setdefault(entry.registry, set()).add(entry.name)
-    assert found == {kind: names for kind, names in registered().items() if names}
+    text = ''.join(page.read_text() for page in (ROOT / 'docs/reference').glob('*.md'))
+    pages = {path.rpartition('.')[2] for path in re.findall(r'^::: ([\w.]+)$', text, re.M)}
+    assert set().union(*registered().values()) - pages == set()
+
+
+def test_each_class_has_an_example_that_its_constructor_takes():
+    known = {name: found for of in registered().values() for name, found in of.items()} | {'Term': Term}
+    for name in known:
+        found = EXAMPLE.search(inspect.getdoc(SSDHead if name == 'SSDHead' else known[name]))
+        if name in registered()['HOOKS'] and not found:
+            continue
+        assert found, name
+        values = {'_base_': Config(dict(model=dict(bbox_head={}), test_evaluator={}))}
+        exec(textwrap.dedent(found[1]), values)
+        terms = {key: value for key, value in values.items() if key.startswith('loss_')}
+        for term in terms.values():
+            inspect.signature(Term).bind('loss', None, None, {}, **term)
+        used = {name} if name == 'Term' else set()
+        for config in configs({key: value for key, value in values.items() if not key.startswith('_')}):
+            arguments = {key: value for key, value in config.items() if key not in ('type', 'constructor')}
+            for key in ('type', 'constructor'):
+                if config.get(key, '').startswith('lckd_mm.'):
+                    kind = config[key].removeprefix('lckd_mm.')
+                    used.add(kind)
+                    if key == 'type':
+                        takes = inspect.signature(known[kind])
+                        takes.bind_partial(**arguments)
+                        if known[kind].__module__.startswith(('lckd_mm.losses', 'lckd_mm.connectors')):
+                            known[kind](**arguments, **{k: v for k, v in CHANNELS.items() if k in takes.parameters})
+        assert name in used, name
+
+
+def configs(value):
+    """A value's dicts, nested ones with it."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from configs(part)
+
+
+# ---- the site
 
 
 def build(root, out):
@@ -135,39 +174,51 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     code, says = build(ROOT, tmp_path)
     assert code == 0, says
     html = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob('*.html')}
-    assert {'index.html', 'extend.html', 'configs/digits.html', 'reference.html'} <= set(html)
+    assert {'index.html', 'extend.html', 'configs/digits.html', 'reference/losses.html'} <= set(html)
     for name, text in html.items():
-        assert re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(?:https?:)?//', text) == [], name
+        fetched = re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="?(?:https?:)?//', text)
+        assert fetched == [] and 'class="arithmatex"' not in text, name
     assert re.findall(r'url\(["\']?(?:https?:)?//', ''.join(p.read_text() for p in tmp_path.rglob('*.css'))) == []
+    # Opened as a file, a page cannot read the index of the search: it is a script, too.
+    assert (tmp_path / 'search/search_index.js').is_file()
     # A README of configs/ is a page, its links lead to pages and to files that are carried along.
     assert 'href="../results.html#the-demo-in-figures"' in html['configs/demo.html']
     assert 'src="../methods.png"' in html['configs/digits.html'] and (tmp_path / 'methods.png').is_file()
     assert (tmp_path / 'repository/configs/lckd_fcn_voc.py').is_file()
-    assert 'href="extend.html"' in html['index.html'] and 'href="configs/digits.html"' in html['index.html']
-    assert '<h3 id="kdloss">KDLoss' in html['reference.html']
+    assert 'href="extend.html"' in html['index.html'] and 'href="configs/digits.html"' in html['tasks.html']
+    # The docstrings' marks: formulas, names of other entries, arguments with their types.
+    losses = html['reference/losses.html']
+    assert ':math:' not in losses and ':class:' not in losses and '<math' in losses
+    assert re.search(
+        r'id="lckd_mm.losses.KDLoss".*?<b><code>tau</code></b>\s*\(<code><span title="float">', losses, re.S
+    )
+    assert 'href="connectors.html#lckd_mm.connectors.MarginReLU"' in losses
+    assert 'href="reference/losses.html#lckd_mm.losses.KDLoss"' in html['methods.html']
 
 
-@pytest.mark.parametrize(
-    ('file', 'text', 'what'),
-    [
-        ('README.md', '\n[x](docs/nothing.md)\n', 'docs/nothing.md'),
-        ('configs/digits/README.md', '\n[x](../nothing.py)\n', '../nothing.py'),
-        ('docs/method.md', '\n[x](results.md#nothing)\n', 'nothing'),
-        ('docs/forgotten.md', '# Forgotten\n', 'forgotten.md'),
-    ],
-)
-def test_a_broken_link_or_a_forgotten_page_fails(file, text, what, tmp_path):
+def test_broken_links_and_forgotten_pages_fail(tmp_path):
     root = tmp_path / 'repository'
     ignore = shutil.ignore_patterns('__pycache__')
     for name in ('docs', 'configs'):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     for name in ('README.md', 'LICENSE', 'mkdocs.yml'):
         shutil.copy(ROOT / name, root / name)
-    (root / 'lckd_mm').symlink_to(ROOT / 'lckd_mm')
-    with open(root / file, 'a') as page:
-        page.write(text)
+    # The reference takes most of the time, and has no links that could break.
+    for page in (root / 'docs/reference').glob('*.md'):
+        page.write_text(page.read_text().partition('\n\n')[0])
+    for file, text in {
+        'README.md': '\n[x](docs/nothing.md)\n',
+        'configs/digits/README.md': '\n[x](../nothing.py)\n',
+        'docs/method.md': '\n[x](results.md#no-such-heading)\n',
+        'docs/forgotten.md': '# Forgotten\n',
+    }.items():
+        with open(root / file, 'a') as page:
+            page.write(text)
     code, says = build(root, tmp_path / 'site')
-    assert code == 1 and 'WARNING' in says and what in says
+    warnings = [line for line in says.splitlines() if line.startswith('WARNING')]
+    assert code == 1
+    for what in ('docs/nothing.md', '../nothing.py', 'no-such-heading', 'forgotten.md'):
+        assert any(what in line for line in warnings) or what in says.partition('following pages exist')[2], what
 
 
 # ---- the figures of the demo
@@ -194,3 +245,12 @@ def test_the_table_of_the_readme_has_the_scores_and_gains_of_both_demos():
     for segmentation, detection in list(zip(*summaries()))[1:]:
         (title, *ours), (_, *theirs) = ([c.strip() for c in row.split('|')[1:5]] for row in (segmentation, detection))
         assert f'| {title} | {ours[0]} | {ours[2]} | {theirs[0]} | {theirs[2]} |' in text
+
+
+def test_the_table_of_the_recipes_has_what_they_take():
+    table = section((ROOT / 'docs/results.md').read_text(), 'What the recipes take')
+    rows = dict(re.findall(r'^\| ([a-z -]+) \|(.*)$', table, re.M))
+    for family, share in choose._OFD.items():
+        tau, weight, _ = choose._KD.get(family, (None,) * 3)
+        assert f"| `'{share}'` |" in rows[family]
+        assert (f'| τ {tau:g}, weight {weight:g} |' if tau else '| refused') in rows[family]

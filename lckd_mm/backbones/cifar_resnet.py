@@ -65,6 +65,8 @@ class CifarResNet(BaseModule):
     Shapes: (B, 3, H, W) to a tuple of one map (B, C, H/4, W/4), after the last ReLU; C is the last width.
     Raises:
         ValueError: a depth that is not 6 n + 2, an unknown shortcut, or not four widths.
+    Example:
+        backbone=dict(type='lckd_mm.CifarResNet', depth=56)
     Source: He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. Deviation:
         shortcut 'B' by default, as in OFD's ResNet56, where the paper has 'A' for images of 32 x 32.
     """

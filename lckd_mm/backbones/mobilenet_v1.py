@@ -43,6 +43,8 @@ class MobileNetV1(BaseModule):
         with strides 8, 16 and 32 (256, 512 and 1024 channels).
     Raises:
         ValueError: an unknown stem; a width_multiplier that leaves no channel; block numbers out of range or order.
+    Example:
+        backbone=dict(type='lckd_mm.MobileNetV1', width_multiplier=0.5)
     Source: Howard et al., MobileNets, arXiv 1704.04861, 2017. Deviation: block13 has stride 1, as in OFD's code (the
         paper's table 1 prints stride 2, but the same map size); stem 'cifar' is not the paper's; depthwise
         convolutions are initialised with torch's fan-out, which ignores groups (BatchNorm removes the scale).

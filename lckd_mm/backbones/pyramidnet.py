@@ -82,6 +82,8 @@ class PyramidNet(BaseModule):
         with ``bottleneck``.
     Raises:
         ValueError: a depth that is not 6 n + 2 (9 n + 2), a negative alpha.
+    Example:
+        backbone=dict(type='lckd_mm.PyramidNet', depth=200, alpha=240, bottleneck=True)
     Source: Han, Kim and Kim, Deep Pyramidal Residual Networks, CVPR 2017. Deviation: widths are rounded to the nearest
         integer, not down as in the paper, because this gives the parameter counts of OFD's table; a shortcut that
         halves the map averages 2 x 2 pixels, as in OFD's code.

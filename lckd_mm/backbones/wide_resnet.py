@@ -45,6 +45,8 @@ class WideResNet(BaseModule):
     Shapes: (B, 3, H, W) to a tuple of one map (B, 64 k, H/4, W/4), after the last ReLU.
     Raises:
         ValueError: a depth that is not 6 n + 4.
+    Example:
+        backbone=dict(type='lckd_mm.WideResNet', depth=28, widen_factor=4)
     Source: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016. Deviation: none.
     """
 

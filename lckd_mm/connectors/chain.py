@@ -14,6 +14,8 @@ class Chain(Connector, nn.ModuleList):
 
     Raises:
         ValueError: more than one that needs training images, or one behind MatchSize; one with ``online=True``.
+    Example:
+        connector=[dict(type='lckd_mm.ConvBN'), dict(type='lckd_mm.MatchSize')]
     """
 
     def __init__(self, connectors: Sequence[Connector]):

@@ -34,6 +34,13 @@ class Translator(Layers):
     Args:
         in_channels: channels of the feature. out_channels: channels of the teacher's feature.
         rate: channels of the factor divided by the teacher's; equal to that of the :class:`Paraphraser`.
+    Example:
+        loss_ft=dict(
+            loss=dict(type='lckd_mm.FTLoss'),
+            on='stage4', weight=500.0,
+            connector=dict(type='lckd_mm.Translator'),
+            teacher_connector=dict(type='lckd_mm.Paraphraser'),
+        )
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: BatchNorm after each convolution.
     """
 
@@ -49,6 +56,13 @@ class FactorEncoder(Layers):
     Args:
         in_channels: channels of the feature. out_channels: channels of the teacher's feature.
         rate: channels of the factor divided by the teacher's; equal to that of the :class:`AutoEncoder`.
+    Example:
+        loss_inherit=dict(
+            loss=dict(type='lckd_mm.FTLoss'),
+            on='stage4', weight=50.0,
+            connector=dict(type='lckd_mm.FactorEncoder'),
+            teacher_connector=dict(type='lckd_mm.AutoEncoder'),
+        )
     Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
         2021, the authors' encoder. Deviation: the convolutions have biases and torch's initial values, where the
         authors' have no biases and He's normal ones.
@@ -79,6 +93,13 @@ class AutoEncoder(Connector):
     Raises:
         ValueError: an unknown mode; a rate, batches or lr not above 0; fewer than two values per channel in every
             batch.
+    Example:
+        loss_inherit=dict(
+            loss=dict(type='lckd_mm.FTLoss'),
+            on='stage4', weight=50.0,
+            connector=dict(type='lckd_mm.FactorEncoder'),
+            teacher_connector=dict(type='lckd_mm.AutoEncoder'),
+        )
     Source: IE-KD (Huang et al., CVPR 2021), section 3; 'l1' is the authors' code, 'l2' the paper. Deviation: the
         decoder has no norm and activation at the end, so it can output any feature; Adam; the authors train it for 30
         epochs.
@@ -198,6 +219,13 @@ class Paraphraser(AutoEncoder):
     It is trained before the first iteration, with the squared error, and then frozen.
 
     Args and Raises: as :class:`AutoEncoder`.
+    Example:
+        loss_ft=dict(
+            loss=dict(type='lckd_mm.FTLoss'),
+            on='stage4', weight=500.0,
+            connector=dict(type='lckd_mm.Translator'),
+            teacher_connector=dict(type='lckd_mm.Paraphraser'),
+        )
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018. Deviation: the decoder has no norm and activation at
         the end, so it can output any feature; BatchNorm elsewhere, which the authors leave out; the squared error and
         Adam, where their code has the absolute error and SGD.
@@ -218,6 +246,13 @@ class ChannelPart(Connector):
         in_channels: channels of the feature. part: 'inherit', the first half, or 'explore', the rest.
     Raises:
         ValueError: an unknown part.
+    Example:
+        loss_inherit=dict(
+            loss=dict(type='lckd_mm.ATLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.ChannelPart', part='inherit'),
+            weight=1000.0,
+        )
     Source: IE-KD (Huang et al., CVPR 2021), section 3, where each part has an encoder trained with the student.
         Deviation: none.
     """

@@ -18,6 +18,12 @@ class ConvBN(Layers):
         in_channels: channels of the feature. out_channels: channels of the other net's feature.
         affine: whether the BatchNorm has weight and bias; without, each channel has mean 0 and deviation 1, as those of
             a teacher behind :class:`Standardise`.
+    Example:
+        loss_fitnets=dict(
+            loss=dict(type='lckd_mm.FitNetsLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: the connector of OFD (Heo et al., ICCV 2019) and LONDON, He-normal (fan-out) initialised as there; without
         affine, that of mmyolo's ``configs/rtmdet/distillation``. Deviation: there the BatchNorm keeps no running
         statistics, which no training reads.
@@ -38,6 +44,12 @@ class Linear(Layers):
 
     Args:
         in_channels: channels of the feature. out_channels: channels of the other net's feature.
+    Example:
+        loss_fitnets=dict(
+            loss=dict(type='lckd_mm.FitNetsLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.Linear'),
+        )
     Source: the usual projection between transformers of two widths, with a bias, in torch's initialisation.
     """
 
@@ -54,6 +66,12 @@ class MLP(Connector):
 
     Args:
         in_channels: channels of the feature. out_channels: channels of the other net's feature, and between the layers.
+    Example:
+        loss_fitnets=dict(
+            loss=dict(type='lckd_mm.FitNetsLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.MLP'),
+        )
     Source: the projector of Ultralytics' distillation (``nn/distill_model.py``, read in a public copy of it), in
         torch's initialisation. Deviation: it takes tokens and vectors, too.
     """
@@ -76,6 +94,12 @@ class MatchSize(Connector):
 
     Args:
         align_corners: as in :func:`torch.nn.functional.interpolate`.
+    Example:
+        loss_fitnets=dict(
+            loss=dict(type='lckd_mm.FitNetsLoss'),
+            on='stage4',
+            connector=[dict(type='lckd_mm.ConvBN'), dict(type='lckd_mm.MatchSize')],
+        )
     """
 
     takes = ('map',)
@@ -107,6 +131,13 @@ class MaskedGenerator(Connector):
         ratio: :math:`\lambda`, the share of positions that are hidden.
     Raises:
         ValueError: a ratio outside of [0, 1].
+    Example:
+        loss_mgd=dict(
+            loss=dict(type='lckd_mm.MGDLoss'),
+            on=['p3', 'p4', 'p5', 'p6', 'p7'],
+            connector=dict(type='lckd_mm.MaskedGenerator', ratio=0.65),
+            weight=2e-5,
+        )
     Source: Yang et al., Masked Generative Distillation (MGD), ECCV 2022; the layers, the mask and the ratio of
         detectors, 0.65, are those of the authors' ``det/mmdet/distillation/losses/mgd.py`` and of mmrazor's
         ``mgd_connector.py``. Deviation: none.

@@ -27,6 +27,13 @@ class MarginReLU(Connector):
         batches: number of batches for 'data'.
     Raises:
         ValueError: an unknown ``margin``; 'bn' where no BatchNorm with a weight comes before the tap.
+    Example:
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'),
+            on=['stage2', 'stage3', 'stage4'], weight=1e-4,
+            connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+        )
     Source: OFD (Heo et al., ICCV 2019), eq. 1 and 4. Deviation: for a residual stage the last BatchNorm of the last
         block is used, as the authors do, although the identity is added after it.
     """
@@ -100,6 +107,13 @@ class Standardise(Connector):
     For either net. With ``CWDLoss(tau=1)`` on the teacher's side, and ``ConvBN(affine=False)`` on the student's, on the
     levels of the neck, it is mmyolo's recipe of RTMDet.
 
+    Example:
+        loss_cwd=dict(
+            loss=dict(type='lckd_mm.CWDLoss', tau=1.0),
+            on=['p3', 'p4', 'p5'],
+            connector=dict(type='lckd_mm.ConvBN', affine=False),
+            teacher_connector=dict(type='lckd_mm.Standardise'),
+        )
     Source: :func:`~lckd_mm.functional.standardised`; mmyolo's ``configs/rtmdet/distillation``, whose BatchNorm without
         affine and running statistics is the same but for its small constant. Deviation: the unbiased deviation.
     """
@@ -122,6 +136,13 @@ class MatchStatistics(Connector):
 
     Raises:
         ValueError: channels that differ.
+    Example:
+        loss_crosskd=dict(
+            loss=dict(type='lckd_mm.BCKDLoss'),
+            student='tower',  # tower='bbox_head.cls_convs.2.activate@in#*'
+            reuse='tower', teacher='logits',
+            connector=dict(type='lckd_mm.MatchStatistics'),
+        )
     Source: Wang et al., CrossKD, CVPR 2024; the alignment of the authors' ``crosskd_gfl.py`` and of their other heads.
         Deviation: that of :func:`~lckd_mm.functional.standardised`. Each rank has the statistics of its own samples.
     """

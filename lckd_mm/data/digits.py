@@ -23,6 +23,10 @@ class Digits(BaseDataset):
         label_noise: fraction of the labels to replace by another digit, also with ``subset_seed``.
     Raises:
         ValueError: unknown split, a subset larger than the split, a fraction outside 0 to 1.
+    Example:
+        dataset=dict(
+            type='lckd_mm.Digits', split='train', subset=300, pipeline=[dict(type='PackInputs')]
+        )
     Source: the test set of UCI's Optical Recognition of Handwritten Digits (13 writers).
     """
 

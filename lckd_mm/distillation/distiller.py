@@ -49,6 +49,14 @@ class Distiller(StudentModel):
         data_preprocessor: mmpretrain's top-level one; used if the student has none.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: for a wrong argument, in one sentence, before any training.
+    Example:
+        model=dict(
+            type='lckd_mm.Distiller',
+            student=_base_.model,
+            teacher=dict(model='my_teacher.py', checkpoint='teacher.pth'),
+            taps='logits',
+            terms=dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')),
+        )
     """
 
     def __init__(

@@ -61,6 +61,13 @@ class OnlineDistiller(StudentModel):
         dry_run_size, data_preprocessor: as in :class:`~lckd_mm.distillation.Distiller`.
     Raises:
         ValueError, KeyError, TypeError: one sentence each, before any training.
+    Example:
+        model=dict(
+            type='lckd_mm.OnlineDistiller',
+            nets=[_base_.model, _base_.model],
+            taps='logits',
+            terms=dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=3.0), on='logits')),
+        )
     Source: cyclic peers, one discriminator per net and separate optimizers: Chung et al., Feature-map-level Online
         Adversarial Knowledge Distillation (AFD), ICML 2020. Deviation: the paper updates a net by the logits' loss and
         then by the features' loss; here both gradients are computed before the first update.

@@ -22,6 +22,12 @@ class OnlineOptimWrapperConstructor:
     Raises:
         ValueError: no ``nets``, a step of the model without an optimizer, an unknown name, or nothing to train.
         TypeError: the model is not an OnlineDistiller.
+    Example:
+        optim_wrapper=dict(
+            constructor='lckd_mm.OnlineOptimWrapperConstructor',
+            nets=dict(optimizer=dict(type='SGD', lr=0.05)),
+            critics=dict(optimizer=dict(type='Adam', lr=1e-4)),
+        )
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -54,6 +60,9 @@ class OnlineDataParallel(MMDistributedDataParallel):
 
     The model's ``train_step`` averages the gradients itself. DDP's own reducer, which expects one backward pass per
     forward pass, is not set up. DDP's arguments are accepted and ignored.
+
+    Example:
+        model_wrapper_cfg=dict(type='lckd_mm.OnlineDataParallel')
     """
 
     def __init__(self, module: nn.Module, **_: Any):

@@ -72,6 +72,13 @@ class Term(nn.Module):
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
     Raises:
         KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
+    Example:
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'),
+            on=['stage2', 'stage3', 'stage4'], weight=1e-4,
+            connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+        )
     """
 
     def __init__(

@@ -40,6 +40,10 @@ class ClassBiasMetric(BaseMetric):
     Raises:
         FileNotFoundError: no such file. ValueError: an unknown convention, a negative smoothing, an unsafe file, boxes,
             samples that the reference lacks.
+    Example:
+        test_evaluator=[
+            _base_.test_evaluator, dict(type='lckd_mm.ClassBiasMetric', reference='unpruned.pkl')
+        ]
     Source: Blakeney et al., arXiv 2106.07849; PIE: Hooker et al., What Do Compressed Deep Neural Networks Forget?,
         arXiv 1911.05248.
     """
@@ -101,7 +105,13 @@ class ClassBiasMetric(BaseMetric):
 
 @METRICS.register_module()
 class DumpPredictions(DumpResults):
-    """mmengine's ``DumpResults`` without the per-pixel scores, which would take many gigabytes."""
+    """mmengine's ``DumpResults`` without the per-pixel scores, which would take many gigabytes.
+
+    Example:
+        test_evaluator=[
+            _base_.test_evaluator, dict(type='lckd_mm.DumpPredictions', out_file_path='model.pkl')
+        ]
+    """
 
     def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
         lean = [{k: v for k, v in sample.items() if k not in ('seg_logits', 'i_seg_logits')} for sample in predictions]

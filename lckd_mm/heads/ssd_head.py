@@ -9,6 +9,8 @@ class SSDHead(HostSSDHead):
     In mmdet 3.3.0 the SSD head has no ``loss_cls``, but ``predict`` reads it, to see whether it has custom channels,
     and fails. Here ``loss_cls`` exists and is None.
 
+    Example:
+        bbox_head=dict(_base_.model.bbox_head, type='lckd_mm.SSDHead')
     Source: Liu et al., SSD, ECCV 2016; the host's code. Deviation: none.
     """
 

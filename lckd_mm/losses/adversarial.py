@@ -26,6 +26,12 @@ class LGANLoss(nn.Module):
         student: the student's loss: 'linear', :math:`-E\,f(fake)`, or 'phi', :math:`E\,\phi(-f(fake))`.
     Raises:
         ValueError: an unknown phi or form.
+    Example:
+        loss=dict(
+            type='lckd_mm.AdversarialLoss',
+            critic=dict(type='lckd_mm.ConvCritic'),
+            loss=dict(type='lckd_mm.LGANLoss', phi='softplus'),
+        )
     Source: Zhou et al., Lipschitz Generative Adversarial Nets, ICML 2019, eq. 4 with :math:`\varphi(x) = \phi(-x)`.
     """
 
@@ -50,6 +56,12 @@ class LGANLoss(nn.Module):
 class LSGANLoss(nn.Module):
     r"""Least squares: critic :math:`E\,(D(real) - 1)^2 + E\,D(fake)^2`, student :math:`E\,(D(fake) - 1)^2`.
 
+    Example:
+        loss=dict(
+            type='lckd_mm.AdversarialLoss',
+            critic=dict(type='lckd_mm.ConvCritic'),
+            loss=dict(type='lckd_mm.LSGANLoss'),
+        )
     Source: Mao et al. 2017, as AFD uses it (Chung et al., ICML 2020).
     """
 
@@ -77,6 +89,12 @@ class GradientPenalty(nn.Module):
     Raises:
         ValueError: an unknown kind; a weight, rate or target below 0; ``spectral`` with a critic that is not a chain of
             layers.
+    Example:
+        loss=dict(
+            type='lckd_mm.AdversarialLoss',
+            critic=dict(type='lckd_mm.ConvCritic'),
+            penalty=dict(type='lckd_mm.GradientPenalty', kind='max', weight=0.1),
+        )
     Source: Zhou et al., ICML 2019, and the authors' code: lambda 0.1, c 1, rate 1e-3; Gulrajani et al. 2017 (gp);
         Petzka et al. 2018 (lp). Deviation: each rank takes the largest gradient norm of its own samples, and the
         multiplier follows the mean over ranks.
@@ -144,6 +162,13 @@ class AdversarialLoss(Loss):
         student, teacher: lists of features of equal shapes, (B, C, H, W) or (B, C); averaged.
     Raises:
         ValueError: a critic with BatchNorm, shapes that differ.
+    Example:
+        loss_lgan=dict(
+            loss=dict(type='lckd_mm.AdversarialLoss', critic=dict(type='lckd_mm.ConvCritic')),
+            on='stage4',
+            connector=dict(type='lckd_mm.ConvBN'),
+            weight=0.01,
+        )
     """
 
     joint = True

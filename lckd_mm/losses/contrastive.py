@@ -38,6 +38,8 @@ class VIDLoss(Loss):
         no sense, since the value may pass 0.
     Raises:
         ValueError: a variance not above 1e-5; numbers of tokens, channels or features that differ from those expected.
+    Example:
+        loss_vid=dict(loss=dict(type='lckd_mm.VIDLoss'), on=['stage2', 'stage3', 'stage4'])
     Source: Ahn et al., Variational Information Distillation (VID), CVPR 2019; checked against
         ``distiller_zoo/VID.py`` of HobbitLong/RepDistiller, whose variance begins at 5. Deviation: none from that file;
         ``distillers/VID.py`` of mdistiller has the same formula, but leaves a out of what is trained.
@@ -105,6 +107,10 @@ class CRDLoss(Loss):
         A scalar, in nats; the authors' weight is 0.8, on the vector before the classifier.
     Raises:
         ValueError: several taps; samples without an index, or with one beyond ``samples``; values out of range.
+    Example:
+        loss_crd=dict(
+            loss=dict(type='lckd_mm.CRDLoss', samples=50000), on='embedding', weight=0.8
+        )
     Source: Tian, Krishnan, Isola, Contrastive Representation Distillation (CRD), ICLR 2020; checked against
         ``crd/`` and ``dataset/cifar100.py`` of the authors' RepDistiller. Deviation: labels are learnt as the images
         come, so that in the first epoch a negative may be of the same class; negatives may repeat. The memories, 4 n

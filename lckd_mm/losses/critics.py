@@ -23,6 +23,11 @@ class ConvCritic(nn.Module):
     Shapes: maps (B, C, H, W), or vectors (B, C), which are read as 1x1 maps, to values (B,).
     Raises:
         ValueError: a feature of another shape, an even kernel.
+    Example:
+        loss=dict(
+            type='lckd_mm.AdversarialLoss',
+            critic=dict(type='lckd_mm.ConvCritic', widths=(64, 64)),
+        )
     Source: similar to AFD's discriminator (Chung et al., ICML 2020). In the only public code found, not the authors',
         that is a 2x2 convolution to half the width, BatchNorm, leaky ReLU, a 2x2 convolution of stride 2 and a sigmoid.
         Deviation: the widths and kernels; no BatchNorm, and no sigmoid.

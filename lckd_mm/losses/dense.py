@@ -79,6 +79,13 @@ class ScoreWeightedLoss(DenseLoss):
         A scalar, in squared units.
     Raises:
         ValueError: shapes that differ; features and scores of other sizes; scores that are not a dense detector's.
+    Example:
+        loss_swl2=dict(
+            loss=dict(type='lckd_mm.ScoreWeightedLoss'),
+            on=['p3', 'p4', 'p5', 'p6', 'p7'],
+            given=dict(scores='logits'),
+            connector=dict(type='lckd_mm.MLP'),
+        )
     Source: the score-weighted loss ``loss_sl2`` of Ultralytics' ``nn/distill_model.py``, read in a public copy of it;
         no paper. Deviation: they take the mean of two branches' scores, and multiply the loss by the batch size. Each
         rank divides by its own sums.
@@ -117,6 +124,8 @@ class BCKDLoss(DenseLoss):
         A scalar, in nats; the authors' weight is 1, of both methods.
     Raises:
         ValueError: shapes that differ, a head with a softmax, beta below 1.
+    Example:
+        loss_bckd=dict(loss=dict(type='lckd_mm.BCKDLoss'), on='logits')
     Source: Yang et al., Bridging Cross-task Protocol Inconsistency (BCKD), ICCV 2023; formula, exponent and weight are
         those of the authors' ``kd_loss.py`` and GFL config, and of CrossKD's. Deviation: both divide by the number of
         positives of the student's own assignment, and leave out anchors that it ignores. The sum of the teacher's
@@ -239,6 +248,13 @@ class LDLoss(BoxLoss):
     Raises:
         ValueError: a temperature not above 0; an unknown ``weigh``; heads without distributions, or with other
             distances or positions.
+    Example:
+        loss_ld=dict(
+            loss=dict(type='lckd_mm.LDLoss', tau=1.0),
+            on=['boxes3', 'boxes4', 'boxes5'],  # boxes3='bbox_head.scales.0', …
+            given=dict(scores='logits'),
+            weight=3.0,
+        )
     Source: Zheng et al., Localization Distillation (LD), CVPR 2022: mmdet's ``ld_head.py`` and ``kd_loss.py``, equal to
         'assigned' but for 1e-7 in a divisor; Wang et al., CrossKD, CVPR 2024: the authors' ``crosskd_gfl.py`` for
         'confidence'. Deviation: LD's valuable localisation region, a second term on positions near an object, needs an
@@ -315,6 +331,13 @@ class BCKDBoxLoss(BoxLoss):
         RetinaNet.
     Raises:
         ValueError: heads whose boxes cannot be decoded, or belong to other anchors; an unknown ``weigh``.
+    Example:
+        loss_boxes=dict(
+            loss=dict(type='lckd_mm.BCKDBoxLoss'),
+            on='boxes',  # boxes='bbox_head.retina_reg#*'
+            given=dict(scores='logits'),
+            weight=4.0,
+        )
     Source: Yang et al., Bridging Cross-task Protocol Inconsistency (BCKD), ICCV 2023: the authors' ``ld_head.py`` and
         GFL config; Wang et al., CrossKD, CVPR 2024: the authors' ``crosskd_gfl.py``, ``crosskd_retinanet.py`` and
         configs. Deviation: BCKD, and CrossKD on RetinaNet, divide by the number of positives of the student's own

@@ -130,6 +130,8 @@ class FGDLoss(Loss):
     Raises:
         ValueError: shapes, channels or counts that differ; a weight below 0; a temperature not above 0; samples
             without ground-truth boxes.
+    Example:
+        loss_fgd=dict(loss=dict(type='lckd_mm.FGDLoss'), on=['p3', 'p4', 'p5', 'p6', 'p7'])
     Source: Yang et al., Focal and Global Knowledge Distillation for Detectors (FGD), CVPR 2022, section 3; the authors'
         configs for the weights. Deviation: boxes are scaled by the padded image's size, since the map covers the
         padding (the authors' code uses the unpadded size); where widths differ, their code has a convolution without

@@ -27,6 +27,13 @@ class ExploreLoss(Loss):
     Raises:
         ValueError: an unknown form; ``negated`` on a loss without an upper bound; a bound that is missing, not above 0,
             or given for ``negated``.
+    Example:
+        loss_explore=dict(
+            loss=dict(type='lckd_mm.ExploreLoss', loss=dict(type='lckd_mm.ATLoss')),
+            on='stage4',
+            connector=dict(type='lckd_mm.ChannelPart', part='explore'),
+            weight=10.0,
+        )
     Source: Huang et al., Revisiting Knowledge Distillation: An Inheritance and Exploration Framework (IE-KD), CVPR
         2021, eq. of L_exp. Deviation: ``saturating`` and ``hinge`` are ours, for losses such as OFD's, whose negative
         has no minimum.
@@ -100,6 +107,12 @@ class ReconstructionLoss(Loss):
         A scalar, in units of the features for mode 'l1', squared for 'l2'.
     Raises:
         ValueError: a term whose teacher connectors are not online auto-encoders.
+    Example:
+        loss_autoencoder=dict(
+            loss=dict(type='lckd_mm.ReconstructionLoss'),
+            on='stage4',
+            teacher_connector=dict(type='lckd_mm.AutoEncoder', online=True),
+        )
     Source: IE-KD (Huang et al., CVPR 2021), where two mutually learning nets train their auto-encoders at the same
         time. Deviation: none known; the config sets the terms' relative weights.
     """

@@ -57,6 +57,13 @@ class OFDLoss(_DepthWeighted):
         A scalar, in squared units; the authors' weight is 1e-3 on CIFAR, 1e-4 on ImageNet, 1e-5 on VOC.
     Raises:
         ValueError: shapes that differ; a number of weights other than that of the pairs.
+    Example:
+        loss_ofd=dict(
+            loss=dict(type='lckd_mm.OFDLoss'),
+            on=['stage2', 'stage3', 'stage4'], weight=1e-4,
+            connector=dict(type='lckd_mm.ConvBN'),
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+        )
     Source: Heo et al., A Comprehensive Overhaul of Feature Distillation (OFD), ICCV 2019, eq. 3, and the authors'
         code for the weights. Deviation: none.
     """
@@ -78,6 +85,12 @@ class FitNetsLoss(Loss):
         A scalar, in squared units.
     Raises:
         ValueError: shapes that differ.
+    Example:
+        loss_fitnets=dict(
+            loss=dict(type='lckd_mm.FitNetsLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: Romero et al., FitNets, ICLR 2015, eq. 3. Deviation: the mean instead of half the sum; trained together
         with the task, not in a stage before it.
     """
@@ -99,6 +112,10 @@ class ATLoss(Loss):
         A scalar, without unit. The authors' weight of 1000 is for the sum over the n layers: here it is 1000 n.
     Raises:
         ValueError: sizes that differ.
+    Example:
+        loss_at=dict(
+            loss=dict(type='lckd_mm.ATLoss'), on=['stage2', 'stage3', 'stage4'], weight=3000.0
+        )
     Source: Zagoruyko and Komodakis, Attention Transfer (AT), ICLR 2017, p = 2. Deviation: the mean over layers in place
         of the sum. The mean squared distance of a layer is that of the authors' code; their eq. 2 has the norm itself.
     """
@@ -131,6 +148,11 @@ class FSPLoss(Loss):
         A scalar, in units of features to the fourth power.
     Raises:
         ValueError: fewer than two taps, channels that differ.
+    Example:
+        loss_fsp=dict(
+            loss=dict(type='lckd_mm.FSPLoss'),
+            on=['stage2', 'stage3', 'stage4'], connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: Yim et al., A Gift from Knowledge Distillation, CVPR 2017, eq. 1-2. Deviation: means over the entries and
         the pairs, where the paper adds both up, with a weight for each pair; if the two maps of a pair differ in size,
         the larger is average-pooled (the paper uses pairs of one size); trained together with the task.
@@ -162,6 +184,11 @@ class ABLoss(_DepthWeighted):
     Shapes and Raises: as :class:`OFDLoss`.
     Returns:
         A scalar, in squared units; the authors' weight is 3e-3 on CIFAR-10.
+    Example:
+        loss_ab=dict(
+            loss=dict(type='lckd_mm.ABLoss'),
+            on=['stage2', 'stage3', 'stage4'], connector=dict(type='lckd_mm.ConvBN'), weight=3e-3,
+        )
     Source: Heo et al., Activation Boundaries (AB), AAAI 2019, eq. 5; the weights are those of the authors' code.
         Deviation: trained together with the task, not in a stage before it.
     """
@@ -191,6 +218,13 @@ class FTLoss(Loss):
         A scalar, without unit. The authors' weight is 500, for the last layer alone.
     Raises:
         ValueError: shapes that differ.
+    Example:
+        loss_ft=dict(
+            loss=dict(type='lckd_mm.FTLoss'),
+            on='stage4', weight=500.0,
+            connector=dict(type='lckd_mm.Translator'),
+            teacher_connector=dict(type='lckd_mm.Paraphraser'),
+        )
     Source: Kim, Park, Kwak, Factor Transfer (FT), NeurIPS 2018, eq. 3, p = 1. Deviation: the mean instead of
         the sum.
     """
@@ -221,6 +255,11 @@ class AFDLoss(Loss):
         A scalar, in squared units.
     Raises:
         ValueError: shapes, channels or counts that differ.
+    Example:
+        loss_afd=dict(
+            loss=dict(type='lckd_mm.AFDLoss'),
+            on=['stage2', 'stage3', 'stage4'], connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: Wang et al., Attentive Feature Distillation (AFD), ICLR 2020, unverified: no code of the authors' was
         found. Deviation: the mean over positions; the attention starts uniform over the channels. Another public
         version brings each channel of both maps to unit length first, and takes the attention from the positions of a
@@ -268,6 +307,13 @@ class CWDLoss(Loss):
         A scalar, in nats times tau squared.
     Raises:
         ValueError: shapes that differ, features without positions, a temperature that is not above 0.
+    Example:
+        loss_cwd=dict(loss=dict(type='lckd_mm.CWDLoss', tau=1.0), on='logits', weight=5.0)
+        loss_stage=dict(
+            loss=dict(type='lckd_mm.CWDLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: Shu et al., Channel-wise Knowledge Distillation (CWD), ICCV 2021, eq. 3-5. Deviation: none.
     """
 
@@ -303,6 +349,13 @@ class MGDLoss(Loss):
         pyramid.
     Raises:
         ValueError: shapes that differ.
+    Example:
+        loss_mgd=dict(
+            loss=dict(type='lckd_mm.MGDLoss'),
+            on=['p3', 'p4', 'p5', 'p6', 'p7'],
+            connector=dict(type='lckd_mm.MaskedGenerator'),
+            weight=2e-5,
+        )
     Source: Yang et al., Masked Generative Distillation (MGD), ECCV 2022; the sum and the weight are those of the
         authors' ``det/mmdet/distillation/losses/mgd.py`` and of mmrazor's ``mgd_loss.py``, the levels those of the
         authors' RetinaNet config. Deviation: none.
@@ -336,6 +389,10 @@ class PKDLoss(Loss):
         RetinaNet, on the first four levels.
     Raises:
         ValueError: shapes that differ.
+    Example:
+        loss_pkd=dict(
+            loss=dict(type='lckd_mm.PKDLoss'), on=['p3', 'p4', 'p5', 'p6'], weight=10.0
+        )
     Source: Cao et al., PKD, NeurIPS 2022. Deviation: a constant channel gets no gradient. Under several ranks each
         takes the statistics of its own samples.
     """
@@ -366,6 +423,12 @@ class CosineLoss(Loss):
         A scalar, without unit, 0 to 2; 1, without gradient, where a feature is 0.
     Raises:
         ValueError: shapes that differ.
+    Example:
+        loss_cosine=dict(
+            loss=dict(type='lckd_mm.CosineLoss'),
+            on='stage4',
+            connector=dict(type='lckd_mm.ConvBN'),
+        )
     Source: the form in which detectors are aligned with foundation models, as in RT-DETRv4 (Liao et al., arXiv
         2510.25257); unverified: none of their files was read. Deviation: none known.
     """

@@ -41,6 +41,8 @@ class JacobianLoss(Loss):
         A scalar, in squared units of outputs over inputs; of outputs for ``noise``; without unit for ``gradient``.
     Raises:
         ValueError: an unknown mode, a sigma that is not above 0, shapes that differ.
+    Example:
+        loss_jacobian=dict(loss=dict(type='lckd_mm.JacobianLoss', mode='noise'), on='logits')
     Source: Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, ICML 2018, proposition 1 and eq. 6.
         Deviation: ``difference`` leaves out the outputs' own gap; the task's own loss sees the clean images only.
     """

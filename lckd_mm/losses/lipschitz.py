@@ -44,6 +44,11 @@ class LipschitzLoss(Loss):
     Raises:
         ValueError: an unknown gap; fewer than two taps; a number of weights other than that
             of the pairs; other dimensions; numbers of tokens that differ and fill no grid of the images' aspect ratio.
+    Example:
+        loss_lipschitz=dict(
+            loss=dict(type='lckd_mm.LipschitzLoss'),
+            on=['stage2', 'stage3', 'stage4'], weight=0.1, connector='loss_ofd',
+        )
     Source: LONDON (Shang et al., ICCV 2021), section 3.
     Deviation: the default gap is 'log', because the authors' 'absolute' depends on the scale of the activations; the
         singular value is accurate and its gradient exact, instead of 5 or 10 unrolled power steps.
@@ -109,6 +114,11 @@ class LONDONLoss(LipschitzLoss):
 
     It takes no arguments. The authors' weight is :math:`\alpha / 200` on CIFAR-100.
     Shapes, Returns, Raises: those of :class:`LipschitzLoss`; the value is in squared units of front times back.
+    Example:
+        loss_lipschitz=dict(
+            loss=dict(type='lckd_mm.LONDONLoss'),
+            on=['stage2', 'stage3', 'stage4'], weight=0.005, connector='loss_ofd',
+        )
     Source: LONDON (Shang et al., ICCV 2021), the authors' later code.
     Deviation: the singular value is accurate and its gradient exact, instead of 5 or 10 unrolled power steps.
     """

@@ -100,6 +100,8 @@ class KDLoss(ScoreLoss):
     Raises:
         ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0,
             ``standardise`` on a sigmoid head.
+    Example:
+        loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits')
     Source: Hinton, Vinyals, Dean 2015. ``standardise``: Sun et al., Logit Standardization, CVPR 2024; checked against
         ``mdistiller/distillers/KD.py`` of the authors' repository, whose runs on CIFAR-100 have temperature 2 or 3 and,
         all but one, weight 9. Deviation: the mean over positions and the binary form are extensions. Each rank
@@ -215,6 +217,8 @@ class DKDLoss(ScoreLoss):
     Raises:
         ValueError: shapes that differ, temperature not above 0, negative weights, a sigmoid or detection head, samples
             without a single class label.
+    Example:
+        loss_dkd=dict(loss=dict(type='lckd_mm.DKDLoss', tau=4.0, beta=8.0), on='logits')
     Source: Zhao et al., Decoupled Knowledge Distillation (DKD), CVPR 2022, eq. 7. Deviation: none for (N, C); the mean
         over positions is an extension. The authors' beta is 8 for five of their eleven pairs on CIFAR-100, 2 or 6 for
         the others; on ImageNet tau is 1 and beta 0.5 or 2. They multiply the weight by epoch / 20, counted from 1, for
@@ -270,6 +274,8 @@ class WSLDLoss(ScoreLoss):
     Raises:
         ValueError: shapes that differ, a temperature not above 0, a sigmoid or detection head, samples without a single
             class label.
+    Example:
+        loss_wsld=dict(loss=dict(type='lckd_mm.WSLDLoss'), on='logits', weight=2.5)
     Source: Zhou et al., Rethinking Soft Labels for Knowledge Distillation (WSL), ICLR 2021; checked against
         ``knowledge_distiller.py`` of the authors' repository. Deviation: the KL divergence instead of the cross-entropy
         (they differ by the teacher's entropy, and not in gradient); the mean over positions is an extension.

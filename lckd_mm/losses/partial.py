@@ -46,6 +46,8 @@ class PartialKDLoss(ScoreLoss):
         ValueError: an unknown kind; values out of range; shapes that differ; a sigmoid or detection head; samples
             with no or several class labels (on classifiers 'full' and 'topk' need none); for 'sim', a tapped layer
             without one row of weights per class.
+    Example:
+        loss_kd=dict(loss=dict(type='lckd_mm.PartialKDLoss', kind='topk', k=3), on='logits')
     Source: Tang et al., Understanding and Improving Knowledge Distillation, arXiv 2002.03532. Deviation: the KL
         divergence instead of the cross-entropy; they differ by a constant, and 'full' equals KD in value, too.
     """

@@ -38,6 +38,8 @@ class RKDLoss(Loss):
         compared as they are.
     Raises:
         ValueError: a negative weight, both weights 0.
+    Example:
+        loss_rkd=dict(loss=dict(type='lckd_mm.RKDLoss'), on='embedding')
     Source: Park et al., Relational Knowledge Distillation (RKD), CVPR 2019, eq. 5-9. Deviation: equal samples have the
         distance 0 and are left out of the mean, where the authors' code gives them 1e-6 and counts them. Each rank
         compares only its own samples.
@@ -108,6 +110,8 @@ class SPLoss(Loss):
         A scalar, without unit; a common weight is 3000, for the last map alone.
     Raises:
         ValueError: features that are no batch, or batches of different sizes.
+    Example:
+        loss_sp=dict(loss=dict(type='lckd_mm.SPLoss'), on='stage4', weight=3000.0)
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation (SP), ICCV 2019; checked against
         ``distiller_zoo/SP.py`` of HobbitLong/RepDistiller, which the author verified, and ``distillers/SP.py`` of
         mdistiller, whose ``cfg.py`` has the weight. Deviation: the mean over layers in place of the sum. Each rank
@@ -151,6 +155,8 @@ class DISTLoss(ScoreLoss):
     Raises:
         ValueError: shapes that differ; a temperature not above 0; negative weights, or both 0; a sigmoid or detection
             head.
+    Example:
+        loss_dist=dict(loss=dict(type='lckd_mm.DISTLoss'), on='logits', weight=2.0)
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher (DIST), NeurIPS 2022; checked against
         ``segmentation/losses/dist_kd.py`` and ``train_kd.py`` of hunto/DIST_KD, where temperature and weights are 1,
         and mmrazor's ``dist_loss.py``, which has the temperature, and its config. Deviation: the authors count ignored

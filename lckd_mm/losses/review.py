@@ -71,6 +71,10 @@ class ReviewKDLoss(Loss):
     Raises:
         ValueError: channels or numbers of features other than those expected; in training a single image with a feature
             of one position, since its BatchNorm needs two values (drop_last=True leaves out a last batch of one).
+    Example:
+        loss_review=dict(
+            loss=dict(type='lckd_mm.ReviewKDLoss'), on=['stage2', 'stage3', 'stage4']
+        )
     Source: Chen et al., Distilling Knowledge via Knowledge Review (ReviewKD), CVPR 2021; checked against
         ``CIFAR-100/model/reviewkd.py`` of dvlab-research/ReviewKD; weights from the configs of mdistiller. Deviation:
         maps that are not square, for which the smaller side says which scales there are. The authors raise the weight

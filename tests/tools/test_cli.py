@@ -126,7 +126,7 @@ def test_the_script_itself_exits_with_1_and_no_traceback(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 1
     assert 'Traceback' not in out.stderr
-    assert "no data at 'data/VOCdevkit/VOC2012'" in out.stderr and 'README' in out.stderr
+    assert "no data at 'data/VOCdevkit/VOC2012'" in out.stderr and 'docs/getting-started.md' in out.stderr
     assert not any(tmp_path.iterdir())
 
 
