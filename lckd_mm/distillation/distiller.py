@@ -1,5 +1,6 @@
 """Distiller: turns a batch into a loss dict in one method, :meth:`Distiller.loss`."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,7 +36,8 @@ class Distiller(StudentModel):
 
     Args:
         student: the student's model dict, as in its plain config.
-        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
+        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, and what makes it faster: ``precision``,
+            ``channels_last``, ``fold_bn``; see :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
             (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
@@ -69,7 +71,7 @@ class Distiller(StudentModel):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
         if not isinstance(teacher, Mapping):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
-        known = ('model', 'checkpoint', 'bn', 'allow')
+        known = inspect.signature(FrozenTeacher).parameters
         if 'model' not in teacher or set(teacher) - set(known):
             raise KeyError(
                 f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
@@ -219,7 +221,7 @@ class Distiller(StudentModel):
     def _apply(self, fn, recurse: bool = True):
         # The teacher is not a submodule, but must follow the student to its device.
         if 'teacher' in self.__dict__:
-            self.teacher.model._apply(fn)
+            self.teacher.move(fn)
         return super()._apply(fn, recurse)
 
     def copy_teacher_weights(self) -> None:
