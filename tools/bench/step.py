@@ -65,6 +65,7 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
     import torch
     from mmengine.optim import build_optim_wrapper
 
+    from lckd_mm.contexts import computes_in_bfloat16
     from lckd_mm.distillation import Objective
 
     inputs, samples = data['inputs'], data['data_samples']
@@ -90,25 +91,24 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
     def teacher_for(names: list[str], one=teacher) -> Callable[[], None]:
         return lambda: one(distiller.teacher_taps, names, inputs, samples) and None
 
-    def with_teacher(other, step: Callable[[], None]) -> Callable[[], None]:
+    def with_teacher(other) -> Callable[[], None]:
         def run() -> None:
             object.__setattr__(distiller, 'teacher', other)
             try:
-                step()
+                step(distiller)
             finally:
                 object.__setattr__(distiller, 'teacher', teacher)
 
         return run
 
     def idle() -> None:
-        before = {name: (term.weight, term.scale) for name, term in terms.items()}
         for term in terms.values():
             term.scale = 0.0
         try:
             step(distiller)
         finally:
-            for name, term in terms.items():
-                term.weight, term.scale = before[name]
+            for term in terms.values():
+                term.scale = 1.0
 
     if cheaper:
         names = distiller._recorded()[1]
@@ -119,9 +119,11 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
             'distillation, every weight 0': idle,
         }
         for name, options in OPTIONS.items():
+            if 'precision' in options and not computes_in_bfloat16(inputs.device.type):
+                continue
             other = _teacher(cfg, distiller, options)
             sides[f'teacher, {name}'] = teacher_for(names, other)
-            sides[f'distillation, {name}'] = with_teacher(other, lambda: step(distiller))
+            sides[f'distillation, {name}'] = with_teacher(other)
         return sides
 
     @torch.no_grad()
@@ -215,7 +217,7 @@ def cheaper(result: dict) -> str:
 
     ms, plain = result['ms'], (result['ms']['teacher'], result['ms']['distillation'])
     rows = [('student, step alone', '', '', f'{ms["student"]:,.0f}', f'{ms["student"] / plain[1]:.2f}')]
-    for name in ['', *(f', {name}' for name in OPTIONS)]:
+    for name in ['', *(f', {name}' for name in OPTIONS if f'teacher, {name}' in ms)]:
         values = ms[f'teacher{name}'], ms[f'distillation{name}']
         cells = [cell for value, base in zip(values, plain) for cell in (f'{value:,.0f}', f'{value / base:.2f}')]
         rows.append((name.removeprefix(', ') or 'plain teacher', *cells))
