@@ -126,6 +126,20 @@ def wrapped_forward(module: nn.Module, around: Callable[..., Any]) -> Iterator[N
             module.forward = kept
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a kind of device, such as 'cpu', has instructions for bfloat16 rather than an emulation.
+
+    On CPUs torch's own query for oneDNN, which x86 meets with AVX-512 alone, and there AVX512_BF16 or AMX in addition.
+    """
+    if device == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != 'cpu':
+        return True
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or not torch.cpu._is_avx512_supported()
+
+
 def own_generator(draws: Tensor, device: torch.device) -> torch.Generator:
     """A generator for a loss or a connector, seeded anew for each call and each rank; the training's are untouched.
 

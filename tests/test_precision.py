@@ -147,11 +147,13 @@ def test_an_auto_encoder_takes_maps_of_1e4_in_bfloat16(built):
 def test_terms_are_in_float32_under_autocast(built, host):
     model, images, samples = built(host)
     seen = {}
-    model.observers.append(lambda s, t, connected, losses: seen.update(connected['loss_lipschitz'], raw=s['stage2']))
+    model.observers.append(
+        lambda s, t, connected, losses: seen.update(connected['loss_lipschitz'], raw=s['stage2'], theirs=t['stage2'])
+    )
     plain = model.loss(images, samples)
     with torch.autocast('cpu', torch.bfloat16):
         half = model.loss(images, samples)
-    assert seen['raw'].dtype == torch.bfloat16 and seen['stage2'].dtype == torch.float32
+    assert seen['raw'].dtype == seen['theirs'].dtype == torch.bfloat16 and seen['stage2'].dtype == torch.float32
     for name in ('loss_lipschitz', 'loss_kd'):
         assert half[name].dtype == torch.float32
         torch.testing.assert_close(half[name], plain[name], rtol=0.02, atol=1e-3)

@@ -1,5 +1,6 @@
 """Distiller: turns a batch into a loss dict in one method, :meth:`Distiller.loss`."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,10 +32,12 @@ class Distiller(StudentModel):
     4. Unknown attributes are looked up on the student, so that the hosts' hooks and optimizer constructors find what
        they look for (``model.bbox_head``, ``backbone.`` in a parameter's name).
     5. With every weight 0, training is bit-identical to the student's own config.
+    6. While the weights of all terms are 0, the teacher does not run, see :class:`~lckd_mm.distillation.Term`.
 
     Args:
         student: the student's model dict, as in its plain config.
-        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, see :class:`~lckd_mm.distillation.FrozenTeacher`.
+        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, and what makes it faster: ``precision``,
+            ``channels_last``, ``fold_bn``; see :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
             (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
@@ -76,7 +79,7 @@ class Distiller(StudentModel):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
         if not isinstance(teacher, Mapping):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
-        known = ('model', 'checkpoint', 'bn', 'allow')
+        known = inspect.signature(FrozenTeacher).parameters
         if 'model' not in teacher or set(teacher) - set(known):
             raise KeyError(
                 f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
@@ -102,9 +105,9 @@ class Distiller(StudentModel):
             self._common_tensors(path)
         self.teacher.match_inputs(net.data_preprocessor)
         #: Called after the loss, with all taps recorded, as observer(student features, teacher features, the student's
-        #: connected features by term and tap, losses); see LipschitzMonitorHook.
+        #: connected features by term and tap, losses); see LipschitzMonitorHook. Idle terms connect no features.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
-        self._ready = False
+        self._ready, self._idle = False, False
 
     def _trace(self, later: bool = False) -> None:
         with DefaultScope.overwrite_default_scope(self.teacher.scope):
@@ -153,18 +156,28 @@ class Distiller(StudentModel):
             raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
         if not self._ready:
             self._check_ready()
+        idle = self.terms.idle
+        if idle != self._idle:
+            off = 'every weight is 0, so the teacher does not run; the terms are logged as 0 without being computed'
+            print_log(f'Distiller: {off if idle else "the teacher runs, and the terms are computed"}', logger='current')
+            self._idle = idle
         student_names, teacher_names = self._recorded()
         # Only the terms' taps need a gradient: an observer may read a frozen stage.
         trained = self.terms.used()[0] if torch.is_grad_enabled() else []
         moment = Moment(inputs.device) if self.terms.replays else None
         # The teacher first: its temporary memory is then free before the student's activations are kept.
-        t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, parts=self.terms.parts())
+        t = {}
+        if teacher_names:
+            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, parts=self.terms.parts())
         with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
             own = own_losses(self.student, inputs, data_samples)
         replay, reuse = partial(self._replay, moment, data_samples), partial(self.teacher.reuse, self.teacher_taps)
-        losses, connected = self.terms(
-            Batch(s, t, inputs, data_samples, own, replay, reuse), self.training and torch.is_grad_enabled()
-        )
+        if idle:
+            losses, connected = self.terms.zeros(inputs.device), {}
+        else:
+            losses, connected = self.terms(
+                Batch(s, t, inputs, data_samples, own, replay, reuse), self.training and torch.is_grad_enabled()
+            )
         self.teacher.forget()
         for observer in self.observers:
             observer(s, t, {name: features for name, (features, _) in connected.items()}, own | losses)
@@ -216,7 +229,7 @@ class Distiller(StudentModel):
     def _apply(self, fn, recurse: bool = True):
         # The teacher is not a submodule, but must follow the student to its device.
         if 'teacher' in self.__dict__:
-            self.teacher.model._apply(fn)
+            self.teacher.move(fn)
         return super()._apply(fn, recurse)
 
     def copy_teacher_weights(self) -> None:
@@ -265,7 +278,7 @@ class Distiller(StudentModel):
         self._ready = True
 
     def _recorded(self) -> tuple[list[str], list[str]]:
-        """The student and teacher taps to record: the terms', or all if there is an observer."""
+        """The student and teacher taps to record: all for an observer, else the terms'; none while these are idle."""
         if self.observers:
             return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
-        return self.terms.used()
+        return ([], []) if self.terms.idle else self.terms.used()

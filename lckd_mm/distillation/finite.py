@@ -93,7 +93,8 @@ def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
 
 def _why(role: str, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
-        return ", in float16, whose largest number is 65504; train with optim_wrapper.dtype='bfloat16', or without amp"
+        other = "give it precision='bf16'" if role == 'teacher' else 'without amp'
+        return f", in float16, whose largest number is 65504; train with optim_wrapper.dtype='bfloat16', or {other}"
     if role == 'teacher':
         return '; check its checkpoint, and how its images are normalised'
     return ': the student itself diverges; lower its learning rate or the weights of the terms, or clip its gradient'

@@ -96,6 +96,18 @@ class Objective(nn.ModuleDict):
         return _unique(student), _unique(teacher)
 
     @property
+    def idle(self) -> bool:
+        """Whether no term needs the teacher in this batch; the same on all ranks."""
+        return all(term.idle for term in self.values())
+
+    def zeros(self, device: torch.device) -> dict[str, Tensor]:
+        """What idle terms add to the loss: 0, with a gradient of 0 for each of their parameters, which DDP expects."""
+        zero = torch.zeros((), device=device)
+        return {
+            name: sum((0 * p.sum() for p in term.parameters() if p.requires_grad), zero) for name, term in self.items()
+        }
+
+    @property
     def replays(self) -> bool:
         """Whether a term runs the nets again."""
         return any(term.replays for term in self.values())

@@ -42,6 +42,11 @@ class RunningShare(nn.Module):
         self.register_buffer('means', torch.zeros(2, dtype=torch.float64))
         self.register_buffer('seen', torch.zeros((), dtype=torch.int64))
 
+    @property
+    def settled(self) -> bool:
+        """Whether further batches do not change the weight."""
+        return self.at_start and int(self.seen) >= START
+
 
 @torch.no_grad()
 def share_weights(

@@ -55,8 +55,11 @@ class Term(nn.Module):
         on: a tap's name, or a list of them, for both nets; ``student`` and ``teacher`` name them separately.
         weight: non-negative; or ``'start:0.5'``, the weight with which the term is half of the loss over the first 20
             batches; or ``'share:0.3'``, which keeps it at 30 % of the loss all the time (see
-            :func:`~lckd_mm.distillation.shares.share_weights`). A weight of 0 multiplies and does not skip: a skipped
-            connector would be an unused parameter under DDP.
+            :func:`~lckd_mm.distillation.shares.share_weights`). A weight of 0 multiplies and does not skip. Only while
+            the weights of all terms are 0 (such as before a schedule sets in) are they not computed, and the teacher
+            does not run: the log shows them as 0 and says so once, their parameters get gradients of 0, and what
+            connectors and losses gather (statistics, memories) stands still. A share that is still measured is
+            computed.
         connector: config of the student-side connector, or a list of configs, applied in order; one instance per tap.
             None compares the raw features. The name of another term borrows its connectors: the same features, computed
             once.
@@ -170,6 +173,13 @@ class Term(nn.Module):
             extras = {key: extras[key] for key in self.extras}
             extras |= {key: flat(side.raw(getattr(batch, side.role))) for key, side in self.given.items()}
             return self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its weight is 0 now, and no share of the loss has to be measured."""
+        if self.running is None:
+            return self.weight * self.scale == 0
+        return self.scale == 0 and self.running.settled
 
     @property
     def replays(self) -> bool:

@@ -63,6 +63,9 @@ class RehearsalHook(Hook):
 
 def rehearse(model: nn.Module, wrapper: OptimWrapper, batch: Any, restore: Any) -> None:
     """One forward pass in training mode with the loss; ``restore`` is called at its end."""
+    for terms in model.named_terms().values():
+        for term in terms:
+            term.weight = term.scale = 1.0  # what a schedule sets in later has to fit now
     try:
         # A value that is not finite is met again, and treated as the run's hooks say.
         with preserved_rng(), kept_messages(), contextlib.suppress(NonFiniteError), wrapper.optim_context(model):

@@ -159,6 +159,7 @@ class Comparer:
 
     def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
         given = copy.deepcopy(dict(run.cfg.model.teacher))
+        given.pop('precision', None)  # its predictions are those of full precision
         named = str(given.get('checkpoint'))
         twins = [r for r in group.teacher.runs if r.seed == run.seed and r.checkpoint] if group.teacher else []
         if '://' not in named and not Path(named).is_file() and twins:

@@ -126,6 +126,14 @@ def test_the_step_bench_takes_a_step_apart(step, tmp_path):
 
 
 @pytest.mark.full
+def test_the_step_bench_compares_what_makes_the_teacher_cost_less(step, tmp_path):
+    options = ('model.teacher.checkpoint=absent.pth', f'train_dataloader.dataset.data_root={tmp_path}/absent')
+    text = step(DEMO, '--cheaper', '--processor', '--rounds', 1, '--device', 'cpu', '--cfg-options', *options)
+    for row in ('plain teacher', 'channels_last', 'fold_bn', 'channels_last, fold_bn', 'every weight 0'):
+        assert f'| {row} |' in text
+
+
+@pytest.mark.full
 def test_the_overhead_bench_sets_methods_against_the_student_alone(tmp_path):
     # One that waits for training images, and one of several optimizers.
     command = (BENCH / 'overhead.py', '--runs', 'ft', 'online-afd', '--rounds', 1, '--json', tmp_path / 'out.json')

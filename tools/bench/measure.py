@@ -51,7 +51,11 @@ def keep_freed_memory() -> None:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, slow: float = 10.0
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    slow: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each side over ``rounds`` alternating rounds, after one warm-up round.
 
@@ -64,10 +68,10 @@ def alternate(
             if name in waived:
                 continue
             synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             side()
             synchronise(device)
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             if round_ == 0 and seconds > slow:
                 waived.add(name)
                 times[name].append(seconds)

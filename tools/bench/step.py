@@ -1,14 +1,16 @@
 """Time of a distillation config's training step, compared with its parts.
 
-    python tools/bench/step.py CONFIG [--rounds 7] [--cfg-options KEY=VALUE …] [--json FILE]
+    python tools/bench/step.py CONFIG [--rounds 7] [--cheaper] [--processor] [--cfg-options KEY=VALUE …] [--json FILE]
 
 Prepares one batch of the config's training data (fabricated images if the data is not on disk), then alternately runs
-the student's step alone, the teacher's forward pass, the whole distillation step, and that step without each of its
-terms. A step is forward, backward and the optimizer's update.
+the student's step alone, the teacher's forward pass, the whole distillation step, that step without each of its terms,
+and, with --cheaper, with each option that makes the teacher cost less. A step is forward, backward and the optimizer's
+update. --processor counts the processor's time of all threads instead of the clock's, where other work runs, too.
 """
 
 import copy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,8 @@ def main(argv: list[str]) -> None:
     p = measure.parser(__doc__, rounds=7)
     p.add_argument('config')
     p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cheaper', action='store_true', help="the teacher's options in place of the parts of the step")
+    p.add_argument('--processor', action='store_true', help="the processor's time, of all threads")
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None
     cfg = read_config(args)
@@ -38,17 +42,30 @@ def main(argv: list[str]) -> None:
     distiller = measure.build_for_training(cfg, device)
     batch, source = measure.training_batch(cfg, distiller.student)
     data = distiller.data_preprocessor(batch, True)
-    times = measure.alternate(_sides(distiller, data, cfg), args.rounds, device, slow=60.0)
+    clock = time.process_time if args.processor else time.perf_counter
+    sides = _sides(distiller, data, cfg, args.cheaper)
+    times = measure.alternate(sides, args.rounds, device, slow=60.0, clock=clock)
     result = dict(config=args.config, machine=measure.machine(device), batch=source, rounds=args.rounds)
-    result |= dict(ms=measure.median_ms(times), terms=list(distiller.terms))
-    measure.publish(markdown(result), result, args.json)
+    result |= dict(ms=measure.median_ms(times), terms=list(distiller.terms), clock=clock.__name__)
+    measure.publish((cheaper if args.cheaper else markdown)(result), result, args.json)
 
 
-def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
+#: What makes a teacher cost less.
+OPTIONS = {
+    'channels_last': dict(channels_last=True),
+    'fold_bn': dict(fold_bn=True),
+    'channels_last, fold_bn': dict(channels_last=True, fold_bn=True),
+    "precision='bf16'": dict(precision='bf16'),
+    'all three': dict(precision='bf16', channels_last=True, fold_bn=True),
+}
+
+
+def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], None]]:
     """The functions to time, by name."""
     import torch
     from mmengine.optim import build_optim_wrapper
 
+    from lckd_mm.contexts import computes_in_bfloat16
     from lckd_mm.distillation import Objective
 
     inputs, samples = data['inputs'], data['data_samples']
@@ -71,8 +88,43 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
 
         return run
 
-    def teacher_for(names: list[str]) -> Callable[[], None]:
-        return lambda: teacher(distiller.teacher_taps, names, inputs, samples) and None
+    def teacher_for(names: list[str], one=teacher) -> Callable[[], None]:
+        return lambda: one(distiller.teacher_taps, names, inputs, samples) and None
+
+    def with_teacher(other) -> Callable[[], None]:
+        def run() -> None:
+            object.__setattr__(distiller, 'teacher', other)
+            try:
+                step(distiller)
+            finally:
+                object.__setattr__(distiller, 'teacher', teacher)
+
+        return run
+
+    def idle() -> None:
+        for term in terms.values():
+            term.scale = 0.0
+        try:
+            step(distiller)
+        finally:
+            for term in terms.values():
+                term.scale = 1.0
+
+    if cheaper:
+        names = distiller._recorded()[1]
+        sides = {
+            'student': lambda: step(alone),
+            'teacher': teacher_for(names),
+            'distillation': lambda: step(distiller),
+            'distillation, every weight 0': idle,
+        }
+        for name, options in OPTIONS.items():
+            if 'precision' in options and not computes_in_bfloat16(inputs.device.type):
+                continue
+            other = _teacher(cfg, distiller, options)
+            sides[f'teacher, {name}'] = teacher_for(names, other)
+            sides[f'distillation, {name}'] = with_teacher(other)
+        return sides
 
     @torch.no_grad()
     def teacher_whole() -> None:
@@ -93,6 +145,18 @@ def _sides(distiller, data: dict, cfg) -> dict[str, Callable[[], None]]:
     }
     connected = {name: _connectors(distiller, term, data) for name, term in terms.items() if len(term.connectors)}
     return sides | {f'connectors {name}': run for name, run in connected.items()}
+
+
+def _teacher(cfg, distiller, options: dict):
+    """A teacher of the same weights with other options."""
+    from lckd_mm.distillation import FrozenTeacher
+
+    other = FrozenTeacher(**dict(cfg.model.teacher, **options))
+    other.model.load_state_dict(distiller.teacher.model.state_dict())
+    other.move(lambda x: x.to(next(distiller.parameters()).device))
+    other.match_inputs(distiller.student.data_preprocessor)
+    other.loaded = True
+    return other
 
 
 def _connectors(distiller, term, data: dict) -> Callable[[], None]:
@@ -146,6 +210,22 @@ def markdown(result: dict) -> str:
     lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']
     lines += [f'Medians of {result["rounds"]} rounds.', '']
     return '\n'.join([*lines, table(['', 'ms', ''], [(title, f'{value:,.1f}', note) for title, value, note in rows])])
+
+
+def cheaper(result: dict) -> str:
+    from lckd_mm.reporting import table
+
+    ms, plain = result['ms'], (result['ms']['teacher'], result['ms']['distillation'])
+    rows = [('student, step alone', '', '', f'{ms["student"]:,.0f}', f'{ms["student"] / plain[1]:.2f}')]
+    for name in ['', *(f', {name}' for name in OPTIONS if f'teacher, {name}' in ms)]:
+        values = ms[f'teacher{name}'], ms[f'distillation{name}']
+        cells = [cell for value, base in zip(values, plain) for cell in (f'{value:,.0f}', f'{value / base:.2f}')]
+        rows.append((name.removeprefix(', ') or 'plain teacher', *cells))
+    idle = ms['distillation, every weight 0']
+    rows.append(('every weight 0', '', '', f'{idle:,.0f}', f'{idle / plain[1]:.2f}'))
+    lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']
+    lines += [f'Medians of {result["rounds"]} rounds, ms ({result["clock"]}).', '']
+    return '\n'.join([*lines, table(['', 'teacher', '/ plain', 'step', '/ plain'], rows)])
 
 
 if __name__ == '__main__':
