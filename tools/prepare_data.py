@@ -16,7 +16,6 @@ from scenes.sbd import convert_sbd
 
 from lckd_mm.errors import one_line
 
-
 DOWNLOADED = {
     'bccd': (convert_bccd, 'data/bccd', 'lay out BCCD (blood cells, boxes) for configs/bccd'),
     'nuclei': (convert_nuclei, 'data/nuclei', 'lay out the nuclei of the Data Science Bowl 2018 for configs/nuclei'),

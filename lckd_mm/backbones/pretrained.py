@@ -30,8 +30,8 @@ def _same_layers(state: Mapping[str, Tensor], module: nn.Module, what: str) -> d
 class TorchvisionInit:
     """An ``init_cfg`` that fills a backbone with torchvision's weights, tensor by tensor in their order.
 
-    The hosts' MobileNetV2 has torchvision's layers in torchvision's order, under names of its own, which differ from host
-    to host. A backbone may lack the last of them, as mmsegmentation's lacks the convolution to 1280 channels.
+    The hosts' MobileNetV2 has torchvision's layers in torchvision's order, under names of their own, which differ from
+    host to host. A backbone may lack the last of them, as mmsegmentation's lacks the convolution to 1280 channels.
 
     Args:
         checkpoint: a file as torchvision publishes it, its address, or ``torchvision://mobilenet_v2``, which is fetched

@@ -56,9 +56,9 @@ def convert_bccd(source: str | os.PathLike, root: str | os.PathLike, progress: b
 
     def write(folder: Path) -> None:
         # A repository has other folders of the same names above BCCD's.
-        found = read_source(source, 'BCCD', ('.jpg', '.xml', '.txt'))
-        inner = {path.partition('BCCD/')[2]: content for path, content in found.items() if 'BCCD/' in path}
-        files = inner or found
+        everything = read_source(source, 'BCCD', ('.jpg', '.xml', '.txt'))
+        inner = {path.partition('BCCD/')[2]: content for path, content in everything.items() if 'BCCD/' in path}
+        files = inner or everything
         splits = {}
         for split in IMAGES:
             if f'ImageSets/Main/{split}.txt' not in files:
@@ -66,14 +66,17 @@ def convert_bccd(source: str | os.PathLike, root: str | os.PathLike, progress: b
                     f'BCCD: no ImageSets/Main/{split}.txt in {source}; give the folder or archive of BCCD_Dataset'
                 )
             splits[split] = files[f'ImageSets/Main/{split}.txt'].decode().split()
-        wanted = [part.format(n) for n in sum(splits.values(), []) for part in ('JPEGImages/{}.jpg', 'Annotations/{}.xml')]
+        names = [name for split in splits.values() for name in split]
+        wanted = [part.format(n) for n in names for part in ('JPEGImages/{}.jpg', 'Annotations/{}.xml')]
         missing = [name for name in wanted if name not in files]
         if missing:
-            raise FileNotFoundError(f'BCCD: {source} lacks {len(missing)} files, such as {missing[0]}; download it again')
+            raise FileNotFoundError(
+                f'BCCD: {source} lacks {len(missing)} files, such as {missing[0]}; download it again'
+            )
         for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
             (folder / part).mkdir(parents=True)
         boxes, digest = Counter(), hashlib.sha256()
-        for name in tracked(sum(splits.values(), []), 'BCCD', progress):
+        for name in tracked(names, 'BCCD', progress):
             picture, path = files[f'JPEGImages/{name}.jpg'], f'Annotations/{name}.xml'
             annotation = _cleaned(files[path], path)
             digest.update(picture)
@@ -85,13 +88,13 @@ def convert_bccd(source: str | os.PathLike, root: str | os.PathLike, progress: b
         found = {split: len(names) for split, names in splits.items()}
         if (found, dict(boxes)) != (IMAGES, BOXES):
             raise ValueError(
-                f'BCCD: {source} has {_listed(found)} images and {_listed(boxes)} boxes, expected {_listed(IMAGES)} and '
-                f'{_listed(BOXES)}; download the revision that configs/bccd/README.md names'
+                f'BCCD: {source} has {_listed(found)} images and {_listed(boxes)} boxes, expected {_listed(IMAGES)} '
+                f'and {_listed(BOXES)}; download the revision that configs/bccd/README.md names'
             )
         if digest.hexdigest() != SHA256:
             _logger.warning('BCCD: the files in %s differ from those that the figures here are of', source)
-        for split, names in splits.items():
-            (folder / f'ImageSets/Main/{split}.txt').write_text(''.join(f'{name}\n' for name in names))
+        for split, listed in splits.items():
+            (folder / f'ImageSets/Main/{split}.txt').write_text(''.join(f'{name}\n' for name in listed))
 
     return publish('BCCD', root, write)
 

@@ -38,7 +38,8 @@ def convert_fashion_mnist(source: str | os.PathLike, root: str | os.PathLike) ->
     """
 
     def write(folder: Path) -> None:
-        files = {path.split('/')[-1]: content for path, content in read_source(source, 'Fashion-MNIST', ('.gz',)).items()}
+        found = read_source(source, 'Fashion-MNIST', ('.gz',))
+        files = {path.split('/')[-1]: content for path, content in found.items()}
         for name, (digest, shape) in FILES.items():
             if f'{name}.gz' not in files:
                 raise FileNotFoundError(f'Fashion-MNIST: no {name}.gz in {source}; download the four files again')
@@ -51,8 +52,8 @@ def convert_fashion_mnist(source: str | os.PathLike, root: str | os.PathLike) ->
             head = b''.join(n.to_bytes(4, 'big') for n in (0x800 + len(shape), *shape))
             if not content.startswith(head) or hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(
-                    f'Fashion-MNIST: {name}.gz in {source} is not the published file of shape {shape} (SHA-256 {digest[:8]}…); '
-                    'download it again'
+                    f'Fashion-MNIST: what is in {name}.gz of {source} is not the published file of shape {shape}, '
+                    f'SHA-256 {digest[:8]}…; download it again'
                 )
             (folder / name).write_bytes(content)
 

@@ -108,7 +108,9 @@ def read_source(source: str | os.PathLike, who: str, suffixes: tuple[str, ...]) 
         paths = (p for p in sorted(source.rglob('*')) if p.is_file() and p.name.endswith(suffixes))
         return {p.relative_to(source).as_posix(): p.read_bytes() for p in paths}
     if not source.exists():
-        raise FileNotFoundError(f'{who}: no {source}; give the downloaded archive, or the folder that it was unpacked into')
+        raise FileNotFoundError(
+            f'{who}: no {source}; give the downloaded archive, or the folder that it was unpacked into'
+        )
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
@@ -117,8 +119,9 @@ def read_source(source: str | os.PathLike, who: str, suffixes: tuple[str, ...]) 
             members = (m for m in archive if m.isfile() and m.name.endswith(suffixes))
             return {m.name: archive.extractfile(m).read() for m in members}
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        reason = one_line(error)
-        raise ValueError(f'{who}: cannot read {source} as a tar or zip archive ({reason}); download it again') from error
+        raise ValueError(
+            f'{who}: cannot read {source} as a tar or zip archive ({one_line(error)}); download it again'
+        ) from error
 
 
 def publish(who: str, root: str | os.PathLike, write: Callable[[Path], None]) -> Path:
