@@ -128,7 +128,6 @@ def test_a_second_call_does_nothing_and_other_folders_are_left_alone(written, tm
         (convert_fashion_mnist, {}, r'no train-images-idx3-ubyte\.gz'),
         (convert_fashion_mnist, {'train-images-idx3-ubyte.gz': b'no'}, 'cannot unzip'),
     ],
-    ids=str,
 )
 def test_what_is_missing_is_said_and_nothing_is_left(convert, files, says, tmp_path, monkeypatch):
     expect_few(monkeypatch, tmp_path)
