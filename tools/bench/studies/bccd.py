@@ -38,6 +38,7 @@ def _methods(boxes):
     return {
         'kd': ('KD', None),
         'ofd': ('OFD', None),
+        'auto': ('the recipe auto', None),
         'bckd': (
             'BCKD',
             _of_scores('bckd', half, on='logits', **_loss('BCKDLoss'))

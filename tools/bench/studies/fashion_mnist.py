@@ -35,6 +35,7 @@ _lipschitz = dict(
 _methods = {
     'kd': ('KD', None),
     'ofd': ('OFD', None),
+    'auto': ('the recipe auto', None),
     'kd-z': ('KD, standardised', _of_scores('kd', **_loss('KDLoss', tau=4.0, standardise=True))),
     'dkd': ('DKD', _of_scores('dkd', **_loss('DKDLoss', tau=4.0, alpha=1.0, beta=2.0))),
     'dist': ('DIST', _of_scores('dist', **_loss('DISTLoss'))),

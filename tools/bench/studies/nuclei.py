@@ -30,6 +30,7 @@ _kd = _of_scores('kd', **_loss('KDLoss', tau=2.0))
 _methods = {
     'kd': ('KD', None),
     'ofd': ('OFD', None),
+    'auto': ('the recipe auto', None),
     'kd-z': ('KD, standardised', _of_scores('kd', **_loss('KDLoss', tau=2.0, standardise=True))),
     'cwd': ('CWD of the scores', _of_scores('cwd', **_loss('CWDLoss', tau=1.0))),
     'dist': ('DIST', _of_scores('dist', **_loss('DISTLoss'))),
