@@ -42,6 +42,7 @@ OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'optim')
 HOOKS = _child(registry.HOOKS, 'hooks')
 METRICS = _child(registry.METRICS, 'evaluation.metrics')
 DATASETS = _child(registry.DATASETS, 'data.digits')
+WEIGHT_INITIALIZERS = _child(registry.WEIGHT_INITIALIZERS, 'backbones.pretrained')
 
 
 def resolved(kind: Any, within: registry.Registry = MODELS, scope: str | None = None) -> Any:

@@ -504,7 +504,10 @@ def test_every_pair_is_trained_here_or_in_the_demos():
             'coco',
             'cityscapes',
             'ade20k',
-        )  # the last: test_published_pairs
+            'bccd',
+            'nuclei',
+            'fashion-mnist6000',
+        )  # the last: test_published_pairs, test_real_image_configs
         assert elsewhere or any(f'{leaf}_'.startswith(f'{pair}_') for leaf in trained), pair
 
 

@@ -1,4 +1,4 @@
-"""Prepare data sets: make the digit scenes, or add SBD's masks to PASCAL VOC 2012."""
+"""Prepare data sets: make the digit scenes, or lay out downloaded data as the hosts read them."""
 
 import argparse
 import logging
@@ -7,10 +7,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from scenes.digit_scenes import sigterm_raises, write_digit_scenes
+from scenes.bccd import convert_bccd
+from scenes.digit_scenes import write_digit_scenes
+from scenes.fashion_mnist import convert_fashion_mnist
+from scenes.folder import sigterm_raises
+from scenes.nuclei import convert_nuclei
 from scenes.sbd import convert_sbd
 
 from lckd_mm.errors import one_line
+
+DOWNLOADED = {
+    'bccd': (convert_bccd, 'data/bccd', 'lay out BCCD (blood cells, boxes) for configs/bccd'),
+    'nuclei': (convert_nuclei, 'data/nuclei', 'lay out the nuclei of the Data Science Bowl 2018 for configs/nuclei'),
+    'fashion-mnist': (convert_fashion_mnist, 'data/fashion_mnist', 'unzip Fashion-MNIST for configs/fashion_mnist'),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +48,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sbd.add_argument('sbd_root', metavar='SBD_ROOT', help='folder that SBD was unpacked into')
     sbd.add_argument('voc_root', metavar='VOC_ROOT', help='the folder VOC2012 of VOCdevkit')
+
+    for name, (_, out, text) in DOWNLOADED.items():
+        command = commands.add_parser(
+            name, parents=[debug], formatter_class=argparse.ArgumentDefaultsHelpFormatter, help=text
+        )
+        command.add_argument('source', metavar='SOURCE', help='the downloaded archive, or its folder')
+        command.add_argument('--out', default=out, help='folder to make')
     return parser.parse_args(argv)
 
 
@@ -45,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
     if args.command == 'digit-scenes':
         root = write_digit_scenes(args.out, args.train, args.val, args.size, args.seed, force=args.force)
         print(f'{args.train} training and {args.val} validation scenes are in {root}')
+    elif args.command in DOWNLOADED:
+        root = DOWNLOADED[args.command][0](args.source, args.out)
+        print(f'{args.command} is in {root}')
     else:
         convert_sbd(args.sbd_root, args.voc_root)
         print(f'masks are in {args.voc_root}/SegmentationClassAug, the added ids in ImageSets/Segmentation/aug.txt')

@@ -118,6 +118,14 @@ class DumpPredictions(DumpResults):
         super().process(data_batch, lean)
 
 
+@METRICS.register_module(name='VOCMetric')
+def build_voc_metric(**config):
+    """A :class:`~lckd_mm.evaluation.detection.VOCMetric` with these arguments; mmdet is imported only here."""
+    from .detection import VOCMetric
+
+    return VOCMetric(**config)
+
+
 def bias_table(
     reference: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor], bias: ClassBias, names: Sequence[str]
 ) -> str:

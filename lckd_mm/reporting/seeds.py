@@ -26,6 +26,18 @@ def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment of p values for their number; each is at most 1, and none is below that of a smaller one.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = least
+    return adjusted
+
+
 @dataclass
 class Gain:
     """Differences to a baseline; if no seed is common to both, only that of the means, and ``paired`` is False."""
@@ -51,6 +63,16 @@ class Gain:
     def interval(self, seeds: int = 2) -> tuple[float, float] | None:
         """The bootstrap interval; None for fewer values than ``seeds``."""
         return bootstrap(self.values) if len(self.values) >= seeds else None
+
+    @property
+    def p_value(self) -> float:
+        """Of Student's paired t test, two-sided; 1 for fewer than two values, or differences that are all 0."""
+        from scipy.stats import t
+
+        if len(self.values) < 2 or not any(self.values):
+            return 1.0
+        error = statistics.stdev(self.values) / math.sqrt(len(self.values))
+        return float(2 * t.sf(abs(self.mean) / error, len(self.values) - 1)) if error else 0.0
 
 
 def between(interval: tuple[float, float] | None) -> str:

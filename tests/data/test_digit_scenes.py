@@ -16,6 +16,7 @@ from PIL import Image
 from scenes import digit_scenes
 from scenes import scene as drawing
 from scenes.digit_scenes import write_digit_scenes
+from scenes.folder import sigterm_raises
 from scenes.scene import CLASSES, PALETTE, VOID, compose_scene
 
 REPO = Path(__file__).resolve().parents[2]
@@ -309,10 +310,10 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
 
 def test_sigterm_handling_is_given_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with digit_scenes.sigterm_raises():
+    with sigterm_raises():
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         # A program's own handler, here that of the outer block, stays in place.
         outer = signal.getsignal(signal.SIGTERM)
-        with digit_scenes.sigterm_raises():
+        with sigterm_raises():
             assert signal.getsignal(signal.SIGTERM) is outer
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

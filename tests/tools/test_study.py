@@ -328,3 +328,43 @@ def test_costs_are_compared_with_the_student_alone_or_the_run_that_a_study_names
     ):
         dense = study.Study(folder / f'{name}.py', tmp_path)
         assert dense.base == 'kd' and methods <= dense.runs.keys()
+
+
+def test_scores_of_the_test_split_have_holms_p_values(study, file, tmp_path):
+    made = study.Study(file, tmp_path, tests=True)
+    cells = {c.name: c for c in made.cells}
+    scores = {'alone-0-%': (80.0, 82.0, 81.0), 'kd-low-0-%': (83.0, 86.0, 85.0), 'kd-high-0-%': (81.0, 82.0, 82.0)}
+    for name, tested in scores.items():
+        for seed, score in enumerate(tested):
+            folder = made.folder(cells[name], seed)
+            logged(folder, {'loss': 1.0}, {'accuracy/top1': 99.0})
+            (folder / 'recipe').write_text(made.recipe(cells[name], seed))
+            assert made.finished(cells[name], seed) and not made.complete(cells[name], seed)
+            (folder / 'test.json').write_text(json.dumps({'accuracy/top1': score, 'accuracy/top5': 99.5}))
+            assert made.complete(cells[name], seed)
+    found = {cells[name]: {seed: made.result(cells[name], seed) for seed in range(3)} for name in scores}
+    assert found[cells['alone-0-%']][0] == {'score': 99.0, 'test accuracy/top5': 99.5, 'test': 80.0}
+    table = study.markdown(made, study.rows_of(made, found), 3).splitlines()
+    assert table[0].startswith('| 3 seeds | accuracy, %, test | ') and '| better in | p (Holm) | part' in table[0]
+    assert table[2] == '| alone, 0 % | 81.00 ± 1.00 |  |  |  |  |  |'
+    # Gains 3, 4, 4 and 1, 0, 1: t is 11 and 2, with two degrees of freedom; the smaller p counts twice.
+    assert '| 3 of 3 | 0.016 | ' in table[3] and '| 2 of 3 | 0.184 | ' in table[4]
+    assert study.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06]) and study.holm([0.7, 0.6]) == [1.0, 1.0]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_run_is_tested_once_and_again_when_it_changes(call, file, tmp_path):
+    command = (file, '--seeds', 1, '--runs', 'alone', '--work-dir', tmp_path / 'runs', '--cfg-options', *QUICK)
+    assert call(*command)[0] == 0
+    folder = tmp_path / 'runs/seed0/alone-0-%'
+    assert not (folder / 'test.json').exists()
+    status, out, errors = call(*command, '--test')
+    assert status == 0 and '| accuracy, %, test |' in out, errors
+    # Here the test split is the validation's.
+    run = json.loads((tmp_path / 'runs/small.json').read_text())['alone-0-%']['runs']['0']
+    assert run['test'] == pytest.approx(run['score'], abs=1e-3)
+    before = (folder / 'test.json').stat().st_mtime_ns
+    assert call(*command, '--test')[0] == 0 and (folder / 'test.json').stat().st_mtime_ns == before
+    (folder / 'recipe').unlink()
+    assert call(*command, '--test')[0] == 0 and (folder / 'test.json').stat().st_mtime_ns > before

@@ -3,6 +3,7 @@
     python tools/bench/study.py STUDY.py [--seeds 5] [--runs NAME …] [--jobs 2]
     python tools/bench/study.py STUDY.py --launcher slurm --partition PARTITION [--sbatch-args=--gres=gpu:1 …]
     python tools/bench/study.py STUDY.py --report
+    python tools/bench/study.py STUDY.py --test
 
 A study is a Python file with these names (see tools/bench/studies):
 
@@ -26,6 +27,10 @@ changed starts again from scratch. Every run is tools/train.py in its own proces
 Differences are paired by seed. Their 95 % interval is the percentile bootstrap over seeds, with 9,999 resamples and a
 fixed random seed. With few seeds it is too narrow: if all of five seeds agree in sign, it never contains 0, and by
 chance that happens one time in 16. Therefore the number of seeds that agree is reported as well.
+
+Scores are those of the last validation. With --test each run's last checkpoint is tested once with its config's
+test_dataloader, and the table has those scores, and the p values of paired t tests with Holm's correction for the
+number of rows.
 """
 
 import argparse
@@ -52,7 +57,7 @@ sys.path.insert(0, str(ROOT))
 from mmengine.config import Config  # noqa: E402
 
 from lckd_mm.cli import option_path, run_tool  # noqa: E402
-from lckd_mm.reporting import Gain, between, read_history, spread, table  # noqa: E402
+from lckd_mm.reporting import Gain, between, holm, read_history, spread, table  # noqa: E402
 from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
 from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
 
@@ -76,13 +81,17 @@ class Cell:
 class Study:
     """A validated study file, with its cells ordered so that each comes after those it needs."""
 
-    def __init__(self, path: str | Path, work_dir: Path | None = None, cfg_options: Iterable[str] = ()):
+    def __init__(
+        self, path: str | Path, work_dir: Path | None = None, cfg_options: Iterable[str] = (), tests: bool = False
+    ):
         where = f'study {str(path)!r}'
         if not Path(path).is_file():
             raise FileNotFoundError(f'{where}: no such file')
         cfg = {key: value for key, value in Config.fromfile(str(path)).to_dict().items() if not key.startswith('_')}
         check_keys(cfg, STUDY_KEYS, ('title', 'metric', 'work_dir', 'runs'), where)
         self.path, self.cfg_options = Path(path), list(cfg_options)
+        #: Whether the reported scores are those of the test split.
+        self.tests = tests
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
         self.work_dir = Path(work_dir or cfg['work_dir'])
@@ -203,6 +212,28 @@ class Study:
     def finished(self, cell: Cell, seed: int) -> bool:
         return _read(self.folder(cell, seed) / 'recipe') == self.recipe(cell, seed)
 
+    def complete(self, cell: Cell, seed: int) -> bool:
+        """Finished, and tested if tests are asked for."""
+        return self.finished(cell, seed) and (not self.tests or (self.folder(cell, seed) / 'test.json').exists())
+
+    def run(self, cell: Cell, seed: int) -> None:
+        """Do what a run lacks."""
+        if not self.finished(cell, seed):
+            self.train(cell, seed)
+        if not self.complete(cell, seed):
+            self.test(cell, seed)
+
+    def test(self, cell: Cell, seed: int) -> None:
+        """Test a finished run's last checkpoint; its metrics are in test.json of its folder."""
+        folder, config = self.folder(cell, seed), self.runs[cell.run]['config']
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None:
+            raise RuntimeError(f'{cell.name}, seed {seed}: its checkpoint is gone; remove its folder')
+        command = ['tools/test.py', config, str(checkpoint), '--work-dir', str(folder)]
+        command += ['--out', str(folder / 'test.json')]
+        command += ['--cfg-options', *options] if (options := self.options(cell)) else []
+        call(command, folder / 'test.log', f'{cell.name}, seed {seed}, test')
+
     def train(self, cell: Cell, seed: int) -> None:
         """Train or resume one run; if it fails, RuntimeError names its log."""
         folder, recipe = self.folder(cell, seed), self.recipe(cell, seed)
@@ -217,7 +248,8 @@ class Study:
                 )
             options.append(f'{option}={option_path(checkpoint, "--work-dir")}')
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'recipe').unlink(missing_ok=True)
+        for old in ('recipe', 'test.json'):
+            (folder / old).unlink(missing_ok=True)
         # Resume only if the interrupted run had the same recipe.
         resume = _read(folder / 'begun') == recipe and (folder / 'last_checkpoint').exists()
         if not resume:
@@ -232,7 +264,7 @@ class Study:
 
     def result(self, cell: Cell, seed: int) -> dict[str, float]:
         """``score`` of the last validation; ``also NET`` if several nets are validated; ``share TERM``, the mean
-        fraction of each term in the loss."""
+        fraction of each term in the loss; ``test`` and ``test METRIC``, if the run was tested."""
         key, scale = self.metric['key'], self.metric['scale']
         history = read_history(self.folder(cell, seed))
         validated = [e for e in history.validation if key in e]
@@ -240,7 +272,10 @@ class Study:
             raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
         nets = {k.removesuffix(key).rstrip('/'): scale * v for k, v in validated[-1].items() if k.endswith(f'/{key}')}
         training = [e for e in history.training if e['loss'] > 0]
+        tested = json.loads(_read(self.folder(cell, seed) / 'test.json') or '{}')
         found = dict(score=scale * validated[-1][key]) | {f'also {net}': score for net, score in nets.items()}
+        found |= {f'test {k}': v for k, v in tested.items() if k != key}
+        found |= {'test': scale * tested[key]} if key in tested else {}
         for term in sorted(self.terms(cell) & {k.rpartition('.')[2] for e in training for k in e}):
             # In online distillation, net0.loss_kd and net1.loss_kd are counted together.
             parts = [sum(v for k, v in e.items() if k.rpartition('.')[2] == term) / e['loss'] for e in training]
@@ -302,6 +337,7 @@ def main(argv: list[str]) -> None:
     handed = "handed to every run; those of model. and default_hooks. only to runs that need another's checkpoint"
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=handed)
     p.add_argument('--report', action='store_true', help='train nothing: tables and picture of what is finished')
+    p.add_argument('--test', action='store_true', help="test each run's last checkpoint, and report these scores")
     p.add_argument('--launcher', choices=('local', 'slurm'), default='local')
     p.add_argument('--partition', help="Slurm's")
     p.add_argument('--sbatch-args', default='', help='more arguments of sbatch, in one word')
@@ -314,7 +350,7 @@ def main(argv: list[str]) -> None:
     # Runs start in the repository's root; paths on the command line are relative to the caller's folder.
     args.study, args.work_dir = Path(args.study).absolute(), args.work_dir and args.work_dir.absolute()
     os.chdir(ROOT)
-    study = Study(args.study, args.work_dir, args.cfg_options)
+    study = Study(args.study, args.work_dir, args.cfg_options, args.test)
     cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
     if any(study.needs(cell) for cell in cells):
         option_path(study.work_dir, '--work-dir')  # check before hours of training, not after
@@ -336,14 +372,13 @@ def run_one(study: Study, name: str) -> None:
     if not found or not seed.removeprefix('seed').isdigit():
         raise ValueError(f'--only: there is no run {name!r}; it has seed0/{study.cells[0].name} and so on')
     seed = int(seed.removeprefix('seed'))
-    if not study.finished(found[0], seed):
-        study.train(found[0], seed)
+    study.run(found[0], seed)
 
 
 def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> list[str]:
     """Run everything that is not finished; returns the errors of failed runs."""
     # This reads every config before threads start: the config libraries are not thread-safe.
-    todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.finished(c, s)]
+    todo = [(c, s) for c, s in study.grid(cells, seeds) if not study.complete(c, s)]
     if not todo:
         return []
     study.prepare()
@@ -354,7 +389,7 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
         for future in before:
             if future.exception():
                 raise RuntimeError(f'{cell.name}, seed {seed}: what it needs failed')
-        study.train(cell, seed)
+        study.run(cell, seed)
         with lock:
             score = study.result(cell, seed)['score']
             print(f'[{next(number)}/{len(todo)}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
@@ -389,6 +424,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench/study.py'), str(study.path)]
     command += ['--work-dir', str(study.work_dir.absolute())]
     command += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    command += ['--test'] * study.tests
     common = ['--requeue', '--open-mode=append', *shlex.split(args.sbatch_args)]
     common += [f'--partition={args.partition}'] if args.partition else []
     jobs: list[str] = []
@@ -409,7 +445,7 @@ def submit(study: Study, cells: list[Cell], seeds: list[int], args: argparse.Nam
     runs = 0
     for layer in range(max(depth.values()) + 1):
         layered = study.grid([c for c in cells if depth[c.name] == layer], seeds)
-        names = [f'seed{s}/{c.name}' for c, s in layered if not study.finished(c, s)]
+        names = [f'seed{s}/{c.name}' for c, s in layered if not study.complete(c, s)]
         if names:
             runs += len(names)
             lines = [
@@ -444,7 +480,7 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     found: dict[Cell, dict[int, dict]] = {}
     for cell in cells:
         for _, seed in study.grid([cell], seeds):
-            if study.finished(cell, seed):
+            if study.complete(cell, seed):
                 try:
                     found.setdefault(cell, {})[seed] = study.result(cell, seed)
                 except RuntimeError as error:
@@ -476,28 +512,33 @@ class Row:
 
 def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
     """One row per cell; for online distillation one per net and one for the ensemble."""
-    rows = []
+    rows, main = [], 'test' if study.tests else 'score'
     for cell, runs in found.items():
         first = next(iter(runs.values()))
-        also = [k for k in first if k.startswith('also ')]
+        # A test is of net 0 alone.
+        also = [k for k in first if k.startswith('also ') and not study.tests]
         base = study.against(cell)
-        theirs = {s: r['score'] for s, r in found.get(base, {}).items()}
+        theirs = {s: r[main] for s, r in found.get(base, {}).items()}
         shares = {k[6:]: statistics.mean(r[k] for r in runs.values()) for k in first if k.startswith('share ')}
         if any(not 0 <= share <= 1 for share in shares.values()):
             shares = {}  # exploring terms are negative, so fractions are meaningless
-        for key in ['score', *also]:
+        for key in [main, *also]:
             scores = {s: r[key] for s, r in runs.items()}
-            net = f': {"net0" if key == "score" else key.removeprefix("also ")}' if also else ''
+            net = f': {"net0" if key == main else key.removeprefix("also ")}' if also else ''
             gain = Gain.by_seed(scores, theirs, study.metric['higher'])
             against = study.title_of(base) if gain.values else ''
-            rows.append(Row(study.title_of(cell) + net, scores, shares if key == 'score' else {}, against, gain))
+            rows.append(Row(study.title_of(cell) + net, scores, shares if key == main else {}, against, gain))
     return rows
 
 
 def markdown(study: Study, rows: list[Row], count: int) -> str:
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
-    head = [f'{count} seed{"s" * (count > 1)}', study.metric['title'], f'gain{one}', '95 % interval', 'better in']
+    title = study.metric['title'] + ', test' * study.tests
+    head = [f'{count} seed{"s" * (count > 1)}', title, f'gain{one}', '95 % interval', 'better in']
+    head += ['p (Holm)'] * study.tests
+    gained = [row for row in rows if row.gain.values]
+    corrected = dict(zip(map(id, gained), holm([row.gain.p_value for row in gained])))
     lines = []
     for row in rows:
         gain, wins, interval = '', '', row.gain.interval()
@@ -507,7 +548,8 @@ def markdown(study: Study, rows: list[Row], count: int) -> str:
             gain = f'**{gain}**'
         short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})' * (len(row.scores) < count)
         parts = ', '.join(f'{name} {share:.0%}' for name, share in row.shares.items())
-        lines.append([row.title + short, spread(list(row.scores.values())), gain, between(interval), wins, parts])
+        p = [f'{corrected[id(row)]:.3f}' if id(row) in corrected else ''] * study.tests
+        lines.append([row.title + short, spread(list(row.scores.values())), gain, between(interval), wins, *p, parts])
     return table([*head, 'part of the loss'], lines)
 
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
-import signal
-import socket
-import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from .folder import tracked, write_folder
 from .scene import CLASSES, SPLITS, Scene, check_counts, compose_scene, voc_palette
 
 _MARK = 'digit_scenes.json'
@@ -72,53 +66,6 @@ def _write_scenes(folder: Path, parameters: dict[str, int], progress: bool) -> N
         (folder / 'ImageSets' / task / f'{split}.txt').write_text(text)
     mark = {'format': _FORMAT, 'version': _VERSION, 'parameters': parameters}
     (folder / _MARK).write_text(json.dumps(mark, indent=2) + '\n')
-
-
-def tracked(items: Iterable, title: str, progress: bool) -> Iterator:
-    """The items, behind a progress bar on standard error."""
-    if not progress:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=title, console=Console(stderr=True))
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit(143), so that ``finally`` clauses clean up as they do for Ctrl-C.
-
-    Does nothing outside the main thread, or if the program has its own SIGTERM handler.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(signum, frame):
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _remove_stale(target: Path) -> None:
-    """Remove temporary folders that killed runs left next to ``target``; those of live runs and other hosts stay."""
-    prefix = f'.{target.name}.tmp-{socket.gethostname()}-'
-    for folder in target.parent.iterdir():
-        pid = folder.name.removeprefix(prefix).partition('-')[0]
-        if not folder.name.startswith(prefix) or not pid.isdecimal():
-            continue
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:  # alive, owned by another user
-            continue
 
 
 def _written_mark(target: Path) -> dict | None:
@@ -207,24 +154,9 @@ def write_digit_scenes(
             print(f'{root} already holds these digit scenes ({_listed(parameters)}); nothing to do')
         return root
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target)
-    # A sibling, so that the final rename stays on one file system; the name identifies the writing process.
-    draft = target.with_name(f'.{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}')
-    old = draft.with_name(f'{draft.name}-old')
-    with sigterm_raises():
-        try:
-            draft.mkdir()
-            _write_scenes(draft, parameters, progress)
-            # Check again: the folder may have appeared in the meantime.
-            if _check_existing(target, parameters, force):
-                return root
-            if target.exists():
-                target.rename(old)
-            draft.rename(target)
-        finally:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            for folder in (draft, old):
-                shutil.rmtree(folder, ignore_errors=True)
+    write_folder(
+        target,
+        lambda draft: _write_scenes(draft, parameters, progress),
+        lambda: _check_existing(target, parameters, force),
+    )
     return root

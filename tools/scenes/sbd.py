@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .digit_scenes import sigterm_raises, tracked
+from .folder import sigterm_raises, tracked
 from .scene import VOID, voc_palette
 
 EXPECTED_FOUND = 11355

@@ -1,0 +1,44 @@
+# The student alone: DeepLabV3+ on a ResNet-18 of an eighth of the width, output stride 16, not pretrained.
+_base_ = [
+    'mmseg::_base_/models/deeplabv3plus_r50-d8.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/datasets/nuclei_128x128.py',
+]
+
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    pretrained=None,
+    backbone=dict(
+        depth=18,
+        base_channels=8,
+        stem_channels=16,
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        norm_cfg=norm_cfg,
+    ),
+    decode_head=dict(
+        in_channels=64,
+        channels=32,
+        dilations=(1, 2, 4),
+        c1_in_channels=8,
+        c1_channels=8,
+        dropout_ratio=0.0,
+        num_classes=3,
+        norm_cfg=norm_cfg,
+        init_cfg=None,
+    ),
+    auxiliary_head=None,
+)
+
+max_iters = 800
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.004, weight_decay=0.01))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.004, total_steps=max_iters, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=400, max_keep_ckpts=1),
+)
+randomness = dict(seed=0)
