@@ -5,6 +5,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from run_helpers import FULL, config, count, distiller, forked_trainings, run, scenes, segmentor, validation
 
-from lckd_mm.cli.ending import way_on
+from lckd_mm.cli.ending import interruptible, way_on
 from lckd_mm.contexts import preserved_rng
 from lckd_mm.errors import WriteError
 from lckd_mm.hosts import build_model
@@ -396,6 +397,18 @@ def test_an_interruption_ends_with_the_way_on(name, status, word, forks, plain_r
         statuses, text = forks(*again.split()[2:3], work_dir, '--resume')
         assert statuses == [0], text[-3000:]
         assert_same(torch.load(work_dir / 'iter_6.pth'), torch.load(plain_run / 'iter_6.pth'))
+
+
+def test_processes_made_meanwhile_end_by_sigterm_as_ever():
+    """A pool ends its processes by SIGTERM, which Python's handler would lose in one that has not begun to run."""
+    handler = lambda: signal.getsignal(signal.SIGTERM)  # noqa: E731
+    with interruptible(None, []):
+        own = handler()
+        process = os.fork()
+        if process == 0:
+            os._exit(handler() is not signal.SIG_DFL)
+        assert os.waitpid(process, 0)[1] == 0 and handler() is own is not signal.SIG_DFL
+    assert handler() is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

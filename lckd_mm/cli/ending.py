@@ -100,23 +100,29 @@ def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: Ctrl-C, with that line; with an empty one in all ranks but the first.
     """
-    process, since = os.getpid(), time.time()
+    since, handled = time.time(), False
 
     def leave(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
-        if os.getpid() == process and is_main_process():  # not in a worker of a loader
+        if is_main_process():
             # Not print: the signal may have come in the midst of one.
             os.write(2, f'terminated; {way_on(runner, argv, since)}\n'.encode())
         os.kill(os.getpid(), signum)
 
+    def handle(handler: Any) -> None:
+        if handled and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    # Python forgets a signal that comes before a forked process runs: pools of processes, which end theirs by SIGTERM,
+    # would wait for it for ever. So that no such process has the handler, it is away while one is made.
+    os.register_at_fork(before=lambda: handle(signal.SIG_DFL), after_in_parent=lambda: handle(leave))
     main = threading.current_thread() is threading.main_thread()
     handled = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if handled:
-        signal.signal(signal.SIGTERM, leave)
+    handle(leave)
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted; {way_on(runner, argv, since)}' if is_main_process() else '') from None
     finally:
-        if handled:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        handle(signal.SIG_DFL)
+        handled = False  # what is registered cannot be taken back, and does nothing from here on
