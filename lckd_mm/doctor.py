@@ -84,7 +84,7 @@ def _install(distribution: str, version: str, family: str) -> str:
     if _REPOSITORY:
         return _INSTALL[family]
     if distribution.endswith('mmcv'):  # compiled against the torch that is there
-        return f'pip install --force-reinstall --no-deps --no-build-isolation {distribution}=={version}'
+        return f'after torch: pip install --force-reinstall --no-deps --no-build-isolation {distribution}=={version}'
     if family == 'upstream' and distribution not in TORCH:
         return "pip install 'lckd_mm[hosts]'"
     return f'pip install {distribution}=={version}'

@@ -97,7 +97,9 @@ def test_the_doctor_advises_what_a_wheel_has(installed, tmp_path):
     # -S leaves the site-packages out.
     says = python(installed, tmp_path, '-S', '-m', 'lckd_mm.doctor', code=1)
     assert "mmdet           not installed; pip install 'lckd_mm[hosts]'" in says
-    assert re.search(r'mmcv            not installed; pip install .*--no-build-isolation mmcv==2\.1\.0', says)
+    assert re.search(
+        r'mmcv            not installed; after torch: pip install .*--no-build-isolation mmcv==2\.1\.0', says
+    )
     assert '; lckd_mm prepare_data digit-scenes' in says
     assert 'make' not in says and 'tools/' not in says
 

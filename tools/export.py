@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     meta |= dict(size=size, lckd_mm=__version__)
     if how:
         order = 'as loaded' if forward.channels != 3 else 'RGB' if how[2] else 'BGR'
-        meta |= dict(mean=how[0], std=how[1], channel_order=order)
+        # The numbers of the config: a buffer of float32 has seven digits.
+        mean, std = ([float(f'{x:.7g}') for x in values] for values in how[:2])
+        meta |= dict(mean=mean, std=std, channel_order=order)
     meta = {key: value for key, value in meta.items() if value is not None}
     shapes, worst, free, step, why = export(forward, args.out, size, args.fixed, args.tolerance, meta)
     mb = Path(args.out).stat().st_size / 1e6
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
     if args.end_to_end:
         print(f'inputs: {str(forward.dtype)[6:]}, as the test pipeline loads images, channels {order}')
     elif how:
-        print(f'inputs: (x - mean) / std with mean {how[0]}, std {how[1]}, channels {order}')
+        print(f'inputs: (x - mean) / std with mean {mean}, std {std}, channels {order}')
 
 
 if __name__ == '__main__':

@@ -202,7 +202,11 @@ def test(argv: list[str]) -> None:
     p.add_argument('--out', help='write the metrics to this JSON file')
     p.add_argument('--net', type=int, default=0, help="index of the checkpoint's net, if several learn together")
     p.add_argument('--dump', metavar='FILE.pkl', help="write every sample's truth and prediction to this file")
-    p.add_argument('--show-dir', metavar='DIR', help='draw every prediction, beside the truth, into this folder')
+    p.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw every prediction, beside the truth, into this folder; of several processes, the first',
+    )
     p.add_argument('--tta', action='store_true', help="test-time augmentation: the config's, else the host's default")
     args = p.parse_args(argv)
     if args.dump and not args.dump.endswith('.pkl'):
