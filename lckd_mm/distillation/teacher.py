@@ -42,6 +42,8 @@ class FrozenTeacher:
     Raises:
         ValueError: no checkpoint, a bad ``bn`` or ``allow``, or a model that cannot be built.
         TypeError: the model is not one of mmpretrain, mmseg or mmdet.
+    Example:
+        teacher=dict(model='my_teacher.py', checkpoint='teacher.pth', bn='batch')
     """
 
     def __init__(self, model: dict | str, checkpoint: str | None = None, bn: str = 'eval', allow: Iterable[str] = ()):
