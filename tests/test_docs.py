@@ -201,11 +201,11 @@ def test_broken_links_and_forgotten_pages_fail(tmp_path):
     ignore = shutil.ignore_patterns('__pycache__')
     for name in ('docs', 'configs'):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
-    for name in ('README.md', 'LICENSE', 'mkdocs.yml'):
+    for name in ('README.md', 'LICENSE'):
         shutil.copy(ROOT / name, root / name)
-    # The reference takes most of the time, and has no links that could break.
-    for page in (root / 'docs/reference').glob('*.md'):
-        page.write_text(page.read_text().partition('\n\n')[0])
+    # Without the search and the docstrings, which take most of the time.
+    config = (ROOT / 'mkdocs.yml').read_text()
+    (root / 'mkdocs.yml').write_text(re.sub(r'^plugins:\n(?:[ -].*\n)+', 'plugins: []\n', config, flags=re.M))
     for file, text in {
         'README.md': '\n[x](docs/nothing.md)\n',
         'configs/digits/README.md': '\n[x](../nothing.py)\n',

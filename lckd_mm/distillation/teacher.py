@@ -58,6 +58,8 @@ class FrozenTeacher:
         ValueError: no checkpoint, a bad value, a precision that the device lacks, ``fold_bn`` with bn='batch', or a
             model that cannot be built.
         TypeError: the model is not one of mmpretrain, mmseg or mmdet.
+    Example:
+        teacher=dict(model='my_teacher.py', checkpoint='teacher.pth', bn='batch')
     """
 
     def __init__(

@@ -60,6 +60,11 @@ class FeatureTaps:
     Args:
         addresses: tap name to address.
         role: the net's role in error messages, such as 'student'.
+    Example:
+        taps = FeatureTaps({'stage4': 'backbone.layer4', 'input': 'backbone.layer4.0.conv1@in'})
+        with taps.record(model) as features:
+            model(images)
+        features['stage4'].shape
     """
 
     def __init__(self, addresses: dict[str, str], role: str = 'student'):
