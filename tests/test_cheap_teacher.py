@@ -57,11 +57,16 @@ def test_the_features_are_the_plain_teacher_s(scope, host):
     state = plain.model.state_dict()
     for options, dtype, bound in OPTIONS:
         made, taps = teacher(host, names, **options)
+        seen, last = [], options.get('channels_last', False)
+        made.model.backbone.layer2.register_forward_hook(lambda _, args, output, seen=seen: seen.append(output))
         features = made(taps, names, images, None)
         assert max(gaps(features, expected).values()) < bound, options
         assert features['stage1'].dtype == dtype
-        last = options.get('channels_last', False)
-        assert features['stage2'].is_contiguous(memory_format=torch.channels_last) == last
+        # It works in this format, and what terms see has the images'.
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last) == last and features['stage2'].is_contiguous()
+        if last:
+            features = made(taps, names, images.to(memory_format=torch.channels_last), None)
+            assert features['stage2'].is_contiguous(memory_format=torch.channels_last)
         if 'fold_bn' in options:
             # All, but those behind the last tap, and the auxiliary head's.
             assert len(made._folding.layers) == (len(norms(made.model)) - (host == 'mmseg'))

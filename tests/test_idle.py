@@ -91,8 +91,10 @@ def test_a_term_that_sets_in_later_costs_no_teacher_before(scenes, tmp_path, tea
 
 
 def test_a_term_that_sets_in_later_is_rehearsed_at_once(scenes, tmp_path, teacher_file):
+    calls = Calls()
     with pytest.raises(ValueError, match=r"'loss_kd': FailsInTraining .* it does not fit"):
-        run(late(scenes, tmp_path, teacher_file, loss=dict(type='FailsInTraining')))
+        run(late(scenes, tmp_path, teacher_file, loss=dict(type='FailsInTraining')), calls)
+    assert calls.runs == []
 
 
 @pytest.mark.parametrize(('weight', 'before', 'after'), [('start:0.5', False, True), ('share:0.5', False, False)])

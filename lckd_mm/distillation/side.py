@@ -102,7 +102,7 @@ class Side:
                         f'{self._who}: {self.role} tap {name!r} gives {len(levels(feature))} tensors, the other net '
                         f'{len(levels(like))}; name one with #k'
                     )
-            return [_each(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
+            return [each(*of) for of in zip(self.connectors, raw, likes)] if self.connectors else raw
         if self.role == 'student':
             return [self._followed(name, done[self.lender][0][name]) for name in self.names]
         return [detached(done[self.lender][1][name]) for name in self.names]
@@ -217,14 +217,14 @@ def flat(features: Iterable[Feature]) -> list[Tensor]:
 
 def detached(feature: Feature) -> Feature:
     """The feature, detached."""
-    return _each(Tensor.detach, feature)
+    return each(Tensor.detach, feature)
 
 
 def _widened(feature: Feature) -> Feature:
-    return _each(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)), feature)
+    return each(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)), feature)
 
 
-def _each(function: Callable[..., Tensor], *features: Feature) -> Feature:
+def each(function: Callable[..., Tensor], *features: Feature) -> Feature:
     """The function of one tensor of each feature, level by level."""
     if isinstance(features[0], Tensor):
         return function(*features)

@@ -28,7 +28,7 @@ from ..hosts import (
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
-from .side import Feature, levels
+from .side import Feature, each, levels
 
 _BN_MODES = ('eval', 'batch')
 _PRECISIONS = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -48,7 +48,8 @@ class FrozenTeacher:
         precision: 'bf16' or 'fp16': its forward pass runs under autocast in this type, whatever the student's; terms
             stay in float32. 'fp16' needs a GPU, 'bf16' a GPU or CPU with such instructions
             (:func:`~lckd_mm.contexts.computes_in_bfloat16`). None: it runs in the precision of the student.
-        channels_last: it runs in torch's memory format of this name, in which convolutions are often faster.
+        channels_last: it runs in torch's memory format of this name, in which convolutions are often faster; its
+            features are given in the format of the images.
         fold_bn: each BatchNorm that alone reads what a convolution gives is computed by that convolution, with weights
             of its own: the model's, which margins and ``inherit`` read, stay as they are. Where a tap reads what is in
             between, the pair stays as it is. The first batch is run with and without, in float32, and compared.
@@ -228,6 +229,9 @@ class FrozenTeacher:
                 self._fold(taps, run)
         with contextlib.nullcontext() if self._dtype is None else torch.autocast(kind, self._dtype):
             features = run()
+        if self.channels_last and not inputs.is_contiguous(memory_format=torch.channels_last):
+            # Terms compare them with the student's, which is slow in two formats.
+            features = {name: each(Tensor.contiguous, feature) for name, feature in features.items()}
         if version is not None and inputs._version != version:
             raise RuntimeError(
                 f'teacher: {type(self.model).__name__} overwrites the batch of images in its forward pass, which the '
