@@ -121,6 +121,7 @@ _HEADINGS = {
     'OPTIM_WRAPPERS': 'Optimizer wrappers',
     'OPTIM_WRAPPER_CONSTRUCTORS': 'Constructors of optimizer wrappers',
     'MODEL_WRAPPERS': 'Model wrappers',
+    'WEIGHT_INITIALIZERS': 'Initialisation',
 }
 #: Of the models, which are many: file or folder to heading.
 _KINDS = {
