@@ -270,3 +270,30 @@ def test_the_tools_from_checkpoints_to_table(tmp_path, monkeypatch, capsys):
     again = ['tools/analysis/class_bias.py', files[0], str(tmp_path / 'evil.pkl')]
     out = subprocess.run([sys.executable, '-W', 'ignore', *again], capture_output=True, text=True)
     assert out.returncode == 1 and 'it would run posix.system' in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_voc_metric_has_the_ap_of_each_class_at_each_threshold():
+    from mmdet.evaluation.metrics import VOCMetric as Hosts
+    from mmengine.registry import METRICS
+    from mmengine.structures import InstanceData
+
+    arguments = dict(metric='mAP', iou_thrs=[0.5, 0.7], eval_mode='area')
+    ours = METRICS.build(dict(type='lckd_mm.VOCMetric', **arguments))
+    theirs = Hosts(**arguments)
+    truth = torch.tensor([[0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 10]]).float()
+    # The first box is exact, the second has an IoU of 0.6, of the third class nothing is found.
+    found = torch.tensor([[0, 0, 10, 10], [20, 20, 40, 32]]).float()
+    sample = dict(
+        gt_instances=InstanceData(bboxes=truth, labels=torch.tensor([0, 1, 2])),
+        ignored_instances=InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()),
+        pred_instances=InstanceData(bboxes=found, labels=torch.tensor([0, 1]), scores=torch.tensor([0.9, 0.8])),
+    )
+    for metric in (ours, theirs):
+        metric.dataset_meta = dict(classes=('RBC', 'WBC', 'Platelets'))
+        metric.process({}, [sample])
+    values, expected = ours.evaluate(1), theirs.evaluate(1)
+    classes = {f'pascal_voc/AP{t}_{c}': float(c == 'RBC' or (c, t) == ('WBC', 50))
+               for t in (50, 70) for c in ('RBC', 'WBC', 'Platelets')}  # fmt: skip
+    assert values.items() >= classes.items()
+    assert values['pascal_voc/AP50'] == pytest.approx(2 / 3) and values['pascal_voc/mAP'] == pytest.approx(0.5)
+    assert {k: round(v, 3) for k, v in values.items() if k in expected} == {k: round(v, 3) for k, v in expected.items()}

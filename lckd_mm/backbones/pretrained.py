@@ -39,6 +39,11 @@ class TorchvisionInit:
         prefix: of the tensors to take.
     Raises:
         ValueError: another number of tensors, or another shape.
+    Example:
+        backbone = dict(
+            type='MobileNetV2',
+            init_cfg=dict(type='lckd_mm.TorchvisionInit', checkpoint='torchvision://mobilenet_v2'),
+        )
     """
 
     def __init__(self, checkpoint: str, prefix: str = 'features.'):

@@ -12,6 +12,9 @@ class VOCMetric(HostVOCMetric):
 
     A data set in which objects of one class were left out caps the AP of that class; the mean does not show it. Numbers
     are not rounded.
+
+    Example:
+        val_evaluator = dict(type='lckd_mm.VOCMetric', metric='mAP', iou_thrs=[0.5, 0.7])
     """
 
     def compute_metrics(self, results: Sequence) -> dict[str, float]:
