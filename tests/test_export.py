@@ -16,7 +16,7 @@ from small_nets import mask2former, of_one_size
 from lckd_mm.config import plain_model, size_in_tests
 from lckd_mm.hosts import WholePrediction, build_model, image_channels
 from lckd_mm.reporting.costs import figures
-from lckd_mm.storage.export import PlainForward, export
+from lckd_mm.storage.export import PlainForward, _compared, export
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
@@ -74,6 +74,14 @@ def test_any_batch(model, tmp_path):
     same_outputs(path, net, torch.randn(5, 3, 32, 32))
     torch.export.load(path, extra_files=(files := {'lckd_mm.json': ''}))
     assert json.loads(files['lckd_mm.json']) == dict(classes=['0', '1'])
+
+
+def test_other_sizes_are_others():
+    for size, step in (((32, 32), 32), ((224, 224), 1), ((97, 131), 32), ((16, 16), 1)):
+        (two, own), *others = _compared(size, {0: 'batch', 2: 'height', 3: 'width'}, step)
+        assert (two, own) == (2, size) and [n for n, _ in others] == [1, 3]
+        for other in (hw for _, hw in others):
+            assert all(x != y and x % step == 0 for x, y in zip(other, size))
 
 
 @pytest.mark.full

@@ -171,10 +171,13 @@ def _compared(size: tuple[int, int], axes: Mapping, step: int) -> list[tuple[int
         return [(1, size)]
     if len(axes) == 1:
         return [(2, size), (1, size), (3, size)]
-    others = [[int(n * share) for n, share in zip(size, shares)] for shares in ((0.75, 0.5), (0.5, 0.75))]
-    # Odd ones, unless they have to be multiples.
-    fitting = [tuple(n | 1 if step == 1 else max(n // step, 1) * step for n in other) for other in others]
-    return [(2, size), (1, fitting[0]), (3, fitting[1])]
+    height, width = size
+    if step == 1:  # smaller and odd
+        others = (height * 3 // 4 | 1, width // 2 | 1), (height // 2 | 1, width * 3 // 4 | 1)
+    else:
+        h, w = height // step, width // step
+        others = ((h + 1) * step, (w + 2) * step), ((h + 2) * step, (w + 1) * step)
+    return [(2, size), (1, others[0]), (3, others[1])]
 
 
 def _write_onnx(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
@@ -195,7 +198,9 @@ def _write_onnx(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, 
 def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors are raised, too
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {'inputs': images.numpy()})]
 
 
