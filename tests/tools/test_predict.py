@@ -71,7 +71,8 @@ def test_what_cannot_be_predicted_is_a_sentence(student, tmp_path, capsys):
     assert '--tta: the config has no tta_model' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('host', SOME)
+@pytest.mark.full
+@pytest.mark.parametrize('host', HOSTS)
 def test_pictures_of_a_test_show_truth_and_prediction(host, student, scenes, tmp_path):
     options = ['--work-dir', str(tmp_path / 'run'), '--show-dir', str(tmp_path / 'out'), '--debug']
     assert cli.run_tool(cli.test, [*student(host), *options]) == 0
@@ -93,7 +94,8 @@ def test_tta_merges_the_image_and_its_mirror(host, student, scenes, tmp_path):
         extra = dict(tta_model=dict(type='SegTTAModel'), tta_pipeline=pipeline)
     files = student(host, **extra)
     argv = [*files, '--work-dir', str(tmp_path / 'run'), '--dump', str(tmp_path / 'tta.pkl'), '--tta', '--debug']
-    assert cli.run_tool(cli.test, argv) == 0
+    assert cli.run_tool(cli.test, [*argv, '--show-dir', str(tmp_path / 'out')]) == 0
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {f'train_{i:06d}.png' for i in range(16)}
     merged = pickle.loads((tmp_path / 'tta.pkl').read_bytes())
     assert len(merged) == 16
     model = plain_model(load_config(files[0])).eval()
