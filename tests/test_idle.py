@@ -78,12 +78,15 @@ def test_a_term_that_sets_in_later_costs_no_teacher_before(scenes, tmp_path, tea
         one, two = (getattr(of.model, state)() for of in (whole, resumed))
         assert all(torch.equal(v, two[k]) for k, v in one.items())
 
-    # An observer sees the teacher's features, and changes nothing.
+
+@pytest.mark.full
+def test_an_observer_sees_the_teacher_and_changes_nothing(scenes, tmp_path, teacher_file, forget_runs):
+    whole = run(late(scenes, tmp_path / 'a', teacher_file))
     forget_runs()
     monitor, calls = dict(type='lckd_mm.LipschitzMonitorHook', interval=2), Calls()
-    watched = run(late(scenes, tmp_path / 'c', teacher_file, monitor), calls)
+    watched = run(late(scenes, tmp_path / 'b', teacher_file, monitor), calls)
     assert calls.runs == [2, 3, 3, 4, 5, 6]
-    first = scalars(tmp_path / 'c')[0]
+    first = scalars(tmp_path / 'b')[0]
     assert first['sigma_gap'] > 0 and not any(key.startswith('sigma_connected') for key in first)
     for state in ('state_dict', 'distillation_state'):
         one, two = (getattr(of.model, state)() for of in (whole, watched))
