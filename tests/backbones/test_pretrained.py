@@ -31,7 +31,8 @@ def built(host, file, **arguments):
     init = dict(type='lckd_mm.TorchvisionInit', checkpoint=file)
     net = MODELS.build(dict(type='MobileNetV2', init_cfg=init, **arguments))
     net.init_weights()
-    return net.eval()
+    net.eval()  # whose value is None
+    return net
 
 
 @pytest.mark.parametrize('host', count(list(HOSTS), ['mmseg', 'mmdet']))

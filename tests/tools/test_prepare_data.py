@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from real_images import bccd_files, expect_few, write_zip
 from scipy.io import savemat
 
 REPO = Path(__file__).resolve().parents[2]
@@ -85,6 +86,22 @@ def test_sbd(tmp_path):
     assert 'found 1 of 11,355 masks and added 1 of 9,118' in done.stderr
     assert (voc / 'ImageSets/Segmentation/aug.txt').read_text() == 'x\n'
     assert (np.asarray(Image.open(voc / 'SegmentationClassAug/x.png')) == 7).all()
+
+
+@pytest.mark.parametrize('name', ['bccd', 'nuclei', 'fashion-mnist'])
+def test_downloaded_data_that_are_not_there(name, tool, tmp_path, capsys):
+    assert tool.main([name, str(tmp_path / 'absent'), '--out', str(tmp_path / 'out')]) == 1
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and f'no {tmp_path}/absent; give the downloaded archive' in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_downloaded_data_are_laid_out(tool, tmp_path, monkeypatch, capsys):
+    expect_few(monkeypatch, tmp_path)
+    source = write_zip(tmp_path / 'bccd.zip', bccd_files())
+    assert tool.main(['bccd', str(source), '--out', str(tmp_path / 'out')]) == 0
+    assert capsys.readouterr().out == f'bccd is in {tmp_path}/out\n'
+    assert (tmp_path / 'out/ImageSets/Main/val.txt').read_text() == 'BloodImage_00007\n'
 
 
 def test_interruption_is_one_line(tool, monkeypatch, tmp_path, capsys):
