@@ -201,11 +201,11 @@ def kd(pair: Pair, chosen: Chosen) -> None:
 
 
 def ofd(pair: Pair, chosen: Chosen) -> None:
-    """The stages before their ReLU."""
+    """The stages as a BatchNorm gives them: before their ReLU, where they have one (MobileNetV2 has none there)."""
     stages, left = pair.common('backbone'), []
     for tap in list(stages):
         if not pair.before_relu(tap):
-            raise ValueError(f'{tap} is not before a ReLU in both nets')
+            raise ValueError(f'{tap} is not what a BatchNorm gives in both nets')
         if not pair.trained('backbone', tap):
             stages.remove(tap)
             left.append(tap)
@@ -220,7 +220,7 @@ def ofd(pair: Pair, chosen: Chosen) -> None:
     )
     if left:
         chosen.notes.append(f'{", ".join(left)}: frozen in the student')
-    chosen.add('backbone', 'loss_ofd', term, f'OFD: the stages before their ReLU; {_WHY_OFD[pair.family]}.')
+    chosen.add('backbone', 'loss_ofd', term, f'OFD: the stages as a BatchNorm gives them; {_WHY_OFD[pair.family]}.')
 
 
 def pkd(pair: Pair, chosen: Chosen) -> None:
@@ -254,7 +254,7 @@ def features(pair: Pair, chosen: Chosen) -> None:
 
 
 def lipschitz(pair: Pair, chosen: Chosen) -> None:
-    """Lipschitz matching alone, as a reference: it lowers the score in our studies."""
+    """Lipschitz matching of connected maps alone, as a reference: no study of ours stands behind it."""
     stages = [tap for tap in pair.common('backbone') if pair.trained('backbone', tap)]
     if len(stages) < 2:
         raise ValueError(pair.missing.get('backbone', 'the backbones have fewer than two stages in common'))
