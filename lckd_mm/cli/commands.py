@@ -33,7 +33,7 @@ from ..hosts import data_meta, load_config, unwrapped
 from ..recipes import RECIPES, default_work_dir, start
 from ..registry import OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
-from ..storage.files import install, save_whole, trust
+from ..storage.files import install, save_whole, trust, write_whole
 from .ending import interruptible, results
 from .launch import check_parallelism, prepare_launch
 from .start import check_start, choose_start
@@ -234,7 +234,7 @@ def test(argv: list[str]) -> None:
         runner.register_hook(PicturesHook(HostPictures(model, meta, args.show_dir)))
     metrics = runner.test()
     if args.out and runner.rank == 0:
-        Path(args.out).write_text(json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n')
+        write_whole(args.out, (json.dumps({k: float(v) for k, v in metrics.items()}, indent=1) + '\n').encode())
 
 
 #: What the hosts' own tools take where a config does not say; mmseg's takes nothing.

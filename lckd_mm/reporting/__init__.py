@@ -2,6 +2,6 @@
 
 from .page import write_report
 from .runs import read_history
-from .seeds import Gain, between, holm, spread, table
+from .seeds import Gain, between, holm, probability, spread, table
 
-__all__ = ['Gain', 'between', 'holm', 'read_history', 'spread', 'table', 'write_report']
+__all__ = ['Gain', 'between', 'holm', 'probability', 'read_history', 'spread', 'table', 'write_report']

@@ -29,13 +29,20 @@ def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjustment of p values for their number; each is at most 1, and none is below that of a smaller one.
 
+    A nan stays nan and does not count.
+
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
     """
-    adjusted, least = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+    adjusted, least = list(p_values), 0.0
+    finite = [i for i, p in enumerate(p_values) if math.isfinite(p)]
+    for rank, i in enumerate(sorted(finite, key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(finite) - rank) * p_values[i]))
         adjusted[i] = least
     return adjusted
+
+
+def probability(p_value: float) -> str:
+    return '< 0.001' if p_value < 0.001 else f'{p_value:.3f}'
 
 
 @dataclass

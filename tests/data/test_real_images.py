@@ -91,8 +91,20 @@ def test_run_lengths_begin_with_zeros_and_run_down_the_columns():
 
 def test_the_list_of_nuclei_is_whole_and_bccds_counts_are_the_authors():
     splits = list(split_of_images().values())
-    assert {s: splits.count(s) for s in set(splits)} == dict(train=377, val=80, test=81)
+    assert {s: splits.count(s) for s in set(splits)} == dict(train=369, val=84, test=85)
     assert sum(bccd.IMAGES.values()) == 364 and sum(bccd.BOXES.values()) == 4888 - 2 and nuclei.NUCLEI == 16667
+
+
+@pytest.mark.parametrize(
+    ('names', 'split'),
+    [
+        ('00fe7f685038 8c077eb06bce e0bc74a1c05c e2e2f3dc77bd', 'val'),
+        ('01e6ee44908c 2eb593a19cf1 36f73c7b2349 867208e5c5e7', 'test'),
+        ('220417f36025 32356d746cb4 6018fb9b3f9a ca02592b2d64', 'train'),
+    ],
+)
+def test_the_four_tiles_of_a_micrograph_are_in_one_split(names, split):
+    assert {split_of_images()[name] for name in names.split()} == {split}
 
 
 def test_fashion_mnist_is_unzipped(written):

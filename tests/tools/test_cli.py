@@ -156,7 +156,7 @@ def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_
     # of a distillation config, the student alone; the same as the student's own config
     root = f'test_dataloader.dataset.data_root={scenes}'
     for argv in ([*given[2:], root], [ALONE, str(run / 'iter_2.pth'), '--cfg-options', root]):
-        out = tmp_path / 'metrics.json'
+        out = tmp_path / 'new' / 'metrics.json'
         assert cli.run_tool(cli.test, [*argv, '--work-dir', str(tmp_path / 'test'), '--out', str(out)]) == 0
         assert json.loads(out.read_text())['mIoU'] == pytest.approx(validated)
 

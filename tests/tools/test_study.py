@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -20,7 +21,7 @@ from run_helpers import ROOT, forked_trainings
 from lckd_mm.cli import run_tool
 from lckd_mm.config import student_config
 from lckd_mm.hosts import build_model
-from lckd_mm.reporting.seeds import bootstrap
+from lckd_mm.reporting.seeds import bootstrap, holm, probability
 
 BENCH = ROOT / 'tools' / 'bench'
 QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.subset=30',
@@ -330,7 +331,7 @@ def test_costs_are_compared_with_the_student_alone_or_the_run_that_a_study_names
         assert dense.base == 'kd' and methods <= dense.runs.keys()
 
 
-def test_scores_of_the_test_split_have_holms_p_values(study, file, tmp_path):
+def test_scores_of_the_test_split_have_holms_p_values(study, file, tmp_path, monkeypatch, capsys):
     made = study.Study(file, tmp_path, tests=True)
     cells = {c.name: c for c in made.cells}
     scores = {'alone-0-%': (80.0, 82.0, 81.0), 'kd-low-0-%': (83.0, 86.0, 85.0), 'kd-high-0-%': (81.0, 82.0, 82.0)}
@@ -349,7 +350,26 @@ def test_scores_of_the_test_split_have_holms_p_values(study, file, tmp_path):
     assert table[2] == '| alone, 0 % | 81.00 ± 1.00 |  |  |  |  |  |'
     # Gains 3, 4, 4 and 1, 0, 1: t is 11 and 2, with two degrees of freedom; the smaller p counts twice.
     assert '| 3 of 3 | 0.016 | ' in table[3] and '| 2 of 3 | 0.184 | ' in table[4]
-    assert study.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06]) and study.holm([0.7, 0.6]) == [1.0, 1.0]
+    # All that is written says so, and stands beside the validation's.
+    drawn = []
+    monkeypatch.setattr(study, 'curve', lambda axis, values, **_: drawn.append(values))
+    study.report(made, list(found), [0, 1, 2])
+    written = {f'small-test.{suffix}' for suffix in ('json', 'md', 'png')}
+    assert {p.name for p in tmp_path.glob('small*')} == {'small.py', *written}
+    assert drawn[-1] == [{0: 80.0}, {0: 82.0}, {0: 81.0}]
+    # Digits have no third split.
+    assert 'The test data of these configs are their validation data.' in (tmp_path / 'small-test.md').read_text()
+    (folder / 'test.json').write_text(json.dumps({'accuracy/top5': 99.5}))
+    capsys.readouterr()
+    study.report(made, list(found), [0, 1, 2])
+    out = capsys.readouterr().out
+    assert f"left out: kd-high-0-%, seed 2: {folder}/test.json has no 'accuracy/top1'" in out and '(2 seeds)' in out
+
+
+def test_holms_correction():
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06]) and holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([math.nan, 0.001, 0.02]) == pytest.approx([math.nan, 0.002, 0.02], nan_ok=True)
+    assert [probability(p) for p in (0.0004, 0.001, 0.25)] == ['< 0.001', '0.001', '0.250']
 
 
 @pytest.mark.full
@@ -362,7 +382,7 @@ def test_a_run_is_tested_once_and_again_when_it_changes(call, file, tmp_path):
     status, out, errors = call(*command, '--test')
     assert status == 0 and '| accuracy, %, test |' in out, errors
     # Here the test split is the validation's.
-    run = json.loads((tmp_path / 'runs/small.json').read_text())['alone-0-%']['runs']['0']
+    run = json.loads((tmp_path / 'runs/small-test.json').read_text())['alone-0-%']['runs']['0']
     assert run['test'] == pytest.approx(run['score'], abs=1e-3)
     before = (folder / 'test.json').stat().st_mtime_ns
     assert call(*command, '--test')[0] == 0 and (folder / 'test.json').stat().st_mtime_ns == before

@@ -29,8 +29,8 @@ fixed random seed. With few seeds it is too narrow: if all of five seeds agree i
 chance that happens one time in 16. Therefore the number of seeds that agree is reported as well.
 
 Scores are those of the last validation. With --test each run's last checkpoint is tested once with its config's
-test_dataloader, and the table has those scores, and the p values of paired t tests with Holm's correction for the
-number of rows.
+test_dataloader, and STUDY-test.md and its picture have those scores, and the p values of paired t tests with Holm's
+correction for the number of rows.
 """
 
 import argparse
@@ -57,7 +57,7 @@ sys.path.insert(0, str(ROOT))
 from mmengine.config import Config  # noqa: E402
 
 from lckd_mm.cli import option_path, run_tool  # noqa: E402
-from lckd_mm.reporting import Gain, between, holm, read_history, spread, table  # noqa: E402
+from lckd_mm.reporting import Gain, between, holm, probability, read_history, spread, table  # noqa: E402
 from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
 from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
 
@@ -92,8 +92,11 @@ class Study:
         self.path, self.cfg_options = Path(path), list(cfg_options)
         #: Whether the reported scores are those of the test split.
         self.tests = tests
+        #: Their key in a run's results.
+        self.main = 'test' if tests else 'score'
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
+        self.metric['title'] += ', test' * tests
         self.work_dir = Path(work_dir or cfg['work_dir'])
         self.runs, self.commands, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
         #: The run that overhead.py compares costs with.
@@ -171,7 +174,7 @@ class Study:
 
     def out(self, suffix: str) -> Path:
         """Path of a table or picture; named after the study, since studies may share a work_dir and its runs."""
-        return self.work_dir / f'{self.path.stem}.{suffix}'
+        return self.work_dir / f'{self.path.stem}{"-test" * self.tests}.{suffix}'
 
     def seed_of(self, cell: Cell, seed: int) -> int:
         return self.runs[cell.run].get('seed', seed)
@@ -233,6 +236,7 @@ class Study:
         command += ['--out', str(folder / 'test.json')]
         command += ['--cfg-options', *options] if (options := self.options(cell)) else []
         call(command, folder / 'test.log', f'{cell.name}, seed {seed}, test')
+        self.result(cell, seed)  # raises without the metric
 
     def train(self, cell: Cell, seed: int) -> None:
         """Train or resume one run; if it fails, RuntimeError names its log."""
@@ -272,7 +276,10 @@ class Study:
             raise RuntimeError(f'{cell.name}, seed {seed}: its log has no {key!r}, the metric of {str(self.path)!r}')
         nets = {k.removesuffix(key).rstrip('/'): scale * v for k, v in validated[-1].items() if k.endswith(f'/{key}')}
         training = [e for e in history.training if e['loss'] > 0]
-        tested = json.loads(_read(self.folder(cell, seed) / 'test.json') or '{}')
+        file = self.folder(cell, seed) / 'test.json'
+        tested = json.loads(_read(file) or '{}')
+        if file.exists() and self.tests and key not in tested:
+            raise RuntimeError(f'{cell.name}, seed {seed}: {file} has no {key!r}, the metric of {str(self.path)!r}')
         found = dict(score=scale * validated[-1][key]) | {f'also {net}': score for net, score in nets.items()}
         found |= {f'test {k}': v for k, v in tested.items() if k != key}
         found |= {'test': scale * tested[key]} if key in tested else {}
@@ -306,10 +313,11 @@ def check_keys(given: Mapping, known: Sequence[str], required: Sequence[str], wh
 
 
 @cache
-def read(config: str) -> tuple[str, tuple[str, ...]]:
-    """A config of this project as text, with its bases merged, and the names of its terms."""
+def read(config: str) -> tuple[str, tuple[str, ...], bool]:
+    """A config of this project as text, with its bases merged; its terms; whether its test data are its validation data."""
     cfg = Config.fromfile(ROOT / config)
-    return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ())
+    same = cfg.get('test_dataloader') == cfg.get('val_dataloader')
+    return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ()), same
 
 
 def call(command: list[str], log: Path, who: str, append: bool = False) -> None:
@@ -391,7 +399,7 @@ def run_all(study: Study, cells: list[Cell], seeds: list[int], jobs: int) -> lis
                 raise RuntimeError(f'{cell.name}, seed {seed}: what it needs failed')
         study.run(cell, seed)
         with lock:
-            score = study.result(cell, seed)['score']
+            score = study.result(cell, seed)[study.main]
             print(f'[{next(number)}/{len(todo)}] seed {seed}, {study.title_of(cell)}: {score:.2f}', flush=True)
 
     pool = ThreadPoolExecutor(jobs)
@@ -493,6 +501,8 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     study.work_dir.mkdir(parents=True, exist_ok=True)
     study.out('json').write_text(json.dumps(record, indent=1) + '\n')
     text = markdown(study, rows, len(seeds))
+    if study.tests and any(read(study.runs[cell.run]['config'])[2] for cell in found):
+        text += '\n\nThe test data of these configs are their validation data.'
     study.out('md').write_text(text + '\n')
     print(text)
     picture = draw(study, rows, found, study.out('png'))
@@ -512,7 +522,7 @@ class Row:
 
 def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
     """One row per cell; for online distillation one per net and one for the ensemble."""
-    rows, main = [], 'test' if study.tests else 'score'
+    rows, main = [], study.main
     for cell, runs in found.items():
         first = next(iter(runs.values()))
         # A test is of net 0 alone.
@@ -534,8 +544,7 @@ def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
 def markdown(study: Study, rows: list[Row], count: int) -> str:
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
-    title = study.metric['title'] + ', test' * study.tests
-    head = [f'{count} seed{"s" * (count > 1)}', title, f'gain{one}', '95 % interval', 'better in']
+    head = [f'{count} seed{"s" * (count > 1)}', study.metric['title'], f'gain{one}', '95 % interval', 'better in']
     head += ['p (Holm)'] * study.tests
     gained = [row for row in rows if row.gain.values]
     corrected = dict(zip(map(id, gained), holm([row.gain.p_value for row in gained])))
@@ -548,7 +557,7 @@ def markdown(study: Study, rows: list[Row], count: int) -> str:
             gain = f'**{gain}**'
         short = f' ({len(row.scores)} seed{"s" * (len(row.scores) > 1)})' * (len(row.scores) < count)
         parts = ', '.join(f'{name} {share:.0%}' for name, share in row.shares.items())
-        p = [f'{corrected[id(row)]:.3f}' if id(row) in corrected else ''] * study.tests
+        p = [probability(corrected[id(row)]) if id(row) in corrected else ''] * study.tests
         lines.append([row.title + short, spread(list(row.scores.values())), gain, between(interval), wins, *p, parts])
     return table([*head, 'part of the loss'], lines)
 
@@ -574,7 +583,7 @@ def _curves(study: Study, found: dict[Cell, dict[int, dict]], path: Path) -> Pat
     """Score and gain (mean ± deviation) over the levels of one axis; one panel per combination of the other axes."""
     x, titles = study.picture['x'], {name: run['title'] for name, run in study.runs.items()}
     levels, colours = list(study.axes[x]), dict(zip(study.runs, cycle(COLOURS)))
-    scores = {cell: {seed: run['score'] for seed, run in runs.items()} for cell, runs in found.items()}
+    scores = {cell: {seed: run[study.main] for seed, run in runs.items()} for cell, runs in found.items()}
     panels: dict[tuple, dict[str, dict[int, Cell]]] = {}
     for cell in sorted(found, key=lambda cell: levels.index(cell.levels.get(x, levels[0]))):
         if x in cell.levels:

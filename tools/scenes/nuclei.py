@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects, maximum_filter, minimum_filter
 
 from .folder import publish, read_source, tracked
 
-#: Name and split of each image: those of stage 1 with both sides up to 360 pixels, split at random, once.
+#: Name and split of each image of stage 1 with both sides up to 360 pixels; configs/nuclei/README.md has the rule.
 LIST = Path(__file__).with_suffix('.txt')
 NUCLEI = 16667
 #: Of the pixels of all images as RGB, in the order of their names.
