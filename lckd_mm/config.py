@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     size = cfg.model.get('dry_run_size') if is_distillation(cfg) else None
     size = size or getattr(model.data_preprocessor, 'size', None)
     if size is None:
-        dataset = next(_datasets((cfg.get('train_dataloader') or {}).get('dataset')), {})
+        dataset = next(plain_datasets((cfg.get('train_dataloader') or {}).get('dataset')), {})
         size = _size_of(dataset)
         if size is None:
             kind = type_name(dataset.get('type'))
@@ -116,7 +117,7 @@ def size_in_tests(cfg: Config, model: nn.Module) -> tuple[int, int]:
     """
     rule = getattr(model, 'test_cfg', None) or {}
     size = rule.get('crop_size') if rule.get('mode') == 'slide' else None
-    size = size or _size_of(next(_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {}))
+    size = size or _size_of(next(plain_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {}))
     size = size or input_size(cfg, model)
     preprocessor = model.data_preprocessor
     # mmseg names what it pads to in a test apart.
@@ -136,10 +137,20 @@ def _size_of(dataset: Mapping) -> int | tuple[int, int] | None:
     return size
 
 
+def loads_files(cfg: Config) -> bool:
+    """Whether the images of a test come from files, as BGR; else the data set holds them, as CIFAR does in RGB."""
+    pipeline = _test_pipeline(cfg)
+    return not pipeline or any(re.match(r'Load\w*Image', type_name(step.get('type'))) for step in pipeline)
+
+
+def _test_pipeline(cfg: Config) -> list[dict]:
+    dataset = next(plain_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {})
+    return dataset.get('pipeline') or []
+
+
 def loads_bytes(cfg: Config) -> bool:
     """Whether the test pipeline is known to load images of bytes."""
-    dataset = next(_datasets((cfg.get('test_dataloader') or {}).get('dataset')), {})
-    loader = next(iter(dataset.get('pipeline') or []), {})
+    loader = next(iter(_test_pipeline(cfg)), {})
     plain = loader.get('color_type', 'color') == 'color' and not loader.get('to_float32')
     return type_name(loader.get('type')) == 'LoadImageFromFile' and plain
 
@@ -160,7 +171,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     for loader in loaders:
         if not isinstance(cfg.get(loader) or {}, dict):
             raise ValueError(f'{loader} must be a dict with a dataset, got {cfg[loader]!r}')
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+        for dataset in plain_datasets((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('download', _downloads(kind_of(cfg, dataset, DATASETS))):
                 continue
             root = dataset.get('data_root') or ''
@@ -179,8 +190,8 @@ def _downloads(kind: Any) -> bool:
     return next((own['download'].default is True for own in parameters if 'download' in own), False)
 
 
-def _datasets(dataset: Any) -> Iterator[ConfigDict]:
-    """Those that wrap no other."""
+def plain_datasets(dataset: Any) -> Iterator[ConfigDict]:
+    """Of a data set's config and those that it wraps, those that wrap no other."""
     return (of for of in datasets(dataset) if 'type' in of and not of.get('datasets') and 'dataset' not in of)
 
 

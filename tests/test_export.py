@@ -1,8 +1,12 @@
 """Export: the files run, alone, and compute what the model does."""
 
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -13,10 +17,11 @@ from mmseg.apis import inference_model
 from run_helpers import FULL, HOSTS, ROOT, scenes, segmentor
 from small_nets import mask2former, of_one_size
 
-from lckd_mm.config import plain_model, size_in_tests
+from lckd_mm.cli.export import _cleaned_up
+from lckd_mm.config import loads_files, plain_model, size_in_tests
 from lckd_mm.hosts import WholePrediction, build_model, image_channels
 from lckd_mm.reporting.costs import figures
-from lckd_mm.storage.export import PlainForward, _compared, export
+from lckd_mm.storage.export import PlainForward, _compared, _largest, export
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
@@ -73,7 +78,8 @@ def test_any_batch(model, tmp_path):
     assert 'batch' in export(PlainForward(net), path, (32, 32), metadata=dict(classes=['0', '1'])).free
     same_outputs(path, net, torch.randn(5, 3, 32, 32))
     torch.export.load(path, extra_files=(files := {'lckd_mm.json': ''}))
-    assert json.loads(files['lckd_mm.json']) == dict(classes=['0', '1'])
+    free = ['batch', 'height', 'width']
+    assert json.loads(files['lckd_mm.json']) == dict(classes=['0', '1'], free=free, multiple_of=1)
 
 
 def test_other_sizes_are_others():
@@ -142,8 +148,10 @@ def test_end_to_end_gives_each_pixel_the_hosts_class(cfg, kind, scenes, scope, t
     if kind == 'onnx':
         assert done.free == ('batch', 'height', 'width')
         sizes += [(97, 131), (64, 45)]
-        props = onnx.load(path).metadata_props
-        assert {p.key: json.loads(p.value) for p in props} == dict(channel_order='BGR', size=[64, 64])
+        file = onnx.load(path)
+        assert [x.name for x in file.graph.output] == ['classes']
+        facts = dict(channel_order='BGR', size=[64, 64], free=['batch', 'height', 'width'], multiple_of=1)
+        assert {p.key: json.loads(p.value) for p in file.metadata_props} == facts
     net.cfg = Config(dict(test_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]))
     for size in sizes:
         images = [cv2.resize(picture, size[::-1]) for picture in pictures]
@@ -171,6 +179,62 @@ def test_what_has_no_end_is_refused_with_a_way(scope, model):
     cfg = segmentor(4) | dict(test_cfg=dict(mode='slide', crop_size=(32, 32), stride=(16, 16)))
     with pytest.raises(ValueError, match=r"sliding windows, .* mode='whole'"):
         WholePrediction(build_model(cfg))
+
+
+def test_scores_tell_where_every_pixel_has_one_class(scope, tmp_path):
+    scope('mmseg')
+    net = build_model(shallow()).eval()
+    net.decode_head.conv_seg.bias.data[3] = 50.0
+    whole, size = WholePrediction(net), (64, 64)
+    images = whole.images(1, size, torch.Generator())
+    whole.normalisation = (*whole.normalisation[:2], False)  # swapped channels
+    (scored,) = whole.checks()
+    with torch.no_grad():
+        assert whole.difference(list(whole(images)), images) == 0
+        assert scored.difference(list(scored(images)), images) > 1e-4
+    with pytest.raises(ValueError, match='differ from those of EncoderDecoder'):
+        export(whole, tmp_path / 'net.pt2', size, fixed=True)
+
+
+def test_not_a_number_differs(model):
+    net = PlainForward(model('mmdet'))
+    images = net.images(1, (64, 64), torch.Generator())
+    with torch.no_grad():
+        outputs = list(net(images))
+        assert net.difference(outputs, images) == 0
+        outputs[1] = outputs[1] * float('nan')
+        assert not net.difference(outputs, images) <= 1e9
+    assert math.isnan(_largest([1e-7, float('nan')]))
+
+
+def test_a_terminated_export_leaves_no_draft(model, tmp_path):
+    class Terminated(PlainForward):
+        def images(self, *args):
+            assert list(tmp_path.iterdir())
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit) as end, _cleaned_up():
+        export(Terminated(model('mmpretrain')), tmp_path / 'net.pt2', (32, 32))
+    assert end.value.code == 143 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_classifier_of_several_labels_is_refused_with_a_way(scope):
+    scope('mmpretrain')
+    cfg = HOSTS['mmpretrain'][0](4)
+    cfg['head'] = dict(type='MultiLabelLinearClsHead', num_classes=10, in_channels=32)
+    with pytest.raises(ValueError, match=r'MultiLabelLinearClsHead .* without, and take the sigmoid'):
+        WholePrediction(build_model(cfg | HOSTS['mmpretrain'][3]))
+
+
+def test_images_that_a_data_set_holds_are_rgb():
+    def cfg(*steps):
+        inner = dict(type='A', pipeline=[dict(type=step) for step in steps])
+        return Config(dict(test_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=inner))))
+
+    assert not loads_files(cfg('PackInputs')) and not loads_files(cfg('LoadAnnotations', 'PackInputs'))
+    assert loads_files(cfg('mmdet.LoadImageFromFile', 'PackInputs')) and loads_files(Config({}))
 
 
 def test_the_size_is_the_tests(scope):
@@ -245,5 +309,5 @@ def test_the_tool_exports_the_student_of_a_distillation(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '16 x 16 to (1, 10), differs by' in done.stdout
-    assert 'inputs: (x - mean) / std' in done.stdout
+    assert 'inputs: (x - mean) / std' in done.stdout and 'channels RGB' in done.stdout
     assert out.is_file()

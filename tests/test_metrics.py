@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+from mmengine.registry import METRICS
 from mmengine.structures import PixelData
 from run_helpers import HOOK, ROOT, config, distiller, run, scenes, segmentor, teacher_file, validation
 
@@ -274,7 +275,6 @@ def test_the_tools_from_checkpoints_to_table(tmp_path, monkeypatch, capsys):
 
 def test_voc_metric_has_the_ap_of_each_class_at_each_threshold():
     from mmdet.evaluation.metrics import VOCMetric as Hosts
-    from mmengine.registry import METRICS
     from mmengine.structures import InstanceData
 
     arguments = dict(metric='mAP', iou_thrs=[0.5, 0.7], eval_mode='area')
@@ -289,11 +289,18 @@ def test_voc_metric_has_the_ap_of_each_class_at_each_threshold():
         pred_instances=InstanceData(bboxes=found, labels=torch.tensor([0, 1]), scores=torch.tensor([0.9, 0.8])),
     )
     for metric in (ours, theirs):
-        metric.dataset_meta = dict(classes=('RBC', 'WBC', 'Platelets'))
+        metric.dataset_meta = dict(classes=('RBC', 'WBC', 'Platelets', 'none of them'))
         metric.process({}, [sample])
     values, expected = ours.evaluate(1), theirs.evaluate(1)
     classes = {f'pascal_voc/AP{t}_{c}': float(c == 'RBC' or (c, t) == ('WBC', 50))
                for t in (50, 70) for c in ('RBC', 'WBC', 'Platelets')}  # fmt: skip
     assert values.items() >= classes.items()
+    assert not any('none of them' in key for key in values)
     assert values['pascal_voc/AP50'] == pytest.approx(2 / 3) and values['pascal_voc/mAP'] == pytest.approx(0.5)
     assert {k: round(v, 3) for k, v in values.items() if k in expected} == {k: round(v, 3) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize('given', [dict(metric='recall'), dict(scale_ranges=[(0, 32), (32, 96)])])
+def test_voc_metric_refuses_what_it_does_not_compute(given):
+    with pytest.raises(ValueError, match=rf'VOCMetric: .*{next(iter(given))}.*; use mmdet\.VOCMetric'):
+        METRICS.build(dict(type='lckd_mm.VOCMetric', **given))

@@ -1,11 +1,13 @@
-"""The functions behind the tools: training, testing, predicting, and their preparation."""
+"""The functions behind the tools: training, testing, predicting, exporting, and their preparation."""
 
 from .commands import add_hooks, build_runner, fit, option_path, parser, read_config, run_tool, test, train
+from .export import export
 from .predict import predict
 
 __all__ = [
     'add_hooks',
     'build_runner',
+    'export',
     'fit',
     'option_path',
     'parser',

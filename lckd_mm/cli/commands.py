@@ -24,6 +24,7 @@ from ..config import (
     has_teacher,
     is_distillation,
     kind_of,
+    plain_datasets,
     student_config,
     student_model,
 )
@@ -252,25 +253,27 @@ def augment_test(cfg: Config) -> None:
     Raises:
         KeyError: a segmentor's config that has not both.
     """
-    scope, dataset = cfg.get('default_scope'), cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    scope = cfg.get('default_scope')
     model, pipeline = cfg.get('tta_model', _TTA.get(scope)), cfg.get('tta_pipeline')
-    if pipeline is None and scope in _TTA:
-        pack = copy.deepcopy(dataset.pipeline[-1])
-        if scope == 'mmdet':  # it turns the boxes back by them
-            shapes = ('ori_shape', 'img_shape', 'scale_factor')
-            pack['meta_keys'] = ('img_id', 'img_path', *shapes, 'flip', 'flip_direction')
-        # The image itself first: the truth is taken from the first view.
-        views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)], [pack]]
-        pipeline = [*dataset.pipeline[:-1], dict(type='TestTimeAug', transforms=views)]
-    if model is None or pipeline is None:
+    if model is None or (pipeline is None and scope not in _TTA):
         raise KeyError(
             "--tta: the config has no tta_model or no tta_pipeline; those of mmseg's data sets, such as "
             "configs/_base_/datasets/cityscapes.py of mmseg, have a pipeline, and tta_model=dict(type='SegTTAModel')"
         )
-    dataset.pipeline = pipeline
+    for dataset in plain_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = pipeline or _mirrored(dataset.pipeline, scope)
     cfg.model = ConfigDict(**model, module=student_model(cfg))
+
+
+def _mirrored(pipeline: list[dict], scope: str) -> list[dict]:
+    """A test pipeline with the image and its mirror as views."""
+    *steps, pack = copy.deepcopy(pipeline)
+    if scope == 'mmdet':  # it turns the boxes back by them
+        shapes = ('ori_shape', 'img_shape', 'scale_factor')
+        pack['meta_keys'] = ('img_id', 'img_path', *shapes, 'flip', 'flip_direction')
+    # The image itself first: the truth is taken from the first view.
+    views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)], [pack]]
+    return [*steps, dict(type='TestTimeAug', transforms=views)]
 
 
 def fit(argv: list[str]) -> None:

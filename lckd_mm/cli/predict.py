@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -13,9 +14,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..config import plain_model, student_config
+from ..config import loads_files, plain_datasets, plain_model, size_in_tests, student_config
 from ..evaluation.drawing import HostPictures
-from ..hosts import data_meta, host_of
+from ..hosts import data_meta, host_of, image_channels
 from ..registry import type_name
 from ..storage.checkpoint import load_strictly
 from .commands import parser, read_config
@@ -35,27 +36,33 @@ def predict(argv: list[str]) -> None:
     cfg = student_config(read_config(args))
     if cfg.get('test_dataloader') is None:
         raise KeyError(f'config {args.config!r} has no test_dataloader, whose pipeline prepares the images')
-    images = {}
-    for file in args.images:
-        images[file] = cv2.imread(file)
-        if images[file] is None:
+    for file in args.images:  # read again, one by one, where they are predicted
+        if cv2.imread(file) is None:
             raise FileNotFoundError(f'predict: {file!r} is no image file that OpenCV reads')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = revert_sync_batchnorm(plain_model(cfg))
     meta = data_meta(cfg, load_strictly(model, args.checkpoint, 'predict'))
-    infer = inference(model.to(args.device).eval(), cfg)
     pictures = HostPictures(model, meta, args.out)
-    for file, image in images.items():
+    paths = {file: pictures.path(Path(file).stem) for file in args.images}
+    sources = {Path(file).resolve() for file in args.images}
+    for path in paths.values():
+        if path.resolve() in sources:
+            raise ValueError(f'predict: --out {args.out!r}: {str(path)!r} is one of the images; give another folder')
+    infer = inference(model.to(args.device).eval(), cfg)
+    for file, path in paths.items():
         sample = infer(file)
-        path = pictures.write(Path(file).stem, image[..., ::-1].copy(), sample)
+        pictures.write(path, cv2.imread(file)[..., ::-1].copy(), sample)
         print(f'{file}: {found(sample, meta["classes"])}; {path}')
 
 
 def inference(model: nn.Module, cfg: Config) -> Callable[[str], Any]:
-    """The inference of the model's host: maps an image file to its data sample with the prediction."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    """The inference of the model's host: maps an image file to its data sample with the prediction.
+
+    Where the data set holds its images, so that the pipeline loads none (CIFAR), a file becomes what that would hold:
+    RGB, or grey for a net of one channel, at the size of the test.
+    """
+    dataset, of_files = next(plain_datasets(cfg.test_dataloader.dataset)), loads_files(cfg)
+    width, height = size_in_tests(cfg, model)[::-1]
     pipeline = [step for step in dataset.pipeline if type_name(step['type']) != 'LoadAnnotations']
     # Each host looks for the config in one place, and for the pipeline in another.
     model.cfg = model._config = cfg
@@ -71,9 +78,21 @@ def inference(model: nn.Module, cfg: Config) -> Callable[[str], Any]:
         return lambda file: inference_detector(model, file, Compose(pipeline))
     from mmpretrain.apis import ImageClassificationInferencer
 
-    inferencer = ImageClassificationInferencer(model)
+    inferencer, grey = ImageClassificationInferencer(model), image_channels(model) == 1
+
+    def loaded(file: str) -> str | np.ndarray:
+        if of_files:
+            return file
+        image = cv2.cvtColor(cv2.imread(file), cv2.COLOR_BGR2GRAY if grey else cv2.COLOR_BGR2RGB)
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
     # Calling it would draw a progress bar for each image.
-    return lambda file: inferencer.forward(next(inferencer.preprocess([file])))[0]
+    return lambda file: inferencer.forward(next(inferencer.preprocess([loaded(file)])))[0]
+
+
+def _highest(scores: list[float], most: int = 5) -> str:
+    listed = ', '.join(f'{score:.2f}' for score in sorted(scores, reverse=True)[:most])
+    return f'{listed}, …' if len(scores) > most else listed
 
 
 def found(sample: Any, classes: Sequence[str] | None) -> str:
@@ -89,8 +108,8 @@ def found(sample: Any, classes: Sequence[str] | None) -> str:
         scores = defaultdict(list)
         for label, score in zip(sample.pred_instances.labels.tolist(), sample.pred_instances.scores.tolist()):
             if score > _THRESHOLD:
-                scores[label].append(f'{score:.2f}')
-        each = (f'{len(few)} {name(label)} ({", ".join(few)})' for label, few in scores.items())
+                scores[label].append(score)
+        each = (f'{len(of)} {name(label)} ({_highest(of)})' for label, of in scores.items())
         return ', '.join(each) or f'nothing with a score above {_THRESHOLD}'
     if 'pred_sem_seg' in sample:
         areas = Counter(sample.pred_sem_seg.data.int().flatten().tolist())

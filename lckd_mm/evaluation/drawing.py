@@ -18,12 +18,14 @@ _LEGIBLE = 192
 
 def original_image(sample: Any, inputs: Tensor) -> np.ndarray:
     """The image as RGB, (H, W, 3), uint8, at the file's size, which the hosts' predictions refer to."""
-    image = cv2.imread(sample.img_path) if sample.get('img_path') else None
-    return loaded_image(inputs) if image is None else np.ascontiguousarray(image[..., ::-1])
+    file = sample.get('img_path')
+    image = cv2.imread(file) if file else None
+    # Images without a file are of data sets that hold them as RGB, such as CIFAR.
+    return loaded_image(inputs, bgr=bool(file)) if image is None else np.ascontiguousarray(image[..., ::-1])
 
 
-def loaded_image(inputs: Tensor) -> np.ndarray:
-    """An image as its pipeline gives it, ``(C, H, W)`` with BGR first, as RGB, (H, W, 3), uint8.
+def loaded_image(inputs: Tensor, bgr: bool = True) -> np.ndarray:
+    """An image as its pipeline gives it, ``(C, H, W)`` with BGR or RGB first, as RGB, (H, W, 3), uint8.
 
     One or two channels: the first, in grey. More than three: the first three. Values far from bytes, as of 16 bits or
     from 0 to 1, are scaled to them.
@@ -32,7 +34,8 @@ def loaded_image(inputs: Tensor) -> np.ndarray:
     low, high = image.min(), image.max()
     if high > 1024 or (inputs.is_floating_point() and high <= 1):
         image = (image - low) * (255 / (high - low).clamp(min=1e-12))
-    return np.ascontiguousarray(image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()[..., ::-1])
+    image = image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
+    return np.ascontiguousarray(image[..., ::-1] if bgr else image)
 
 
 def draw(model: nn.Module, image: np.ndarray, sample: Any, meta: Mapping, truth: bool = False) -> np.ndarray:
@@ -179,23 +182,25 @@ class HostPictures:
         # mmdet takes a list of three for three colours.
         palette = palette and [tuple(colour) for colour in palette]
         self._visualizer.dataset_meta = dict(classes=classes, palette=palette)
-        self._written: set[str] = set()
+        self._given: set[str] = set()
 
-    def write(self, name: str, image: np.ndarray, sample: Any, truth: bool = False) -> Path:
-        """Write ``<name>.png``, or ``<name>_2.png`` if that was written before; gives the path.
+    def path(self, name: str) -> Path:
+        """``<name>.png`` in the folder, or ``<name>_2.png`` if that was given before."""
+        names = (name, *(f'{name}_{n}' for n in range(2, len(self._given) + 2)))
+        name = next(free for free in names if free not in self._given)
+        self._given.add(name)
+        return self.folder / f'{name}.png'
+
+    def write(self, path: Path, image: np.ndarray, sample: Any, truth: bool = False) -> None:
+        """Write a picture to a :meth:`path`.
 
         Args:
             image: RGB, ``(H, W, 3)``, uint8, at the size that the prediction is for.
             truth: draw the sample's ground truth, too.
         """
-        names = (name, *(f'{name}_{n}' for n in range(2, len(self._written) + 2)))
-        name = next(free for free in names if free not in self._written)
-        self._written.add(name)
-        path = self.folder / f'{name}.png'
         if self._host == 'mmpretrain':
             # Its text has a size of its own.
             enlarged = _LEGIBLE if min(image.shape[:2]) < _LEGIBLE else None
             self._visualizer.visualize_cls(image, sample.cpu(), draw_gt=truth, resize=enlarged, out_file=str(path))
         else:
-            self._visualizer.add_datasample(name, image, sample.cpu(), draw_gt=truth, out_file=str(path))
-        return path
+            self._visualizer.add_datasample(path.stem, image, sample.cpu(), draw_gt=truth, out_file=str(path))

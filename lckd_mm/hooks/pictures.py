@@ -68,9 +68,13 @@ class PicturesHook(Hook):
         self.pictures = pictures
         self._count = 0
 
+    @master_only
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        for inputs, sample in zip(data_batch['inputs'], outputs):
-            # With test-time augmentation, several views of each.
-            image = original_image(sample, inputs[0] if isinstance(inputs, (list, tuple)) else inputs)
-            self.pictures.write(Path(sample.get('img_path') or f'{self._count:06d}').stem, image, sample, truth=True)
+        images = data_batch['inputs']
+        # With test-time augmentation these are views, each of the whole batch: a list, or a tensor of four axes.
+        images = images[0] if isinstance(images[0], (list, tuple)) or images[0].ndim == 4 else images
+        for inputs, sample in zip(images, outputs, strict=True):
+            image = original_image(sample, inputs)
+            path = self.pictures.path(Path(sample.get('img_path') or f'{self._count:06d}').stem)
+            self.pictures.write(path, image, sample, truth=True)
             self._count += 1

@@ -1,5 +1,7 @@
 """A host's whole prediction of images, from their preprocessing to classes or probabilities, as a module of tensors."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from .models import host_of
 
 
 class WholePrediction(nn.Module):
-    """Maps images as they are loaded, ``(B, C, H, W)``, 0 to 255, BGR if coloured, to what the host predicts of them.
+    """Maps images as the test loads them, ``(B, C, H, W)``, 0 to 255, to what the host predicts of them.
 
     * Of a segmentor: the class of each pixel, ``(B, H, W)``, int64, as it is tested with ``mode='whole'``: normalised,
       padded, and the scores enlarged to the size of the image.
@@ -20,8 +22,11 @@ class WholePrediction(nn.Module):
     Args:
         dtype: of the images.
     Raises:
-        ValueError: a model of another kind, or one that is tested by sliding windows.
+        ValueError: a model of another kind, one that is tested by sliding windows, or a classifier of several labels.
     """
+
+    #: Whether a segmentor's scores are given, too: (B, classes, H, W).
+    scored = False
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.uint8):
         super().__init__()
@@ -39,8 +44,25 @@ class WholePrediction(nn.Module):
                 f'export: {name} is tested by sliding windows, which are no single pass: export it without '
                 "--end-to-end and slide it yourself, or set mode='whole' in its test_cfg, which may cost accuracy"
             )
+        if self.host == 'mmpretrain':
+            from mmpretrain.models import MultiLabelClsHead
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor]:
+            if isinstance(model.head, MultiLabelClsHead):
+                raise ValueError(
+                    f'export: {type(model.head).__name__} gives each class a probability of its own, and --end-to-end '
+                    'is for one label: export it without, and take the sigmoid of its scores'
+                )
+
+    def checks(self) -> list[nn.Module]:
+        """Of a segmentor, the same with its scores: where random images have one class only, classes tell nothing."""
+        scored = copy.copy(self)
+        scored.scored = True
+        return [scored] if self.host == 'mmseg' else []
+
+    def names(self, count: int) -> list[str]:
+        return ['classes', 'scores'][:count] if self.host == 'mmseg' else ['probabilities']
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         height, width = inputs.shape[2:]
         x = self._preprocessed(inputs)
         if self.host == 'mmpretrain':
@@ -48,7 +70,8 @@ class WholePrediction(nn.Module):
         size = tuple(x.shape[2:])
         meta = dict(img_shape=size, pad_shape=size, ori_shape=size, padding_size=[0] * 4)
         scores = self.model.encode_decode(x, [meta])[:, :, :height, :width]
-        return (self._of_every_class(scores.sigmoid() if scores.shape[1] == 1 else scores).argmax(1),)
+        scores = self._of_every_class(scores.sigmoid() if scores.shape[1] == 1 else scores)
+        return (scores.argmax(1), scores) if self.scored else (scores.argmax(1),)
 
     def _preprocessed(self, inputs: Tensor) -> Tensor:
         preprocessor, (mean, std, flipped) = self.model.data_preprocessor, self.normalisation
@@ -80,7 +103,7 @@ class WholePrediction(nn.Module):
         """The difference of ``outputs`` to the host's own test step.
 
         The largest one of the probabilities; or by how much the score of the class of a pixel is below the largest,
-        in parts of the largest score of all: 0 if every class is the host's.
+        in parts of the largest score of all: 0 if every class is the host's. With scores, their difference counts, too.
         """
         size = tuple(images.shape[2:])
         meta = dict(img_shape=size, pad_shape=size, ori_shape=size, sample_idx=0)
@@ -96,4 +119,5 @@ class WholePrediction(nn.Module):
         if outputs[0].shape != scores[:, 0].shape:
             return float('inf')
         behind = scores.amax(1) - scores.gather(1, outputs[0][:, None])[:, 0]
-        return float(behind.max() / scores.abs().max().clamp(min=1e-12))
+        gaps = [behind.max(), *((x - scores).abs().max() for x in outputs[1:])]
+        return float(torch.stack(gaps).max() / scores.abs().max().clamp(min=1e-12))

@@ -218,6 +218,14 @@ class BoxLoss(DenseLoss):
         """Values of anchors, (B, A, H, W) per level, in the order of the boxes, (B, N)."""
         return torch.cat([x.movedim(1, -1).flatten(1) for x in values], 1)
 
+    def check_scores(self, boxes: Tensor, scores: Tensor) -> None:
+        """ValueError unless there is a value of the class scores, (B, N), for each box."""
+        if scores.shape != boxes.shape:
+            raise ValueError(
+                f'{type(self).__name__}: {boxes.shape[1]} boxes and {scores.shape[1]} anchors with class scores; tap '
+                'the class scores of the same levels'
+            )
+
 
 @MODELS.register_module()
 class LDLoss(BoxLoss):
@@ -297,8 +305,10 @@ class LDLoss(BoxLoss):
         distance = self.in_order([self._distance(s, t) for s, t in zip(student, teacher, strict=True)])
         if self.weigh == 'confidence':
             weights = self.in_order([self.confidence(z) for z in scores])
+            self.check_scores(distance, weights)
             return (distance * weights).sum() / (weights.sum() + _EPS)
         ours = self.in_order([z.detach().sigmoid().amax(1, keepdim=True) for z in student_scores])
+        self.check_scores(distance, ours)
         assigned = positives(self._heads.student, student, data_samples)
         return (distance * ours * assigned).sum() / (self._heads.student.reg_max + 1)
 
@@ -363,11 +373,7 @@ class BCKDBoxLoss(BoxLoss):
         weights = sure
         if self.weigh == 'difference':
             weights = self.in_order([self._gap(s, t) for s, t in zip(student_scores, scores, strict=True)])
-        if weights.shape != distance.shape:
-            raise ValueError(
-                f'BCKDBoxLoss: {distance.shape[1]} boxes and {weights.shape[1]} anchors with class scores; tap the '
-                'class scores of the same levels'
-            )
+        self.check_scores(distance, weights)
         return (distance * weights).sum() / sure.sum().clamp(min=1)
 
     def _gap(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,14 @@ class PlainForward(nn.Module):
         super().__init__()
         self.model, self.channels = model, channels
 
+    def checks(self) -> list[nn.Module]:
+        """Modules that are exported, too, only to be compared: none."""
+        return []
+
+    def names(self, count: int) -> list[str]:
+        """Of the outputs in ONNX."""
+        return ['outputs'] if count == 1 else [f'outputs_{i}' for i in range(count)]
+
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(_tensors(self.model(inputs, mode='tensor')))
 
@@ -55,7 +63,12 @@ class PlainForward(nn.Module):
         expected = self(images)
         if [tuple(x.shape) for x in outputs] != [tuple(x.shape) for x in expected]:
             return float('inf')
-        return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in zip(outputs, expected))
+        return _largest((x - y).abs().max() / y.abs().max().clamp(min=1e-12) for x, y in zip(outputs, expected))
+
+
+def _largest(values: Iterable[float | Tensor]) -> float:
+    """Nan if one is: Python's own ``max`` may pass over it."""
+    return float(torch.tensor([float(x) for x in values]).max())
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -99,7 +112,7 @@ def export(
         fixed: one image of this size alone.
         tolerance: largest allowed difference, as ``forward.difference`` measures it.
         metadata: values of JSON for the file: ``metadata_props`` of ONNX, each value as JSON; in .pt2 the extra file
-            ``lckd_mm.json``.
+            ``lckd_mm.json``. Added are ``free``, the axes of any length, and ``multiple_of``, that of height and width.
     Raises:
         ValueError: another suffix, no forward of images alone or one that cannot be exported, or outputs that differ by
             more; no new file is left, and an existing one is unchanged. ModuleNotFoundError: the format's packages are
@@ -107,7 +120,7 @@ def export(
     """
     path = Path(path)
     kind = arguments.choice('export', 'suffix', path.suffix, _FORMATS)
-    write, run = _FORMATS[kind]
+    program_of, save, run = _FORMATS[kind]
     if kind == '.onnx':
         missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
         if missing:
@@ -115,7 +128,8 @@ def export(
     generator, name = torch.Generator().manual_seed(0), type(forward.model).__name__
     path.parent.mkdir(parents=True, exist_ok=True)
     with eval_mode(forward), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
-        draft = Path(folder) / path.name
+        modules = [forward, *forward.checks()]
+        drafts = [Path(folder) / f'{i}{kind}' for i in range(len(modules))]
         try:
             expected = forward(forward.images(1, size, generator))
         except Exception as error:  # a host may raise anything
@@ -128,19 +142,22 @@ def export(
             raise ValueError(
                 f'export: {name} fails on an image of {size[0]} x {size[1]} ({one_line(error)}): {way}'
             ) from error
-        why, written = '', None
+        why, tried, programs = '', None, []
         for axes, step in _FREEDOMS[-1:] if fixed else _FREEDOMS:
             batches = [forward.images(n, hw, generator) for n, hw in _compared(size, axes, step)]
             try:
-                if axes != written:
-                    written = axes
-                    draft.unlink(missing_ok=True)
+                if axes != tried:
+                    tried, programs = axes, []
                     with warnings.catch_warnings():
                         warnings.simplefilter('ignore')
-                        write(forward, batches[0], draft, axes, metadata or {})
-                elif not draft.exists():
+                        programs = [program_of(module, batches[0], axes) for module in modules]
+                elif not programs:
                     continue
-                worst = max(forward.difference(run(draft, images), images) for images in batches)
+                facts = {**(metadata or {}), 'free': [*axes.values()], 'multiple_of': step}
+                for program, draft in zip(programs, drafts):
+                    save(program, draft, facts)
+                pairs = [*zip(modules, drafts)]
+                worst = _largest(module.difference(run(file, x), x) for x in batches for module, file in pairs)
             except Exception as error:  # exporters can raise anything
                 if not axes:
                     raise ValueError(
@@ -149,14 +166,14 @@ def export(
                 why = why or one_line(_first(error))
                 continue
             if worst <= tolerance:
-                os.replace(draft, path)
+                os.replace(drafts[0], path)
                 break
             if not axes:
                 raise ValueError(
-                    f'export: the outputs of {path.name} differ from those of {name} by {worst:.1e} of the largest, '
-                    f'more than {tolerance:.0e}; the file was not kept'
+                    f'export: the outputs of {path.name} differ from those of {name} by {worst:.1e}, more than '
+                    f'{tolerance:.0e}; the file was not kept'
                 )
-            why = why or f'the outputs at other sizes differ by {worst:.1e} of the largest'
+            why = why or f'the outputs at other sizes differ by {worst:.1e}'
     return Exported([tuple(x.shape) for x in expected], worst, tuple(axes.values()), step, why)
 
 
@@ -180,16 +197,19 @@ def _compared(size: tuple[int, int], axes: Mapping, step: int) -> list[tuple[int
     return [(2, size), (1, others[0]), (3, others[1])]
 
 
-def _write_onnx(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
+def _onnx_program(forward: nn.Module, example: Tensor, axes: Mapping) -> Any:
     logger = logging.getLogger('torch.onnx')
     before = logger.level
     logger.setLevel(logging.ERROR)  # it warns of torchvision's operators, used or not
     try:
         shapes = {'inputs': dict(axes)} if axes else None
-        options = dict(input_names=['inputs'], dynamic_shapes=shapes, dynamo=True, verbose=False)
-        program = torch.onnx.export(forward, (example,), **options)
+        names = dict(input_names=['inputs'], output_names=forward.names(len(forward(example))))
+        return torch.onnx.export(forward, (example,), dynamic_shapes=shapes, dynamo=True, verbose=False, **names)
     finally:
         logger.setLevel(before)
+
+
+def _save_onnx(program: Any, path: Path, metadata: Mapping) -> None:
     program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     # A single file: separate weights are easily lost.
     program.save(path, external_data=False)
@@ -204,9 +224,12 @@ def _run_onnx(path: Path, images: Tensor) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(x)) for x in session.run(None, {'inputs': images.numpy()})]
 
 
-def _write_pt2(forward: nn.Module, example: Tensor, path: Path, axes: Mapping, metadata: Mapping) -> None:
+def _pt2_program(forward: nn.Module, example: Tensor, axes: Mapping) -> Any:
     shapes = {'inputs': dict.fromkeys(axes, torch.export.Dim.DYNAMIC)} if axes else None
-    program = torch.export.export(forward, (example,), dynamic_shapes=shapes)
+    return torch.export.export(forward, (example,), dynamic_shapes=shapes)
+
+
+def _save_pt2(program: Any, path: Path, metadata: Mapping) -> None:
     torch.export.save(program, path, extra_files={_METADATA: json.dumps(metadata)})
 
 
@@ -214,4 +237,4 @@ def _run_pt2(path: Path, images: Tensor) -> list[Tensor]:
     return list(torch.export.load(path).module()(images))
 
 
-_FORMATS = {'.onnx': (_write_onnx, _run_onnx), '.pt2': (_write_pt2, _run_pt2)}
+_FORMATS = {'.onnx': (_onnx_program, _save_onnx, _run_onnx), '.pt2': (_pt2_program, _save_pt2, _run_pt2)}

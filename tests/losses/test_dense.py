@@ -200,6 +200,9 @@ def test_ld_is_a_mean_of_divergences_weighted_by_the_teacher():
     flat = [a.detach().requires_grad_() for a in s]
     loss(flat, t, scores=z).backward()
     assert all(x.grad.abs().sum() > 0 for x in flat)
+    for few, n in ((z[:1], 20), (z[::-1][:1], 6)):
+        with pytest.raises(ValueError, match=f'LDLoss: 26 boxes and {n} anchors with class scores; tap'):
+            loss(s, t, scores=few)
 
 
 def test_ld_refuses_heads_without_distributions_and_other_distances():

@@ -7,10 +7,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from mmpretrain.structures import DataSample
 from run_helpers import HOSTS, config, count, distiller, evaluation, scenes
 
 from lckd_mm import cli
+from lckd_mm.cli.predict import found, inference
 from lckd_mm.config import plain_model
+from lckd_mm.evaluation.drawing import original_image
 from lckd_mm.hosts import build_model, fabricate_samples, load_config
 
 SOME = count(list(HOSTS), ['mmseg'])
@@ -67,8 +73,51 @@ def test_what_cannot_be_predicted_is_a_sentence(student, tmp_path, capsys):
     files = student('mmseg')
     assert cli.run_tool(cli.predict, [*files, str(tmp_path / 'broken.jpg'), '--out', str(tmp_path / 'out')]) == 1
     assert "broken.jpg' is no image file that OpenCV reads" in capsys.readouterr().err
+    picture = tmp_path / 'own.png'
+    cv2.imwrite(str(picture), np.zeros((64, 64, 3), np.uint8))
+    before = picture.read_bytes()
+    assert cli.run_tool(cli.predict, [*files, str(picture), '--out', str(tmp_path)]) == 1
+    assert "own.png' is one of the images; give another folder" in capsys.readouterr().err
+    assert picture.read_bytes() == before
     assert cli.run_tool(cli.test, [*files, '--tta']) == 1
     assert '--tta: the config has no tta_model' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('channels', [3, 1])
+def test_an_image_becomes_one_of_a_data_set_without_files(channels, scope, tmp_path):
+    scope('mmpretrain')
+    torch.manual_seed(2)
+    net = HOSTS['mmpretrain'][0](4)
+    net['backbone']['in_channels'] = channels
+    mean, std = [120.0, 110.0, 100.0][:channels], [60.0, 50.0, 70.0][:channels]
+    net['data_preprocessor'] = dict(type='ClsDataPreprocessor', mean=mean, std=std, to_rgb=False)
+    model = build_model(net, 'mmpretrain').eval()
+    data = dict(type='CIFAR10', pipeline=[dict(type='PackInputs')])
+    together = dict(type='ConcatDataset', datasets=[data, data])
+    loaders = dict(train_dataloader=dict(dataset=data), test_dataloader=dict(dataset=together))
+    file = str(tmp_path / 'colours.png')
+    picture = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8).repeat(32, 0).repeat(32, 1)
+    cv2.imwrite(file, picture)
+    predicted = inference(model, Config(dict(model=net, **loaders)))(file)
+    small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA)
+    held = small[..., ::-1] if channels == 3 else cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)[..., None]
+    with torch.no_grad():
+        expected = model.test_step(dict(inputs=[torch.from_numpy(held.copy()).permute(2, 0, 1)]))[0]
+    # The grey of a mean is not quite the mean of greys.
+    torch.testing.assert_close(predicted.pred_score, expected.pred_score, atol=1e-2 if channels == 1 else 1e-5, rtol=0)
+
+
+def test_a_line_names_the_five_highest_scores_of_a_class():
+    boxes = InstanceData(labels=torch.tensor([0] * 6 + [1]), scores=torch.tensor([0.4, 0.9, 0.8, 0.7, 0.6, 0.5, 0.9]))
+    expected = '6 cat (0.90, 0.80, 0.70, 0.60, 0.50, …), 1 dog (0.90)'
+    assert found(DetDataSample(pred_instances=boxes), ['cat', 'dog']) == expected
+
+
+def test_an_image_without_a_file_is_rgb():
+    image = torch.randint(0, 256, (3, 5, 4)).byte()
+    assert np.array_equal(original_image(DataSample(), image), image.permute(1, 2, 0))
+    unread = DataSample(metainfo=dict(img_path='nowhere.png'))
+    assert np.array_equal(original_image(unread, image), image.flip(0).permute(1, 2, 0))
 
 
 @pytest.mark.full
@@ -94,6 +143,9 @@ def test_tta_merges_the_image_and_its_mirror(host, student, scenes, tmp_path):
         extra = dict(tta_model=dict(type='SegTTAModel'), tta_pipeline=pipeline)
     files = student(host, **extra)
     argv = [*files, '--work-dir', str(tmp_path / 'run'), '--dump', str(tmp_path / 'tta.pkl'), '--tta', '--debug']
+    # More images in a batch than views.
+    argv += ['--cfg-options', 'test_dataloader.batch_size=4']
+    argv += ['test_dataloader.collate_fn.type=default_collate'] if host == 'mmpretrain' else []
     assert cli.run_tool(cli.test, [*argv, '--show-dir', str(tmp_path / 'out')]) == 0
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {f'train_{i:06d}.png' for i in range(16)}
     merged = pickle.loads((tmp_path / 'tta.pkl').read_bytes())

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     count = min(args.number, len(dataset))
     for index in range(count):
         item = dataset[index]
-        image = loaded_image(item['inputs'])
         sample, meta = item['data_samples'], dataset.metainfo
+        image = loaded_image(item['inputs'], bgr=bool(sample.get('img_path')))
         truth = draw(host, image, sample, meta, truth=True)
         picture = side_by_side({'input': image, 'truth': truth}, names=legend(host, [(sample, True)], meta))
         cv2.imwrite(str(out / f'{args.split}_{index:05d}.png'), picture[..., ::-1])
