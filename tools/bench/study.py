@@ -59,7 +59,7 @@ from mmengine.config import Config  # noqa: E402
 from lckd_mm.cli import option_path, run_tool  # noqa: E402
 from lckd_mm.reporting import Gain, between, holm, read_history, spread, table  # noqa: E402
 from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
-from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
+from lckd_mm.storage.files import last_checkpoint  # noqa: E402
 
 RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
 STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture', 'base')
