@@ -105,26 +105,28 @@ class Forked(nn.Module):
     def __init__(self, way):
         super().__init__()
         self.way = way
-        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.stem, self.norm, self.other = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.last = nn.Conv2d(4, 4, 1)
 
     def forward(self, x):
-        y = self.conv(x)
+        y = self.stem(x)
         if self.way == 'in place':
             y += 1
         z = self.norm(y)
         if self.way == 'sum':
             z = z + y
         if self.way == 'shared':
-            z = z + self.other(self.conv(x.flip(3)))
+            z = z + self.other(self.stem(x.flip(3)))
         return (self.last(z),)
 
 
-@pytest.mark.parametrize('way', ['in place', 'shared', 'sum'])
+@pytest.mark.parametrize('way', ['in place', 'shared', 'sum', 'tapped'])
 def test_what_other_layers_read_is_not_folded(scope, way):
     scope('mmpretrain')
     net = dict(type='ImageClassifier', backbone=dict(type='Forked', way=way))
     names, images = dict(last='backbone.last'), torch.randn(2, 3, 16, 16)
+    if way == 'tapped':
+        names['stem'] = 'backbone.stem'
     plain, taps = teacher('mmpretrain', names, net)
     expected = plain(taps, names, images, None)['last']
     made, taps = teacher('mmpretrain', names, net, fold_bn=True)
@@ -134,6 +136,18 @@ def test_what_other_layers_read_is_not_folded(scope, way):
     else:
         torch.testing.assert_close(made(taps, names, images, None)['last'], expected, rtol=0, atol=0)
     assert not any('forward' in vars(layer) for layer in made.model.modules())
+
+
+def test_what_a_tap_of_a_later_call_shows_is_not_missed(scope):
+    """The pair is folded for the first tap, behind which the sum reads what the convolution gives."""
+    scope('mmpretrain')
+    net = dict(type='ImageClassifier', backbone=dict(type='Forked', way='sum'))
+    made, taps = teacher('mmpretrain', dict(first='backbone.norm', last='backbone.last'), net, fold_bn=True)
+    images = torch.randn(2, 3, 16, 16)
+    made(taps, ['first'], images, None)
+    assert len(made._folding.layers) == 1
+    with pytest.raises(ValueError, match=r"teacher: with fold_bn=True the tap 'last' differs"):
+        made(taps, ['last'], images, None)
 
 
 @pytest.mark.parametrize(

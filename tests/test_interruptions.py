@@ -411,11 +411,35 @@ def test_processes_made_meanwhile_end_by_sigterm_as_ever():
     assert handler() is signal.SIG_DFL
 
 
+def test_sigterm_ends_the_process_whatever_the_line_comes_to():
+    process = os.fork()
+    if process == 0:
+        try:
+            with interruptible(None, []):  # of which no line can be made
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_rank_that_waits_for_others_is_ended_by_sigterm(tmp_path):
+    """Python's handler would run only after the collective, which no other rank may ever join."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    try:
+        with interruptible(None, []):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize(
     ('argv', 'age', 'says'),
     [
         ('c.py', None, 'it has saved no checkpoint; begin again with: lckd_mm train c.py'),
-        ('c.py --resume=a.pth', 9, 'it has saved no checkpoint; begin again with: lckd_mm train c.py'),
+        ('c.py', 9, 'it has saved no checkpoint; begin again with: lckd_mm train c.py'),
+        ('c.py --resume=a.pth', None, 'no new checkpoint; begin again with: lckd_mm train c.py --resume=a.pth'),
+        ('c.py --resume a.pth --amp', 9, 'new checkpoint; begin again with: lckd_mm train c.py --resume a.pth --amp'),
+        ('c.py --resume', 9, 'it has saved no new checkpoint; begin again with: lckd_mm train c.py --resume'),
         ('c.py --resume a.pth --amp', 0, 'w/b.pth; go on with: lckd_mm train c.py --amp --resume'),
         ('c.py --resume --work-dir "a b"', 0, "go on with: lckd_mm train c.py --work-dir 'a b' --resume"),
         ('c.py --launcher pytorch', 0, 'the last checkpoint is w/b.pth; start it again with --resume'),
@@ -424,11 +448,13 @@ def test_processes_made_meanwhile_end_by_sigterm_as_ever():
 def test_the_command_that_goes_on(argv, age, says, tmp_path, monkeypatch):
     """An earlier training's checkpoint, older than this one, is not gone on from."""
     monkeypatch.chdir(tmp_path)
+    write_whole(tmp_path / 'w' / 'b.pth', b'')
     pointer, begun = tmp_path / 'last_checkpoint', 100
     if age is not None:
         pointer.write_text(f'{tmp_path}/w/b.pth')
         os.utime(pointer, (begun + 1 - age,) * 2)
-    assert way_on(SimpleNamespace(work_dir=tmp_path, _resume=False), shlex.split(argv), begun).endswith(says)
+    runner = SimpleNamespace(work_dir=tmp_path, _resume='--resume' in argv)
+    assert way_on(runner, shlex.split(argv), begun).endswith(says)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(forks, plain_run, tmp_path):

@@ -185,7 +185,7 @@ def train(task: Task, name: str, folder: Path, args: argparse.Namespace) -> Path
     from mmengine.config import Config
 
     from lckd_mm.cli import option_path
-    from lckd_mm.reporting.runs import last_checkpoint
+    from lckd_mm.storage.files import last_checkpoint
 
     work_dir = folder / name
     options = [f'randomness.seed={args.seed}', *args.cfg_options]

@@ -190,10 +190,10 @@ def train(argv: list[str]) -> None:
         runner.logger.warning(note)
     check_start(runner, loaded)
     del loaded  # frees the weights, averages and optimizer state
-    with interruptible(runner, argv):
+    with interruptible(runner, argv) as since:
         runner.train()
     if runner.rank == 0:
-        runner.logger.info(results(runner, args.config, argv))
+        runner.logger.info(results(runner, args.config, argv, since))
 
 
 def test(argv: list[str]) -> None:

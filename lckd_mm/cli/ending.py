@@ -12,12 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.runner import Runner
+from torch import nn
 
+from ..config import size_in_tests
+from ..contexts import eval_mode, preserved_rng
 from ..hooks.distillation import best_or_last
-from ..hosts import unwrapped
-from ..storage.files import near
+from ..hosts import image_channels, unwrapped
+from ..storage.export import PlainForward
+from ..storage.files import last_checkpoint, near
 
 
 def command(tool: str) -> str:
@@ -29,15 +33,15 @@ def command(tool: str) -> str:
     return shlex.join([python, near(script.parent / f'{tool}.py')])
 
 
-def results(runner: Runner, config: str, argv: Sequence[str]) -> str:
+def results(runner: Runner, config: str, argv: Sequence[str], since: float) -> str:
     """The best or last score, and the commands to test, report and export what was trained.
 
     Args:
-        config: the file that was trained. argv: the command line, for its ``--cfg-options``.
+        config: the file that was trained. argv: the command line, for its ``--cfg-options``. since: when it was begun.
     """
     lines = [_scores(runner)]
     student = Path(runner.work_dir, 'student.pth')
-    chosen = str(student) if student.is_file() else best_or_last(runner)
+    chosen = str(student) if _newer(student, since) else best_or_last(runner)
     if chosen is not None:
         given = [near(config), near(chosen)]
         options = [*option_values(argv, '--cfg-options')]
@@ -45,10 +49,25 @@ def results(runner: Runner, config: str, argv: Sequence[str]) -> str:
         if runner.cfg.get('test_dataloader') is not None:
             lines.append(f'{command("test")} {shlex.join([*given, *options])}')
         lines.append(f'{command("analysis/report")} {shlex.join([near(runner.work_dir)])}')
-        if getattr(unwrapped(runner.model), 'roi_head', None) is None:  # its forward needs more than images
+        if _takes_images_alone(unwrapped(runner.model), runner.cfg):
             out = near(Path(runner.work_dir, 'student.onnx'))
             lines.append(f'{command("export")} {shlex.join([*given, out, *options])}')
     return '\n    '.join(lines)
+
+
+def _takes_images_alone(model: nn.Module, cfg: Any) -> bool:
+    """Whether the forward that is exported works, on an image of the size that the export takes."""
+    forward, parameter = PlainForward(model, image_channels(model)), next(model.parameters())
+    try:
+        with preserved_rng(), eval_mode(model):
+            forward(parameter.new_zeros(1, forward.channels, *size_in_tests(cfg, model)))
+    except Exception:  # a host may raise anything
+        return False
+    return True
+
+
+def _newer(file: Path, since: float) -> bool:
+    return file.is_file() and file.stat().st_mtime >= since
 
 
 def _scores(runner: Runner) -> str:
@@ -71,31 +90,38 @@ def option_values(argv: Sequence[str], flag: str) -> Iterator[str]:
     inside = False
     for word in argv:
         if word.startswith('--'):
-            inside = word == flag
+            name, single, value = word.partition('=')
+            inside = name == flag and not single
+            if name == flag and single:
+                yield value
         elif inside:
             yield word
 
 
 def way_on(runner: Runner, argv: Sequence[str], since: float) -> str:
     """Where a training that was begun at the time ``since`` stands, and the command that continues it."""
-    pointer = Path(runner.work_dir, 'last_checkpoint')
     # An earlier training may have left one, too.
-    saved = pointer.is_file() and (runner._resume or pointer.stat().st_mtime >= since)
+    saved = _newer(Path(runner.work_dir, 'last_checkpoint'), since) and last_checkpoint(runner.work_dir)
     words, skipped = [], False
     for word in argv:
         # Its value, if it has one, is the next word.
         skipped = word == '--resume' or (skipped and not word.startswith('-'))
         words += [] if skipped or word.startswith('--resume=') else [word]
-    state = f'the last checkpoint is {near(pointer.read_text().strip())}' if saved else 'it has saved no checkpoint'
+    # Without one of its own it begins again where it began, also from a checkpoint.
+    words = [*words, '--resume'] if saved else argv
+    new = 'new ' if runner._resume else ''
+    state = f'the last checkpoint is {near(saved)}' if saved else f'it has saved no {new}checkpoint'
     if any(word.startswith('--launcher') for word in words):
         return f'{state}; start it again{" with --resume" if saved else ""}'
-    again = shlex.join([*words, *(['--resume'] if saved else [])])
-    return f'{state}; {"go on" if saved else "begin again"} with: {command("train")} {again}'
+    return f'{state}; {"go on" if saved else "begin again"} with: {command("train")} {shlex.join(words)}'
 
 
 @contextlib.contextmanager
-def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[None]:
+def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[float]:
     """Ctrl-C and SIGTERM inside end with one line that says how to go on; the process ends as it does without.
+
+    Gives the time at which it begins. With several ranks SIGTERM ends each at once, without the line: Python's handlers
+    run between its instructions, and a rank may be waiting for one that has ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, with that line; with an empty one in all ranks but the first.
@@ -104,10 +130,11 @@ def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[None]:
 
     def leave(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
-        if is_main_process():
+        try:
             # Not print: the signal may have come in the midst of one.
             os.write(2, f'terminated; {way_on(runner, argv, since)}\n'.encode())
-        os.kill(os.getpid(), signum)
+        finally:
+            os.kill(os.getpid(), signum)
 
     def handle(handler: Any) -> None:
         if handled and threading.current_thread() is threading.main_thread():
@@ -116,11 +143,11 @@ def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[None]:
     # Python forgets a signal that comes before a forked process runs: pools of processes, which end theirs by SIGTERM,
     # would wait for it for ever. So that no such process has the handler, it is away while one is made.
     os.register_at_fork(before=lambda: handle(signal.SIG_DFL), after_in_parent=lambda: handle(leave))
-    main = threading.current_thread() is threading.main_thread()
+    main = threading.current_thread() is threading.main_thread() and not is_distributed()
     handled = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     handle(leave)
     try:
-        yield
+        yield since
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted; {way_on(runner, argv, since)}' if is_main_process() else '') from None
     finally:

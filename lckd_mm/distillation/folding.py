@@ -2,12 +2,12 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..taps import FeatureTaps
+from .side import Feature, levels
 
 
 class Folding:
@@ -25,15 +25,17 @@ class Folding:
         self.layers = nn.ModuleList()
         self._pairs: list[tuple[nn.Module, nn.Module]] = []
 
-    @contextlib.contextmanager
-    def watched(self, taps: FeatureTaps) -> Iterator[None]:
-        """Fold, on exit, the pairs that ran inside: all that the one gave, and nothing else, went into the other.
+    def fold(self, run: Callable[[], Mapping[str, Feature]]) -> Mapping[str, Feature]:
+        """Fold the pairs that run in ``run``: all that the one gives, and nothing else, goes into the other.
 
-        A pair stays as it is if a tap reads the tensor between its layers.
+        A pair stays as it is if ``run`` gives the tensor between its layers. What was folded before is undone.
+
+        Returns:
+            What ``run`` gives, without folding.
         """
+        self.undo()
         calls: Counter[nn.Module] = Counter()
         met: Counter[tuple[nn.Module, nn.Module]] = Counter()
-        between = {(self.model.get_submodule(a.path), a.port) for a in taps.resolved.values()}
 
         def convolved(conv: nn.Module, _: tuple, output: Tensor) -> None:
             calls[conv] += 1
@@ -48,19 +50,20 @@ class Folding:
 
         with contextlib.ExitStack() as stack:
             for module in self.model.modules():
-                if 'forward' in vars(module):
-                    continue  # folded before
                 if type(module) is nn.Conv2d:
                     stack.enter_context(module.register_forward_hook(convolved))
                 elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                     stack.enter_context(module.register_forward_pre_hook(normed))
-            yield
+            plain = run()
+        # Whatever module the tap names: that of the convolution, one that holds it, the one that reads it.
+        tapped = {getattr(x, 'given_by', (None,))[0] for feature in plain.values() for x in levels(feature)}
         for (conv, norm), count in met.items():
-            if count == calls[conv] == calls[norm] and not between & {(conv, 'out'), (norm, 'in')}:
+            if count == calls[conv] == calls[norm] and conv not in tapped:
                 folded = fuse_conv_bn_eval(conv, norm)
                 conv.forward, norm.forward = folded.forward, _same
                 self.layers.append(folded)
                 self._pairs.append((conv, norm))
+        return plain
 
     def undo(self) -> None:
         """Let the net's own layers run again."""

@@ -213,7 +213,7 @@ class FrozenTeacher:
         if self.channels_last:
             converted = converted.contiguous(memory_format=torch.channels_last)
 
-        def run() -> dict[str, Any]:
+        def run(names: Iterable[str] = names) -> dict[str, Any]:
             features = {}
             for one, of in taps.passes(names).items():
                 with (
@@ -226,7 +226,8 @@ class FrozenTeacher:
 
         if self._folding is not None and set(names) - self._folded and version is not None:
             with torch.autocast(kind, enabled=False):
-                self._fold(taps, run)
+                # With the taps of earlier calls: what is behind them may read what is between the layers of a pair.
+                self._fold(partial(run, sorted(self._folded | set(names))))
         with contextlib.nullcontext() if self._dtype is None else torch.autocast(kind, self._dtype):
             features = run()
         if self.channels_last and not inputs.is_contiguous(memory_format=torch.channels_last):
@@ -239,10 +240,9 @@ class FrozenTeacher:
             )
         return features
 
-    def _fold(self, taps: FeatureTaps, run: Callable[[], dict[str, Any]]) -> None:
+    def _fold(self, run: Callable[[], dict[str, Any]]) -> None:
         """Fold what runs in a forward pass, and compare the taps before and after."""
-        with self._folding.watched(taps):
-            plain = run()
+        plain = self._folding.fold(run)
         gaps = {name: _gap(of, plain[name]) for name, of in run().items()}
         worst = max(gaps, key=gaps.get)
         if gaps[worst] > _FOLDED:
@@ -253,7 +253,7 @@ class FrozenTeacher:
             )
         self._folded |= gaps.keys()
         print_log(
-            f'teacher: {len(self._folding.layers)} BatchNorms are folded into convolutions; the taps differ from the '
+            f'teacher: BatchNorms folded into convolutions: {len(self._folding.layers)}; the taps differ from the '
             f'plain ones by at most {gaps[worst]:.1e} of their norm',
             logger='current',
         )

@@ -19,7 +19,7 @@ from ..errors import one_line
 from ..hosts import class_names, unwrapped
 from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state, student_alone
-from ..storage.files import install, near, read_checkpoint, save_whole
+from ..storage.files import install, last_checkpoint, near, read_checkpoint, save_whole
 from .rehearsal import RehearsalHook
 
 
@@ -43,10 +43,9 @@ def terms_of(runner: Any, who: str) -> dict[str, list[Term]]:
 
 def best_or_last(runner: Any) -> str | None:
     """The file of the best checkpoint of a run, or else of the last one; None if there is none."""
-    pointer = Path(runner.work_dir, 'last_checkpoint')
     best = [runner.message_hub.get_info(key) for key in runner.message_hub.runtime_info if 'best_ckpt' in key]
-    last = pointer.read_text().strip() if pointer.is_file() else ''
-    return next((path for path in (*best, last) if path and Path(path).is_file()), None)
+    last = last_checkpoint(runner.work_dir)
+    return next((str(path) for path in (*best, last) if path and Path(path).is_file()), None)
 
 
 @HOOKS.register_module()

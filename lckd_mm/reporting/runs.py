@@ -18,6 +18,7 @@ from ..config import has_teacher, is_online, student_config
 from ..errors import one_line
 from ..hosts import load_config, read_model_config
 from ..registry import resolved
+from ..storage.files import last_checkpoint
 from .seeds import Gain
 
 _TIMESTAMP = re.compile(r'\d{8}_\d{6}')
@@ -203,13 +204,6 @@ class Run:
         """The loss terms: every logged name with "loss" in it, except the total if there are others."""
         names = dict.fromkeys(k for e in self.history.training for k in e if 'loss' in k)
         return [name for name in names if self.series(name) and (name != 'loss' or len(names) == 1)]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The file named in ``last_checkpoint``, in the folder (which may have been moved) or at its path; None if gone."""
-    file = folder / 'last_checkpoint'
-    path = Path(file.read_text().strip()) if file.is_file() else None
-    return path and next((p for p in (folder / path.name, path) if p.is_file()), None)
 
 
 def find_runs(roots: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:

@@ -297,6 +297,13 @@ def newest_good(
     )
 
 
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The file named in ``last_checkpoint``, in the folder (which may have been moved) or at its path; None if gone."""
+    file = Path(folder, 'last_checkpoint')
+    path = Path(file.read_text().strip()) if file.is_file() else None
+    return path and next((p for p in (Path(folder, path.name), path) if p.is_file()), None)
+
+
 def saved_checkpoints(folders: Iterable[str | Path], names: Iterable[str] = ()) -> list[Path]:
     """The runs' checkpoints in some folders, newest first: by modification time, then by number."""
     patterns = [re.escape(name).replace(r'\{\}', r'(\d+)') for name in ('iter_{}.pth', 'epoch_{}.pth', *names)]

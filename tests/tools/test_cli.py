@@ -131,7 +131,8 @@ def test_the_script_itself_exits_with_1_and_no_traceback(tmp_path):
 
 
 def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_student(train, scenes, tmp_path):
-    status, err = train(LCKD, 'model.terms.loss_kd.weight=0', 'model.terms.loss_lipschitz.loss.gap=absolute')
+    options = 'model.terms.loss_kd.weight=0', 'model.terms.loss_lipschitz.loss.gap=absolute'
+    status, err = train(LCKD, *options, '--cfg-options=train_dataloader.num_workers=0', '--cfg-options')
     assert status == 0, err
     run = tmp_path / 'run'
     (file,) = run.glob('*/vis_data/scalars.json')
@@ -152,6 +153,7 @@ def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_
     assert exported.split()[:5] == ['lckd_mm', 'export', LCKD, f'{run}/student.pth', f'{run}/student.onnx']
     given = shlex.split(tested)
     assert given[:4] == ['lckd_mm', 'test', LCKD, f'{run}/student.pth'] and 'model.terms.loss_kd.weight=0' in given
+    assert 'train_dataloader.num_workers=0' in given
 
     # of a distillation config, the student alone; the same as the student's own config
     root = f'test_dataloader.dataset.data_root={scenes}'

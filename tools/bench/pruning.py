@@ -23,7 +23,7 @@ from study import ROOT, Cell, Study, call, run_all  # noqa: E402
 
 from lckd_mm.evaluation.predictions import read_predictions  # noqa: E402
 from lckd_mm.reporting import spread, table  # noqa: E402
-from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
+from lckd_mm.storage.files import last_checkpoint  # noqa: E402
 
 
 def main(argv: list[str]) -> None:

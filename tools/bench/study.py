@@ -59,7 +59,7 @@ from mmengine.config import Config  # noqa: E402
 from lckd_mm.cli import option_path, run_tool  # noqa: E402
 from lckd_mm.reporting import Gain, between, holm, probability, read_history, spread, table  # noqa: E402
 from lckd_mm.reporting.charts import COLOURS, curve, dots, save  # noqa: E402
-from lckd_mm.reporting.runs import last_checkpoint  # noqa: E402
+from lckd_mm.storage.files import last_checkpoint  # noqa: E402
 
 RUN_KEYS = ('config', 'title', 'options', 'needs', 'axes', 'against', 'seed')
 STUDY_KEYS = ('title', 'metric', 'work_dir', 'runs', 'axes', 'skip', 'prepare', 'picture', 'base')
@@ -314,7 +314,7 @@ def check_keys(given: Mapping, known: Sequence[str], required: Sequence[str], wh
 
 @cache
 def read(config: str) -> tuple[str, tuple[str, ...], bool]:
-    """A config of this project as text, with its bases merged; its terms; whether its test data are its validation data."""
+    """A config of this project as text, with its bases merged; its terms; whether it tests on its validation data."""
     cfg = Config.fromfile(ROOT / config)
     same = cfg.get('test_dataloader') == cfg.get('val_dataloader')
     return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ()), same
