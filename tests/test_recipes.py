@@ -143,10 +143,10 @@ STUDENTS = {
         vit: ['loss_kd'],
     },
     'mmseg': {
-        segmentor: ['loss_ofd'], dilated: ['loss_ofd'], segformer: ['loss_pkd'], stdc: ['loss_pkd'], unet: ['loss_pkd'],
+        segmentor: ['loss_ofd'], dilated: ['loss_ofd'], segformer: ['loss_kd'], stdc: ['loss_kd'], unet: ['loss_kd'],
     },
     'mmdet': {
-        detector: ['loss_ofd'], gfl: ['loss_ofd'], fcos: ['loss_ofd'], faster: ['loss_ofd'], rtmdet: ['loss_pkd'],
+        detector: ['loss_ofd'], gfl: ['loss_ofd'], fcos: ['loss_ofd'], faster: ['loss_ofd'], rtmdet: ['loss_kd'],
     },
 }  # fmt: skip
 CASES = [(host, make, terms) for host, nets in STUDENTS.items() for make, terms in nets.items()]

@@ -15,7 +15,7 @@ from .. import __version__
 from ..config import add_hooks, input_size, is_distillation, plain_model, student_model
 from ..distillation.teacher import FrozenTeacher
 from ..hosts import build_model, config_class_names, host_of, load_config, run_once, training_size
-from ..storage.files import install, write_whole
+from ..storage.files import install, near, write_whole
 from .choose import Chosen, Pair, choose
 from .teacher import Source, find_teacher
 
@@ -169,5 +169,5 @@ def literal(value: Any, indent: int, limit: int = 110) -> str:
 def said(chosen: Chosen, path: Path) -> str:
     """Why each term was chosen, for the log; the nets, weights and taps are in what training logs, and in the file."""
     reasons = [f'{name}: {chosen.reasons[name]}' for name in chosen.terms]
-    lines = [f'recipe {chosen.recipe!r}, written to {path}: train it, edit it, or inherit from it']
+    lines = [f'recipe {chosen.recipe!r}, written to {near(path)}: train it, edit it, or inherit from it']
     return '\n    '.join([*lines, *reasons, *chosen.notes])
