@@ -23,6 +23,11 @@ OWN_HOOKS = {
     'non_finite': 'lckd_mm.NonFiniteHook',
 }
 _DATA_HINTS = {
+    'data/bccd': 'lay it out with: python tools/prepare_data.py bccd SOURCE (configs/bccd/README.md)',
+    'data/nuclei': 'lay it out with: python tools/prepare_data.py nuclei SOURCE (configs/nuclei/README.md)',
+    'data/fashion_mnist': (
+        'lay it out with: python tools/prepare_data.py fashion-mnist SOURCE (configs/fashion_mnist/README.md)'
+    ),
     'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
     'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
     'VOC': "unpack PASCAL VOC's trainval archive there (docs/getting-started.md)",

@@ -30,6 +30,9 @@ _PREPARE = 'python tools/prepare_data.py' if _REPOSITORY else 'lckd_mm prepare_d
 # Where the configs expect their data: (name, a file or folder that must exist, how to get it).
 _DATA = (
     ('digit scenes', 'data/digit_scenes/ImageSets', f'{_PREPARE} digit-scenes'),
+    ('BCCD', 'data/bccd/ImageSets', f'{_PREPARE} bccd SOURCE'),
+    ('nuclei', 'data/nuclei/train.txt', f'{_PREPARE} nuclei SOURCE'),
+    ('Fashion-MNIST', 'data/fashion_mnist/train-images-idx3-ubyte', f'{_PREPARE} fashion-mnist SOURCE'),
     ('VOC2012', 'data/VOCdevkit/VOC2012/ImageSets', 'unpack its trainval archive to data/'),
     (
         'SBD, converted',

@@ -2,6 +2,8 @@
 
 import gzip
 import xml.etree.ElementTree as ET
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -53,7 +55,10 @@ def test_bccd_keeps_pictures_and_boxes_with_an_area(written):
 
 def test_nuclei_have_the_same_files_from_either_layout(written, tmp_path, monkeypatch, caplog):
     expect_few(monkeypatch, tmp_path)
-    source = write_zip(tmp_path / 'nuclei.zip', nuclei_files('instances'))
+    files = nuclei_files('instances')
+    # Numbers with a gap.
+    files['nuclei/instances/0a1b2c3d4e5f.png'] = encoded(instances_of(0) * 2, 'PNG')
+    source = write_zip(tmp_path / 'nuclei.zip', files)
     assert contents(convert_nuclei(source, tmp_path / 'out', progress=False)) == contents(written / 'nuclei')
     assert 'differ from those that the figures here are of' in caplog.text
     assert sum(name.startswith('images/') for name in contents(tmp_path / 'out')) == len(NUCLEI)
@@ -120,7 +125,8 @@ def test_a_second_call_does_nothing_and_other_folders_are_left_alone(written, tm
     with pytest.raises(FileExistsError, match='not written by this tool'):
         convert_bccd('absent.zip', tmp_path / 'mine')
     expect_few(monkeypatch, tmp_path)
-    out = convert_bccd(write_zip(tmp_path / 'b.zip', bccd_files()), tmp_path / 'out', progress=False)
+    files = {f'my_{name.replace("BCCD_Dataset-master", "BCCD")}': content for name, content in bccd_files().items()}
+    out = convert_bccd(write_zip(tmp_path / 'b.zip', files), tmp_path / 'out', progress=False)
     (out / 'JPEGImages/BloodImage_00001.jpg').unlink()
     with pytest.raises(FileExistsError, match=r'lost 1 of its files, such as JPEGImages/BloodImage_00001\.jpg'):
         convert_bccd('absent.zip', out)
@@ -132,10 +138,12 @@ def test_a_second_call_does_nothing_and_other_folders_are_left_alone(written, tm
         (convert_bccd, {}, r'no ImageSets/Main/train\.txt in'),
         (convert_bccd, {'BCCD/JPEGImages/BloodImage_00001.jpg': None}, r'lacks 1 files, such as JPEGImages/'),
         (convert_bccd, {'BCCD/Annotations/BloodImage_00001.xml': b'<annotation>'}, 'as XML'),
+        (convert_bccd, {'BCCD/ImageSets/Main/val.txt': b'BloodImage_00001'}, 'BloodImage_00001 is listed twice'),
         (convert_bccd, {'BCCD/Annotations/BloodImage_00001.xml': b'<annotation/>'}, r'has 1 test, .* expected'),
         (convert_nuclei, {}, r"for 4 of 4 names, such as '0a1b2c3d4e5f'"),
         (convert_nuclei, {'nuclei/instances/1a1b2c3d4e5f.png': None}, r"for 1 of 4 names, such as '1a1b2c3d4e5f'"),
         (convert_nuclei, {'nuclei/images/1a1b2c3d4e5f.png': b'no'}, r'cannot read nuclei/images/1a1b'),
+        (convert_nuclei, {'nuclei/instances/0a1b2c3d4e5f.png': NO_NUCLEI}, r'is \(48, 64\), its image is \(40, 40\)'),
         (convert_nuclei, {'nuclei/instances/1a1b2c3d4e5f.png': NO_NUCLEI}, r'has 9 nuclei in 4 images, expected 12'),
         (convert_fashion_mnist, {}, r'no train-images-idx3-ubyte\.gz'),
         (convert_fashion_mnist, {'train-images-idx3-ubyte.gz': b'no'}, 'cannot unzip'),
@@ -162,6 +170,12 @@ def test_a_source_that_is_no_archive_or_is_absent(tmp_path):
         convert_nuclei(tmp_path / 'file.zip', tmp_path / 'out')
     with pytest.raises(FileNotFoundError, match='give the downloaded archive'):
         convert_nuclei(tmp_path / 'absent', tmp_path / 'out')
+    damaged = tmp_path / 'damaged.zip'
+    with zipfile.ZipFile(damaged, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a.png', b'a' * 9)
+    damaged.write_bytes(damaged.read_bytes().replace(zlib.compress(b'a' * 9, wbits=-15), b'\xff' * 5, 1))
+    with pytest.raises(ValueError, match='as a tar or zip archive'):
+        convert_nuclei(damaged, tmp_path / 'out')
 
 
 def test_fashion_mnist_of_another_content(tmp_path, monkeypatch):

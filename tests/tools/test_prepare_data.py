@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 from real_images import bccd_files, expect_few, write_zip
 from scipy.io import savemat
+
+from lckd_mm.config import check_data
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / 'tools/prepare_data.py'
@@ -94,6 +97,14 @@ def test_downloaded_data_that_are_not_there(name, tool, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count('\n') == 1 and f'no {tmp_path}/absent; give the downloaded archive' in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['bccd', 'nuclei', 'fashion-mnist'])
+def test_a_training_without_its_data_names_the_command(name, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = dict(type='A', data_root=tool.DOWNLOADED[name][1])
+    with pytest.raises(FileNotFoundError, match=f'prepare_data.py {name} SOURCE'):
+        check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train_dataloader',))
 
 
 def test_downloaded_data_are_laid_out(tool, tmp_path, monkeypatch, capsys):

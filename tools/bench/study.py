@@ -314,7 +314,7 @@ def check_keys(given: Mapping, known: Sequence[str], required: Sequence[str], wh
 
 @cache
 def read(config: str) -> tuple[str, tuple[str, ...], bool]:
-    """A config of this project as text, with its bases merged; its terms; whether it tests on its validation data."""
+    """A config of this project as text, with its bases; its terms; whether its test data are its validation data."""
     cfg = Config.fromfile(ROOT / config)
     same = cfg.get('test_dataloader') == cfg.get('val_dataloader')
     return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ()), same

@@ -57,7 +57,7 @@ def convert_bccd(source: str | os.PathLike, root: str | os.PathLike, progress: b
     def write(folder: Path) -> None:
         # A repository has other folders of the same names above BCCD's.
         everything = read_source(source, 'BCCD', ('.jpg', '.xml', '.txt'))
-        inner = {path.partition('BCCD/')[2]: content for path, content in everything.items() if 'BCCD/' in path}
+        inner = {f'/{path}'.rpartition('/BCCD/')[2]: p for path, p in everything.items() if '/BCCD/' in f'/{path}'}
         files = inner or everything
         splits = {}
         for split in IMAGES:
@@ -67,6 +67,8 @@ def convert_bccd(source: str | os.PathLike, root: str | os.PathLike, progress: b
                 )
             splits[split] = files[f'ImageSets/Main/{split}.txt'].decode().split()
         names = [name for split in splits.values() for name in split]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ValueError(f'BCCD: {twice[0]} is listed twice in ImageSets/Main of {source}; download it again')
         wanted = [part.format(n) for n in names for part in ('JPEGImages/{}.jpg', 'Annotations/{}.xml')]
         missing = [name for name in wanted if name not in files]
         if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import socket
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +120,8 @@ def read_source(source: str | os.PathLike, who: str, suffixes: tuple[str, ...]) 
         with tarfile.open(source) as archive:
             members = (m for m in archive if m.isfile() and m.name.endswith(suffixes))
             return {m.name: archive.extractfile(m).read() for m in members}
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    # RuntimeError: a zip that needs a password, or has an unknown compression.
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise ValueError(
             f'{who}: cannot read {source} as a tar or zip archive ({one_line(error)}); download it again'
         ) from error

@@ -81,8 +81,12 @@ def _numbered(files: Mapping[str, bytes], names: list[str], shape: tuple[int, in
         if mask.shape != shape:
             raise ValueError(f'nuclei: {name} is {mask.shape}, its image is {shape}; download the data again')
         instances[mask] = instances.max() + 1
-    # Without gaps, also if a mask was empty or is hidden.
-    return np.unique(instances, return_inverse=True)[1].reshape(shape).astype(np.uint16)
+    return instances
+
+
+def _without_gaps(instances: np.ndarray) -> np.ndarray:
+    """Numbers from 1 on, also if a mask was empty or is hidden; 0 stays."""
+    return np.unique([0, *instances.flat], return_inverse=True)[1][1:].reshape(instances.shape).astype(np.uint16)
 
 
 def _read(files: Mapping[str, bytes], wanted: Mapping[str, str], source: str | os.PathLike) -> dict[str, tuple]:
@@ -145,7 +149,13 @@ def convert_nuclei(source: str | os.PathLike, root: str | os.PathLike, progress:
                 instances = _numbered(files, found[name]['masks'], (picture.height, picture.width))
             else:
                 path = found[name]['instances'][0]
-                instances = np.asarray(_decoded(files[path], path)).astype(np.uint16)
+                instances = np.asarray(_decoded(files[path], path))
+                if instances.shape != (picture.height, picture.width):
+                    raise ValueError(
+                        f'nuclei: {path} is {instances.shape}, its image is {(picture.height, picture.width)}; '
+                        'download the data again'
+                    )
+            instances = _without_gaps(instances)
             rgb.save(folder / 'images' / f'{name}.png')
             mask = Image.fromarray(class_map(instances))
             mask.putpalette(_PALETTE)
