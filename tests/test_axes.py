@@ -359,6 +359,12 @@ def test_a_margin_in_a_chain_is_bound_and_fitted(distil):
         distil(*nets, dict(term, teacher_connector=[size, by_data]))
     with pytest.raises(ValueError, match='takes one that is fitted'):
         distil(*nets, dict(term, teacher_connector=[by_data, dict(type='lckd_mm.AutoEncoder')]))
+    # Behind a ReLU it turns out only when it is bound that the margin is taken from images.
+    nets, auto = (*nets[:2], dict(f='backbone.layer2')), dict(type='lckd_mm.MarginReLU')
+    with pytest.raises(ValueError, match="'loss_x', tap 'f': write MarginReLU before MatchSize"):
+        distil(*nets, dict(term, teacher_connector=[size, auto]))
+    with pytest.raises(ValueError, match=r"'loss_x', tap 'f': write MarginReLU before ConvBN: .* its weights"):
+        distil(*nets, dict(term, teacher_connector=[dict(type='lckd_mm.ConvBN'), auto]))
 
 
 def test_maps_with_the_channels_last_take_the_connectors_of_maps(distil):

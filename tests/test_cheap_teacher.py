@@ -168,6 +168,14 @@ def test_wrong_values_are_refused(monkeypatch, options, says):
         FrozenTeacher(HOSTS['mmpretrain'][0](4), 'a.pth', **options)
 
 
+def test_an_error_that_may_come_from_an_option_names_it(scope):
+    scope('mmpretrain')
+    made, taps = teacher('mmpretrain', STAGES, channels_last=True)
+    made.model.backbone.layer2.register_forward_pre_hook(lambda _, args: args[0].view(-1))
+    with pytest.raises(ValueError, match=r"images that both take, or remove the teacher's channels_last"):
+        made(taps, ['stage2'], torch.randn(2, 3, 64, 64), None)
+
+
 def test_an_unknown_option_is_refused(built):
     with pytest.raises(KeyError, match=r'expected the keys model, .* fold_bn, model at least, got .*compile'):
         built('mmpretrain', prepare=lambda cfg: cfg['teacher'].update(compile=True))

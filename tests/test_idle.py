@@ -1,8 +1,11 @@
 """While every weight is 0 the teacher does not run, and nothing else differs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
@@ -10,6 +13,7 @@ from run_helpers import HOOK, built, config, distiller, run, scalars, scenes, se
 from torch import nn
 
 from lckd_mm.distillation.shares import START
+from lckd_mm.hooks import GradientRescaleHook, GradientShareHook, LipschitzMonitorHook
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -98,6 +102,36 @@ def test_a_term_that_sets_in_later_is_rehearsed_at_once(scenes, tmp_path, teache
     with pytest.raises(ValueError, match=r"'loss_kd': FailsInTraining .* it does not fit"):
         run(late(scenes, tmp_path, teacher_file, loss=dict(type='FailsInTraining')), calls)
     assert calls.runs == []
+
+
+def test_a_term_named_as_a_loss_of_the_student_is_refused_while_idle_too(built):
+    terms = dict(loss_cls=dict(loss=dict(type='lckd_mm.KDLoss', activation='sigmoid'), on='logits', weight=0))
+    model, images, samples = built('mmdet', terms=terms)
+    with pytest.raises(KeyError, match="term 'loss_cls': the student has a loss of this name"):
+        model.loss(images, samples)
+
+
+def test_what_was_measured_before_is_not_logged_on(built):
+    model, images, samples = built('mmpretrain')
+    hub = MessageHub.get_instance('idle')
+    runner = SimpleNamespace(model=model, iter=0, message_hub=hub)
+    hooks = GradientShareHook('stage2'), GradientRescaleHook(), LipschitzMonitorHook()
+    for hook in hooks:
+        hook.before_train(runner)
+    logged = []
+    for scale in (1.0, 0.0):
+        for term in model.terms.values():
+            term.scale = scale
+        for hook in hooks:
+            hook.before_train_iter(runner, 0)
+        model.loss(images, samples)
+        for hook in hooks:
+            hook.after_train_iter(runner, 0)
+        logged.append({key.removeprefix('train/'): value.current() for key, value in hub.log_scalars.items()})
+    gone = logged[0].keys() - logged[1].keys()
+    assert {key.partition('/')[0].rpartition('_')[0] for key in gone} == {'rescale_kd', 'sigma'}
+    assert 'sigma_gap' in logged[1] and any(key.startswith('sigma_connected') for key in gone)
+    assert logged[0]['gradient_kd'] > 0 == logged[1]['gradient_kd'] and logged[1]['gradient_task'] == 1
 
 
 @pytest.mark.parametrize(('weight', 'before', 'after'), [('start:0.5', False, True), ('share:0.5', False, False)])

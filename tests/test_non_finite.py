@@ -97,7 +97,7 @@ def test_float16_is_named_where_it_overflows(built):
     finite = {name: torch.ones(1) for name in model.student_taps.addresses} | dict(stage1=torch.zeros(0, 2))
     batch = Batch(finite, finite | features, images)
     text = origin(model.terms['loss_lipschitz'], batch, {})
-    assert "teacher tap 'stage2'" in text and '65504' in text and 'bfloat16' in text
+    assert "teacher tap 'stage2'" in text and '65504' in text and "precision='bf16'" in text
 
 
 def test_a_students_own_nan_is_its_own_matter(built):

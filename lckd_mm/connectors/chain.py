@@ -13,21 +13,32 @@ class Chain(Connector, nn.ModuleList):
     """Connectors one after the other: a config's list of connectors.
 
     Raises:
-        ValueError: more than one that needs training images, or one behind MatchSize; one with ``online=True``.
+        ValueError: more than one that needs training images, or one behind MatchSize or weights; one with
+        ``online=True``.
     Example:
         connector=[dict(type='lckd_mm.ConvBN'), dict(type='lckd_mm.MatchSize')]
     """
 
     def __init__(self, connectors: Sequence[Connector]):
         super().__init__(connectors)
+        self._check()
+
+    def _check(self) -> None:
+        connectors = list(self)
         fitted = [connector for connector in connectors if connector.waits_for_data or connector.online]
         if len(fitted) > 1 or any(connector.online for connector in fitted):
             raise ValueError(
                 f'a list of connectors takes one that is fitted to training images before the run, and none with '
                 f'online=True; got {", ".join(type(connector).__name__ for connector in fitted)}'
             )
-        if fitted and any(isinstance(connector, MatchSize) for connector in connectors[: connectors.index(fitted[0])]):
-            raise ValueError(f'write {type(fitted[0]).__name__} before MatchSize: it is fitted without the student')
+        for connector in connectors[: connectors.index(fitted[0])] if fitted else ():
+            if isinstance(connector, MatchSize):
+                raise ValueError(f'write {type(fitted[0]).__name__} before MatchSize: it is fitted without the student')
+            if any(True for _ in connector.parameters()):
+                raise ValueError(
+                    f'write {type(fitted[0]).__name__} before {type(connector).__name__}: it is fitted before the run, '
+                    'and what that one gives changes with its weights'
+                )
 
     @property
     def batches(self) -> int:
@@ -43,6 +54,11 @@ class Chain(Connector, nn.ModuleList):
             connector.bind(norm, who)
             if any(True for _ in connector.parameters()):
                 norm = None
+        # A MarginReLU knows only here whether it needs training images.
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f'{who}: {error}') from None
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -32,7 +32,7 @@ class Distiller(StudentModel):
     4. Unknown attributes are looked up on the student, so that the hosts' hooks and optimizer constructors find what
        they look for (``model.bbox_head``, ``backbone.`` in a parameter's name).
     5. With every weight 0, training is bit-identical to the student's own config.
-    6. While the weights of all terms are 0, the teacher does not run, see :class:`~lckd_mm.distillation.Term`.
+    6. While the weights of all terms are 0, the teacher does not run for them, see :class:`~lckd_mm.distillation.Term`.
 
     Args:
         student: the student's model dict, as in its plain config.
@@ -158,7 +158,7 @@ class Distiller(StudentModel):
             self._check_ready()
         idle = self.terms.idle
         if idle != self._idle:
-            off = 'every weight is 0, so the teacher does not run; the terms are logged as 0 without being computed'
+            off = 'every weight is 0, so the teacher does not run for the terms; they add 0 to the loss, not computed'
             print_log(f'Distiller: {off if idle else "the teacher runs, and the terms are computed"}', logger='current')
             self._idle = idle
         student_names, teacher_names = self._recorded()
@@ -173,7 +173,7 @@ class Distiller(StudentModel):
             own = own_losses(self.student, inputs, data_samples)
         replay, reuse = partial(self._replay, moment, data_samples), partial(self.teacher.reuse, self.teacher_taps)
         if idle:
-            losses, connected = self.terms.zeros(inputs.device), {}
+            losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
             losses, connected = self.terms(
                 Batch(s, t, inputs, data_samples, own, replay, reuse), self.training and torch.is_grad_enabled()

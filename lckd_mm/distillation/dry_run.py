@@ -185,7 +185,8 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     sizes = [size for size in sizes if size != image.size]
     size = next((size for size in sizes if _works(taps, model, image, size)), None)
     if size is None:
-        return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config'
+        also = ', and its channels_last if it is set' if taps.role == 'teacher' else ''
+        return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config{also}'
     value = size[0] if size[0] == size[1] else size
     if any(net is model for net in image.nets):
         if image.source == 'data_preprocessor':

@@ -93,8 +93,10 @@ def origin(term: Term, batch: Batch, connected: Mapping[str, Feature]) -> str:
 
 def _why(role: str, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
-        other = "give it precision='bf16'" if role == 'teacher' else 'without amp'
-        return f", in float16, whose largest number is 65504; train with optim_wrapper.dtype='bfloat16', or {other}"
+        # The teacher's own precision, where it has one, comes before that of the training.
+        way = "train with optim_wrapper.dtype='bfloat16', or without amp"
+        way = "give it precision='bf16'" if role == 'teacher' else way
+        return f', in float16, whose largest number is 65504; {way}'
     if role == 'teacher':
         return '; check its checkpoint, and how its images are normalised'
     return ': the student itself diverges; lower its learning rate or the weights of the terms, or clip its gradient'

@@ -38,11 +38,10 @@ class Objective(nn.ModuleDict):
             ValueError: a term does not take its features.
             NonFiniteError: a term is nan or infinity; in training, raised on all ranks together.
         """
+        self._check_names(batch.losses)
         done: Connected = {}
         losses = {}
         for name in self:
-            if name in batch.losses:
-                raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
             value = self.value(name, batch, done)
             # A weight that follows from the share is not known yet.
             losses[name] = value if self[name].running is not None else self[name].weight * self[name].scale * value
@@ -53,6 +52,11 @@ class Objective(nn.ModuleDict):
 
         check_values({self.label + name: value for name, value in losses.items()}, explain, training)
         return losses | self._balanced(losses, batch.losses, training), done
+
+    def _check_names(self, own: Mapping[str, Any]) -> None:
+        for name in self:
+            if name in own:
+                raise KeyError(f'term {name!r}: the student has a loss of this name; rename the term')
 
     def _balanced(self, losses: Mapping[str, Tensor], own: Mapping[str, Any], training: bool) -> dict[str, Tensor]:
         """The terms that are kept at a share of the loss, with the weights of this batch."""
@@ -100,8 +104,15 @@ class Objective(nn.ModuleDict):
         """Whether no term needs the teacher in this batch; the same on all ranks."""
         return all(term.idle for term in self.values())
 
-    def zeros(self, device: torch.device) -> dict[str, Tensor]:
-        """What idle terms add to the loss: 0, with a gradient of 0 for each of their parameters, which DDP expects."""
+    def zeros(self, own: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """What idle terms add to the loss: 0, with a gradient of 0 for each of their parameters, which DDP expects.
+
+        Args:
+            own: the student's own losses.
+        Raises:
+            KeyError: as :meth:`forward`.
+        """
+        self._check_names(own)
         zero = torch.zeros((), device=device)
         return {
             name: sum((0 * p.sum() for p in term.parameters() if p.requires_grad), zero) for name, term in self.items()

@@ -103,7 +103,10 @@ def _term(term: Term, seen: Seen) -> str:
     else:
         parts += [f"{text} on the {role}'s side" for role, text in connectors.items()]
     if term.part is not None:
-        parts.append(f"the teacher's {term.part} runs on the student's features")
+        compared = ', '.join(term.teacher.names)
+        parts.append(
+            f"the teacher's {term.part} runs from these taps on the student's features, compared at {compared}"
+        )
     given = {f'{key}={name}': None for key, side in term.given.items() for name in side.names}
     if given:
         parts.append(f'given {" ".join(given)}')

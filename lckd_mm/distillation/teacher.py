@@ -47,7 +47,8 @@ class FrozenTeacher:
         allow: regular expressions; keys that match one may be missing or unexpected in the checkpoint.
         precision: 'bf16' or 'fp16': its forward pass runs under autocast in this type, whatever the student's; terms
             stay in float32. 'fp16' needs a GPU, 'bf16' a GPU or CPU with such instructions
-            (:func:`~lckd_mm.contexts.computes_in_bfloat16`). None: it runs in the precision of the student.
+            (:func:`~lckd_mm.contexts.computes_in_bfloat16`). None: it runs in the precision of the student. What it
+            predicts (:meth:`predict`: checks of the teacher, metrics, reports) is always in full precision.
         channels_last: it runs in torch's memory format of this name, in which convolutions are often faster; its
             features are given in the format of the images.
         fold_bn: each BatchNorm that alone reads what a convolution gives is computed by that convolution, with weights
@@ -86,7 +87,7 @@ class FrozenTeacher:
             except re.error as error:
                 raise ValueError(f'teacher: allow: {pattern!r} is not a regular expression: {error}') from None
         arguments.choice('teacher', 'bn', bn, _BN_MODES)
-        self._dtype = None if precision is None else _dtype_of(precision)
+        self.precision, self._dtype = precision, None if precision is None else _dtype_of(precision)
         self.channels_last = arguments.boolean('teacher', 'channels_last', channels_last)
         if arguments.boolean('teacher', 'fold_bn', fold_bn) and bn == 'batch':
             raise ValueError(
@@ -315,10 +316,12 @@ class FrozenTeacher:
         except (TapError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a host may raise anything on an image that does not fit
+            own = [key for key in ('channels_last', 'precision') if getattr(self, key)]
             size, mode = ' x '.join(map(str, inputs.shape[2:])), '' if one == Pass() else f' (mode={one.mode!r})'
             raise ValueError(
                 f"teacher: {type(self.model).__name__} fails on the student's images{mode}, of {size} with "
                 f'{inputs.shape[1]} channels: {one_line(error)}; train the student on images that both take'
+                + (f", or remove the teacher's {' and '.join(own)}" if own else '')
             ) from error
         finally:
             if restore is not None:

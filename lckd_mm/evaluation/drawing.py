@@ -78,7 +78,7 @@ def legend(model: nn.Module, samples: Iterable[tuple[Any, bool]], meta: Mapping)
         return {}
     occur = set().union(*(np.unique(_labels(sample, truth)).tolist() for sample, truth in samples))
     pairs = zip(meta['classes'], meta['palette'])
-    return {name: tuple(colour) for k, (name, colour) in enumerate(pairs) if k in occur and any(colour)}
+    return {name: tuple(map(int, colour)) for k, (name, colour) in enumerate(pairs) if k in occur and any(colour)}
 
 
 def _draw_detection(image: np.ndarray, sample: Any, meta: Mapping, truth: bool, threshold: float = 0.3) -> np.ndarray:

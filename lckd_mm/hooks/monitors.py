@@ -66,6 +66,9 @@ class LipschitzMonitorHook(Hook):
         model = distiller_of(runner, 'LipschitzMonitorHook')
         if self._observe in model.observers:
             model.observers.remove(self._observe)
+            # While every weight is 0 nothing is connected: what was measured before is not logged on.
+            for pair in pairwise(name for name, _ in self._names):
+                runner.message_hub.log_scalars.pop(f'train/sigma_connected/{"-".join(pair)}', None)
         for name, value in self._scalars.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
         self._scalars = {}
@@ -106,7 +109,8 @@ class GradientShareHook(Hook):
         self._scalars: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
-        taps = distiller_of(runner, 'GradientShareHook').student_taps
+        model = distiller_of(runner, 'GradientShareHook')
+        self._terms, taps = list(model.terms), model.student_taps
         arguments.choice('GradientShareHook', 'tap', self.tap, taps.addresses)
         if taps.traces[self.tap].order is not None:
             raise ValueError(
@@ -130,11 +134,13 @@ class GradientShareHook(Hook):
         features = levels(student[self.tap])
         if not features[0].requires_grad:
             raise ValueError(f'GradientShareHook: tap {self.tap!r} lies in a frozen part; choose one that is trained')
-        values = {name.removeprefix('loss_'): losses[name] for name in connected}
-        values['task'] = sum_of({name: value for name, value in losses.items() if name not in connected})
+        values = {name.removeprefix('loss_'): losses[name] for name in self._terms}
+        values['task'] = sum_of({name: value for name, value in losses.items() if name not in self._terms})
         norms = {}
         for name, value in values.items():
-            grads = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True)
+            grads = []
+            if value.requires_grad:  # a term whose weight is 0 need not
+                grads = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True)
             norms[name] = sum(grad.double().square().sum().item() for grad in grads if grad is not None) ** 0.5
         total = sum(norms.values())
         self._scalars = {name: norm / total if total else 0.0 for name, norm in norms.items()}

@@ -36,7 +36,7 @@ class GradientRescaleHook(Hook):
     """
 
     def __init__(self, term: str = 'loss_kd', interval: int = 50):
-        self.term = term
+        self.term, self._name = term, 'rescale_' + term.removeprefix('loss_')
         self.interval = arguments.integer('GradientRescaleHook', 'interval', interval)
         self._handle: Any = None
         self._scalars: dict[str, float] = {}
@@ -64,6 +64,9 @@ class GradientRescaleHook(Hook):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            if not self._scalars:  # while every weight is 0: what was measured before is not logged on
+                for key in [key for key in runner.message_hub.log_scalars if key.startswith(f'train/{self._name}_')]:
+                    del runner.message_hub.log_scalars[key]
         for name, value in self._scalars.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
         self._scalars = {}
@@ -80,7 +83,7 @@ class GradientRescaleHook(Hook):
         factors = factors[valid & factors.isfinite()].float()
         if not factors.numel():
             return
-        name = 'rescale_' + self.term.removeprefix('loss_')
+        name = self._name
         self._scalars[f'{name}_mean'] = factors.mean().item()
         self._scalars[f'{name}_std'] = factors.std(correction=0).item()
         # Sort instead of torch.quantile, which is limited to 16 million values.

@@ -327,8 +327,11 @@ def teachers_of(groups: Sequence[Group]) -> list[Run]:
         file = Path(run.cfg.model.teacher.get('checkpoint') or '')
         folder = file.parent.resolve()
         if folder not in found and file.is_file() and any(folder.glob('*/vis_data/scalars.json')):
-            with contextlib.suppress(ValueError, FileNotFoundError, ImportError):
-                found[folder] = Run(file.parent)
+            with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
+                teacher = Run(file.parent)
+                # One that learned from another net would be listed as a distillation to compare.
+                if not (has_teacher(teacher.cfg) or is_online(teacher.cfg)):
+                    found[folder] = teacher
     return list(found.values())
 
 

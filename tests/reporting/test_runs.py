@@ -7,7 +7,7 @@ import os
 import pytest
 from mmengine.config import Config
 
-from lckd_mm.reporting.runs import find_runs, group_runs, read_history
+from lckd_mm.reporting.runs import find_runs, group_runs, read_history, teachers_of
 from lckd_mm.reporting.seeds import spread
 
 STUDENT = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), head=dict(type='LinearClsHead'))
@@ -242,6 +242,15 @@ def test_the_teacher_is_the_run_whose_checkpoint_it_is_before_one_of_its_shape(t
         write(tmp_path / name, [*trains(100), dict(mIoU=1.0, step=100)], cfg)
     roles = {group.title: group.role for group in group_runs(find_runs([tmp_path])[0])}
     assert roles == dict(teacher='teacher', alone='alone', kd='distilled')
+
+
+def test_a_teacher_that_was_distilled_itself_is_not_added_to_the_runs(tmp_path):
+    for name, cfg, learns in (('plain', loop(), True), ('assistant', distilled(f'{tmp_path}/plain/a.pth'), False)):
+        write(tmp_path / name, trains(100), cfg)
+        (tmp_path / name / 'a.pth').touch()
+        write(tmp_path / 'of' / name, trains(100), distilled(f'{tmp_path}/{name}/a.pth'))
+        found = teachers_of(group_runs(find_runs([tmp_path / 'of' / name])[0]))
+        assert bool(found) == learns
 
 
 def test_a_resumed_run_is_of_the_same_config_as_the_others(tmp_path):

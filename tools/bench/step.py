@@ -102,20 +102,22 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
         return run
 
     def idle() -> None:
-        for term in terms.values():
-            term.scale = 0.0
+        # A share of the loss would still be measured.
+        running = {term: term.running for term in terms.values()}
+        for term in running:
+            term.scale, term.running = 0.0, None
         try:
             step(distiller)
         finally:
-            for term in terms.values():
-                term.scale = 1.0
+            for term, own in running.items():
+                term.scale, term.running = 1.0, own
 
     if cheaper:
-        names = distiller._recorded()[1]
+        names, plain = distiller._recorded()[1], _teacher(cfg, distiller, {})
         sides = {
             'student': lambda: step(alone),
-            'teacher': teacher_for(names),
-            'distillation': lambda: step(distiller),
+            'teacher': teacher_for(names, plain),
+            'distillation': with_teacher(plain),
             'distillation, every weight 0': idle,
         }
         for name, options in OPTIONS.items():
@@ -148,10 +150,11 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
 
 
 def _teacher(cfg, distiller, options: dict):
-    """A teacher of the same weights with other options."""
+    """A teacher of the same weights, with these options that make it cost less, and none of the config's."""
     from lckd_mm.distillation import FrozenTeacher
 
-    other = FrozenTeacher(**dict(cfg.model.teacher, **options))
+    plain = {key: value for key, value in cfg.model.teacher.items() if key not in OPTIONS['all three']}
+    other = FrozenTeacher(**plain, **options)
     other.model.load_state_dict(distiller.teacher.model.state_dict())
     other.move(lambda x: x.to(next(distiller.parameters()).device))
     other.match_inputs(distiller.student.data_preprocessor)
@@ -163,8 +166,7 @@ def _connectors(distiller, term, data: dict) -> Callable[[], None]:
     """Forward and backward of one term's connectors on the features of one batch."""
     import torch
 
-    def levels(x) -> list:
-        return [x] if isinstance(x, torch.Tensor) else x
+    from lckd_mm.distillation.side import levels
 
     inputs, samples = data['inputs'], data['data_samples']
     with torch.no_grad(), distiller.student_taps.record(distiller.student, term.student.names) as features:
@@ -208,7 +210,7 @@ def markdown(result: dict) -> str:
         value = ms[f'without {name}']
         rows.append((f'distillation without {name}', value, f'the term takes {ms["distillation"] - value:.1f} ms'))
     lines = [f'{result["config"]}: {result["batch"]}. Measured on: {result["machine"]}.']
-    lines += [f'Medians of {result["rounds"]} rounds.', '']
+    lines += [f'Medians of {result["rounds"]} rounds, ms ({result["clock"]}).', '']
     return '\n'.join([*lines, table(['', 'ms', ''], [(title, f'{value:,.1f}', note) for title, value, note in rows])])
 
 
