@@ -17,7 +17,7 @@ from mmseg.apis import inference_model
 from run_helpers import FULL, HOSTS, ROOT, scenes, segmentor
 from small_nets import mask2former, of_one_size
 
-from lckd_mm.cli.ending import _takes_images_alone
+from lckd_mm.cli.ending import _export_flags
 from lckd_mm.cli.export import _cleaned_up
 from lckd_mm.config import loads_files, plain_model, size_in_tests
 from lckd_mm.hosts import WholePrediction, build_model, image_channels
@@ -278,8 +278,8 @@ def test_a_model_without_a_plain_forward_is_refused_with_a_way(scope, tmp_path):
     scope('mmseg')
     net = build_model(mask2former())
     # Nor is its export proposed at the end of a training.
-    assert not _takes_images_alone(net, cfg := Config(dict(model=segmentor(4))))
-    assert _takes_images_alone(build_model(segmentor(4)), cfg)
+    assert _export_flags(net, cfg := Config(dict(model=segmentor(4)))) is None
+    assert _export_flags(build_model(segmentor(4)), cfg) == ['--end-to-end']
     with pytest.raises(ValueError, match=r'EncoderDecoder fails .* no plain forward of images alone; .* mmdeploy'):
         export(PlainForward(net), tmp_path / 'net.pt2', (64, 64))
     with pytest.raises(ValueError, match=r'RuntimeError: .*: give --size'):

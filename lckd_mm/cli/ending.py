@@ -19,7 +19,7 @@ from torch import nn
 from ..config import size_in_tests
 from ..contexts import eval_mode, preserved_rng
 from ..hooks.distillation import best_or_last
-from ..hosts import image_channels, unwrapped
+from ..hosts import WholePrediction, image_channels, unwrapped
 from ..storage.export import PlainForward
 from ..storage.files import last_checkpoint, near
 
@@ -49,21 +49,24 @@ def results(runner: Runner, config: str, argv: Sequence[str], since: float) -> s
         if runner.cfg.get('test_dataloader') is not None:
             lines.append(f'{command("test")} {shlex.join([*given, *options])}')
         lines.append(f'{command("analysis/report")} {shlex.join([near(runner.work_dir)])}')
-        if _takes_images_alone(unwrapped(runner.model), runner.cfg):
+        if (flags := _export_flags(unwrapped(runner.model), runner.cfg)) is not None:
             out = near(Path(runner.work_dir, 'student.onnx'))
-            lines.append(f'{command("export")} {shlex.join([*given, out, *options])}')
+            lines.append(f'{command("export")} {shlex.join([*given, out, *flags, *options])}')
     return '\n    '.join(lines)
 
 
-def _takes_images_alone(model: nn.Module, cfg: Any) -> bool:
-    """Whether the forward that is exported works, on an image of the size that the export takes."""
-    forward, parameter = PlainForward(model, image_channels(model)), next(model.parameters())
-    try:
-        with preserved_rng(), eval_mode(model):
-            forward(parameter.new_zeros(1, forward.channels, *size_in_tests(cfg, model)))
-    except Exception:  # a host may raise anything
-        return False
-    return True
+def _export_flags(model: nn.Module, cfg: Any) -> list[str] | None:
+    """The options of the export that works on an image of the size that it takes; None if the net needs more."""
+    net, parameter = getattr(model, 'student', model), next(model.parameters())
+    for kind, flags in ((WholePrediction, ['--end-to-end']), (PlainForward, [])):
+        try:
+            with preserved_rng(), eval_mode(model):
+                forward = kind(net) if flags else kind(net, image_channels(net))
+                forward(parameter.new_zeros(1, forward.channels, *size_in_tests(cfg, net)))
+            return flags
+        except Exception:  # a host may raise anything
+            continue
+    return None
 
 
 def _newer(file: Path, since: float) -> bool:
@@ -81,7 +84,7 @@ def _scores(runner: Runner) -> str:
     if not found:
         scalars = {name: buffer.current() for name, buffer in hub.log_scalars.items() if name.startswith('val/')}
         found = [f'{k.removeprefix("val/")} {v:.4f}' for k, v in scalars.items() if not k.endswith('time')]
-        found = [f'last validation: {", ".join(found)}'] if found else ['without a validation']
+        found = [f'last validation: {", ".join(found)}'] if found else ['no validation gave a score']
     return f'finished, {", ".join(found)}'
 
 

@@ -150,7 +150,8 @@ def test_weights_are_composed_from_the_command_line_and_the_test_tool_tests_the_
     assert f'{run}/student.pth is the student alone, of iter_2.pth' in student
     assert 'finished, last validation: aAcc ' in score and f'mIoU {validated:.4f}' in score
     assert report.split() == ['lckd_mm', 'report', str(run)]
-    assert exported.split()[:5] == ['lckd_mm', 'export', LCKD, f'{run}/student.pth', f'{run}/student.onnx']
+    out = [f'{run}/student.onnx', '--end-to-end']
+    assert exported.split()[:6] == ['lckd_mm', 'export', LCKD, f'{run}/student.pth', *out]
     given = shlex.split(tested)
     assert given[:4] == ['lckd_mm', 'test', LCKD, f'{run}/student.pth'] and 'model.terms.loss_kd.weight=0' in given
     assert 'train_dataloader.num_workers=0' in given
