@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import json
 import os
 import re
 import runpy
@@ -13,6 +14,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from doc_helpers import PAGES, section
 from mmengine.config import Config
 from run_helpers import ROOT
@@ -250,6 +252,17 @@ def test_the_table_of_the_readme_has_the_scores_and_gains_of_both_demos():
     for segmentation, detection in list(zip(*summaries()))[1:]:
         (title, *ours), (_, *theirs) = ([c.strip() for c in row.split('|')[1:5]] for row in (segmentation, detection))
         assert f'| {title} | {ours[0]} | {ours[2]} | {theirs[0]} | {theirs[2]} |' in text
+
+
+def test_the_table_of_the_digits_weights_has_the_stored_runs():
+    table = section((ROOT / 'configs/digits/README.md').read_text(), 'Digits').split('**AT, AB and RKD**')[1]
+    runs = json.loads((ROOT / 'docs/data/digits-weights-seeds0-4.json').read_text())
+    scores = {name: torch.tensor([run['score'] for run in of['runs'].values()]) for name, of in runs.items()}
+    rows = [f'{of.mean():.2f} ± {of.std():.2f}' for of in scores.values()]
+    assert re.findall(r'^\| [^|]+ \| (\d+\.\d\d ± \d+\.\d\d) \|', table, re.M)[: len(rows)] == rows
+    for name in ('kd', 'at', 'ie-at', 'ab', 'rkd'):
+        gains = scores[name] - scores['alone']
+        assert f'| {gains.mean():+.2f} |' in table and f'| {(gains > 0).sum()} of 5 |' in table
 
 
 def test_the_table_of_the_recipes_has_what_they_take():
