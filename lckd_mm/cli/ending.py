@@ -56,17 +56,17 @@ def results(runner: Runner, config: str, argv: Sequence[str], since: float) -> s
 
 
 def _export_flags(model: nn.Module, cfg: Any) -> list[str] | None:
-    """The options of the export that works on an image of the size that it takes; None if the net needs more."""
-    net, parameter = getattr(model, 'student', model), next(model.parameters())
-    for kind, flags in ((WholePrediction, ['--end-to-end']), (PlainForward, [])):
+    """The options with which the export works on an image of the size that it takes; None if the net needs more."""
+    net, parameter, flags = getattr(model, 'student', model), next(model.parameters()), None
+    for kind, found in ((PlainForward, []), (WholePrediction, ['--end-to-end'])):
         try:
             with preserved_rng(), eval_mode(model):
-                forward = kind(net) if flags else kind(net, image_channels(net))
+                forward = kind(net) if found else kind(net, image_channels(net))
                 forward(parameter.new_zeros(1, forward.channels, *size_in_tests(cfg, net)))
-            return flags
         except Exception:  # a host may raise anything
-            continue
-    return None
+            return flags
+        flags = found
+    return flags
 
 
 def _newer(file: Path, since: float) -> bool:
