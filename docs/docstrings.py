@@ -56,7 +56,7 @@ def _inline(text: str, obj: griffe.Object) -> str:
 
 
 def _entries(body: str, name: str) -> list[tuple[str, str]]:
-    """The entries ``name: text`` or ``name, name: text`` of a section, several of which may stand on a line."""
+    """The entries ``name: text`` or ``name, name: text`` of a section; a line may hold several."""
     begins = list(re.finditer(rf'(?:^|(?<=[.;)] ))((?:{name})(?:, (?:{name}))*): ', body))
     if not begins or begins[0].start():
         return []

@@ -1,4 +1,9 @@
-"""An error's message on one line, and the error of a file that could not be written."""
+"""An error's message on one line, the error of a file that was not written, and an end by SIGTERM that cleans up."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 
 
 class WriteError(OSError):
@@ -21,3 +26,24 @@ def one_line(error: BaseException) -> str:
         return text
     text = f'{type(error).__name__}: {text}'
     return text if len(text) <= 600 else text[:600] + ' …'
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit(143), so that ``finally`` clauses clean up as they do for Ctrl-C.
+
+    Does nothing outside the main thread, or if the program has its own SIGTERM handler.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(signum, frame):
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,8 +18,8 @@ from run_helpers import FULL, HOSTS, ROOT, scenes, segmentor
 from small_nets import mask2former, of_one_size
 
 from lckd_mm.cli.ending import _export_flags
-from lckd_mm.cli.export import _cleaned_up
 from lckd_mm.config import loads_files, plain_model, size_in_tests
+from lckd_mm.errors import sigterm_raises
 from lckd_mm.hosts import WholePrediction, build_model, image_channels
 from lckd_mm.reporting.costs import figures
 from lckd_mm.storage.export import PlainForward, _compared, _largest, export
@@ -216,7 +216,7 @@ def test_a_terminated_export_leaves_no_draft(model, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
-    with pytest.raises(SystemExit) as end, _cleaned_up():
+    with pytest.raises(SystemExit) as end, sigterm_raises():
         export(Terminated(model('mmpretrain')), tmp_path / 'net.pt2', (32, 32))
     assert end.value.code == 143 and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

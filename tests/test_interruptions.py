@@ -385,7 +385,7 @@ def test_the_tool_says_what_it_passed_over(saved, forks, plain_run):
 
 @pytest.mark.parametrize(('name', 'status', 'word'), [('SIGINT', 130, 'interrupted'), ('SIGTERM', -15, 'terminated')])
 def test_an_interruption_ends_with_the_way_on(name, status, word, forks, plain_run, tmp_path):
-    """Ctrl-C, or what a scheduler sends, in the midst of a write: one line, and the status that it has without it."""
+    """Ctrl-C, or a scheduler's signal, during a write: one line is printed, and the exit status stays the same."""
     config, work_dir = plain_run.parent / 'config.py', tmp_path / 'run'
     kill = dict(event='open', match=r'\.iter_4\.pth', signal=name)
     statuses, text = forks(config, work_dir, kill=kill)
@@ -415,7 +415,7 @@ def test_sigterm_ends_the_process_whatever_the_line_comes_to():
     process = os.fork()
     if process == 0:
         try:
-            with interruptible(None, []):  # of which no line can be made
+            with interruptible(None, []):  # the handler fails, since there is no Runner
                 os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os._exit(1)

@@ -10,11 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scenes.bccd import convert_bccd
 from scenes.digit_scenes import write_digit_scenes
 from scenes.fashion_mnist import convert_fashion_mnist
-from scenes.folder import sigterm_raises
 from scenes.nuclei import convert_nuclei
 from scenes.sbd import convert_sbd
 
-from lckd_mm.errors import one_line
+from lckd_mm.errors import one_line, sigterm_raises
 
 DOWNLOADED = {
     'bccd': (convert_bccd, 'data/bccd', 'lay out BCCD (blood cells, boxes) for configs/bccd'),

@@ -134,7 +134,7 @@ def interruptible(runner: Runner, argv: Sequence[str]) -> Iterator[float]:
     def leave(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
         try:
-            # Not print: the signal may have come in the midst of one.
+            # Not print(): the signal may have interrupted another call of it, which holds its lock.
             os.write(2, f'terminated; {way_on(runner, argv, since)}\n'.encode())
         finally:
             os.kill(os.getpid(), signum)

@@ -1,10 +1,6 @@
 """The code of tools/export.py: a student as a file that runs without this package or its host."""
 
 import argparse
-import contextlib
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
 
@@ -13,6 +9,7 @@ from mmengine.registry import init_default_scope
 
 from .. import __version__
 from ..config import loads_bytes, loads_files, plain_model, size_in_tests, student_config
+from ..errors import sigterm_raises
 from ..hosts import WholePrediction, data_meta, image_channels, normalisation
 from ..storage.checkpoint import load_strictly, student_alone
 from ..storage.export import PlainForward
@@ -63,7 +60,7 @@ def export(argv: list[str]) -> None:
         mean, std = ([float(f'{x:.7g}') for x in values] for values in how[:2])
         meta |= dict(mean=mean, std=std, channel_order=order)
     meta = {key: value for key, value in meta.items() if value is not None}
-    with _cleaned_up():
+    with sigterm_raises():  # drafts are removed
         shapes, worst, free, step, why = write(forward, args.out, size, args.fixed, args.tolerance, meta)
     mb = Path(args.out).stat().st_size / 1e6
     print(f'{args.out}: {mb:.1f} MB, {size[0]} x {size[1]} to {", ".join(map(str, shapes))}, differs by {worst:.1e}')
@@ -75,13 +72,3 @@ def export(argv: list[str]) -> None:
         print(f'inputs: {str(forward.dtype)[6:]}, as the test pipeline loads images, channels {order}')
     elif how:
         print(f'inputs: (x - mean) / std with mean {mean}, std {std}, channels {order}')
-
-
-@contextlib.contextmanager
-def _cleaned_up() -> Iterator[None]:
-    """SIGTERM ends the process as an exception does, so that drafts are removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -16,8 +16,9 @@ from PIL import Image
 from scenes import digit_scenes
 from scenes import scene as drawing
 from scenes.digit_scenes import write_digit_scenes
-from scenes.folder import sigterm_raises
 from scenes.scene import CLASSES, PALETTE, VOID, compose_scene
+
+from lckd_mm.errors import sigterm_raises
 
 REPO = Path(__file__).resolve().parents[2]
 

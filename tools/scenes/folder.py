@@ -7,17 +7,14 @@ import lzma
 import os
 import secrets
 import shutil
-import signal
 import socket
 import tarfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from lckd_mm.errors import one_line
+from lckd_mm.errors import one_line, sigterm_raises
 
 _MARK = 'prepared.json'
 
@@ -31,27 +28,6 @@ def tracked(items: Iterable, title: str, progress: bool) -> Iterator:
     from rich.progress import track
 
     yield from track(items, description=title, console=Console(stderr=True))
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit(143), so that ``finally`` clauses clean up as they do for Ctrl-C.
-
-    Does nothing outside the main thread, or if the program has its own SIGTERM handler.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(signum, frame):
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _remove_stale(target: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .folder import sigterm_raises, tracked
+from lckd_mm.errors import sigterm_raises
+
+from .folder import tracked
 from .scene import VOID, voc_palette
 
 EXPECTED_FOUND = 11355
