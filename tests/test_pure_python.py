@@ -141,7 +141,8 @@ def test_the_example_resumes_to_the_bit_and_its_student_tests_alone(trained, tmp
 def test_every_other_tool_takes_the_example(trained, tmp_path, capsys):
     options, run = trained
     handed = ['--cfg-options', *options]
-    tool('export', [EXAMPLE, run / 'epoch_2.pth', tmp_path / 'student.pt2', *handed])
+    argv = [EXAMPLE, run / 'epoch_2.pth', tmp_path / 'student.pt2', *handed]
+    assert cli.run_tool(cli.export, list(map(str, argv))) == 0
     assert '16 x 16' in capsys.readouterr().out
     tool('analysis/list_taps', [EXAMPLE, '--teacher', '--filter', 'head', *handed])
     assert 'head.fc' in capsys.readouterr().out
