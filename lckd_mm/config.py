@@ -13,6 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from torch import nn
 
+from .errors import tool_command
 from .hosts import build_model, datasets
 from .registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, resolved, type_name
 
@@ -22,14 +23,13 @@ OWN_HOOKS = {
     'distillation': 'lckd_mm.DistillationHook',
     'non_finite': 'lckd_mm.NonFiniteHook',
 }
+_PREPARE = tool_command('prepare_data')
 _DATA_HINTS = {
-    'data/bccd': 'lay it out with: python tools/prepare_data.py bccd SOURCE (configs/bccd/README.md)',
-    'data/nuclei': 'lay it out with: python tools/prepare_data.py nuclei SOURCE (configs/nuclei/README.md)',
-    'data/fashion_mnist': (
-        'lay it out with: python tools/prepare_data.py fashion-mnist SOURCE (configs/fashion_mnist/README.md)'
-    ),
-    'digit_scenes': 'write it with: python tools/prepare_data.py digit-scenes',
-    'SegmentationClassAug': 'convert SBD with: python tools/prepare_data.py sbd SBD_ROOT data/VOCdevkit/VOC2012',
+    'data/bccd': f'lay it out with: {_PREPARE} bccd SOURCE (configs/bccd/README.md)',
+    'data/nuclei': f'lay it out with: {_PREPARE} nuclei SOURCE (configs/nuclei/README.md)',
+    'data/fashion_mnist': f'lay it out with: {_PREPARE} fashion-mnist SOURCE (configs/fashion_mnist/README.md)',
+    'digit_scenes': f'write it with: {_PREPARE} digit-scenes',
+    'SegmentationClassAug': f'convert SBD with: {_PREPARE} sbd SBD_ROOT data/VOCdevkit/VOC2012',
     'VOC': "unpack PASCAL VOC's trainval archive there (docs/getting-started.md)",
 }
 

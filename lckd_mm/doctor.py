@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import one_line
+from .errors import REPOSITORY, one_line, tool_command
 
 #: Distribution to version, for the two families of host libraries on which the test suite passes.
 FAMILIES = {
@@ -23,9 +23,7 @@ FAMILIES = {
 }
 TORCH = dict(torch='2.10.0', torchvision='0.25.0')
 _INSTALL = {'upstream': 'make install', 'onedl': 'make install FAMILY=onedl'}
-#: Whether this is the repository; a wheel has neither its Makefile nor a folder tools/.
-_REPOSITORY = (Path(__file__).parents[1] / 'Makefile').is_file()
-_PREPARE = 'python tools/prepare_data.py' if _REPOSITORY else 'lckd_mm prepare_data'
+_PREPARE = tool_command('prepare_data')
 
 # Where the configs expect their data: (name, a file or folder that must exist, how to get it).
 _DATA = (
@@ -68,7 +66,7 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
     mixed = [name for other in FAMILIES if other != family for name in _installed(other)]
     if mixed:
         says = f'{", ".join(mixed)} of the other family: both families use the same import names'
-        new = f'remove .venv, then {_INSTALL[family]}' if _REPOSITORY else 'install one of them into a new environment'
+        new = f'remove .venv, then {_INSTALL[family]}' if REPOSITORY else 'install one of them into a new environment'
         yield Finding('host libraries', 'wrong', says, new)
     for what, check in (('environment', _environment), ('operators', _operators), ('lckd_mm', _package)):
         try:
@@ -84,7 +82,7 @@ def examine(root: str | os.PathLike = '.') -> Iterator[Finding]:
 
 def _install(distribution: str, version: str, family: str) -> str:
     """The command that installs a missing distribution, or one that does not work."""
-    if _REPOSITORY:
+    if REPOSITORY:
         return _INSTALL[family]
     if distribution.endswith('mmcv'):  # compiled against the torch that is there
         return f'after torch: pip install --force-reinstall --no-deps --no-build-isolation {distribution}=={version}'

@@ -1,13 +1,23 @@
-"""An error's message on one line, the error of a file that was not written, and an end by SIGTERM that cleans up."""
+"""What errors say, the error of a file that was not written, and an end by SIGTERM that cleans up."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class WriteError(OSError):
     """A file could not be written; an existing file at its path is unchanged."""
+
+
+#: Whether this is the repository; a wheel has neither its Makefile nor a folder tools/.
+REPOSITORY = (Path(__file__).parents[1] / 'Makefile').is_file()
+
+
+def tool_command(tool: str) -> str:
+    """How a tool of this package, such as ``'analysis/report'``, is called here; from a wheel as a command."""
+    return f'python tools/{tool}.py' if REPOSITORY else f'lckd_mm {Path(tool).name}'
 
 
 #: Errors whose messages are clear without their class.

@@ -86,6 +86,11 @@ def test_the_tools_run_from_the_wheel(installed, tmp_path):
     assert "stage4='backbone.layer4@preact'" in taps
     says = python(installed, tmp_path, tools / 'train.py', 'lckd_mm::lckd_fcn_voc.py', code=1)
     assert "no data at 'data/VOCdevkit/VOC2012'" in says.splitlines()[-1]
+    scenes = 'lckd_mm::demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
+    says = python(installed, tmp_path, tools / 'train.py', scenes, code=1)
+    assert 'write it with: lckd_mm prepare_data digit-scenes' in says.splitlines()[-1]
+    lists = python(installed, tmp_path, '-c', 'from lckd_mm.taps import LIST_ALL; print(LIST_ALL)')
+    assert lists.splitlines()[-1] == 'list all: lckd_mm list_taps CONFIG'
     # The report's page is a template, which is no Python file.
     assert (installed / 'lckd_mm/reporting/report.html.jinja').is_file()
     assert 'holds no run' in python(installed, tmp_path, tools / 'analysis/report.py', tmp_path, code=1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, _weights_only_unpickler
 
-from ..errors import one_line
+from ..errors import one_line, tool_command
 from ..storage.files import forbidden_name, installed
 
 #: Sample key to (truth, prediction): class indices, a scalar (classification) or a map (H, W).
@@ -32,7 +32,7 @@ def read_predictions(path: str | Path, who: str) -> Predictions:
         FileNotFoundError: no such file. ValueError: a file that would run code, is damaged, or has no class predictions
             with ground truth.
     """
-    way = 'write it with: python tools/test.py CONFIG CHECKPOINT --dump FILE.pkl'
+    way = f'write it with: {tool_command("test")} CONFIG CHECKPOINT --dump FILE.pkl'
     if not Path(path).is_file():
         raise FileNotFoundError(f'{who}: no predictions at {str(path)!r}; {way}')
     try:

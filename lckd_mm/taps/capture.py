@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import tool_command
 from ..hosts import row_choosers
 from .address import Address
 from .axes import Layer, channel_axis
 from .modules import is_activation, is_norm, not_inplace, watch_input, watch_output
 
-LIST_ALL = 'list all: python tools/analysis/list_taps.py CONFIG'
+LIST_ALL = f'list all: {tool_command("analysis/list_taps")} CONFIG'
 
 
 class TapError(ValueError):
