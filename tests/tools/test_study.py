@@ -366,6 +366,27 @@ def test_scores_of_the_test_split_have_holms_p_values(study, file, tmp_path, mon
     assert f"left out: kd-high-0-%, seed 2: {folder}/test.json has no 'accuracy/top1'" in out and '(2 seeds)' in out
 
 
+def test_a_stored_record_prints_the_table_of_its_report(study, file, tmp_path, call, capsys):
+    made = study.Study(file, tmp_path)
+    cells = {c.name: c for c in made.cells}
+    for name, of in {'alone-0-%': (80.0, 81.0), 'kd-low-0-%': (83.0, 82.5)}.items():
+        for seed, score in enumerate(of):
+            folder = made.folder(cells[name], seed)
+            logged(folder, {'loss': 1.0}, {'accuracy/top1': score})
+            (folder / 'recipe').write_text(made.recipe(cells[name], seed))
+            (folder / 'test.json').write_text(json.dumps({'accuracy/top1': score - 1}))
+    for tests in ([], ['--test']):
+        study.report(study.Study(file, tmp_path, tests=bool(tests)), made.cells, [0, 1])
+        capsys.readouterr()
+        stem = tmp_path / f'small{"-test" * len(tests)}'
+        status, out, errors = call(file, *tests, '--record', stem.with_suffix('.json'))
+        assert status == 0 and out, errors
+        assert stem.with_suffix('.md').read_text().startswith(out)
+    file.write_text(STUDY.replace("'alone', axes", "'other', axes"))
+    status, _, errors = call(file, '--record', tmp_path / 'small.json')
+    assert status == 1 and "has no run 'alone-0-%' (alone, 0 %)" in errors
+
+
 def test_holms_correction():
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06]) and holm([0.7, 0.6]) == [1.0, 1.0]
     assert holm([math.nan, 0.001, 0.02]) == pytest.approx([math.nan, 0.002, 0.02], nan_ok=True)

@@ -4,6 +4,7 @@
     python tools/bench/study.py STUDY.py --launcher slurm --partition PARTITION [--sbatch-args=--gres=gpu:1 …]
     python tools/bench/study.py STUDY.py --report
     python tools/bench/study.py STUDY.py --test
+    python tools/bench/study.py STUDY.py --test --record STUDY-test.json
 
 A study is a Python file with these names (see tools/bench/studies):
 
@@ -30,7 +31,7 @@ chance that happens one time in 16. Therefore the number of seeds that agree is 
 
 Scores are those of the last validation. With --test each run's last checkpoint is tested once with its config's
 test_dataloader, and STUDY-test.md and its picture have those scores, and the p values of paired t tests with Holm's
-correction for the number of rows.
+correction for the number of rows. --record prints the table of a record that such a report has stored.
 """
 
 import argparse
@@ -92,11 +93,8 @@ class Study:
         self.path, self.cfg_options = Path(path), list(cfg_options)
         #: Whether the reported scores are those of the test split.
         self.tests = tests
-        #: Their key in a run's results.
-        self.main = 'test' if tests else 'score'
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
-        self.metric['title'] += ', test' * tests
         self.work_dir = Path(work_dir or cfg['work_dir'])
         self.runs, self.commands, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
         #: The run that overhead.py compares costs with.
@@ -107,6 +105,15 @@ class Study:
             raise ValueError(f'{where}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
         self._recipes: dict[tuple[str, int], str] = {}
+
+    @property
+    def main(self) -> str:
+        """The key of the reported scores in a run's results."""
+        return 'test' if self.tests else 'score'
+
+    @property
+    def heading(self) -> str:
+        return self.metric['title'] + ', test' * self.tests
 
     def _check(self, name: str, run: dict) -> None:
         where = f'study {str(self.path)!r}, run {name!r}'
@@ -320,6 +327,10 @@ def read(config: str) -> tuple[str, tuple[str, ...], bool]:
     return cfg.pretty_text, tuple(cfg.get('model', {}).get('terms') or ()), same
 
 
+#: The results of cells by seed.
+Found = dict[Cell, dict[int, dict]]
+
+
 def call(command: list[str], log: Path, who: str, append: bool = False) -> None:
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
     with open(log, 'a' if append else 'w') as file:
@@ -346,6 +357,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=handed)
     p.add_argument('--report', action='store_true', help='train nothing: tables and picture of what is finished')
     p.add_argument('--test', action='store_true', help="test each run's last checkpoint, and report these scores")
+    p.add_argument('--record', type=Path, metavar='FILE', help='train nothing: the table of a stored STUDY.json')
     p.add_argument('--launcher', choices=('local', 'slurm'), default='local')
     p.add_argument('--partition', help="Slurm's")
     p.add_argument('--sbatch-args', default='', help='more arguments of sbatch, in one word')
@@ -357,8 +369,13 @@ def main(argv: list[str]) -> None:
     warnings.simplefilter('ignore')  # from the hosts' imports
     # Runs start in the repository's root; paths on the command line are relative to the caller's folder.
     args.study, args.work_dir = Path(args.study).absolute(), args.work_dir and args.work_dir.absolute()
+    args.record = args.record and args.record.absolute()
     os.chdir(ROOT)
     study = Study(args.study, args.work_dir, args.cfg_options, args.test)
+    if args.record:
+        found = stored(study, args.record)
+        print(markdown(study, rows_of(study, found), max(map(len, found.values()))))
+        return
     cells, seeds = study.chosen(args.runs), list(range(args.first_seed, args.first_seed + args.seeds))
     if any(study.needs(cell) for cell in cells):
         option_path(study.work_dir, '--work-dir')  # check before hours of training, not after
@@ -485,7 +502,7 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     """Write STUDY.json, STUDY.md and STUDY.png to the work_dir, from the finished runs."""
     # In the order of the study file.
     cells = sorted(cells, key=lambda cell: list(study.runs).index(cell.run))
-    found: dict[Cell, dict[int, dict]] = {}
+    found: Found = {}
     for cell in cells:
         for _, seed in study.grid([cell], seeds):
             if study.complete(cell, seed):
@@ -509,6 +526,18 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
     print(f'figures: {study.out("json")}; picture: {picture}')
 
 
+def stored(study: Study, record: Path) -> Found:
+    """The runs of a STUDY.json; ValueError if the study has them no more, or if they lack the scores asked for."""
+    cells, found = {cell.name: cell for cell in study.cells}, {}
+    for name, row in json.loads(record.read_text()).items():
+        if name not in cells or row['title'] != study.title_of(cells[name]):
+            raise ValueError(f'{str(record)!r}: {str(study.path)!r} has no run {name!r} ({row["title"]}) any more')
+        found[cells[name]] = {int(seed): run for seed, run in row['runs'].items()}
+    if not all(study.main in run for runs in found.values() for run in runs.values()):
+        raise ValueError(f'{str(record)!r}: not every run in it was tested; leave out --test')
+    return found
+
+
 @dataclass
 class Row:
     """One row of the table."""
@@ -520,7 +549,7 @@ class Row:
     gain: Gain
 
 
-def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
+def rows_of(study: Study, found: Found) -> list[Row]:
     """One row per cell; for online distillation one per net and one for the ensemble."""
     rows, main = [], study.main
     for cell, runs in found.items():
@@ -544,7 +573,7 @@ def rows_of(study: Study, found: dict[Cell, dict[int, dict]]) -> list[Row]:
 def markdown(study: Study, rows: list[Row], count: int) -> str:
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
-    head = [f'{count} seed{"s" * (count > 1)}', study.metric['title'], f'gain{one}', '95 % interval', 'better in']
+    head = [f'{count} seed{"s" * (count > 1)}', study.heading, f'gain{one}', '95 % interval', 'better in']
     head += ['p (Holm)'] * study.tests
     gained = [row for row in rows if row.gain.values]
     corrected = dict(zip(map(id, gained), holm([row.gain.p_value for row in gained])))
@@ -562,7 +591,7 @@ def markdown(study: Study, rows: list[Row], count: int) -> str:
     return table([*head, 'part of the loss'], lines)
 
 
-def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path: Path) -> Path:
+def draw(study: Study, rows: list[Row], found: Found, path: Path) -> Path:
     """Dots, or curves if a run is repeated over the axis of the study's picture."""
     if study.picture != 'dots' and any(study.picture['x'] in cell.levels for cell in found):
         return _curves(study, found, path)
@@ -572,14 +601,14 @@ def draw(study: Study, rows: list[Row], found: dict[Cell, dict[int, dict]], path
 
     def plot(figure) -> None:
         axis = figure.subplots()
-        dots(axis, {row.title: list(row.scores.values()) for row in shown}, study.metric['title'])
+        dots(axis, {row.title: list(row.scores.values()) for row in shown}, study.heading)
         for row in bases:
             axis.axvline(statistics.mean(row.scores.values()), color='grey', linestyle=':', linewidth=1)
 
     return save(path, (7.5, 0.3 * len(shown) + 0.9), plot)
 
 
-def _curves(study: Study, found: dict[Cell, dict[int, dict]], path: Path) -> Path:
+def _curves(study: Study, found: Found, path: Path) -> Path:
     """Score and gain (mean ± deviation) over the levels of one axis; one panel per combination of the other axes."""
     x, titles = study.picture['x'], {name: run['title'] for name, run in study.runs.items()}
     levels, colours = list(study.axes[x]), dict(zip(study.runs, cycle(COLOURS)))
@@ -611,7 +640,7 @@ def _curves(study: Study, found: dict[Cell, dict[int, dict]], path: Path) -> Pat
             bottom.set_xlabel(x)
             for axis in (top, bottom):
                 axis.set_xticks(range(len(levels)), levels)
-        for axis, label in zip(axes[:, 0], (study.metric['title'], 'gain')):
+        for axis, label in zip(axes[:, 0], (study.heading, 'gain')):
             axis.set_ylabel(label)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend()
