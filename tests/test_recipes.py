@@ -275,6 +275,7 @@ def test_a_dry_run_writes_a_config_that_trains_by_itself_and_is_inherited(files,
     options = ['--teacher', *names, '--recipe', 'london', '--work-dir', 'out', '--dry-run']
     assert run_tool(train, [student, *options]) == 0
     path = Path('out/recipe/small_london.py')
+    assert capsys.readouterr().out.endswith(f'train it: lckd_mm train {path} --work-dir out\n')
     assert [p for p in Path('out').rglob('*') if p.is_file()] == [path]
     Path('mine.py').write_text(f"_base_ = ['{path}']\nmodel = dict(terms=dict(loss_ofd=dict(weight=1e-4)))\n")
     assert run_tool(train, ['mine.py']) == 0

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +35,8 @@ from ..hosts import data_meta, load_config, unwrapped
 from ..recipes import RECIPES, default_work_dir, start
 from ..registry import OPTIM_WRAPPERS, type_name
 from ..storage.checkpoint import add_state, load_strictly
-from ..storage.files import install, save_whole, trust, write_whole
-from .ending import interruptible, results
+from ..storage.files import install, near, save_whole, trust, write_whole
+from .ending import command, interruptible, results
 from .launch import check_parallelism, prepare_launch
 from .start import check_start, choose_start
 
@@ -164,6 +165,7 @@ def train(argv: list[str]) -> None:
         args.work_dir = args.work_dir or args.cfg_options.get('work_dir') or default_work_dir(args.config, args.recipe)
         args.config = start(args.config, args.teacher, args.recipe, args.work_dir)
         if args.dry_run:
+            print(f'train it: {command("train")} {shlex.join([near(args.config), "--work-dir", near(args.work_dir)])}')
             return
     elif args.dry_run or args.recipe != 'auto':
         p.error('--recipe and --dry-run belong to --teacher')
