@@ -11,7 +11,8 @@ from typing import Any
 
 from mmengine.registry import DefaultScope
 
-from ..config import has_teacher, input_size, plain_model
+from ..config import input_size, plain_model
+from ..registry import type_name
 from .charts import Plotter
 from .comparison import Comparer, sentence
 from .costs import figures, weight_bytes
@@ -75,7 +76,7 @@ def write_report(
         sigma=plotter.sigma(),
         comparisons=[],
     )
-    _missing(groups, page['sigma'] is not None, missing)
+    _missing(groups, missing)
     if not chosen:
         missing.append('Pictures: none were asked for.' if images == 0 else 'Pictures: no run has a checkpoint.')
     comparer = Comparer(images, rows, device)
@@ -206,7 +207,12 @@ def _headline(groups: list[Group], table: list[dict]) -> str:
 # ---- what is missing
 
 
-def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
+def _matches_lipschitz(group: Group) -> bool:
+    terms = group.cfg.model.get('terms') or {}
+    return any(type_name(term.get('loss', {}).get('type')).endswith('LipschitzLoss') for term in terms.values())
+
+
+def _missing(groups: list[Group], missing: list[str]) -> None:
     """Add a sentence for everything that the page lacks, and how to get it."""
 
     monitored = "add dict(type='lckd_mm.LipschitzMonitorHook', on=[taps in order of depth]) to custom_hooks"
@@ -218,14 +224,12 @@ def _missing(groups: list[Group], has_sigma: bool, missing: list[str]) -> None:
         ),
         'No loss is logged by {}: runs write scalars.json with LocalVisBackend (vis_backends) every '
         'default_hooks.logger.interval iterations.': lambda g: not g.terms,
-        f'No σ is logged by {{}}: {monitored}.': lambda g: has_teacher(g.cfg) and not g.series('sigma_gap'),
+        f'No σ is logged by {{}}: {monitored}.': lambda g: _matches_lipschitz(g) and not g.series('sigma_gap'),
     }
     for text, lacks in lacking.items():
         found = [group.title for group in groups if lacks(group)]
         if found:
             missing.append(text.format(', '.join(found)))
-    if not has_sigma and not any(has_teacher(group.cfg) for group in groups):
-        missing.append(f'No σ: no run has a teacher; for a distillation, {monitored}.')
     for group in groups:
         for run in group.runs:
             if not run.finished:
