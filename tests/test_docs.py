@@ -265,10 +265,52 @@ def test_the_table_of_the_digits_weights_has_the_stored_runs():
         assert f'| {gains.mean():+.2f} |' in table and f'| {(gains > 0).sum()} of 5 |' in table
 
 
+@pytest.mark.parametrize(
+    'record',
+    [
+        'london-detection-seeds100-102',
+        'london-segmentation-seeds100-102',
+        'london-kd-segmentation-seeds100-102',
+        'start-detection-seed100',
+        'start-segmentation-seed100',
+    ],
+)
+def test_the_tables_of_a_choice_have_the_stored_runs(record):
+    text = (ROOT / 'docs/studies.md').read_text()
+    runs = json.loads((ROOT / f'docs/data/{record}.json').read_text())
+    scores = [run['score'] for name, of in runs.items() if name != 'teacher' for run in of['runs'].values()]
+    assert scores and all(f'{score:.2f}' in text for score in scores)
+
+
+def test_the_table_of_lengths_has_the_stored_runs():
+    table = section((ROOT / 'docs/studies.md').read_text(), 'Lengths, batches and learning rates')
+    for run in json.loads((ROOT / 'docs/data/lengths-seed100.json').read_text()):
+        size = f'{run["batch"]} × {run["steps"]} | {run.get("crop", "")} | {run["lr"]} | {run["score"]:.2f} |'
+        assert f'| {run["net"]}, {run["method"]} | {size}' in table, run
+
+
+@pytest.mark.parametrize(
+    ('study', 'record', 'options'),
+    [
+        ('weights_bccd', 'bccd-weights-seeds100-102', ()),
+        ('weights_nuclei', 'nuclei-weights-seed100', ()),
+        ('nuclei', 'nuclei-methods-seed100', ()),
+    ],
+)
+def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    tool = runpy.run_path(str(ROOT / 'tools/bench/study.py'))
+    tool['main']([f'tools/bench/studies/{study}.py', '--record', f'docs/data/{record}.json', *options])
+    rows = capsys.readouterr().out.splitlines()
+    text = (ROOT / 'docs/studies.md').read_text()
+    assert len(rows) > 3 and all(row in text for row in rows)
+
+
 def test_the_table_of_the_recipes_has_what_they_take():
     table = section((ROOT / 'docs/results.md').read_text(), 'What the recipes take')
     rows = dict(re.findall(r'^\| ([a-z -]+) \|(.*)$', table, re.M))
     for family, share in choose._OFD.items():
         tau, weight, _ = choose._KD.get(family, (None,) * 3)
         assert f"| `'{share}'` |" in rows[family]
-        assert (f'| τ {tau:g}, weight {weight:g} |' if tau else '| refused') in rows[family]
+        weight = f"`'{weight}'`" if isinstance(weight, str) else f'weight {weight}'
+        assert (f'| τ {tau:g}, {weight:s} |' if tau else '| refused') in rows[family]

@@ -146,7 +146,7 @@ STUDENTS = {
         segmentor: ['loss_ofd'], dilated: ['loss_ofd'], segformer: ['loss_kd'], stdc: ['loss_kd'], unet: ['loss_kd'],
     },
     'mmdet': {
-        detector: ['loss_ofd'], gfl: ['loss_ofd'], fcos: ['loss_ofd'], faster: ['loss_ofd'], rtmdet: ['loss_kd'],
+        detector: ['loss_kd'], gfl: ['loss_kd'], fcos: ['loss_kd'], faster: ['loss_ofd'], rtmdet: ['loss_kd'],
     },
 }  # fmt: skip
 CASES = [(host, make, terms) for host, nets in STUDENTS.items() for make, terms in nets.items()]
@@ -302,7 +302,7 @@ def test_from_python_with_overrides(files):
     student, names = files('mmdet', detector)
     cfg = lckd_mm.distillation_config(student, names, 'kd', work_dir='here', train_cfg=dict(max_iters=1))
     assert cfg.train_cfg.max_iters == 1 and cfg.work_dir == 'here'
-    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 20.0
+    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 'start:0.5'
     assert default_work_dir(student, 'kd') == 'work_dirs/small_kd'
 
 

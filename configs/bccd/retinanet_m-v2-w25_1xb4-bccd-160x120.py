@@ -3,7 +3,7 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/bccd_160x120.py',
-    '../_base_/schedules/bccd_400.py',
+    '../_base_/schedules/bccd_800.py',
 ]
 
 model = dict(

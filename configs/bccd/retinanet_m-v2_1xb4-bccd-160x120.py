@@ -1,5 +1,5 @@
 # The teacher: RetinaNet on MobileNetV2, which begins with torchvision's weights of ImageNet.
-_base_ = './retinanet_m-v2-w25_1xb8-bccd-160x120.py'
+_base_ = './retinanet_m-v2-w25_1xb4-bccd-160x120.py'
 
 model = dict(
     backbone=dict(
@@ -9,8 +9,5 @@ model = dict(
     neck=dict(in_channels=[24, 32, 96, 320], out_channels=64),
     bbox_head=dict(in_channels=64, feat_channels=64),
 )
-max_iters = 800
 optim_wrapper = dict(optimizer=dict(lr=0.001))
-param_scheduler = [dict(type='OneCycleLR', eta_max=0.001, total_steps=max_iters, by_epoch=False)]
-train_cfg = dict(max_iters=max_iters, val_interval=400)
-default_hooks = dict(checkpoint=dict(interval=400))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.001, total_steps=800, by_epoch=False)]

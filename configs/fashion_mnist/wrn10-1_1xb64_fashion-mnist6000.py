@@ -7,4 +7,4 @@ _base_ = [
 ]
 
 model = _base_.wrn10_1
-default_hooks = dict(checkpoint=dict(interval=4, max_keep_ckpts=1), logger=dict(interval=20))
+default_hooks = dict(checkpoint=dict(interval=8, max_keep_ckpts=1), logger=dict(interval=20))

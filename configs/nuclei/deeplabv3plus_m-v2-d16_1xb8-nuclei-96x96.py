@@ -1,5 +1,5 @@
 # The teacher: DeepLabV3+ on MobileNetV2, which begins with torchvision's weights of ImageNet.
-_base_ = './deeplabv3plus_r18-w8-d16_1xb8-nuclei-128x128.py'
+_base_ = './deeplabv3plus_r18-w8-d16_1xb8-nuclei-96x96.py'
 
 model = dict(
     backbone=dict(
@@ -14,8 +14,5 @@ model = dict(
     ),
     decode_head=dict(in_channels=320, channels=96, c1_in_channels=24, c1_channels=24),
 )
-max_iters = 1000
 optim_wrapper = dict(optimizer=dict(lr=0.001))
-param_scheduler = [dict(type='OneCycleLR', eta_max=0.001, total_steps=max_iters, by_epoch=False)]
-train_cfg = dict(max_iters=max_iters, val_interval=500)
-default_hooks = dict(checkpoint=dict(interval=500))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.001, total_steps=800, by_epoch=False)]

@@ -2,12 +2,12 @@
 _base_ = [
     'mmseg::_base_/models/deeplabv3plus_r50-d8.py',
     'mmseg::_base_/default_runtime.py',
-    '../_base_/datasets/nuclei_128x128.py',
+    '../_base_/datasets/nuclei_96x96.py',
 ]
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
+    data_preprocessor=dict(size=(96, 96)),
     pretrained=None,
     backbone=dict(
         depth=18,
@@ -32,9 +32,9 @@ model = dict(
 )
 
 max_iters = 800
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.004, weight_decay=0.01))
-param_scheduler = [dict(type='OneCycleLR', eta_max=0.004, total_steps=max_iters, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.008, weight_decay=0.01))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.008, total_steps=max_iters, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(

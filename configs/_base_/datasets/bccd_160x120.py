@@ -16,7 +16,7 @@ test_pipeline = [
 ]
 _cells = dict(type='XMLDataset', data_root='data/bccd', metainfo=bccd, data_prefix=dict(sub_data_root=''))
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(ann_file='ImageSets/Main/train.txt', pipeline=train_pipeline, **_cells),

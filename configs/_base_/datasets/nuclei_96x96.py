@@ -1,10 +1,10 @@
-# Nuclei, their borders and the background: crops of 128 x 128 to train on, whole images to validate and test.
+# Nuclei, their borders and the background: crops of 96 x 96 to train on, whole images to validate and test.
 # Data: python tools/prepare_data.py nuclei SOURCE
 nuclei = dict(classes=('background', 'nucleus', 'border'), palette=[[0, 0, 0], [60, 180, 75], [230, 25, 75]])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomCrop', crop_size=(128, 128)),
+    dict(type='RandomCrop', crop_size=(96, 96)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PackSegInputs'),

@@ -1,12 +1,12 @@
 # RetinaNet on MobileNetV2 teaches the one on MobileNetV2 of a quarter of the width, on BCCD.
-_base_ = ['../../bccd/retinanet_m-v2-w25_1xb8-bccd-160x120.py', '../taps/mobilenetv2_detectors.py']
+_base_ = ['../../bccd/retinanet_m-v2-w25_1xb4-bccd-160x120.py', '../taps/mobilenetv2_detectors.py']
 
 model = dict(
     _delete_=True,
     type='lckd_mm.Distiller',
     student=_base_.model,
     teacher=dict(
-        model='configs/bccd/retinanet_m-v2_1xb8-bccd-160x120.py',
+        model='configs/bccd/retinanet_m-v2_1xb4-bccd-160x120.py',
         checkpoint='work_dirs/bccd/seed0/teacher/iter_800.pth',
     ),
     taps=_base_.retinanet_mobilenetv2_taps,

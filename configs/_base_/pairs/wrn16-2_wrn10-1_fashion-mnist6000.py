@@ -7,7 +7,7 @@ model = dict(
     student=_base_.model,
     teacher=dict(
         model='configs/fashion_mnist/wrn16-2_1xb64_fashion-mnist6000.py',
-        checkpoint='work_dirs/fashion-mnist/seed0/teacher/epoch_20.pth',
+        checkpoint='work_dirs/fashion-mnist/seed0/teacher/epoch_8.pth',
     ),
     taps=_base_.wrn_taps,
     dry_run_size=28,

@@ -4,7 +4,7 @@ title = 'Nuclei: DeepLabV3+ on MobileNetV2 and on ResNet18-w8'
 metric = dict(key='mIoU', title='mIoU')
 work_dir = 'work_dirs/nuclei'
 
-_nuclei = 'configs/nuclei/{}_1xb8-nuclei-128x128.py'
+_nuclei = 'configs/nuclei/{}_1xb8-nuclei-96x96.py'
 _nets = 'deeplabv3plus_m-v2-d16_deeplabv3plus_r18-w8-d16'
 _teacher = {'model.teacher.checkpoint': 'teacher'}
 # Parts of the loss at the start: of all terms of scores, and of all terms of features.
