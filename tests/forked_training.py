@@ -83,6 +83,8 @@ if __name__ == '__main__':
         for rank in range(job.get('ranks', 1)):
             process = os.fork()
             if process == 0:
+                # Tests that run in the background of a shell inherit that SIGINT is ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 train(job, rank)
             processes.append(process)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]

@@ -1,6 +1,6 @@
-# Chooses how a recipe weighs OFD on a dense detector (RetinaNet): by the demo's weight, or by its share of the loss.
+# Chooses how a recipe weighs OFD and KD on a dense detector (RetinaNet): by the weight of the demo, or by a share.
 # Run with --first-seed 100 --seeds 3: no other table reports these seeds.
-title = "OFD's weight as a number and as a share: RetinaNet on digit scenes"
+title = "The weights of OFD and KD as a number and as a share: RetinaNet on digit scenes"
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/start-detection'
 prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
@@ -13,8 +13,10 @@ axes = dict(
         str(_w): {'model.terms.loss_ofd.weight': _w}
         for _w in (1e-3, 'share:0.9', 'start:0.7', 'start:0.9', 'start:0.95')
     },
+    scores={str(_w): {'model.terms.loss_kd.weight': _w} for _w in (20.0, 'start:0.5')},
 )
 runs = dict(
     teacher=dict(config=_scenes.format('retinanet_r18-w32'), title='teacher (RetinaNet-R18-w32)'),
     ofd=dict(config=_pair.format('ofd'), title='OFD', needs=_teacher, axes=['weight']),
+    kd=dict(config=_pair.format('kd'), title='KD', needs=_teacher, axes=['scores']),
 )
