@@ -13,7 +13,7 @@ axes = dict(
         str(_w): {'model.terms.loss_ofd.weight': _w}
         for _w in (1e-3, 'share:0.9', 'start:0.7', 'start:0.9', 'start:0.95')
     },
-    scores={str(_w): {'model.terms.loss_kd.weight': _w} for _w in (20.0, 'start:0.5')},
+    scores={str(_w): {'model.terms.loss_kd.weight': _w} for _w in (20.0, 'start:0.5', 'start:0.9')},
 )
 runs = dict(
     teacher=dict(config=_scenes.format('retinanet_r18-w32'), title='teacher (RetinaNet-R18-w32)'),
