@@ -273,6 +273,7 @@ def test_the_table_of_the_digits_weights_has_the_stored_runs():
         'london-kd-segmentation-seeds100-102',
         'start-detection-seed100',
         'start-segmentation-seed100',
+        'start-kd-detection-seed100',
     ],
 )
 def test_the_tables_of_a_choice_have_the_stored_runs(record):

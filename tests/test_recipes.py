@@ -302,7 +302,7 @@ def test_from_python_with_overrides(files):
     student, names = files('mmdet', detector)
     cfg = lckd_mm.distillation_config(student, names, 'kd', work_dir='here', train_cfg=dict(max_iters=1))
     assert cfg.train_cfg.max_iters == 1 and cfg.work_dir == 'here'
-    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 'start:0.5'
+    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 'start:0.9'
     assert default_work_dir(student, 'kd') == 'work_dirs/small_kd'
 
 

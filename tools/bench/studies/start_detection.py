@@ -1,6 +1,6 @@
 # Chooses how a recipe weighs OFD and KD on a dense detector (RetinaNet): by the weight of the demo, or by a share.
 # Run with --first-seed 100 --seeds 3: no other table reports these seeds.
-title = "The weights of OFD and KD as a number and as a share: RetinaNet on digit scenes"
+title = 'The weights of OFD and KD as a number and as a share: RetinaNet on digit scenes'
 metric = dict(key='pascal_voc/mAP', title='mAP, %', scale=100)
 work_dir = 'work_dirs/studies/start-detection'
 prepare = [['tools/prepare_data.py', 'digit-scenes', '--out', 'data/digit_scenes']]
