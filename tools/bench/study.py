@@ -93,8 +93,11 @@ class Study:
         self.path, self.cfg_options = Path(path), list(cfg_options)
         #: Whether the reported scores are those of the test split.
         self.tests = tests
+        #: Their key in a run's results.
+        self.main = 'test' if tests else 'score'
         self.title, self.axes, self.skip = cfg['title'], cfg.get('axes', {}), cfg.get('skip', [])
         self.metric = {'scale': 1, 'higher': True, **cfg['metric']}
+        self.metric['title'] += ', test' * tests
         self.work_dir = Path(work_dir or cfg['work_dir'])
         self.runs, self.commands, self.picture = cfg['runs'], cfg.get('prepare', []), cfg.get('picture', 'dots')
         #: The run that overhead.py compares costs with.
@@ -105,15 +108,6 @@ class Study:
             raise ValueError(f'{where}: picture: x must be one of the axes {", ".join(self.axes)}')
         self.cells = self._cells()
         self._recipes: dict[tuple[str, int], str] = {}
-
-    @property
-    def main(self) -> str:
-        """The key of the reported scores in a run's results."""
-        return 'test' if self.tests else 'score'
-
-    @property
-    def heading(self) -> str:
-        return self.metric['title'] + ', test' * self.tests
 
     def _check(self, name: str, run: dict) -> None:
         where = f'study {str(self.path)!r}, run {name!r}'
@@ -573,7 +567,7 @@ def rows_of(study: Study, found: Found) -> list[Row]:
 def markdown(study: Study, rows: list[Row], count: int) -> str:
     others = {row.against for row in rows if row.against}
     one = f' over {next(iter(others))}' if len(others) == 1 else ''
-    head = [f'{count} seed{"s" * (count > 1)}', study.heading, f'gain{one}', '95 % interval', 'better in']
+    head = [f'{count} seed{"s" * (count > 1)}', study.metric['title'], f'gain{one}', '95 % interval', 'better in']
     head += ['p (Holm)'] * study.tests
     gained = [row for row in rows if row.gain.values]
     corrected = dict(zip(map(id, gained), holm([row.gain.p_value for row in gained])))
@@ -601,7 +595,7 @@ def draw(study: Study, rows: list[Row], found: Found, path: Path) -> Path:
 
     def plot(figure) -> None:
         axis = figure.subplots()
-        dots(axis, {row.title: list(row.scores.values()) for row in shown}, study.heading)
+        dots(axis, {row.title: list(row.scores.values()) for row in shown}, study.metric['title'])
         for row in bases:
             axis.axvline(statistics.mean(row.scores.values()), color='grey', linestyle=':', linewidth=1)
 
@@ -640,7 +634,7 @@ def _curves(study: Study, found: Found, path: Path) -> Path:
             bottom.set_xlabel(x)
             for axis in (top, bottom):
                 axis.set_xticks(range(len(levels)), levels)
-        for axis, label in zip(axes[:, 0], (study.heading, 'gain')):
+        for axis, label in zip(axes[:, 0], (study.metric['title'], 'gain')):
             axis.set_ylabel(label)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend()
