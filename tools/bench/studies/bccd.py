@@ -35,6 +35,7 @@ def _methods(boxes):
     """Run: title and terms; without terms it has a config of its own. Two terms share a part of the loss."""
     half = 'start:0.45'
     kd = _of_scores('kd', on='logits', **_loss('KDLoss', tau=2.0))
+    half_kd = _of_scores('kd', half, on='logits', **_loss('KDLoss', tau=2.0))
     return {
         'kd': ('KD', None),
         'ofd': ('OFD', None),
@@ -60,6 +61,23 @@ def _methods(boxes):
             _of_levels('swl2', **_loss('ScoreWeightedLoss'), **_by_scores, connector=dict(type='lckd_mm.MLP')),
         ),
         'fitnets': ('FitNets', _of_levels('fitnets', **_loss('FitNetsLoss'), connector=_conv_bn)),
+        'kd-ofd': (
+            'KD + OFD',
+            half_kd
+            | {
+                'loss_ofd': dict(
+                    on=_stages,
+                    weight=half,
+                    **_loss('OFDLoss'),
+                    connector=_conv_bn,
+                    teacher_connector=dict(type='lckd_mm.MarginReLU'),
+                )
+            },
+        ),
+        'kd-pkd': (
+            'KD + PKD',
+            half_kd | {'loss_pkd': dict(on=_levels, weight=half, **_loss('PKDLoss'), connector=_conv_bn)},
+        ),
         'kd-lipschitz': (
             'KD + Lipschitz',
             kd | {'loss_lipschitz': dict(**_loss('LipschitzLoss', gap='log'), on=_stages, weight='start:0.02')},
