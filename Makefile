@@ -32,13 +32,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 OPENCV := $(shell sed -n 's/^opencv-python==\([^ ]*\).*/\1/p' requirements-common.txt)
 
-# Compiled by the editable install, into the folder where it lies.
-NATIVE := lckd_mm/functional/lipschitz/lanczos.c
-
 # Each stamp's name holds a checksum of what its step depends on, so a checkout that only touches files repeats nothing.
 # The second one knows this folder too: the editable install of a copied .venv points at the folder it came from.
 REQUIRED := $(VENV)/.stamp-required-$(shell cat $(REQUIREMENTS) requirements-common.txt | cksum | cut -d' ' -f1)
-INSTALLED := $(VENV)/.stamp-installed-$(shell { cat $(REQUIREMENTS) requirements-common.txt pyproject.toml $(NATIVE); echo $(MMCV); pwd; } \
+INSTALLED := $(VENV)/.stamp-installed-$(shell { cat $(REQUIREMENTS) requirements-common.txt pyproject.toml; echo $(MMCV); pwd; } \
 	| cksum | cut -d' ' -f1)
 
 # Written for any Python, so that an old one gets the sentence and not a syntax error.

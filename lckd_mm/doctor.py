@@ -135,18 +135,12 @@ def _operators() -> Iterator[Finding]:
 
 def _package() -> Iterator[Finding]:
     from . import __version__
-    from .functional.lipschitz import native
     from .registry import HOOKS, MODELS
 
     MODELS.import_from_location()
     HOOKS.import_from_location()
     counts = f'{len(MODELS.module_dict)} models and losses, {len(HOOKS.module_dict)} hooks'
     yield Finding('lckd_mm', 'ok', f'{__version__} in {Path(__file__).parent}: {counts}')
-    if native.available():
-        yield Finding('Lipschitz core', 'ok', 'compiled for the CPU')
-    else:
-        cure = 'with a C compiler (gcc or clang) on this machine, install lckd_mm again'
-        yield Finding('Lipschitz core', 'note', 'not compiled: Lipschitz terms take longer on a CPU', cure)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,14 +9,16 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from . import errors
+
 try:
     import mmengine
     from mmengine import registry
     from mmengine.utils import digit_version
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f'lckd_mm: the host library {error.name!r} is not installed; run `make install`, '
-        "or `pip install 'lckd_mm[hosts]'` and then mmcv as the README says",
+        f'lckd_mm: the host library {error.name!r} is not installed; run {"`make install`, or " * errors.REPOSITORY}'
+        "`pip install 'lckd_mm[hosts]'` and then mmcv as the README says",
         name=error.name,
     ) from None
 
@@ -25,8 +27,6 @@ if digit_version(mmengine.__version__) < digit_version('0.10.0'):
 
 # Imported after the checks above, which report what is missing.
 from torch import nn
-
-from .errors import one_line
 
 
 def _child(parent: registry.Registry, *modules: str) -> registry.Registry:
@@ -92,7 +92,7 @@ def build_registered(config: Mapping, who: str) -> nn.Module:
     try:
         module = kind(**arguments)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        text = one_line(error)
+        text = errors.one_line(error)
         text = text if text.startswith(kind.__name__) else f'{kind.__name__} fails: {text}'
         raise ValueError(f'{who}: {text}') from error
     if not isinstance(module, nn.Module):

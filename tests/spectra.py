@@ -1,6 +1,5 @@
 """Matrices and maps with a known spectrum, and the exact answer."""
 
-from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -23,17 +22,6 @@ def maps_with_spectrum(values, c1, c2, size):
     back = torch.linalg.qr(torch.randn(area, c2, dtype=DOUBLE)).Q.T
     front = with_spectrum(values, c1, c2) @ back * area
     return front.view(1, c1, size, size), back.reshape(1, c2, size, size)
-
-
-@contextmanager
-def threads(n):
-    """With n threads of torch, whatever there were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def reference_norm(front, back):

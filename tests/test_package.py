@@ -57,16 +57,6 @@ def test_the_wheel_has_every_config_and_tool(installed):
         assert not path.is_symlink()
 
 
-@pytest.mark.full
-def test_the_wheel_has_the_compiled_core(installed, tmp_path):
-    if not shutil.which('cc'):
-        pytest.skip('there is no C compiler')
-    code = 'from lckd_mm.functional.lipschitz import native; print(native.__file__, native.available())'
-    assert python(installed, tmp_path, '-c', code).split() == [
-        str(installed / 'lckd_mm/functional/lipschitz/native.py'), 'True'
-    ]  # fmt: skip
-
-
 def test_a_config_by_the_packages_name(installed, tmp_path):
     (tmp_path / 'mine.py').write_text(f"_base_ = 'lckd_mm::{LEAF}'\nmodel = dict(terms=dict(loss_kd=None))\n")
     code = (

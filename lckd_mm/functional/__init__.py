@@ -5,11 +5,7 @@ from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one
 from .boxes import giou
 from .features import bn_margin, standardised
 from .lipschitz import (
-    graph_bound,
     lipschitz_gap,
-    local_lipschitz,
-    product_bound,
-    spectral_norm,
     transmitting_matrix,
     transmitting_norm,
     transmitting_norms,
@@ -38,16 +34,12 @@ __all__ = [
     'giou',
     'gradient_norms',
     'gradient_rescaling',
-    'graph_bound',
     'kd_divergence',
     'lipschitz_gap',
-    'local_lipschitz',
     'modal_prediction',
     'one_against_rest',
     'partial_target',
-    'product_bound',
     'row_similarities',
-    'spectral_norm',
     'standardised',
     'standardised_scores',
     'target_divergence',

@@ -8,8 +8,7 @@ from torch import Tensor
 from .. import arguments
 from ..functional import lipschitz_gap, transmitting_norm, transmitting_norms
 from ..functional.lipschitz import GAPS
-from ..functional.lipschitz.maps import as_maps, mean_length
-from ..functional.shapes import mean
+from ..functional.shapes import as_maps, mean, mean_length
 from ..registry import MODELS
 from .base import Loss
 

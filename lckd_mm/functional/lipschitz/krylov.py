@@ -14,15 +14,15 @@ _MAX_STEPS = 64
 def tolerance(dtype: torch.dtype) -> float:
     """Residual, relative to the eigenvalue, at which the iteration stops.
 
-    The error of the vector is of the order of the residual, that of the value of its square. Even if only the value is
-    wanted, a larger tolerance is not safe: it would accept the second largest eigenvalue more often.
+    The error of the vector is of the order of the residual, that of the value of its square. A larger tolerance would
+    accept the second largest eigenvalue more often: of small Gaussian maps in one sample of 6,000 at 1e-3.
     """
-    return 1e-9 if dtype == torch.float64 else 1e-3
+    return 1e-9 if dtype == torch.float64 else 1e-4
 
 
 def leading_eigenvector(
-    apply: Callable[[Tensor], tuple[Tensor, ...]], start: Tensor, tol: float, max_steps: int = _MAX_STEPS
-) -> tuple[Tensor, ...]:
+    apply: Callable[[Tensor], Tensor], start: Tensor, tol: float, max_steps: int = _MAX_STEPS
+) -> tuple[Tensor, Tensor]:
     r"""Unit eigenvector of the largest eigenvalue, by the Lanczos method with full reorthogonalisation.
 
     The Krylov space grows by one product at a time until, for every matrix of the batch, the Ritz pair
@@ -33,46 +33,40 @@ def leading_eigenvector(
     orthogonal to none.
 
     Args:
-        apply: maps x ``(B, 1, n)`` to a tuple of A x, same shape, and any further tensors ``(B, 1, m)`` linear in x.
+        apply: maps x ``(B, 1, n)`` to A x of the same shape; it must be linear.
         start: ``(B, 1, n)``; a zero start stays zero.
         max_steps: the eigenvector is exact after n steps at the latest; a batch that has not converged after
-            ``max_steps`` keeps the best vector found.
+            ``max_steps`` keeps the best vectors found.
     Returns:
-        The eigenvalue ``(B, 1, 1)``, the eigenvector ``(B, 1, n)`` and the further tensors for it, which by linearity
-        need no extra product. A matrix that contains nan or infinity gives nan.
+        The eigenvalue ``(B, 1, 1)`` and the eigenvector ``(B, 1, n)``. A matrix that contains nan or infinity gives
+        nan.
     Source: Golub and Van Loan, Matrix Computations, section 10.3; the stopping rule is from Parlett, The Symmetric
-        Eigenvalue Problem, section 11.7. Deviation: the further tensors are combined, too.
+        Eigenvalue Problem, section 11.7.
     """
     batch, _, n = start.shape
     steps = min(n, max_steps)
-    # An immediate test would trust an unlucky start; in a large batch the slowest matrix takes longer anyway.
-    first_test = 3 if batch <= 8 else 5
-    capacity = min(steps, 8)
+    capacity = min(steps, 16)
     # Products use the full capacity from the start: on a CPU, products with only a few rows are many times slower.
     basis, projected = start.new_zeros(batch, capacity, n), start.new_zeros(batch, capacity, capacity)
     # Each matrix's result at its last test: the eigenvalue, and the eigenvector's coordinates in the basis.
     values, weights = start.new_zeros(batch, 1, 1), start.new_zeros(batch, 1, capacity)
-    images: list[tuple[Tensor, ...]] = []
     waiting: Tensor | slice = slice(None)  # matrices that have not converged
-    tiny, cut = torch.finfo(start.dtype).tiny, max(0.1 * tol, 16 * torch.finfo(start.dtype).eps)
+    cut = max(0.1 * tol, 16 * torch.finfo(start.dtype).eps)
     # A new direction of at most this length is noise; the residual is far below the tolerance by then.
     negligible = start.new_zeros(batch, 1, 1)
-    x = basis[:, :1]
-    torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp(min=tiny), out=x)
+    x = F.normalize(start, dim=-1, eps=torch.finfo(start.dtype).tiny)
     for j in range(steps):
-        image, *rest = apply(x)
-        images.append(tuple(rest))
+        basis[:, j : j + 1] = x
+        image = apply(x)
         row = torch.bmm(image, basis.mT)
         projected[:, j : j + 1] = row
-        if j < 2:
-            negligible = torch.maximum(negligible, torch.linalg.vector_norm(image, dim=-1, keepdim=True) * cut)
+        negligible = torch.maximum(negligible, torch.linalg.vector_norm(image, dim=-1, keepdim=True) * cut)
         # Orthogonalise twice: after one pass rounding errors remain.
         image = torch.baddbmm(image, row, basis, alpha=-1)
         image = torch.baddbmm(image, torch.bmm(image, basis.mT), basis, alpha=-1)
         beta = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
         last = j + 1 == steps
-        # Test less often on accelerators, since each test synchronises.
-        if last or (j + 1 >= first_test and (start.device.type == 'cpu' or j % 2)):
+        if last or j == 2 or j % 2:  # a test takes as long as a step, and synchronises an accelerator
             ritz, vector = _leading_of_small(projected[waiting, : j + 1, : j + 1])
             values[waiting, 0, 0], weights[waiting, 0, : j + 1] = ritz, vector
             # Nan compares as False, so it counts as converged.
@@ -80,24 +74,15 @@ def leading_eigenvector(
             if last or not bool(failed.any()):
                 break
             waiting = failed.nonzero()[:, 0] if isinstance(waiting, slice) else waiting[failed]
-            negligible = values * cut
         if j + 1 == capacity:
             more = min(steps, 2 * capacity) - capacity
             basis, weights = F.pad(basis, (0, 0, 0, more)), F.pad(weights, (0, more))
             projected = F.pad(projected, (0, more, 0, more))
             capacity += more
-        x = basis[:, j + 1 : j + 2]
         # Once the space is exhausted, the basis is continued with zeros.
-        torch.div(image, beta.masked_fill(beta <= negligible, math.inf), out=x)
-    vector = torch.bmm(weights, basis)
-    # The basis is orthonormal only up to rounding; normalise vector and images by the same factor.
-    inverse = 1 / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=tiny)
-    weights = weights * inverse
-    return (
-        values,
-        vector * inverse,
-        *(torch.bmm(weights[..., : j + 1], torch.cat(column, 1)) for column in zip(*images)),
-    )
+        x = image / beta.masked_fill(beta <= negligible, math.inf)
+    # The basis is orthonormal only up to rounding.
+    return values, F.normalize(torch.bmm(weights, basis), dim=-1)
 
 
 def generic_start(n: int, like: Tensor) -> Tensor:

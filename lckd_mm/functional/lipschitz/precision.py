@@ -53,36 +53,3 @@ def inverse_scale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     exponent = torch.frexp(torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)).exponent
     limit = 126 if x.dtype == torch.float32 else 1022
     return torch.exp2(-exponent.clamp(-limit, limit).to(x.dtype))
-
-
-def needed_scale(x: Tensor) -> Tensor | None:
-    """:func:`inverse_scale`, or None if four products of such entries stay within float32's range without it.
-
-    Always a scale on accelerators, to avoid a synchronisation.
-    """
-    if x.device.type == 'cpu' and x.numel():
-        low, high = torch.linalg.vector_norm(x, torch.inf, -1).aminmax()
-        if low.item() >= 2.0**-20 and high.item() <= 2.0**20:
-            return None
-    return inverse_scale(x)
-
-
-def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale
-
-
-def unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x / scale
-
-
-def refuse_second_derivative() -> None:
-    """Raise RuntimeError inside a backward pass under ``create_graph=True``.
-
-    Gradients are enabled in a backward pass only with ``create_graph=True``. The singular vectors are constants there,
-    so the second derivative would be silently wrong.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            'spectral_norm, transmitting_norm: their gradient cannot be differentiated again (create_graph=True); take '
-            'this term out of what is differentiated twice, or use torch.linalg.svdvals'
-        )

@@ -46,7 +46,7 @@ def triples_by_squaring(pairs: list[tuple[Tensor, Tensor]], keep: bool) -> list[
         For each pair: value ``(B,)`` and, with ``keep``, u ``(B, C1)``, v ``(B, C2)`` and, divided by HW, F1^T u and
         F2^T v at the common positions.
     """
-    pairs = [[_pooled(x, common_size(*pair)) for x in pair] for pair in pairs]
+    pairs = [[pooled(x, common_size(*pair)) for x in pair] for pair in pairs]
     groups: dict[int, list[int]] = defaultdict(list)
     for i, (a, b) in enumerate(pairs):
         groups[min(a.shape[1], b.shape[1], a.shape[2])].append(i)
@@ -88,7 +88,8 @@ def cost_of_squaring(front: Tensor, back: Tensor) -> tuple[int, int]:
     return matrix * (area + side) + _SQUARINGS * side**3, 4 * (pooled + matrix + 2 * side**2)
 
 
-def _pooled(x: Tensor, size: Size) -> Tensor:
+def pooled(x: Tensor, size: Size) -> Tensor:
+    """A map, pooled to this size, with its positions in one dimension."""
     if x.shape[2:] == size:
         return x.flatten(2)
     height, width = x.shape[2:]

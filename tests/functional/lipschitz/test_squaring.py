@@ -18,13 +18,13 @@ def _seed():
 @pytest.fixture
 def left_over(monkeypatch):
     """The pairs that squaring leaves to the iteration, by their channels."""
-    pairs, iterate = [], transmitting._norms_of_pair
+    pairs, iterate = [], transmitting._by_iteration
 
     def record(front, back, *args):
         pairs.append((front.shape[1], back.shape[1]))
         return iterate(front, back, *args)
 
-    monkeypatch.setattr(transmitting, '_norms_of_pair', record)
+    monkeypatch.setattr(transmitting, '_by_iteration', record)
     monkeypatch.setitem(transmitting._SQUARED, 'cpu', 1 << 60)
     return pairs
 
@@ -80,7 +80,7 @@ def test_chunks_of_the_batch_give_the_same(left_over, monkeypatch):
     maps = [torch.randn(5, *shape).requires_grad_() for shape in [(4, 6, 6), (5, 6, 6), (8, 3, 3)]]
     expected = transmitting_norms(maps)
     gradients = torch.autograd.grad(expected.sum(), maps)
-    monkeypatch.setattr(transmitting, '_CHUNK_ELSEWHERE', 6000)
+    monkeypatch.setattr(transmitting, '_CHUNK_ELSEWHERE', (6000, 6000))
     norms = transmitting_norms(maps)
     torch.testing.assert_close(norms, expected, rtol=1e-6, atol=0)
     for a, b in zip(torch.autograd.grad(norms.sum(), maps), gradients, strict=True):

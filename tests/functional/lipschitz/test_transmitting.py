@@ -6,22 +6,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm, threads
+from spectra import DOUBLE, assert_relative, maps_with_spectrum, reference_norm
 from torch.utils.checkpoint import checkpoint
 
-from lckd_mm.functional import spectral_norm, transmitting_matrix, transmitting_norm, transmitting_norms
-from lckd_mm.functional.lipschitz import native, transmitting
+from lckd_mm.functional import transmitting_matrix, transmitting_norm, transmitting_norms
+from lckd_mm.functional.lipschitz import transmitting
 
 
-@pytest.fixture(autouse=True, params=['compiled', "torch's operations"])
-def _way(request, monkeypatch):
-    """Each test goes both ways."""
+@pytest.fixture(autouse=True)
+def _seed():
     torch.manual_seed(0)
-    if request.param == 'compiled':
-        if not native.available():
-            pytest.skip('lanczos.c is not compiled')
-    else:
-        monkeypatch.setattr(native, 'takes', lambda *_: False)
 
 
 # ---- transmitting_matrix
@@ -162,9 +156,6 @@ def test_nan_and_infinity_come_out_as_nan(bad):
     value = transmitting_norm(front, back)
     assert value[0].isnan()
     assert value[1].isfinite()
-    matrix = torch.randn(2, 3, 4)
-    matrix[1, 0, 0] = bad
-    assert spectral_norm(matrix).isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -176,8 +167,6 @@ def test_half_precision_is_computed_in_float32(dtype):
         assert torch.equal(value, function(front.float(), back.float()))
     transmitting_norm(front, back).sum().backward()
     assert front.grad.dtype == dtype
-    matrix = torch.randn(3, 4).to(dtype)
-    assert torch.equal(spectral_norm(matrix), spectral_norm(matrix.float()))
 
 
 def test_gradients_of_mixed_types_have_their_maps_type():
@@ -195,10 +184,10 @@ def test_gradients_of_mixed_types_have_their_maps_type():
 
 def test_autocast_changes_nothing():
     front, back = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
-    plain = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+    plain = transmitting_norm(front, back), transmitting_matrix(front, back)
     gradients = torch.autograd.grad(plain[0].sum(), (front, back))
     with torch.autocast('cpu', torch.bfloat16):
-        cast = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+        cast = transmitting_norm(front, back), transmitting_matrix(front, back)
         cast_gradients = torch.autograd.grad(cast[0].sum(), (front, back))
     for a, b in zip((*cast, *cast_gradients), (*plain, *gradients), strict=True):
         assert a.dtype == torch.float32
@@ -207,13 +196,12 @@ def test_autocast_changes_nothing():
 
 def test_second_derivative_is_refused():
     front, back = (x.requires_grad_() for x in maps_with_spectrum([2.0, 1.0], 2, 3, 2))
-    matrix = torch.randn(3, 4, dtype=DOUBLE, requires_grad=True)
-    for value, variable in ((transmitting_norm(front, back).sum(), front), (spectral_norm(matrix), matrix)):
-        # at once, and not a first gradient without a graph: also where the incoming gradient is a constant
-        for result in (value, value.square()):
-            with pytest.raises(RuntimeError, match='cannot be differentiated again'):
-                torch.autograd.grad(result, variable, create_graph=True)
-        assert torch.autograd.grad(value, variable)[0].any()
+    value = transmitting_norm(front, back).sum()
+    # at once, and not a first gradient without a graph: also where the incoming gradient is a constant
+    for result in (value, value.square()):
+        with pytest.raises(RuntimeError, match='cannot be differentiated again'):
+            torch.autograd.grad(result, front, create_graph=True)
+    assert torch.autograd.grad(value, front)[0].any()
 
 
 def test_scaling_one_factor_scales_the_value():
@@ -286,39 +274,16 @@ def test_gradient_reaches_the_maps_that_ask_for_it(wanted):
 
 
 @pytest.mark.parametrize('chunk', [1, 3000, 1 << 30])
-@pytest.mark.parametrize('pooled', [0, 1 << 30])
-def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, chunk, pooled):
-    monkeypatch.setitem(transmitting._CHUNK, 'cpu', chunk)
-    monkeypatch.setattr(transmitting, '_POOLED_SAMPLE', pooled)
+@pytest.mark.parametrize('formed', [0, 1 << 30])
+def test_the_result_depends_neither_on_chunks_nor_on_whether_the_matrix_is_formed(monkeypatch, chunk, formed):
+    monkeypatch.setitem(transmitting._CHUNK, 'cpu', (chunk, chunk))
+    monkeypatch.setattr(transmitting, '_FORMED', formed)
     maps = chain(batch=5)
     norms = transmitting_norms(maps)
     torch.testing.assert_close(norms, by_pairs(maps), rtol=1e-9, atol=0)
     exact = torch.autograd.grad(by_pairs(maps).sum(), maps)
     for gradient, reference in zip(torch.autograd.grad(norms.sum(), maps), exact, strict=True):
         assert_relative(gradient, reference, 1e-6)
-
-
-LONE = {
-    None: [(12, 7, 7), (8, 5, 5)],
-    'matrix': [(4, 16, 16), (6, 8, 8)],
-    'gram': [(64, 4, 4), (60, 4, 4)],
-}
-
-
-@pytest.mark.parametrize('cores', [1, 2, 3, 4])
-@pytest.mark.parametrize('dtype', [torch.float32, DOUBLE])
-@pytest.mark.parametrize('form', LONE)
-def test_a_lone_sample_is_split_over_the_cores(form, dtype, cores):
-    leaves = [torch.randn(1, *shape, dtype=dtype, requires_grad=True) for shape in LONE[form]]
-    assert transmitting._plan(leaves, tuple(leaves[1].shape[2:]), dtype).form == form
-    with threads(cores):
-        value = transmitting_norm(*leaves)
-        gradients = torch.autograd.grad(value.sum(), leaves)
-    wide = [x.detach().double().requires_grad_() for x in leaves]
-    exact = reference_norm(*wide)
-    torch.testing.assert_close(value.double(), exact, rtol=1e-9 if dtype == DOUBLE else 1e-5, atol=0)
-    for gradient, reference in zip(gradients, torch.autograd.grad(exact.sum(), wide)):
-        assert_relative(gradient.double(), reference, 1e-7 if dtype == DOUBLE else 1e-2)
 
 
 @pytest.mark.parametrize('channels', [(1, 1), (1, 9), (9, 1), (40, 30)])
@@ -403,13 +368,13 @@ def lower_precision(how):
 @pytest.mark.parametrize('how', ['high', 'medium', 'by backend'])
 def test_a_lower_precision_of_products_changes_nothing_and_is_restored(how):
     front, back = torch.randn(2, 256, 16, 16, requires_grad=True), torch.randn(2, 256, 16, 16)
-    expected = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+    expected = transmitting_norm(front, back), transmitting_matrix(front, back)
     backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.backends.cudnn.conv
     initially = [b.fp32_precision for b in backends]
     lower_precision(how)
     try:
         before = [b.fp32_precision for b in backends]
-        found = transmitting_norm(front, back), transmitting_matrix(front, back), spectral_norm(front.flatten(2))
+        found = transmitting_norm(front, back), transmitting_matrix(front, back)
         assert [b.fp32_precision for b in backends] == before
     finally:
         torch.set_float32_matmul_precision('highest')
@@ -505,3 +470,15 @@ def test_maps_of_low_rank(kind, batch, dtype):
         torch.testing.assert_close(norms.detach().double(), exact.detach(), rtol=rtol, atol=0)
         for gradient, reference in zip(torch.autograd.grad(norms.sum(), maps), expected, strict=True):
             assert_relative(gradient.double(), reference, 1e-2)
+
+
+def test_no_rival_is_taken_for_the_first():
+    """Of flat spectra, which an iteration that stops at a residual of 1e-3 gets wrong in one of 6,000 samples."""
+    worst = 0.0
+    for seed in range(600):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = torch.randint(1, 41, (2, 3), generator=generator).tolist()
+        maps = [torch.randn(8, c, 1 + h // 2, 1 + w // 2, generator=generator) for c, h, w in shapes]
+        error = transmitting_norm(*maps).double() / reference_norm(*(x.double() for x in maps)) - 1
+        worst = max(worst, error.abs().max().item())
+    assert worst < 1e-4

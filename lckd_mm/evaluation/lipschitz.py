@@ -1,12 +1,12 @@
-"""Local Lipschitz constants of a network, to compare the transmitting norm with; all norms are Euclidean."""
+"""Local Lipschitz constants of a net, to compare the transmitting norm with; all norms are Euclidean."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .krylov import generic_start, leading_eigenvector
-from .precision import full_precision, inverse_scale, wide_type
+from ..functional.lipschitz.krylov import generic_start, leading_eigenvector
+from ..functional.lipschitz.precision import full_precision, inverse_scale, wide_type
 
 
 def local_lipschitz(
@@ -74,23 +74,22 @@ def steepest(
             (pulled,) = torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)
         if pulled is None or not pulled.requires_grad:
             return flat_everywhere
-        scale: Tensor | None = None
 
-        def apply(u: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal scale
+        def jacobian(u: Tensor) -> Tensor:
             (image,) = torch.autograd.grad(pulled, cotangent, u.view_as(x).to(x.dtype), retain_graph=True)
-            flat = image.reshape(len(u), 1, -1).to(dtype)
-            if scale is None:
-                scale = inverse_scale(flat)
-            flat = flat * scale
-            (product,) = torch.autograd.grad(y, x, flat.view_as(y).to(y.dtype), retain_graph=True)
-            return product.reshape(u.shape).to(dtype) * scale, flat
+            return image.reshape(len(u), 1, -1).to(dtype)
+
+        def apply(u: Tensor) -> Tensor:
+            image = (jacobian(u) * scale).view_as(y).to(y.dtype)
+            (product,) = torch.autograd.grad(y, x, image, retain_graph=True)
+            return product.reshape(u.shape).to(dtype) * scale
 
         start = generic_start(x[0].numel(), x.to(dtype)).expand(len(x), 1, -1)
-        square, vector, image = leading_eigenvector(apply, start, tol, max_steps)
-        sigma = (torch.linalg.vector_norm(image, dim=-1, keepdim=True) / scale).flatten()
+        scale = inverse_scale(jacobian(start))
+        square, vector = leading_eigenvector(apply, start, tol, max_steps)
+        sigma = (torch.linalg.vector_norm(jacobian(vector) * scale, dim=-1, keepdim=True) / scale).flatten()
         rest = nothing
         if check:
-            gap = torch.linalg.vector_norm(apply(vector)[0] - square * vector, dim=-1, keepdim=True)
+            gap = torch.linalg.vector_norm(apply(vector) - square * vector, dim=-1, keepdim=True)
             rest = torch.where(square > 0, gap / square, 0).flatten().detach()
         return sigma.detach(), vector.view_as(x).to(x.dtype).detach(), rest
