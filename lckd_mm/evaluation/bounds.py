@@ -17,7 +17,7 @@ from .lipschitz import local_lipschitz, steepest
 Factor = float | Callable[[float], float]
 
 # Largest slopes; those of SiLU, GELU and hardswish exceed 1.
-_SLOPES = {'sigmoid': 0.25, 'hardsigmoid': 1 / 6, 'silu': 1.0998393194, 'gelu': 1.1289041451, 'hardswish': 1.5}
+_SLOPES = {'sigmoid': 0.25, 'hardsigmoid': 1 / 6, 'silu': 1.0998393194, 'gelu': 1.1289931, 'hardswish': 1.5}
 # Constant 1: slopes of at most 1, and operations that select or reorder entries.
 _UNIT = {
     *('relu', 'hardtanh', 'clamp', 'clamp_min', 'clamp_max', 'tanh', 'softplus', 'abs', 'neg', 'alias', 'clone'),

@@ -57,7 +57,7 @@ def steepest(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`local_lipschitz`, the right singular vector ``(B, ...)``, and the residuals (zeros without ``check``).
 
-    All are zeros where the function is flat.
+    Values and residuals are zeros where the function is flat.
     """
     dtype = wide_type(inputs)
     nothing = inputs.new_zeros(len(inputs), dtype=dtype)
@@ -91,5 +91,5 @@ def steepest(
         rest = nothing
         if check:
             gap = torch.linalg.vector_norm(apply(vector) - square * vector, dim=-1, keepdim=True)
-            rest = torch.where(square > 0, gap / square, 0).flatten().detach()
+            rest = torch.where(square == 0, 0, gap / square).flatten().detach()
         return sigma.detach(), vector.view_as(x).to(x.dtype).detach(), rest

@@ -68,6 +68,7 @@ def test_bad_chains_and_complex_maps_raise():
     for maps, says in (
         ([x, x, x[:1]], r'same samples, got \(2, .* and \(1,'),
         ([x.to(torch.complex64), x], 'real'),
+        ([x], 'two maps or more of one net, got 1'),
     ):
         with pytest.raises(ValueError, match=says):
             transmitting_norms(maps)
@@ -135,6 +136,28 @@ def test_one_zero_sample_leaves_the_others_alone():
     torch.testing.assert_close(value[::2], transmitting_norm(front[::2], back[::2]))
 
 
+@pytest.mark.parametrize('channels', [(64, 512), (300, 400)])
+@pytest.mark.parametrize('scales', [(1e-12, 1.0), (1e10, 1.0), (1e-15, 1e-15), (1e18, 1e18), (1e20, 1e-20)])
+def test_a_sample_of_any_size_among_others_keeps_its_relative_value(channels, scales):
+    maps = [torch.randn(3, c, 7, 7) for c in channels]
+    wide = [x.double() for x in maps]
+    for x, y, scale in zip(maps, wide, scales):
+        x[1] *= scale
+        y[1] = x[1].double()
+    torch.testing.assert_close(transmitting_norm(*maps).double(), reference_norm(*wide), rtol=1e-5, atol=0)
+
+
+def test_maps_of_a_large_mean():
+    front, back = torch.randn(8, 8, 4, 4) + 1000, torch.randn(8, 64, 4, 4)
+    maps = [front.requires_grad_(), (back - back.mean((2, 3), keepdim=True)).requires_grad_()]
+    wide = [x.detach().double().requires_grad_() for x in maps]
+    value, exact = transmitting_norm(*maps), reference_norm(*wide)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=0)
+    pairs = zip(torch.autograd.grad(value.sum(), maps), torch.autograd.grad(exact.sum(), wide))
+    for gradient, reference in pairs:
+        assert_relative(gradient.double(), reference, 1e-2)
+
+
 @pytest.mark.parametrize('scale', [1e4, 1e15, 1e-15])
 def test_huge_and_tiny_maps_keep_their_relative_value(scale):
     front, back = (x.float() for x in maps_with_spectrum([2.0, 1.0, 0.5], 4, 5, 4))
@@ -183,11 +206,12 @@ def test_gradients_of_mixed_types_have_their_maps_type():
 
 
 def test_autocast_changes_nothing():
-    front, back = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
+    front, back = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
     plain = transmitting_norm(front, back), transmitting_matrix(front, back)
     gradients = torch.autograd.grad(plain[0].sum(), (front, back))
     with torch.autocast('cpu', torch.bfloat16):
         cast = transmitting_norm(front, back), transmitting_matrix(front, back)
+        # Backward, too, as in a training step that is wrapped as a whole.
         cast_gradients = torch.autograd.grad(cast[0].sum(), (front, back))
     for a, b in zip((*cast, *cast_gradients), (*plain, *gradients), strict=True):
         assert a.dtype == torch.float32
@@ -305,12 +329,13 @@ def test_any_shapes(batch, shapes, seed):
     torch.testing.assert_close(transmitting_norms(maps), by_pairs(maps), rtol=1e-7, atol=1e-12)
 
 
-def test_an_empty_batch_gives_an_empty_result():
-    maps = [torch.randn(0, 3, 4, 4).requires_grad_(), torch.randn(0, 5, 2, 2)]
+@pytest.mark.parametrize('width', [3, 400])
+def test_an_empty_batch_gives_an_empty_result(width):
+    maps = [torch.randn(0, width, 4, 4).requires_grad_(), torch.randn(0, width, 2, 2)]
     norms = transmitting_norms(maps)
     assert norms.shape == (1, 0)
     norms.sum().backward()
-    assert maps[0].grad.shape == (0, 3, 4, 4)
+    assert maps[0].grad.shape == (0, width, 4, 4)
 
 
 def test_channels_last_maps_give_the_same_and_channels_last_gradients():
