@@ -52,3 +52,20 @@ def of_one_size(size=96, classes=4):
     )  # fmt: skip
     net['decode_head'].update(in_channels=16, in_index=0)
     return net
+
+
+def rcnn(name='faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', width=16, classes=10):
+    """A two-stage detector of mmdet, narrow; widths of the pyramid and of the heads follow ``width``."""
+    model = load_config(f'mmdet::{name}').model
+    model.backbone.update(depth=18, base_channels=8, stem_channels=8, frozen_stages=-1, init_cfg=None)
+    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=width)
+    model.rpn_head.update(in_channels=width, feat_channels=width)
+    roi = model.roi_head
+    heads = roi.bbox_head
+    for head in heads if isinstance(heads, list) else [heads]:
+        head.update(in_channels=width, fc_out_channels=width, num_classes=classes)
+    roi.bbox_roi_extractor.out_channels = width
+    if 'mask_head' in roi:
+        roi.mask_roi_extractor.out_channels = width
+        roi.mask_head.update(in_channels=width, conv_out_channels=width, num_convs=1, num_classes=classes)
+    return model.to_dict()

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from small_nets import rcnn
 from torch import nn
 
 from lckd_mm import losses
@@ -407,21 +408,6 @@ def test_unknown_axes_are_refused_where_they_matter(distil):
 # ---- rows that each net chooses for itself
 
 
-def faster_rcnn(name='faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'):
-    model = load_config(f'mmdet::{name}').model
-    model.backbone.update(depth=18, base_channels=8, stem_channels=8, init_cfg=None)
-    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
-    model.rpn_head.update(in_channels=16, feat_channels=16)
-    heads = model.roi_head.bbox_head
-    for head in heads if isinstance(heads, list) else [heads]:
-        head.update(in_channels=16, fc_out_channels=16)
-    model.roi_head.bbox_roi_extractor.out_channels = 16
-    if 'mask_head' in model.roi_head:
-        model.roi_head.mask_roi_extractor.out_channels = 16
-        model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1)
-    return model.to_dict()
-
-
 ROI = {
     'roi_head.bbox_head.fc_cls': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'roi_head.bbox_head.shared_fcs.0@in': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -435,7 +421,7 @@ ROI = {
 def test_regions_of_two_nets_are_refused_and_what_the_sentence_names_builds(distil, address):
     import mmdet.models
 
-    net = faster_rcnn(ROI[address])
+    net = rcnn(ROI[address])
     for loss in ('KDLoss', 'FitNetsLoss', 'RKDLoss'):
         with pytest.raises(
             ValueError, match=r'gives a row for each region that this net proposes.*; compare'

@@ -48,6 +48,8 @@ def build_term(
                 f'term {name!r}: {term.loss_name} runs the nets again, so it cannot borrow the {side.key} of '
                 f'{side.lender!r}; give it its own'
             )
+    if term.replays and term.regions is not None:
+        raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it takes no regions=True')
     if term.replays and term.part is not None:
         raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it cannot reuse {term.part!r}')
     for connector in term.teacher_connectors:

@@ -16,6 +16,7 @@ from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from .build import build_objective, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
+from .regions import noted_regions
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .term import Batch, Term
@@ -169,14 +170,18 @@ class Distiller(StudentModel):
         t = {}
         if teacher_names:
             t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, parts=self.terms.parts())
-        with self.student_taps.record(self.student, student_names, require_grad=trained) as s:
+        with (
+            noted_regions(self.student, self.terms.extractors()) as regions,
+            self.student_taps.record(self.student, student_names, require_grad=trained) as s,
+        ):
             own = own_losses(self.student, inputs, data_samples)
         replay, reuse = partial(self._replay, moment, data_samples), partial(self.teacher.reuse, self.teacher_taps)
+        score = partial(self.teacher.score, self.teacher_taps, regions)
         if idle:
             losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
             losses, connected = self.terms(
-                Batch(s, t, inputs, data_samples, own, replay, reuse), self.training and torch.is_grad_enabled()
+                Batch(s, t, inputs, data_samples, own, replay, reuse, score), self.training and torch.is_grad_enabled()
             )
         self.teacher.forget()
         for observer in self.observers:

@@ -239,7 +239,13 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
     def reuse(part: str, values: Mapping[str, Feature], names: list[str]) -> dict[str, Feature]:
         return features(sum(x.sum() for x in flat(values.values())))[1]
 
-    batch = Batch(*features(images), images, fabricate_samples(student, 1, image.size), replay=features, reuse=reuse)
+    def score(term: Term, names: list[str]) -> dict[str, Feature]:
+        # The teacher scores as many regions as the student.
+        rows = len(features(images)[0][term.student.names[0]])
+        return {name: x.new_zeros(rows, *x.shape[1:]) for name, x in features(images)[1].items() if name in names}
+
+    samples = fabricate_samples(student, 1, image.size)
+    batch = Batch(*features(images), images, samples, replay=features, reuse=reuse, regions=score)
     done: Connected = {}
     for name, term in terms.items():
         both = term.student, term.teacher

@@ -124,8 +124,13 @@ class Objective(nn.ModuleDict):
         return any(term.replays for term in self.values())
 
     def parts(self) -> set[str]:
-        """The paths of the teacher's parts that run again, on features of the student's."""
-        return {term.part for term in self.values() if term.part is not None}
+        """The paths of the teacher's parts that run again, on features or on regions of the student's."""
+        parts = {term.part for term in self.values() if term.part is not None}
+        return parts | {term.their_regions.extractor for term in self.values() if term.their_regions is not None}
+
+    def extractors(self) -> set[str]:
+        """The paths of the student's modules whose regions the teacher's heads score, too."""
+        return {term.regions.extractor for term in self.values() if term.regions is not None}
 
     def bind(self, teacher: nn.Module) -> None:
         """Bind every term to the teacher's layers, see :meth:`~lckd_mm.distillation.Term.bind`."""

@@ -153,6 +153,8 @@ class OnlineDistiller(StudentModel):
             raise ValueError(f'term {term.name!r}: all nets learn the classes of one data set; remove classes')
         if term.part is not None:
             raise ValueError(f'term {term.name!r}: a peer is not frozen, so it cannot be reused; remove reuse')
+        if term.regions is not None:
+            raise ValueError(f'term {term.name!r}: a peer is not frozen, so it scores no regions; remove regions')
         for connector in (part for of in term.teacher_connectors for part in (of if isinstance(of, Chain) else [of])):
             if connector.of_teacher and not connector.online:
                 raise ValueError(

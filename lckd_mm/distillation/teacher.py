@@ -29,6 +29,7 @@ from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
 from .side import Feature, each, levels
+from .term import Term
 
 _BN_MODES = ('eval', 'batch')
 _PRECISIONS = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -300,8 +301,25 @@ class FrozenTeacher:
                 self.model.get_submodule(part)(*args, **kwargs)
         return features
 
+    def score(
+        self, taps: FeatureTaps, regions: Mapping[str, Tensor], term: Term, names: Iterable[str]
+    ) -> dict[str, Any]:
+        """What the head of a term makes of the student's regions, on its own pyramid of the last batch.
+
+        Args:
+            regions: by the path of the student's module that was called with them. names: the taps to read.
+        """
+        (pyramid, *_), _, autocast = self._calls[term.their_regions.extractor]
+        device = next(self.model.parameters()).device
+        with (
+            preserved_rng(device=device), torch.no_grad(), autocast,
+            taps.record(self.model, names, stop=True) as found,
+        ):  # fmt: skip
+            term.their_regions.run(self.model, pyramid, regions[term.regions.extractor])
+        return found
+
     def forget(self) -> None:
-        """Free what :meth:`reuse` needs of the last batch."""
+        """Free what :meth:`reuse` and :meth:`score` need of the last batch."""
         self._calls.clear()
 
     def _features(

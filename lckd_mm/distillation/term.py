@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_POSITION, ClassMatch, check_names
+from .regions import RegionHead
 from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
 
@@ -40,6 +41,8 @@ class Batch:
     #: Maps (part of the teacher, its tap names to features, tap names) to the teacher's features, by rerunning the part
     #: with those features in the place of its own.
     reuse: Callable[[str, Features, list[str]], Features] | None = None
+    #: Maps (term, tap names) to what the teacher's head makes of the regions that the student's head scored.
+    regions: Callable[['Term', list[str]], Features] | None = None
 
 
 class Term(nn.Module):
@@ -70,6 +73,9 @@ class Term(nn.Module):
             and the part of the teacher that holds them, such as ``bbox_head``, runs from there, frozen, to the taps
             ``teacher``: what the teacher makes of the student's features is compared with what it makes of its own. The
             connectors map to the features of these taps.
+        regions: for two-stage detectors of mmdet: the taps lie in their RoI heads, and the teacher's head runs, frozen,
+            on the regions that the student sampled in this step, so that row i is the same region in both nets. A tap
+            names the stage of a cascade: ``roi_head.bbox_head.2.fc_cls``.
         classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
@@ -100,6 +106,7 @@ class Term(nn.Module):
         teacher_connector: Any = None,
         given: Any = None,
         reuse: Any = None,
+        regions: bool = False,
         classes: Any = None,
     ):
         super().__init__()
@@ -119,6 +126,12 @@ class Term(nn.Module):
             raise ValueError(f'term {name!r}: {counts[0]} student taps, but {counts[1]} teacher taps')
         #: The path of the teacher's part that runs on the student's features; None without ``reuse``.
         self.part = None if reuse is None else self._part(teacher_connector, classes)
+        #: The student's head that scores regions, and the teacher's, which is known once the term is bound.
+        self.regions = self.their_regions = None
+        if arguments.boolean(f'term {name!r}', 'regions', regions):
+            if self.part is not None:
+                raise ValueError(f'term {name!r}: reuse and regions=True exclude each other; remove one')
+            self.regions = RegionHead.of(name, taps[0], self.student.names, net)
         self.loss = build_registered(self._with_channels(loss), f'term {name!r}: loss')
         #: The name of its class, for error messages.
         self.loss_name = type(self.loss).__name__
@@ -155,8 +168,12 @@ class Term(nn.Module):
 
         ``done`` holds the earlier terms' connected features, which this one may borrow; this term adds its own.
         """
-        first = levels(next(iter(batch.student.values())))[0]
+        first = levels(batch.student[self.student.names[0]])[0]
         with torch.autocast(first.device.type, enabled=False):
+            if self.regions is not None:
+                if not len(first):  # no object, so no region for a mask
+                    return sum(0 * x.sum() for x in (*flat(self.student.raw(batch.student)), *self.parameters()))
+                batch = replace(batch, teacher={**batch.teacher, **batch.regions(self, self._regional())})
             raw, raw_teacher, ours, theirs = self._select(batch.student, batch.teacher, done)
             done[self.name] = dict(zip(self.student.names, ours)), dict(zip(self.teacher.names, theirs))
             if self.part is not None:
@@ -195,6 +212,8 @@ class Term(nn.Module):
     def bind(self, teacher: nn.Module) -> None:
         """Let connectors and the loss read the teacher's layers; called after building and again after loading it."""
         taps = self.teacher.taps
+        if self.regions is not None:
+            self.their_regions = RegionHead.of(self.name, taps, self._regional(), teacher)
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
             norm = trace.norm if (trace := taps.traces.get(tap)) else None
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
@@ -212,7 +231,7 @@ class Term(nn.Module):
 
     def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
-        for side in (self.student, self.teacher, self.into, *self.given.values()):
+        for side in (self.student, self.teacher, self.into, *self.given.values()) if self.regions is None else ():
             side.check_rows()
         for side in (self.student, self.teacher) if self.loss.takes else ():
             side.check_known(self.loss_name)
@@ -239,6 +258,11 @@ class Term(nn.Module):
         likes = raw_teacher if self.into is self.teacher else self.into.raw(teacher)
         connected = self.student.connected(raw, likes, done)
         return raw, raw_teacher, connected, self.teacher.connected(raw_teacher, raw, done)
+
+    def _regional(self) -> list[str]:
+        """The teacher's taps that its head fills from the student's regions."""
+        given = [name for side in self.given.values() if side.role == 'teacher' for name in side.names]
+        return [*self.teacher.names, *given]
 
     def _part(self, teacher_connector: Any, classes: Any) -> str:
         """The teacher's part, such as ``bbox_head``, that holds the taps of ``reuse`` and those to compare."""

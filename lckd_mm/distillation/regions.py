@@ -1,0 +1,86 @@
+"""Regions of two-stage detectors: the teacher's RoI head scores the regions that the student sampled in this step."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..contexts import wrapped_forward
+from ..taps import FeatureTaps
+
+_TAPS = re.compile(r'roi_head\.(bbox|mask)_head(?:\.(\d+))?\..+')
+
+
+class RegionHead(NamedTuple):
+    """A head for boxes or masks of one of mmdet's two-stage detectors, and of which stage of a cascade."""
+
+    kind: str
+    stage: int | None = None
+
+    @classmethod
+    def of(cls, term: str, taps: FeatureTaps, names: Iterable[str], model: nn.Module) -> 'RegionHead':
+        """The head in which these taps of a net lie.
+
+        Raises:
+            ValueError: they lie elsewhere, in several heads, or their head does not read its own regions.
+        """
+        who, found = f'term {term!r}: regions=True', set()
+        for tap in names:
+            address = taps.addresses[tap]
+            match = _TAPS.fullmatch(address.path)
+            if match is None or address.call == '*':
+                raise ValueError(
+                    f"{who} lets both nets' RoI heads score the same regions, and {taps.role} tap {tap!r} is "
+                    f"{str(address)!r}; tap a layer of such a head, such as 'roi_head.bbox_head.fc_cls', or "
+                    "'roi_head.bbox_head.2.fc_cls' of a cascade"
+                )
+            # One that is no cascade has children such as shared_fcs.0, and no number behind its name.
+            found.add(cls(match[1], None if match[2] is None else int(match[2])))
+        if len(found) > 1:
+            raise ValueError(f'{who}: the taps of the {taps.role} lie in several heads; write a term for each')
+        (head,) = found
+        roi_head = model.get_submodule('roi_head')
+        run = getattr(roi_head, f'_{head.kind}_forward', None)
+        try:
+            inspect.signature(run).bind(*head.arguments(None, None))
+            model.get_submodule(head.extractor)
+        except (TypeError, AttributeError):  # queries beside the regions, or no extractor
+            run = None
+        if run is None or (head.kind == 'mask' and getattr(roi_head, 'share_roi_extractor', False)):
+            raise ValueError(
+                f"{who}: the {head.kind}_head of the {taps.role}'s {type(roi_head).__name__} cannot be run on given "
+                "regions alone; compare the neck, as in taps='neck'"
+            )
+        return head
+
+    @property
+    def extractor(self) -> str:
+        """The path of the module that is called with the pyramid and the regions."""
+        return f'roi_head.{self.kind}_roi_extractor' + ('' if self.stage is None else f'.{self.stage}')
+
+    def arguments(self, pyramid: Any, regions: Any) -> list[Any]:
+        """What the method of the RoI head that runs this head takes."""
+        return [*([] if self.stage is None else [self.stage]), pyramid, regions]
+
+    def run(self, model: nn.Module, pyramid: Any, regions: Tensor) -> None:
+        """Score these regions, rows (image, x1, y1, x2, y2)."""
+        getattr(model.roi_head, f'_{self.kind}_forward')(*self.arguments(pyramid, regions))
+
+
+@contextlib.contextmanager
+def noted_regions(model: nn.Module, extractors: Iterable[str]) -> Iterator[Mapping[str, Tensor]]:
+    """The regions with which these modules of a net are called inside the ``with``, by path."""
+    found: dict[str, Tensor] = {}
+
+    def note(path: str, own: Callable[..., Any], pyramid: Any, regions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found[path] = regions.detach()
+        return own(pyramid, regions, *args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        for path in extractors:
+            stack.enter_context(wrapped_forward(model.get_submodule(path), partial(note, path)))
+        yield found

@@ -1,0 +1,160 @@
+"""Terms with `regions`: the teacher's RoI head scores the regions that the student sampled."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from run_helpers import HOOK, config, run, scalars, scenes
+from small_nets import rcnn
+from test_reuse import batch, built, model
+
+from lckd_mm.distillation.regions import RegionHead
+from lckd_mm.hosts import build_model, load_config
+from lckd_mm.taps import FeatureTaps
+
+FASTER, CASCADE, MASK = (
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+)
+KD = dict(type='lckd_mm.KDLoss', tau=2.0)
+FIT = dict(type='lckd_mm.FitNetsLoss')
+SCORES, MASKS = 'roi_head.bbox_head.fc_cls', 'roi_head.mask_head.conv_logits'
+
+
+def term(loss=KD, on='scores', **extra):
+    return dict(loss_regions=dict(dict(loss=loss, on=on, regions=True), **extra))
+
+
+def distiller(tmp_path, student=FASTER, teacher=FASTER, terms=None, ours=SCORES, theirs=SCORES, **extra):
+    return built(
+        tmp_path, terms or term(), dict(scores=ours), rcnn(student), rcnn(teacher, width=24),
+        teacher_taps=dict(scores=theirs), **extra,
+    )  # fmt: skip
+
+
+def stage(path):
+    part = path.split('.')[2]
+    return [int(part)] if part.isdigit() else []
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'ours', 'theirs'),
+    [
+        (FASTER, FASTER, SCORES, SCORES),
+        (FASTER, CASCADE, SCORES, 'roi_head.bbox_head.2.fc_cls'),
+        (CASCADE, FASTER, 'roi_head.bbox_head.1.fc_cls', SCORES),
+        (CASCADE, CASCADE, 'roi_head.bbox_head.1.fc_cls', 'roi_head.bbox_head.1.fc_cls'),
+        (FASTER, MASK, SCORES, SCORES),
+    ],
+)
+def test_both_heads_score_the_regions_that_the_student_sampled(tmp_path, student, teacher, ours, theirs):
+    found = distiller(tmp_path, student, teacher, ours=ours, theirs=theirs).train()
+    data = batch(found)
+    extractor = ours.replace('bbox_head', 'bbox_roi_extractor').removesuffix('.fc_cls')
+    noted = {}
+    seen = found.student.get_submodule(extractor).register_forward_hook(
+        lambda _, args, __: noted.update(regions=args[1])
+    )
+    own = found.student.get_submodule(ours).register_forward_hook(lambda _, __, y: noted.update(scores=y))
+    value = found.loss(**data)['loss_regions']
+    seen.remove()
+    own.remove()
+    net = found.teacher.model
+    with torch.no_grad():
+        pyramid = net.extract_feat(found.teacher.convert(data['inputs'], data['data_samples']))
+        wanted = net.roi_head._bbox_forward(*stage(theirs), pyramid, noted['regions'])['cls_score']
+    assert len(wanted) == len(noted['scores']) > 20
+    log_p, q = (noted['scores'].double() / 2).log_softmax(1), (wanted.double() / 2).softmax(1)
+    expected = 4 * F.kl_div(log_p, q, reduction='none').sum(1).mean()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    found.zero_grad()
+    value.backward()
+    for path in (ours, 'backbone.conv1'):
+        assert found.student.get_submodule(path).weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in net.parameters())
+    assert not found.teacher._calls
+    for nets in (found.student, net):
+        assert all('forward' not in vars(m) for m in nets.modules())
+
+
+def test_a_teacher_s_own_regions_are_not_compared(tmp_path):
+    """With the teacher's weights in the student, both heads give the same scores, whatever the teacher proposes."""
+    found = built(tmp_path, term(), dict(scores=SCORES), rcnn(), rcnn())
+    found.student.load_state_dict(found.teacher.model.state_dict())
+    found.eval()
+    with torch.no_grad():
+        assert found.loss(**batch(found))['loss_regions'].abs() < 1e-6
+        found.student.roi_head.bbox_head.fc_cls.weight.mul_(1.5)
+        assert found.loss(**batch(found))['loss_regions'] > 1e-4
+
+
+def test_masks_of_the_same_regions_and_none_without_an_object(tmp_path):
+    found = distiller(tmp_path, MASK, MASK, term(FIT), MASKS, MASKS).train()
+    data = batch(found)
+    losses = found.loss(**data)
+    assert 0 < losses['loss_regions'] < float('inf')
+    losses['loss_regions'].backward()
+    assert found.student.roi_head.mask_head.conv_logits.weight.grad.abs().sum() > 0
+    for sample in data['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    empty = found.loss(**data)['loss_regions']
+    assert empty == 0 and empty.requires_grad
+
+
+@pytest.mark.parametrize(
+    ('student', 'terms', 'taps', 'says'),
+    [
+        (FASTER, term(), dict(scores='neck[0]'), "student tap 'scores' is 'neck\\[0\\]'; tap a layer of such a head"),
+        (FASTER, term(reuse='scores'), dict(scores=SCORES), 'reuse and regions=True exclude each other; remove one'),
+        (FASTER, term(regions=1), dict(scores=SCORES), 'regions must be True or False, got 1'),
+        (
+            MASK, term(FIT, ['scores', 'masks']), dict(scores=SCORES, masks=MASKS),
+            'the taps of the student lie in several heads; write a term for each',
+        ),
+        (FASTER, term(dict(type='lckd_mm.JacobianLoss')), dict(scores=SCORES), 'so it takes no regions=True'),
+    ],
+)  # fmt: skip
+def test_what_cannot_score_the_same_regions_is_refused(tmp_path, student, terms, taps, says):
+    with pytest.raises((ValueError, TypeError), match=f"term 'loss_regions'.*{says}"):
+        built(tmp_path, terms, taps, rcnn(student), rcnn(student))
+
+
+def test_a_head_that_needs_queries_beside_the_regions_is_refused():
+    sparse = build_model(load_config('mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py').model.to_dict(), 'mmdet')
+    taps = FeatureTaps(dict(scores='roi_head.bbox_head.5.fc_cls'), 'teacher')
+    with pytest.raises(ValueError, match="the bbox_head of the teacher's SparseRoIHead cannot be run on given regions"):
+        RegionHead.of('loss_kd', taps, ['scores'], sparse)
+
+
+def test_without_the_key_the_sentence_names_it(tmp_path):
+    with pytest.raises(ValueError, match='regions=True in the term'):
+        built(tmp_path, dict(loss_kd=dict(loss=KD, on='scores')), dict(scores=SCORES), rcnn(), rcnn())
+
+
+def test_a_run_of_the_runner(tmp_path, scenes):
+    """Rehearsal included; the checkpoint is the student, and a run that goes on after it is the same to the bit."""
+    theirs = dict(scores='roi_head.bbox_head.2.fc_cls')
+    nets = model(tmp_path, term(), dict(scores=SCORES), rcnn(), rcnn(CASCADE), teacher_taps=theirs)
+    logged = {}
+    for name in ('whole', 'rest'):
+        cfg = config('mmdet', scenes, tmp_path / name, nets, iters=4)
+        cfg.default_hooks.distillation = HOOK
+        cfg.default_hooks.resume = dict(type='lckd_mm.ResumeHook')
+        cfg.default_hooks.checkpoint.interval = 2
+        cfg.default_hooks.logger.interval = 1
+        if name == 'rest':
+            cfg.resume, cfg.load_from = True, str(tmp_path / 'whole' / 'iter_2.pth')
+        run(cfg)
+        logged[name] = [entry['loss_regions'] for entry in scalars(tmp_path / name) if 'loss_regions' in entry]
+    assert len(logged['whole']) == 4 and all(0 < v < float('inf') for v in logged['whole'])
+    assert logged['rest'] == logged['whole'][2:]
+    files = [torch.load(tmp_path / name / 'iter_4.pth', weights_only=False)['state_dict'] for name in ('whole', 'rest')]
+    assert files[0].keys() == build_model(rcnn(), 'mmdet').state_dict().keys()
+    assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+
+
+def test_peers_score_no_regions(scenes):
+    net = rcnn()
+    cfg = dict(type='lckd_mm.OnlineDistiller', nets=[net, net], taps=dict(scores=SCORES), terms=term(), dry_run_size=64)
+    with pytest.raises(ValueError, match="term 'loss_regions': a peer is not frozen, so it scores no regions"):
+        build_model(cfg, 'mmdet')
