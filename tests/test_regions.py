@@ -1,5 +1,7 @@
 """Terms with `regions`: the teacher's RoI head scores the regions that the student sampled."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from test_reuse import batch, built, model
 
 from lckd_mm.distillation.regions import RegionHead
 from lckd_mm.hosts import build_model, load_config
+from lckd_mm.losses import RegionBoxLoss
 from lckd_mm.taps import FeatureTaps
 
 FASTER, CASCADE, MASK = (
@@ -153,8 +156,70 @@ def test_a_run_of_the_runner(tmp_path, scenes):
     assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
 
 
-def test_peers_score_no_regions(scenes):
+def test_peers_score_no_regions():
     net = rcnn()
     cfg = dict(type='lckd_mm.OnlineDistiller', nets=[net, net], taps=dict(scores=SCORES), terms=term(), dry_run_size=64)
     with pytest.raises(ValueError, match="term 'loss_regions': a peer is not frozen, so it scores no regions"):
         build_model(cfg, 'mmdet')
+
+
+def boxes_by_hand(student, teacher, scores, coders=None):
+    """RegionBoxLoss in float64, region by region and class by class."""
+    p, top, bottom = scores.softmax(1), 0.0, 0.0
+    for i in range(len(student)):
+        for c in range(student.shape[1] // 4):
+            s, t = (x[i, 4 * c : 4 * c + 4] for x in (student, teacher))
+            if coders:
+                (mean, std), (other_mean, other_std) = (torch.tensor(x, dtype=torch.float64) for x in coders)
+                t = (t * other_std + other_mean - mean) / std
+            weight = p[i, c] if student.shape[1] > 4 else 1 - p[i, -1]
+            top, bottom = top + weight * (s - t).abs().sum(), bottom + weight
+    return top / max(1.0, bottom)
+
+
+@pytest.mark.parametrize('agnostic', [False, True])
+def test_boxes_of_the_same_regions_by_hand(agnostic):
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(7, 4 if agnostic else 12, dtype=torch.float64) for _ in range(2))
+    scores = torch.randn(7, 4, dtype=torch.float64)
+    student.requires_grad_()
+    loss, coders = RegionBoxLoss(), (([0.0] * 4, [0.1, 0.1, 0.2, 0.2]), ([0.1, 0.0, 0.0, 0.0], [0.05, 0.05, 0.1, 0.1]))
+    value = loss(student, teacher, scores=scores)
+    torch.testing.assert_close(value, boxes_by_hand(student, teacher, scores), rtol=1e-12, atol=0)
+    for head, (means, stds) in zip((loss.read_head, loss.read_teacher_head), coders):
+        head(SimpleNamespace(bbox_coder=SimpleNamespace(means=means, stds=stds)))
+    value = loss(student, teacher, scores=scores)
+    torch.testing.assert_close(value, boxes_by_hand(student, teacher, scores, coders), rtol=1e-12, atol=0)
+    value.backward()
+    assert student.grad.abs().sum() > 0
+    assert loss(student, teacher, scores=scores * 0 + torch.tensor([0.0, 0, 0, 50])) < 1e-9  # background alone
+    with pytest.raises(ValueError, match=r'RegionBoxLoss: offsets .* do not belong to class scores'):
+        loss(student, teacher, scores=scores[:5])
+    with pytest.raises(ValueError, match="the student's Coder gives no offsets"):
+        loss.read_head(SimpleNamespace(bbox_coder=type('Coder', (), {})()))
+
+
+def test_boxes_of_the_stages_of_two_cascades(tmp_path):
+    """A teacher's stage with other deviations predicts the same boxes as the student's, in other units."""
+    terms = dict(
+        loss_boxes=dict(
+            loss=dict(type='lckd_mm.RegionBoxLoss'), on='offsets', given=dict(scores='scores'), regions=True
+        )
+    )
+    names = {k: dict(scores=f'roi_head.bbox_head.{k}.fc_cls', offsets=f'roi_head.bbox_head.{k}.fc_reg') for k in (0, 2)}
+    found = built(tmp_path, terms, names[0], rcnn(CASCADE), rcnn(CASCADE), teacher_taps=names[2])
+    stds = found.terms['loss_boxes'].loss._coders
+    assert stds['student'][1] == [0.1, 0.1, 0.2, 0.2] and stds['teacher'][1] == [0.033, 0.033, 0.067, 0.067]
+    found.student.load_state_dict(found.teacher.model.state_dict())
+    heads = found.student.roi_head.bbox_head, found.teacher.model.roi_head.bbox_head
+    with torch.no_grad():
+        state = heads[1][2].state_dict()
+        heads[0][0].load_state_dict(state)
+        for name in ('weight', 'bias'):
+            ratio = torch.tensor([0.033, 0.033, 0.067, 0.067]) / torch.tensor([0.1, 0.1, 0.2, 0.2])
+            tensor = getattr(heads[0][0].fc_reg, name)
+            tensor.mul_(ratio if name == 'bias' else ratio[:, None])
+        found.eval()
+        assert found.loss(**batch(found))['loss_boxes'] < 1e-5
+        heads[0][0].fc_reg.bias += 1
+        assert found.loss(**batch(found))['loss_boxes'] > 0.1

@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .contrastive import CRDLoss, VIDLoss
 from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
-from .detection import FGDLoss
+from .detection import FGDLoss, RegionBoxLoss
 from .exploration import ExploreLoss, ReconstructionLoss
 from .features import (
     ABLoss,
@@ -58,6 +58,7 @@ __all__ = [
     'PartialKDLoss',
     'RKDLoss',
     'ReconstructionLoss',
+    'RegionBoxLoss',
     'ReviewKDLoss',
     'SPLoss',
     'ScoreWeightedLoss',

@@ -1,4 +1,4 @@
-"""Distillation of detectors' feature maps."""
+"""Distillation of detectors: feature maps, and boxes of the same regions."""
 
 from collections.abc import Sequence
 
@@ -172,3 +172,76 @@ class FGDLoss(Loss):
             weights = self.alpha, self.beta, self.gamma, self.lam
             total = total + sum(w * part for w, part in zip(weights, (*parts, relations)))
         return total
+
+
+@MODELS.register_module()
+class RegionBoxLoss(Loss):
+    r"""L1 distance of what both nets' RoI heads predict for the boxes of the same regions, weighted by the teacher.
+
+    .. math:: L = \frac{\sum_{i, c} p^T_{ic} \, \lVert \Delta^S_{ic} - \Delta^T_{ic} \rVert_1}
+              {\max\bigl(1, \sum_{i, c} p^T_{ic}\bigr)}
+
+    over regions i and classes c without the background. :math:`\Delta` are offsets from the region, in units of the
+    student's head: a teacher's with other means or standard deviations, as of another stage of a cascade, is converted.
+    Offsets that all classes share have the weight :math:`1 - p^T_{i, \mathrm{background}}`. Weights have no gradient.
+
+    Args of its term: ``regions=True`` and ``given=dict(scores=TAP)``, the class scores of the same head.
+    Shapes:
+        student, teacher: (N, 4 C), or (N, 4) where all classes share them, of ``roi_head.bbox_head.fc_reg``.
+        scores: (N, C + 1) of the teacher, before the softmax, the background last.
+    Returns:
+        A scalar, in standard deviations of the student's offsets.
+    Raises:
+        ValueError: heads of which one alone has offsets for each class, or whose coder has no means and deviations.
+    Example:
+        loss_boxes=dict(
+            loss=dict(type='lckd_mm.RegionBoxLoss'),
+            on='offsets',  # offsets='roi_head.bbox_head.fc_reg'
+            given=dict(scores='scores'),  # scores='roi_head.bbox_head.fc_cls'
+            regions=True,
+        )
+    Source: a form of ours, weighted as CrossKD weighs boxes of dense heads. Chen et al., NeurIPS 2017, who distilled
+        two-stage detectors first, compare both nets with the ground truth instead.
+    """
+
+    takes = ('vector',)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._coders: dict[str, tuple[list[float], list[float]]] = {}
+
+    def read_head(self, head: nn.Module | None) -> None:
+        self._read('student', head)
+
+    def read_teacher_head(self, head: nn.Module | None) -> None:
+        self._read('teacher', head)
+
+    def _read(self, role: str, head: nn.Module | None) -> None:
+        coder = getattr(head, 'bbox_coder', None)
+        if coder is None:
+            return
+        if not (hasattr(coder, 'means') and hasattr(coder, 'stds')):
+            raise ValueError(
+                f"RegionBoxLoss: the {role}'s {type(coder).__name__} gives no offsets with means and standard "
+                'deviations; compare class scores alone'
+            )
+        self._coders[role] = list(coder.means), list(coder.stds)
+
+    def forward(self, student: Tensor, teacher: Tensor, scores: Tensor) -> Tensor:
+        same_shape('RegionBoxLoss', student, teacher, 'both heads need the same reg_class_agnostic and classes')
+        ours, theirs = (x.unflatten(1, (-1, 4)) for x in (student, teacher))
+        classes = ours.shape[1]
+        if len(scores) != len(ours) or classes not in (1, scores.shape[1] - 1):
+            raise ValueError(
+                f'RegionBoxLoss: offsets {tuple(student.shape)} do not belong to class scores {tuple(scores.shape)}; '
+                'give those of the same head'
+            )
+        if len(self._coders) == 2:
+            (mean, std), (from_mean, from_std) = (
+                map(ours.new_tensor, self._coders[role]) for role in ('student', 'teacher')
+            )
+            theirs = (theirs * from_std + from_mean - mean) / std
+        p = scores.softmax(1)
+        weights = p[:, :-1] if classes > 1 else 1 - p[:, -1:]
+        distance = (ours - theirs).abs().sum(-1)
+        return (distance * weights).sum() / weights.sum().clamp(min=1)
