@@ -1,10 +1,12 @@
 """The way of accelerators, taken on the CPU: repeated squaring of all pairs at once, and what it leaves over."""
 
 import math
+import re
 
 import pytest
 import torch
 from spectra import DOUBLE, assert_equals_reference, assert_relative, maps_with_spectrum
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lckd_mm.functional import transmitting_norm, transmitting_norms
 from lckd_mm.functional.lipschitz import transmitting
@@ -108,6 +110,41 @@ def test_half_precision_is_computed_in_float32(left_over, dtype):
 
 def test_an_empty_batch_gives_an_empty_result(left_over):
     assert transmitting_norms([torch.randn(0, 3, 4, 4), torch.randn(0, 5, 2, 2)]).shape == (1, 0)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are a kernel on an accelerator: all but views and allocations."""
+
+    FREE = re.compile(
+        r'(new_)?empty.*|.*view|alias|as_strided|detach|expand|permute|promote_types|select|slice|split.*|(un)?squeeze|'
+        r't|transpose|unbind|_local_scalar_dense|_reshape_alias'
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not self.FREE.fullmatch(func._schema.name.removeprefix('aten::'))
+        return func(*args, **kwargs or {})
+
+
+def test_three_pairs_start_few_kernels(left_over):
+    """Both nets of a step, forward and backward; the Lanczos iteration would start some 2,000."""
+    shapes = [(16, 16, 16), (32, 8, 8), (64, 4, 4), (64, 4, 4)]
+    student, teacher = ([torch.randn(4, *shape) for shape in shapes] for _ in range(2))
+    student = [x.requires_grad_() for x in student]
+
+    def step() -> None:
+        with torch.no_grad():
+            target = transmitting_norms(teacher)
+        torch.autograd.grad(transmitting_norms(student), student, target)
+
+    step()  # fills the caches of starts and pooling matrices
+    with Launches() as launches:
+        step()
+    assert 100 < launches.count <= 165
+    assert not left_over
 
 
 @pytest.mark.gpu
