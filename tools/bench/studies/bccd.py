@@ -110,3 +110,10 @@ for _net, _begin, _title, _taught, _long in (
             needs={'model.teacher.checkpoint': f'{_begin}teacher'},
             against=f'{_begin}alone',
         )
+        if _name in ('kd', 'ofd'):
+            runs[f'{_begin}{_name}-longer'] = dict(
+                runs[f'{_begin}{_name}'],
+                title=f'{_title}{_method}, {_long:,} steps',
+                options={'train_cfg.max_iters': _long, 'param_scheduler.0.total_steps': _long},
+                against=f'{_begin}longer',
+            )
