@@ -38,7 +38,7 @@ class RegionHead(NamedTuple):
                     f"{str(address)!r}; tap a layer of such a head, such as 'roi_head.bbox_head.fc_cls', or "
                     "'roi_head.bbox_head.2.fc_cls' of a cascade"
                 )
-            # One that is no cascade has children such as shared_fcs.0, and no number behind its name.
+            # Only the heads of a cascade have a number behind their name.
             found.add(cls(match[1], None if match[2] is None else int(match[2])))
         if len(found) > 1:
             raise ValueError(f'{who}: the taps of the {taps.role} lie in several heads; write a term for each')

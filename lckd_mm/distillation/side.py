@@ -72,12 +72,12 @@ class Side:
                 except ValueError as error:
                     raise ValueError(f'{self._who}: {error}') from None
 
-    def check_rows(self) -> None:
-        """Raise ValueError if a tap's rows are the net's own choice: they cannot be compared with another net's."""
+    def check_rows(self, advice: str) -> None:
+        """Raise ValueError, with ``advice``, if a tap's rows are the net's own choice, which is not another net's."""
         for tap in self.names:
             trace = self.taps.traces.get(tap)
             if trace is not None and trace.rows is not None:
-                raise ValueError(f'{self._tap(tap)} gives {trace.rows}')
+                raise ValueError(f'{self._tap(tap)} gives {trace.rows}{advice}')
 
     def check_known(self, who: str) -> None:
         """Raise ValueError, for ``who`` needs them, if it is not known which axis of a tap holds the channels."""

@@ -1,5 +1,6 @@
 """Term: one summand of the objective: select features, connect them, compare them, weight the result."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,7 @@ class Term(nn.Module):
             if self.part is not None:
                 raise ValueError(f'term {name!r}: reuse and regions=True exclude each other; remove one')
             self.regions = RegionHead.of(name, taps[0], self.student.names, net)
+        self._advice = self._of_rows(net)
         self.loss = build_registered(self._with_channels(loss), f'term {name!r}: loss')
         #: The name of its class, for error messages.
         self.loss_name = type(self.loss).__name__
@@ -232,7 +234,7 @@ class Term(nn.Module):
     def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
         for side in (self.student, self.teacher, self.into, *self.given.values()) if self.regions is None else ():
-            side.check_rows()
+            side.check_rows(self._advice)
         for side in (self.student, self.teacher) if self.loss.takes else ():
             side.check_known(self.loss_name)
 
@@ -258,6 +260,13 @@ class Term(nn.Module):
         likes = raw_teacher if self.into is self.teacher else self.into.raw(teacher)
         connected = self.student.connected(raw, likes, done)
         return raw, raw_teacher, connected, self.teacher.connected(raw_teacher, raw, done)
+
+    def _of_rows(self, net: nn.Module) -> str:
+        """What else can be done with rows that the student chooses itself, where they are its regions."""
+        with contextlib.suppress(ValueError):
+            RegionHead.of(self.name, self.student.taps, self.student.names, net)
+            return "; or let the teacher's head score the student's regions: regions=True in the term"
+        return ''
 
     def _regional(self) -> list[str]:
         """The teacher's taps that its head fills from the student's regions."""

@@ -2,7 +2,9 @@
 
 from .adversarial import convex_phi, gradient_norms
 from .bias import ClassBias, class_bias, confusion_matrix, modal_prediction, one_against_rest
+from .bounds import graph_bound, product_bound
 from .boxes import giou
+from .constants import local_lipschitz
 from .features import bn_margin, standardised
 from .lipschitz import (
     lipschitz_gap,
@@ -34,11 +36,14 @@ __all__ = [
     'giou',
     'gradient_norms',
     'gradient_rescaling',
+    'graph_bound',
     'kd_divergence',
     'lipschitz_gap',
+    'local_lipschitz',
     'modal_prediction',
     'one_against_rest',
     'partial_target',
+    'product_bound',
     'row_similarities',
     'standardised',
     'standardised_scores',

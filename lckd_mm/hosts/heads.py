@@ -66,6 +66,4 @@ def comparable_parts(model: nn.Module) -> str:
         parts.append("the neck (such as 'neck[0]')")
     if hasattr(getattr(model, 'rpn_head', None), 'rpn_cls'):
         parts.append("the RPN's class scores ('rpn_head.rpn_cls#*')")
-    if getattr(model, 'roi_head', None) is not None:
-        parts.append("or, with regions=True in the term, the RoI heads' outputs on the regions of the student")
     return ', '.join(parts)

@@ -10,8 +10,7 @@ from torch.func import functional_call
 
 from .. import arguments
 from ..contexts import own_generator
-from ..evaluation.bounds import product_bound
-from ..functional import convex_phi, gradient_norms
+from ..functional import convex_phi, gradient_norms, product_bound
 from ..functional.adversarial import PHIS
 from ..functional.shapes import same_shape
 from ..registry import MODELS, build_registered, registered_class
@@ -82,7 +81,7 @@ class GradientPenalty(nn.Module):
     * ``max-al``: :math:`\lambda g^2 + \mu g` with :math:`g = \max s - c` and a multiplier :math:`\mu` that grows by
       ``rate`` times g per step.
     * ``spectral``: :math:`\lambda (\prod_l \sigma_l)^2` with the layers' largest singular values
-      (:func:`~lckd_mm.evaluation.bounds.product_bound`); it samples no points.
+      (:func:`~lckd_mm.functional.product_bound`); it samples no points.
 
     Args:
         kind: one of the names above. weight: lambda. target: c.

@@ -14,7 +14,7 @@ class ConvCritic(nn.Module):
     """Convolutions of stride 2 with leaky ReLUs, then the mean over positions and a linear layer; no BatchNorm.
 
     BatchNorm would couple the samples; without it each sample's output and gradient depend on that sample alone. The
-    net is a chain of layers, so :func:`~lckd_mm.evaluation.bounds.product_bound` bounds its Lipschitz constant.
+    net is a chain of layers, so :func:`~lckd_mm.functional.product_bound` bounds its Lipschitz constant.
 
     Args:
         in_channels: channels of the feature. widths: channels of the convolutions. kernel: kernel size; use 1 for

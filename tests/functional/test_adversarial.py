@@ -13,8 +13,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import wasserstein_distance
 
-from lckd_mm.evaluation.bounds import product_bound
-from lckd_mm.functional import convex_phi, gradient_norms
+from lckd_mm.functional import convex_phi, gradient_norms, product_bound
 from lckd_mm.functional.adversarial import PHIS
 from lckd_mm.losses import LGANLoss
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lckd_mm.evaluation.bounds import product_bound
-from lckd_mm.functional import gradient_norms
+from lckd_mm.functional import gradient_norms, product_bound
 from lckd_mm.losses import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from lckd_mm.losses.critics import ConvCritic
 

@@ -13,8 +13,7 @@ from spectra import reference_norm
 from torch import nn
 
 from lckd_mm.distillation.dry_run import MadeUpImage, trace_taps
-from lckd_mm.evaluation.bounds import graph_bound
-from lckd_mm.evaluation.lipschitz import local_lipschitz
+from lckd_mm.functional import graph_bound, local_lipschitz
 from lckd_mm.hosts import build_model, run_once
 from lckd_mm.taps import FeatureTaps
 

@@ -14,9 +14,7 @@ from mmengine.evaluator import Evaluator
 from torch import Tensor, nn
 
 from lckd_mm.contexts import eval_mode, preserved_rng
-from lckd_mm.evaluation.bounds import graph_bound
-from lckd_mm.evaluation.lipschitz import local_lipschitz
-from lckd_mm.functional import transmitting_norms
+from lckd_mm.functional import graph_bound, local_lipschitz, transmitting_norms
 from lckd_mm.functional.shapes import as_maps, mean_length
 from lckd_mm.hosts import valid_region
 from lckd_mm.losses.lipschitz import LipschitzLoss

@@ -178,7 +178,7 @@ def _by_iteration(front: Tensor, back: Tensor, dtype: torch.dtype, keep: bool) -
     # Vectors over the channels of the near map are iterated on: of the one with fewer, or of the smaller one.
     floats = [x.shape[1:].numel() for x in (front, back)]
     swap = channels[0] > channels[1] if form else floats[0] > floats[1]
-    matrices, maps = (size * 8 // torch.finfo(dtype).bits for size in _CHUNK.get(front.device.type, _CHUNK_ELSEWHERE))
+    matrices, maps = (limit * 8 // torch.finfo(dtype).bits for limit in _CHUNK.get(front.device.type, _CHUNK_ELSEWHERE))
     samples = matrices // min(channels) ** 2 if form else maps // sum(floats)
     if any(x.dtype != dtype for x in (front, back)):
         samples = min(samples, maps // sum(floats))

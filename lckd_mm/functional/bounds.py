@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..functional.lipschitz.precision import full_precision, wide_type
-from .lipschitz import local_lipschitz, steepest
+from .constants import local_lipschitz, steepest
+from .lipschitz.precision import full_precision, wide_type
 
 #: A number, or a function that computes it to a given tolerance.
 Factor = float | Callable[[float], float]
@@ -54,7 +54,7 @@ def graph_bound(function: Callable[[Tensor], Tensor], inputs: Tensor, tol: float
     Args:
         function: run once, without gradient; a module must be in evaluation mode.
         inputs: ``(1, ...)``; only the shape matters.
-        tol: for the layers' norms, as in :func:`~lckd_mm.evaluation.lipschitz.local_lipschitz`.
+        tol: for the layers' norms, as in :func:`~lckd_mm.functional.local_lipschitz`.
     Returns:
         A scalar of at least float32, in units of output over input; 0 if the output does not depend on the input.
     Error: an upper bound, except that the layers' norms are estimated from below to within ``tol``; loose by a factor
@@ -84,7 +84,7 @@ def product_bound(module: nn.Module, inputs: Tensor, tol: float = 1e-5) -> Tenso
 
     Args:
         module: an ``nn.Sequential``, nested or not, or a single layer. inputs: ``(B, ...)``; only the shape matters.
-        tol: as in :func:`~lckd_mm.evaluation.lipschitz.local_lipschitz`.
+        tol: as in :func:`~lckd_mm.functional.local_lipschitz`.
     Returns:
         A scalar, in units of output over input.
     Error: as :func:`graph_bound`.

@@ -5,8 +5,7 @@ import torch
 from spectra import DOUBLE
 from torch import nn
 
-from lckd_mm.evaluation.bounds import product_bound
-from lckd_mm.evaluation.lipschitz import local_lipschitz
+from lckd_mm.functional import local_lipschitz, product_bound
 
 
 @pytest.fixture(autouse=True)

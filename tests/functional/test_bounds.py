@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from spectra import DOUBLE
 from torch import nn
 
-from lckd_mm.evaluation.bounds import graph_bound
-from lckd_mm.evaluation.lipschitz import local_lipschitz
+from lckd_mm.functional import graph_bound, local_lipschitz
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..functional.lipschitz.krylov import generic_start, leading_eigenvector
-from ..functional.lipschitz.precision import full_precision, inverse_scale, wide_type
+from .lipschitz.krylov import generic_start, leading_eigenvector
+from .lipschitz.precision import full_precision, inverse_scale, wide_type
 
 
 def local_lipschitz(
