@@ -241,8 +241,9 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
 
     def score(term: Term, names: list[str]) -> dict[str, Feature]:
         # The teacher scores as many regions as the student.
-        rows = len(features(images)[0][term.student.names[0]])
-        return {name: x.new_zeros(rows, *x.shape[1:]) for name, x in features(images)[1].items() if name in names}
+        ours, theirs = features(images)
+        rows = len(ours[term.student.names[0]])
+        return {name: theirs[name].new_zeros(rows, *theirs[name].shape[1:]) for name in names}
 
     samples = fabricate_samples(student, 1, image.size)
     batch = Batch(*features(images), images, samples, replay=features, reuse=reuse, regions=score)

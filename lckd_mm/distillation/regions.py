@@ -16,7 +16,7 @@ _TAPS = re.compile(r'roi_head\.(bbox|mask)_head(?:\.(\d+))?\..+')
 
 
 class RegionHead(NamedTuple):
-    """A head for boxes or masks of one of mmdet's two-stage detectors, and of which stage of a cascade."""
+    """The head for boxes or for masks of a two-stage detector of mmdet; of a cascade, that of one stage."""
 
     kind: str
     stage: int | None = None

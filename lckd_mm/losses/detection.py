@@ -192,7 +192,8 @@ class RegionBoxLoss(Loss):
     Returns:
         A scalar, in standard deviations of the student's offsets.
     Raises:
-        ValueError: heads of which one alone has offsets for each class, or whose coder has no means and deviations.
+        ValueError: only one of the heads predicts offsets for each class, or the box coder of a head has no means and
+            standard deviations.
     Example:
         loss_boxes=dict(
             loss=dict(type='lckd_mm.RegionBoxLoss'),
