@@ -48,8 +48,9 @@ def build_term(
                 f'term {name!r}: {term.loss_name} runs the nets again, so it cannot borrow the {side.key} of '
                 f'{side.lender!r}; give it its own'
             )
-    if term.replays and term.regions is not None:
-        raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it takes no regions=True')
+    for key, value in (('regions', term.regions), ('queries', term.queries)) if term.replays else ():
+        if value:
+            raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it takes no {key}=True')
     if term.replays and term.part is not None:
         raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it cannot reuse {term.part!r}')
     for connector in term.teacher_connectors:

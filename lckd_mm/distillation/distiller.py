@@ -169,7 +169,14 @@ class Distiller(StudentModel):
         # The teacher first: its temporary memory is then free before the student's activations are kept.
         t = {}
         if teacher_names:
-            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, parts=self.terms.parts())
+            t = self.teacher(
+                self.teacher_taps,
+                teacher_names,
+                inputs,
+                data_samples,
+                parts=self.terms.parts(),
+                whole=self.terms.judges,
+            )
         with (
             noted_regions(self.student, self.terms.extractors()) as regions,
             self.student_taps.record(self.student, student_names, require_grad=trained) as s,
@@ -181,7 +188,8 @@ class Distiller(StudentModel):
             losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
             losses, connected = self.terms(
-                Batch(s, t, inputs, data_samples, own, replay, reuse, score), self.training and torch.is_grad_enabled()
+                Batch(s, t, inputs, data_samples, own, replay, reuse, score, self.teacher.judge),
+                self.training and torch.is_grad_enabled(),
             )
         self.teacher.forget()
         for observer in self.observers:

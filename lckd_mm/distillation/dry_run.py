@@ -245,8 +245,12 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
         rows = len(ours[term.student.names[0]])
         return {name: theirs[name].new_zeros(rows, *theirs[name].shape[1:]) for name in names}
 
+    def judge(_, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        # One query of one layer, with two classes.
+        return [memory.sum() + torch.zeros(1, 1, 1, n) for n in (2, 4)], [torch.zeros(1, 1, 1, n) for n in (2, 4)]
+
     samples = fabricate_samples(student, 1, image.size)
-    batch = Batch(*features(images), images, samples, replay=features, reuse=reuse, regions=score)
+    batch = Batch(*features(images), images, samples, replay=features, reuse=reuse, regions=score, judge=judge)
     done: Connected = {}
     for name, term in terms.items():
         both = term.student, term.teacher

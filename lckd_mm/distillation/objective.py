@@ -124,9 +124,15 @@ class Objective(nn.ModuleDict):
         return any(term.replays for term in self.values())
 
     def parts(self) -> set[str]:
-        """The paths of the teacher's parts that run again, on features or on regions of the student's."""
+        """The paths of the teacher's parts that run again, on features, on regions or on a memory of the student's."""
         parts = {term.part for term in self.values() if term.part is not None}
-        return parts | {term.their_regions.extractor for term in self.values() if term.their_regions is not None}
+        parts |= {term.their_regions.extractor for term in self.values() if term.their_regions is not None}
+        return parts.union(*(term.judge.paths for term in self.values() if term.judge is not None))
+
+    @property
+    def judges(self) -> bool:
+        """Whether the teacher's pass has to go on to its head, whose queries a term reads."""
+        return any(term.queries for term in self.values())
 
     def extractors(self) -> set[str]:
         """The paths of the student's modules whose regions the teacher's heads score, too."""

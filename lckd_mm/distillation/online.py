@@ -155,6 +155,8 @@ class OnlineDistiller(StudentModel):
             raise ValueError(f'term {term.name!r}: a peer is not frozen, so it cannot be reused; remove reuse')
         if term.regions is not None:
             raise ValueError(f'term {term.name!r}: a peer is not frozen, so it scores no regions; remove regions')
+        if term.queries:
+            raise ValueError(f'term {term.name!r}: a peer is not frozen, so it judges no queries; remove queries')
         for connector in (part for of in term.teacher_connectors for part in (of if isinstance(of, Chain) else [of])):
             if connector.of_teacher and not connector.online:
                 raise ValueError(

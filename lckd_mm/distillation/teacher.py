@@ -28,6 +28,7 @@ from ..hosts import (
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
+from .queries import QueryJudge
 from .side import Feature, each, levels
 from .term import Term
 
@@ -105,8 +106,8 @@ class FrozenTeacher:
         self.classes: list[str] | None = None
         self._source = model
         self._convert: tuple[Tensor, Tensor, bool] | None = None
-        # A part's path to its arguments in the last call and the autocast state there.
-        self._calls: dict[str, tuple[tuple, dict, torch.autocast]] = {}
+        # A part's path to its arguments in the last call, the autocast state there, and what it gave.
+        self._calls: dict[str, tuple[tuple, dict, torch.autocast, Any]] = {}
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
             self.model = revert_sync_batchnorm(self.model)
         self.model.requires_grad_(False)
@@ -193,14 +194,17 @@ class FrozenTeacher:
         data_samples: list | None,
         input_gradient: bool = False,
         parts: Iterable[str] = (),
+        whole: bool = False,
     ) -> dict[str, Any]:
-        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
+        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap, if it is
+        not to run as a ``whole``.
 
         It runs in the pass that the taps' traces name: a plain forward; for its auxiliary heads the one with its loss,
         on copies of the samples, with the branches of training where a tap needs them. Its statistics do not change.
         Taps that no single pass reads take a forward each.
 
-        The calls of the modules at the paths ``parts`` are noted for :meth:`reuse`, until :meth:`forget`.
+        The calls of the modules at the paths ``parts`` are noted for :meth:`reuse`, :meth:`score` and :meth:`judge`,
+        until :meth:`forget`.
 
         With ``input_gradient`` the features can be differentiated with respect to the inputs; the parameters never get
         a gradient. Random numbers that the teacher draws (some heads draw, even in eval mode) do not affect the
@@ -223,7 +227,7 @@ class FrozenTeacher:
                     torch.set_grad_enabled(input_gradient),
                     self._noted(parts, kind),
                 ):
-                    features |= self._features(taps, of, one, converted, data_samples)
+                    features |= self._features(taps, of, one, converted, data_samples, whole)
             return features
 
         if self._folding is not None and set(names) - self._folded and version is not None:
@@ -272,8 +276,11 @@ class FrozenTeacher:
         autocast = dict(enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device))
 
         def note(path: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            self._calls[path] = args, kwargs, torch.autocast(device, **autocast)
-            return own(*args, **kwargs)
+            state = torch.autocast(device, **autocast)
+            self._calls[path] = args, kwargs, state, None
+            result = own(*args, **kwargs)  # not reached where the pass stops inside
+            self._calls[path] = args, kwargs, state, result
+            return result
 
         with contextlib.ExitStack() as stack:
             for path in parts:
@@ -292,7 +299,7 @@ class FrozenTeacher:
         """
         if part not in self._calls:
             raise ValueError(f'teacher: {type(self.model).__name__} does not call its {part!r}, so reuse cannot run it')
-        args, kwargs, autocast = self._calls[part]
+        args, kwargs, autocast, _ = self._calls[part]
         device = next(self.model.parameters()).device
         with preserved_rng(device=device), autocast, contextlib.ExitStack() as stack:
             for name, value in values.items():
@@ -309,7 +316,7 @@ class FrozenTeacher:
         Args:
             regions: by the path of the student's module that was called with them. names: the taps to read.
         """
-        (pyramid, *_), _, autocast = self._calls[term.their_regions.extractor]
+        (pyramid, *_), _, autocast, _ = self._calls[term.their_regions.extractor]
         device = next(self.model.parameters()).device
         with (
             preserved_rng(device=device), torch.no_grad(), autocast,
@@ -318,18 +325,31 @@ class FrozenTeacher:
             term.their_regions.run(self.model, pyramid, regions[term.regions.extractor])
         return found
 
+    def judge(self, judge: QueryJudge, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What decoder and head make of another memory, with gradient to it, and of the teacher's own.
+
+        Both are class scores and boxes of all layers, in float32 or wider.
+        """
+        with preserved_rng(device=memory.device):
+            both = judge.judge(self.model, self._calls, memory), judge.own(self._calls)
+        ours, theirs = ([x.to(torch.promote_types(x.dtype, torch.float32)) for x in of] for of in both)
+        return ours, theirs
+
     def forget(self) -> None:
-        """Free what :meth:`reuse` and :meth:`score` need of the last batch."""
+        """Free what :meth:`reuse`, :meth:`score` and :meth:`judge` need of the last batch."""
         self._calls.clear()
 
     def _features(
-        self, taps: FeatureTaps, names: list[str], one: Pass, inputs: Tensor, data_samples: list | None
+        self, taps: FeatureTaps, names: list[str], one: Pass, inputs: Tensor, data_samples: list | None, whole: bool
     ) -> dict[str, Any]:
         restore = None
         if one.mode != 'tensor':
             data_samples, restore = samples_for_loss(self.model, data_samples), saved_buffers(self.model)
         try:
-            with training_branches(self.model, one.training), taps.record(self.model, names, stop=True) as features:
+            with (
+                training_branches(self.model, one.training),
+                taps.record(self.model, names, stop=not whole) as features,
+            ):
                 self.model(inputs, data_samples, mode=one.mode)
         except (TapError, torch.OutOfMemoryError):
             raise

@@ -19,12 +19,14 @@ from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_POSITION, ClassMatch, check_names
+from .queries import QueryJudge
 from .regions import RegionHead
 from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
 _ROLES = ('student', 'teacher')
+_OF_LEVELS = 'give both encoders the same levels of the pyramid (num_feature_levels, the out_indices of the backbone)'
 
 
 @dataclass(eq=False)
@@ -44,6 +46,8 @@ class Batch:
     reuse: Callable[[str, Features, list[str]], Features] | None = None
     #: Maps (term, tap names) to what the teacher's head makes of the regions that the student's head scored.
     regions: Callable[['Term', list[str]], Features] | None = None
+    #: Maps (the teacher's judge, a memory) to what decoder and head make of it, and of the teacher's own.
+    judge: Callable[[QueryJudge, Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
 
 
 class Term(nn.Module):
@@ -77,6 +81,9 @@ class Term(nn.Module):
         regions: for two-stage detectors of mmdet: the taps lie in their RoI heads, and the teacher's head runs, frozen,
             on the regions that the student sampled in this step, so that row i is the same region in both nets. A tap
             names the stage of a cascade: ``roi_head.bbox_head.2.fc_cls``.
+        queries: for query detectors of mmdet (DETR, Conditional, DAB and Deformable DETR, DINO, DDQ): the tap is what
+            their encoder gives, ``memory='encoder'``, and the teacher's decoder and head, frozen, judge both nets'
+            memory, layer by layer, by the teacher's own queries and references (:class:`~lckd_mm.losses.QueryLoss`).
         classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
@@ -108,6 +115,7 @@ class Term(nn.Module):
         given: Any = None,
         reuse: Any = None,
         regions: bool = False,
+        queries: bool = False,
         classes: Any = None,
     ):
         super().__init__()
@@ -133,12 +141,24 @@ class Term(nn.Module):
             if self.part is not None:
                 raise ValueError(f'term {name!r}: reuse and regions=True exclude each other; remove one')
             self.regions = RegionHead.of(name, taps[0], self.student.names, net)
+        #: Whether the teacher's decoder judges both nets' memory; what does it, once the term is bound.
+        self.queries = arguments.boolean(f'term {name!r}', 'queries', queries)
+        self.judge = None
+        if self.queries:
+            self._check_memory(
+                dict(reuse=reuse, regions=regions or None, teacher_connector=teacher_connector, classes=classes)
+            )
         self._advice = self._of_rows(net)
         self.loss = build_registered(self._with_channels(loss), f'term {name!r}: loss')
         #: The name of its class, for error messages.
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
+        if self.queries is not self.loss.of_queries:
+            way = 'queries=True in the term' if self.loss.of_queries else "loss=dict(type='lckd_mm.QueryLoss')"
+            raise ValueError(
+                f'term {name!r}: {self.loss_name} and queries={self.queries} do not belong together; write {way}'
+            )
         self._read_given({} if given is None else given, taps)
         self.check_axes()
         self.student.connect(connector, self.into, {n: (t.student, t.into) for n, t in before.items()})
@@ -180,6 +200,10 @@ class Term(nn.Module):
             done[self.name] = dict(zip(self.student.names, ours)), dict(zip(self.teacher.names, theirs))
             if self.part is not None:
                 ours = self._reused(batch, ours)
+            if self.queries:
+                levels_differ = ours[0].shape[1] != theirs[0].shape[1]
+                same_shape('queries=True', ours[0], theirs[0], _OF_LEVELS if levels_differ else '')
+                ours, theirs = batch.judge(self.judge, ours[0])
             connectors = self.teacher_connectors or [None] * len(theirs)
             extras = dict(
                 data_samples=batch.data_samples,
@@ -216,11 +240,13 @@ class Term(nn.Module):
         taps = self.teacher.taps
         if self.regions is not None:
             self.their_regions = RegionHead.of(self.name, taps, self._regional(), teacher)
+        if self.queries:
+            self.judge = QueryJudge(self.name, teacher)
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
             norm = trace.norm if (trace := taps.traces.get(tap)) else None
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
         self.check_axes()
-        head = owner_head(teacher, taps.addresses[self.teacher.names[0]].path)
+        head = owner_head(teacher, 'bbox_head' if self.queries else taps.addresses[self.teacher.names[0]].path)
         if self.part is not None:
             self.loss.read_head(head)
         given = [side for side in self.given.values() if side.role == 'teacher']
@@ -272,6 +298,19 @@ class Term(nn.Module):
         """The teacher's taps that its head fills from the student's regions."""
         given = [name for side in self.given.values() if side.role == 'teacher' for name in side.names]
         return [*self.teacher.names, *given]
+
+    def _check_memory(self, others: Mapping[str, Any]) -> None:
+        """Refuse what does not go with ``queries=True``."""
+        for key, value in others.items():
+            if value is not None:
+                raise ValueError(f'term {self.name!r}: {key} and queries=True exclude each other; remove one')
+        tap = self.teacher.names[0]
+        address = str(self.teacher.taps.addresses[tap])
+        if len(self.teacher.names) > 1 or address != 'encoder':
+            raise ValueError(
+                f"term {self.name!r}: queries=True reads the teacher's memory, and teacher tap {tap!r} is {address!r}; "
+                "write on='memory' and the tap memory='encoder'"
+            )
 
     def _part(self, teacher_connector: Any, classes: Any) -> str:
         """The teacher's part, such as ``bbox_head``, that holds the taps of ``reuse`` and those to compare."""

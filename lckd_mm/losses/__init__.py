@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .contrastive import CRDLoss, VIDLoss
 from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
-from .detection import FGDLoss, RegionBoxLoss
+from .detection import FGDLoss, QueryLoss, RegionBoxLoss
 from .exploration import ExploreLoss, ReconstructionLoss
 from .features import (
     ABLoss,
@@ -56,6 +56,7 @@ __all__ = [
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',
+    'QueryLoss',
     'RKDLoss',
     'ReconstructionLoss',
     'RegionBoxLoss',
