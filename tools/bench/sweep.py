@@ -2,11 +2,11 @@
 
     python tools/bench/sweep.py OUT.jsonl [--only TEXT …] [--again KIND …] [--timeout 900] [--memory 8] [--large]
 
-Each config whose model no earlier one has is the student and, with weights saved to a file, its own teacher: taps
-'backbone', 'neck' and 'logits' as far as it has them, FitNets on the last stage and level, KD on the class scores; two
-made-up images of the smallest size on which the host trains it, and 32 proposed regions. OUT gets one line a config; a
-second call goes on. The folders of configs take turns, each with its small models first, so that a sweep which is cut
-short has seen all of them.
+Each config whose model differs from those before it in more than its numbers is the student and, with weights saved to
+a file, its own teacher: taps 'backbone', 'neck' and 'logits' as far as it has them, FitNets on the last stage and
+level, KD on the class scores; two made-up images of the smallest size on which the host trains it, and 32 proposed
+regions. OUT gets one line a config; a second call goes on. The folders of configs take turns, each with its small
+models first, so that a sweep which is cut short has seen all of them.
 
     distils   built, rehearsed, one step
     refused   the model was refused in a sentence; or a preset or a term on it was, and the rest distils, or, where no
@@ -111,11 +111,14 @@ def in_turn(names: Iterable[str]) -> list[str]:
 
 
 def fingerprint(name: str) -> str | None:
-    """A hash of the config's model; of its name if it cannot be read; None if it has no model."""
+    """A hash of the config's model without its numbers; of its name if it cannot be read; None if it has no model.
+
+    Models that differ in widths, depths, numbers of classes and weights of losses alone distil alike.
+    """
     from lckd_mm.hosts import read_model_config
 
     try:
-        model = without_files(read_model_config(name, 'sweep')[0])
+        model = without_numbers(without_files(read_model_config(name, 'sweep')[0]))
     except KeyError:
         return None
     except Exception:
@@ -129,6 +132,15 @@ def without_files(node):
         files = key in ('pretrained', 'teacher_ckpt') or (key == 'init_cfg' and 'checkpoint' in str(value))
         node[key] = None if files else without_files(value)
     return node
+
+
+def without_numbers(node):
+    """A config with 0 for each number, so that models of one structure are equal."""
+    if isinstance(node, dict):
+        return {key: without_numbers(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [without_numbers(value) for value in node]
+    return 0 if isinstance(node, int | float) and not isinstance(node, bool) else node
 
 
 def without_padding(model: dict) -> dict:
