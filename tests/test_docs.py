@@ -293,10 +293,10 @@ def test_the_table_of_lengths_has_the_stored_runs():
 @pytest.mark.parametrize(
     ('study', 'record', 'options'),
     [
-        ('weights_bccd', 'bccd-weights-seeds100-102', ()),
+        ('bccd_mobilenetv2', 'bccd-mobilenetv2-weights-seeds100-102', ()),
         ('weights_nuclei', 'nuclei-weights-seed100', ()),
         ('nuclei', 'nuclei-methods-seed100', ()),
-        ('bccd', 'bccd-test-seeds0-4', ('--test',)),
+        ('bccd_mobilenetv2', 'bccd-mobilenetv2-test-seeds0-4', ('--test',)),
     ],
 )
 def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options, monkeypatch, capsys):

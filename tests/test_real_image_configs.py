@@ -17,7 +17,7 @@ LEAVES = sorted(p for folder in FOLDERS for p in (ROOT / 'configs' / folder).glo
 #: The others run under `make test-all`.
 QUICK = ('ofd_wrn16-2',)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-ALONE = ('retinanet_m-v2-w25', 'deeplabv3plus_r18-w8', 'wrn10-1')
+ALONE = ('retinanet_r18-w8', 'deeplabv3plus_r18-w8', 'wrn10-1')
 
 
 def full_but_few(path):
@@ -124,7 +124,7 @@ def test_a_distillation_is_its_students_training(path):
 
 
 def rows():
-    for name in FOLDERS:
+    for name in (*FOLDERS, 'bccd_mobilenetv2'):
         for run_name in Config.fromfile(ROOT / f'tools/bench/studies/{name}.py').runs:
             yield pytest.param(name, run_name, id=f'{name}-{run_name}', marks=pytest.mark.full)
 

@@ -1,5 +1,5 @@
 # RetinaNet on MobileNetV2 teaches the one on MobileNetV2 of a quarter of the width, on BCCD.
-_base_ = ['../../bccd/retinanet_m-v2-w25_1xb4-bccd-160x120.py', '../taps/mobilenetv2_detectors.py']
+_base_ = ['../../bccd/retinanet_m-v2-w25_1xb4-bccd-160x120.py', '../taps/bccd_detectors.py']
 
 model = dict(
     _delete_=True,

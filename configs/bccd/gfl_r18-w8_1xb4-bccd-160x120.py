@@ -1,5 +1,5 @@
-# The student alone: GFL on MobileNetV2 of a quarter of the width; neck, levels and schedule are RetinaNet's.
-_base_ = './retinanet_m-v2-w25_1xb4-bccd-160x120.py'
+# The student alone: GFL on ResNet-18 of an eighth of the width; neck, levels and schedule are RetinaNet's.
+_base_ = './retinanet_r18-w8_1xb4-bccd-160x120.py'
 
 model = dict(
     type='GFL',
