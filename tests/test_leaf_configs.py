@@ -244,6 +244,8 @@ def resize(dataset, root):
 
 def random_weights(model, scope):
     net = build_model(model, scope)
+    if hasattr(net, 'level_embed'):  # left as the memory was until this
+        net.init_weights()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.weight, 1, 0.3)

@@ -21,6 +21,10 @@ two_stage_mgd_term = dict(
     connector=dict(type='lckd_mm.MaskedGenerator', ratio=0.45),
     weight=5e-7,
 )
+# Of the regions that the student sampled, with CrossKD's temperature and weight for Faster R-CNN.
+two_stage_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=3.0), on='scores', regions=True, weight=0.5)
+# CrossKD's weights for Deformable DETR.
+queries_term = dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True, weight=1.0)
 # RTMDet's pyramid has three levels, whose widths differ between its sizes.
 rtmdet_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on=['logits1', 'logits2', 'logits3'], weight=10.0)
 rtmdet_pkd_term = dict(

@@ -8,8 +8,8 @@ _cells = 'configs/bccd/{}_1xb4-bccd-160x120.py'
 _nets = 'retinanet_m-v2_retinanet_r18-w8'
 _taught = dict(needs={'model.teacher.checkpoint': 'teacher'}, against='alone')
 axes = dict(
-    scores={f'{_part}': {'model.terms.loss_kd.weight': f'start:{_part}'} for _part in (0.5, 0.9)},
-    features={f'{_part}': {'model.terms.loss_ofd.weight': f'start:{_part}'} for _part in (0.5, 0.9)},
+    scores={f'{_part}': {'model.terms.loss_kd.weight': f'start:{_part}'} for _part in (0.2, 0.5, 0.9)},
+    features={f'{_part}': {'model.terms.loss_ofd.weight': f'start:{_part}'} for _part in (0.2, 0.5, 0.9)},
 )
 runs = dict(
     teacher=dict(config=_cells.format('retinanet_m-v2'), title='RetinaNet: teacher'),
