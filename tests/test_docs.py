@@ -315,4 +315,10 @@ def test_the_table_of_the_recipes_has_what_they_take():
         tau, weight, _ = choose._KD.get(family, (None,) * 3)
         assert f"| `'{share}'` |" in rows[family]
         weight = f"`'{weight}'`" if isinstance(weight, str) else f'weight {weight}'
-        assert (f'| τ {tau:g}, {weight:s} |' if tau else '| refused') in rows[family]
+        if family == 'query detector':
+            assert f'): weight {choose._KD_OF_QUERIES} |' in rows[family]
+            continue
+        tau, weight = (
+            (tau, weight) if tau else (choose._KD_OF_REGIONS['tau'], f'weight {choose._KD_OF_REGIONS["weight"]}')
+        )
+        assert f' τ {tau:g}, {weight:s} |' in rows[family]

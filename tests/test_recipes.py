@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from run_helpers import classifier, config, detector, scalars, scenes, segmentor
+from small_nets import dino
 
 import lckd_mm
 from lckd_mm.cli import run_tool, train
@@ -209,6 +210,25 @@ def test_the_one_line_trains(host, make, terms, teacher, files, tmp_path, capsys
     text = path.read_text()
     assert all(len(line) <= 120 or '_base_' in line or 'teacher=' in line for line in text.splitlines())
     assert text.count('\n') < 50
+
+
+def query_detector(width):
+    return (
+        dino(classes=10)
+        | dict(backbone=dict(dino()['backbone'], base_channels=width))
+        | dict(neck=dict(dino()['neck'], in_channels=[2 * width, 4 * width, 8 * width]))
+    )
+
+
+@pytest.mark.parametrize(('make', 'key'), [(faster, 'regions'), (query_detector, 'queries')])
+def test_the_scores_of_regions_and_queries_are_those_of_the_same_ones(make, key, files, capsys):
+    student, names = files('mmdet', make)
+    assert run_tool(train, [student, '--teacher', *names, '--recipe', 'kd']) == 0, capsys.readouterr().err
+    (path,) = Path('work_dirs/small_kd/recipe').glob('small_kd.py')
+    ((name, term),) = Config.fromfile(path).model.terms.items()
+    assert term[key] is True
+    logged = [entry[name] for entry in scalars('work_dirs/small_kd') if name in entry]
+    assert len(logged) == 2 and all(0 < value < float('inf') for value in logged)
 
 
 # ---- what is refused, before anything is written

@@ -9,6 +9,8 @@ from torch import nn
 
 from .. import arguments
 from ..distillation.dry_run import MadeUpImage, trace_taps
+from ..distillation.queries import QueryJudge
+from ..distillation.regions import RegionHead
 from ..distillation.side import levels
 from ..errors import one_line
 from ..functional.shapes import kind_of, width
@@ -22,15 +24,16 @@ class Chosen:
     """A recipe's terms for two nets: taps, term name to config, term name to the reason in a sentence."""
 
     recipe: str
-    taps: list[str] = field(default_factory=list)
+    taps: list[str | dict[str, str]] = field(default_factory=list)
     terms: dict[str, dict] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     #: What was looked at and not taken, and why.
     notes: list[str] = field(default_factory=list)
 
-    def add(self, preset: str, name: str, term: dict, reason: str) -> None:
-        if preset not in self.taps:
-            self.taps.append(preset)
+    def add(self, taps: str | dict[str, str], name: str, term: dict, reason: str) -> None:
+        """Add a term and its taps, a preset's name or name to address."""
+        if taps not in self.taps:
+            self.taps.append(taps)
         self.terms[name], self.reasons[name] = term, reason
 
 
@@ -133,6 +136,41 @@ class Pair:
                     )
         return taps, resized
 
+    def region_scores(self) -> dict[str, str]:
+        """The tap of the last stage's class scores of regions; ValueError if the heads cannot score the same ones."""
+        found = []
+        for role, net in zip(('student', 'teacher'), self.nets):
+            heads = getattr(net.roi_head, 'bbox_head', None)
+            stage = f'.{len(heads) - 1}' if isinstance(heads, nn.ModuleList) else ''
+            taps = FeatureTaps(dict(scores=f'roi_head.bbox_head{stage}.fc_cls'), role)
+            try:
+                taps.check_paths(net)
+            except KeyError as error:
+                raise ValueError(one_line(error)) from error
+            RegionHead.of('loss_kd', taps, ['scores'], net)
+            found.append((str(taps.addresses['scores']), net.get_submodule(taps.addresses['scores'].path).out_features))
+        if found[0][0] != found[1][0]:
+            raise ValueError(
+                f'the last stages are {found[0][0]} and {found[1][0]}: write student_taps and teacher_taps'
+            )
+        own, theirs = self.classes
+        if found[0][1] != found[1][1] or (own and theirs and own != theirs):
+            raise ValueError('the nets score other classes')
+        return dict(scores=found[0][0])
+
+    def memory(self) -> tuple[dict[str, str], Any]:
+        """The tap of both encoders' outputs, and what connects them; ValueError if the teacher's decoder reads none."""
+        QueryJudge('loss_queries', self.nets[1])
+        self._taps['memory'] = tuple(FeatureTaps(dict(memory='encoder'), role) for role in ('student', 'teacher'))
+        for net, taps in zip(self.nets, self._taps['memory']):
+            try:
+                trace_taps(taps, net, self.image)
+            except (KeyError, ValueError) as error:
+                raise ValueError(one_line(error)) from error
+        shapes = [taps.traces['memory'].shapes[0] for taps in self._taps['memory']]
+        fit = self.connector('memory', 'memory')
+        return dict(memory='encoder'), None if shapes[0] == shapes[1] else fit
+
     def connector(self, preset: str, tap: str) -> Any:
         """What makes the student's feature equal in shape to the teacher's; ValueError if no connector does."""
         shapes = [taps.traces[tap].shapes[0] for taps in self._taps[preset]]
@@ -185,7 +223,10 @@ _KD = {
 
 
 def kd(pair: Pair, chosen: Chosen) -> None:
-    """The class scores."""
+    """The class scores: of regions and of queries those of the same ones."""
+    special = {'two-stage detector': _of_regions, 'query detector': _of_queries}.get(pair.family)
+    if special is not None:
+        return special(pair, chosen)
     taps, resized = pair.scores()
     tau, weight, why = _KD[pair.family]
     term = dict(loss=dict(type='lckd_mm.KDLoss', tau=tau), on=_on(taps), weight=weight)
@@ -198,6 +239,27 @@ def kd(pair: Pair, chosen: Chosen) -> None:
         term['classes'] = 'by name'
         why += '; compared are the classes that both nets have, by name'
     chosen.add('logits', 'loss_kd', term, f'The softened class scores: {why}.')
+
+
+#: CrossKD's weights for Faster R-CNN and for Deformable DETR.
+_KD_OF_REGIONS, _KD_OF_QUERIES = dict(tau=3.0, weight=0.5), 1.0
+_UNMEASURED = "the weight is CrossKD's, and no study of ours stands behind it"
+
+
+def _of_regions(pair: Pair, chosen: Chosen) -> None:
+    taps = pair.region_scores()
+    loss = dict(type='lckd_mm.KDLoss', tau=_KD_OF_REGIONS['tau'])
+    term = dict(loss=loss, on='scores', regions=True, weight=_KD_OF_REGIONS['weight'])
+    chosen.add(taps, 'loss_kd', term, f'The class scores of the regions that the student samples: {_UNMEASURED}.')
+
+
+def _of_queries(pair: Pair, chosen: Chosen) -> None:
+    taps, connector = pair.memory()
+    term = dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True, weight=_KD_OF_QUERIES)
+    if connector is not None:
+        term['connector'] = connector
+    why = "What the teacher's decoder makes of the student's encoder output, by its own queries"
+    chosen.add(taps, 'loss_queries', term, f'{why}: {_UNMEASURED}.')
 
 
 def ofd(pair: Pair, chosen: Chosen) -> None:
@@ -281,8 +343,9 @@ def london(pair: Pair, chosen: Chosen) -> None:
 def auto(pair: Pair, chosen: Chosen) -> None:
     """What measured best on the family, as far as the nets have it."""
     if pair.family != 'classifier':
-        # The order of docs/studies.md; PKD is last: no study of ours stands behind it.
-        return _first_of([kd, ofd, pkd] if pair.family == 'dense detector' else [ofd, kd, pkd], pair, chosen)
+        # The order of docs/studies.md; PKD is last: no study of ours stands behind it, nor behind KD of the others.
+        order = {'dense detector': [kd, ofd, pkd], 'segmentor': [ofd, kd, pkd]}.get(pair.family, [ofd, pkd])
+        return _first_of(order, pair, chosen)
     # On the digits KD with OFD was best, 97.62 against 97.40 of KD and 97.04 of OFD.
     for recipe in (kd, ofd):
         try:
