@@ -63,8 +63,17 @@ def term(**extra):
     return dict(loss_queries=dict(dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True), **extra))
 
 
-def distiller(tmp_path, student, teacher, **extra):
-    return built(tmp_path, term(**extra), MEMORY, student, teacher)
+def distiller(tmp_path, student, teacher, taps=MEMORY, others=None, allow=(), **extra):
+    """With a head whose boxes depend on what it reads, as they do not before any training."""
+    cfg = model(tmp_path, term(**extra) | (others or {}), taps, student, teacher)
+    cfg['teacher']['allow'] = allow
+    found = build_model(cfg, 'mmdet')
+    found.init_weights()
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for p in found.teacher.model.bbox_head.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return found
 
 
 def judged(found):
@@ -126,6 +135,9 @@ def test_each_layer_asks_the_teacher_s_queries_of_the_student_s_memory(tmp_path,
     scores, boxes = own_forward(**{**kwargs, 'hidden_states': torch.stack(states)})[:2]
     torch.testing.assert_close(seen['student'][0], scores)
     torch.testing.assert_close(seen['student'][1], boxes)
+    for ours, theirs in zip(seen['student'], seen['teacher']):
+        assert all((a - b).abs().max() > 1e-4 for a, b in zip(ours, theirs))
+        assert (ours[0] - ours[1]).abs().max() > 1e-4
     found.zero_grad()
     value.backward()
     for module in (found.student.encoder, found.student.backbone):
@@ -223,6 +235,59 @@ def test_a_teacher_whose_decoder_runs_otherwise_is_refused(tmp_path):
     found.teacher.model.decoder.register_forward_hook(lambda _, __, y: (y[0] + 1, y[1]))
     with pytest.raises(ValueError, match=r'the decoder of DINO runs otherwise than .*; name a teacher such as DINO'):
         judged(found)
+
+
+def test_the_queries_are_those_of_a_plain_pass_whatever_else_is_tapped(tmp_path):
+    """A tap that fires in training alone adds a pass with denoising queries, made from the ground truth."""
+    net = detr('ddq')
+    taps = dict(MEMORY, dense=f'bbox_head.cls_branches.{net["decoder"]["num_layers"] + 1}')
+    dense = dict(loss_dense=dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='dense', weight=0.1))
+    found = distiller(tmp_path, net, net, taps, dense, allow=['aux_reg'])
+    found.student.load_state_dict(found.teacher.model.state_dict(), strict=False)
+    found.eval()
+    found.student.training = True
+    with torch.no_grad():
+        value, seen, _ = judged(found)
+    assert seen['teacher'][0].shape[2] == 30 and value.abs() < 1e-5
+
+
+def test_boxes_are_scored_in_float32_where_the_teacher_runs_in_bfloat16(tmp_path):
+    net = detr('dino')
+    found = distiller(tmp_path, net, net).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        value, seen, _ = judged(found)
+    for of in seen.values():
+        assert all(x.dtype == torch.float32 for x in of)
+        fine = of[1].to(torch.bfloat16).float() != of[1]
+        assert fine.float().mean() > 0.9
+    value.backward()
+    assert torch.isfinite(value)
+
+
+def test_equal_boxes_without_an_area_have_no_distance():
+    boxes = torch.tensor([0.5, 0.5, 8e-4, 8e-4]).expand(1, 1, 3, 4)
+    ours, scores = boxes.clone().requires_grad_(), torch.zeros(1, 1, 3, 2)
+    value = QueryLoss()([scores, ours], [scores, boxes])
+    value.backward()
+    assert value == 0
+
+
+def test_nan_in_the_teacher_is_not_taken_for_another_decoder(tmp_path):
+    found = distiller(tmp_path, detr('detr'), detr('detr'))
+    found.teacher.model.decoder.post_norm.bias.data[0] = float('nan')
+    with pytest.raises(Exception, match='nan'):
+        judged(found.train())
+
+
+def test_a_ddq_that_was_trained_is_loaded_as_the_docs_say(tmp_path):
+    net = build_model(detr('ddq'), 'mmdet')
+    net.init_weights()
+    net.decoder.aux_reg_branches = net.bbox_head.aux_reg_branches  # as its training does
+    file = tmp_path / 'trained.pth'
+    torch.save(dict(state_dict=net.state_dict()), file)
+    cfg = model(tmp_path, term(), MEMORY, detr('ddq'), detr('ddq'))
+    cfg['teacher'].update(checkpoint=str(file), allow=['decoder.aux_reg_branches'])
+    build_model(cfg, 'mmdet').init_weights()
 
 
 def test_a_run_of_the_runner(tmp_path, scenes):

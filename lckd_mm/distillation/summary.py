@@ -107,6 +107,8 @@ def _term(term: Term, seen: Seen) -> str:
         parts.append(
             f"the teacher's {term.part} runs from these taps on the student's features, compared at {compared}"
         )
+    if term.queries:
+        parts.append("the teacher's decoder and head judge both by the teacher's queries")
     given = {f'{key}={name}': None for key, side in term.given.items() for name in side.names}
     if given:
         parts.append(f'given {" ".join(given)}')

@@ -28,7 +28,7 @@ from ..hosts import (
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
-from .queries import QueryJudge
+from .queries import ENCODER, QueryJudge
 from .side import Feature, each, levels
 from .term import Term
 
@@ -196,8 +196,8 @@ class FrozenTeacher:
         parts: Iterable[str] = (),
         whole: bool = False,
     ) -> dict[str, Any]:
-        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap, if it is
-        not to run as a ``whole``.
+        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap, or, with
+        ``whole``, runs to its end.
 
         It runs in the pass that the taps' traces name: a plain forward; for its auxiliary heads the one with its loss,
         on copies of the samples, with the branches of training where a tap needs them. Its statistics do not change.
@@ -220,8 +220,11 @@ class FrozenTeacher:
             converted = converted.contiguous(memory_format=torch.channels_last)
 
         def run(names: Iterable[str] = names) -> dict[str, Any]:
-            features = {}
-            for one, of in taps.passes(names).items():
+            features, passes = {}, taps.passes(names)
+            if whole:  # in a plain pass, and last: training adds queries that are made from the ground truth
+                plain = [name for name in names if Pass() in taps.traces[name].passes]
+                passes[Pass()] = passes.pop(Pass(), plain)
+            for one, of in passes.items():
                 with (
                     preserved_rng(device=inputs.device),
                     torch.set_grad_enabled(input_gradient),
@@ -279,7 +282,8 @@ class FrozenTeacher:
             state = torch.autocast(device, **autocast)
             self._calls[path] = args, kwargs, state, None
             result = own(*args, **kwargs)  # not reached where the pass stops inside
-            self._calls[path] = args, kwargs, state, result
+            # Of an encoder what it gave is read, and its arguments are large.
+            self._calls[path] = ((), {}, state, result) if path == ENCODER else (args, kwargs, state, result)
             return result
 
         with contextlib.ExitStack() as stack:
@@ -331,9 +335,7 @@ class FrozenTeacher:
         Both are class scores and boxes of all layers, in float32 or wider.
         """
         with preserved_rng(device=memory.device):
-            both = judge.judge(self.model, self._calls, memory), judge.own(self._calls)
-        ours, theirs = ([x.to(torch.promote_types(x.dtype, torch.float32)) for x in of] for of in both)
-        return ours, theirs
+            return list(judge.judge(self.model, self._calls, memory)), list(judge.own(self.model, self._calls))
 
     def forget(self) -> None:
         """Free what :meth:`reuse`, :meth:`score` and :meth:`judge` need of the last batch."""

@@ -275,10 +275,10 @@ class QueryLoss(Loss):
         ValueError: a weight below 0, or all of them 0.
     Example:
         loss_queries=dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True)  # memory='encoder'
-    Source: Wang et al., CrossKD, CVPR 2024: ``crosskd_deformable_detr2_giou.py`` and its config in the authors' branch
+    Source: Wang et al., CrossKD, CVPR 2024: ``crosskd_deformable_detr2giou.py`` and its config in the authors' branch
         for Deformable DETR, whose weights these are (1, 1, and 1 for the GIoU, which mmdet's average over four
-        coordinates makes a quarter). Deviation: the binary cross entropy without the teacher's entropy, which has no
-        gradient, so that equal nets have a loss of 0. Each rank divides by its own sum.
+        coordinates makes a quarter). Each rank divides by its own sum, as theirs does. Deviation: the binary cross
+        entropy without the teacher's entropy, which has no gradient, so that equal nets have a loss of 0.
     """
 
     joint = True
@@ -304,7 +304,8 @@ class QueryLoss(Loss):
         p = theirs.sigmoid() if self.sigmoids else theirs.softmax(-1)[..., :-1]
         w = p.amax(-1).flatten(1)
         distance = self.weights['boxes'] * (our_boxes - their_boxes).abs().mean(-1)
-        distance = distance + self.weights['giou'] * (1 - giou(_corners(our_boxes), _corners(their_boxes)))
+        # GIoU has no unit, but counts areas below 1e-6 as that.
+        distance = distance + self.weights['giou'] * (1 - giou(_corners(1e3 * our_boxes), _corners(1e3 * their_boxes)))
         scores = divergence(ours.flatten(0, 2), theirs.flatten(0, 2)).view(w.shape)
         rows = max(w.shape[1], 1)
         boxes = (w * distance.flatten(1)).sum(1) / w.sum(1).clamp(min=1e-6)

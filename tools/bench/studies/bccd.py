@@ -6,7 +6,7 @@ work_dir = 'work_dirs/bccd'
 
 _cells = 'configs/bccd/{}_1xb4-bccd-160x120.py'
 # Parts of the loss at the start: of all terms of scores and boxes, and of all terms of features.
-_scores = _features = 'start:0.9'
+_scores = _features = 'start:0.5'
 _levels = ['p2', 'p3', 'p4', 'p5']
 _stages = ['stage1', 'stage2', 'stage3', 'stage4']
 _gfl_boxes = ['boxes2', 'boxes3', 'boxes4', 'boxes5']
@@ -33,7 +33,7 @@ def _reused(name, tower, teacher, part, **arguments):
 
 def _methods(boxes):
     """Run: title and terms; without terms it has a config of its own. Two terms share a part of the loss."""
-    half = 'start:0.45'
+    half = 'start:0.25'
     kd = _of_scores('kd', on='logits', **_loss('KDLoss', tau=2.0))
     half_kd = _of_scores('kd', half, on='logits', **_loss('KDLoss', tau=2.0))
     return {

@@ -9,29 +9,25 @@ _alone = dict(config=_cells.format('retinanet_m-v2-w25'))
 _longer = {'train_cfg.max_iters': 2320, 'param_scheduler.0.total_steps': 2320}
 
 
-def _taught(term, title, against='alone', **options):
+def _taught(term, part, title='', against='alone', **options):
+    name = term.upper()
     return dict(
         config=_cells.format(f'{term}_retinanet_m-v2_retinanet_m-v2-w25'),
-        title=f'RetinaNet: {title}',
+        title=f'RetinaNet: {name}{title}',
         needs={'model.teacher.checkpoint': 'teacher'},
         against=against,
-        options=options,
+        options={f'model.terms.loss_{term}.weight': f'start:{part}', **options},
     )
-
-
-def _part(term, part):
-    name = term.upper()
-    return _taught(term, f'{name}, {part}', **{f'model.terms.loss_{term}.weight': f'start:{part}'})
 
 
 runs = {
     'teacher': dict(config=_cells.format('retinanet_m-v2'), title='RetinaNet: teacher'),
     'alone': dict(_alone, title='RetinaNet: student alone'),
     'longer': dict(_alone, title='RetinaNet: student alone, 2,320 steps', options=_longer, against='alone'),
-    'kd': _taught('kd', 'KD'),
-    'kd-longer': _taught('kd', 'KD, 2,320 steps', 'longer', **_longer),
-    'ofd': _taught('ofd', 'OFD'),
-    'kd-0.5': _part('kd', 0.5),
-    'ofd-0.3': _part('ofd', 0.3),
-    'ofd-0.97': _part('ofd', 0.97),
+    'kd': _taught('kd', 0.9),
+    'kd-longer': _taught('kd', 0.9, ', 2,320 steps', 'longer', **_longer),
+    'ofd': _taught('ofd', 0.9),
+    'kd-0.5': _taught('kd', 0.5, ', 0.5'),
+    'ofd-0.3': _taught('ofd', 0.3, ', 0.3'),
+    'ofd-0.97': _taught('ofd', 0.97, ', 0.97'),
 }
