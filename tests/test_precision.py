@@ -91,7 +91,7 @@ def test_every_loss_takes_maps_of_1e4_in_bfloat16(built):
     # Detectors', and an auto-encoder's own, are looked at apart; the others are parts of AdversarialLoss.
     dense = {loss.partition(' ')[0] for loss in DENSE}
     apart = {'Loss', 'FGDLoss', *dense, 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
-    apart |= {'RegionBoxLoss', 'QueryLoss'}  # tests/test_regions.py, tests/test_queries.py
+    apart |= {'RegionBoxLoss', 'RegionMaskLoss', 'QueryLoss'}  # tests/test_regions.py, tests/test_queries.py
     assert covered | apart == set(lckd_mm.losses.__all__)
     check_huge(*built('mmseg', width=8, terms=all_terms(MAPS), bn='batch'), torch.bfloat16)
 

@@ -104,6 +104,50 @@ def test_masks_of_the_same_regions_and_none_without_an_object(tmp_path):
     assert empty == 0 and empty.requires_grad
 
 
+MASK_LOSS = dict(type='lckd_mm.RegionMaskLoss')
+
+
+@pytest.mark.parametrize('agnostic', [False, True])
+def test_masks_are_compared_at_the_classes_of_the_objects(tmp_path, agnostic):
+    """In float64, region by region; the classes are those that the student's own loss of masks takes."""
+    nets = [rcnn(MASK), rcnn(MASK, width=24)]
+    for net in nets:
+        net['roi_head']['mask_head']['class_agnostic'] = agnostic
+    found = built(
+        tmp_path, term(MASK_LOSS, weight=0.5), dict(scores=MASKS), *nets, teacher_taps=dict(scores=MASKS)
+    ).train()
+    seen, loss = {}, found.terms['loss_regions'].loss
+    hooks = [
+        loss.register_forward_pre_hook(
+            lambda _, args, extras: seen.update(maps=args, labels=extras['region_labels']), with_kwargs=True
+        ),
+        found.student.roi_head.mask_head.loss_mask.register_forward_hook(lambda _, args, __: seen.update(own=args[2])),
+    ]
+    data = batch(found)
+    for number, sample in enumerate(data['data_samples']):
+        sample.gt_instances.labels.fill_(3 + number)
+    value = found.loss(**data)['loss_regions']
+    for hook in hooks:
+        hook.remove()
+    (ours, theirs), labels = (x.double() for x in seen['maps']), seen['labels']
+    assert torch.equal(labels, seen['own']) and len(labels) > 2
+    assert agnostic == (ours.shape[1] == 1) and (agnostic or labels.unique().numel() > 1)
+    total = 0.0
+    for i, c in enumerate(labels.tolist()):
+        p, q = theirs[i, c].sigmoid(), ours[i, c].sigmoid()
+        total += (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean() / len(labels)
+    torch.testing.assert_close(value.double(), 0.5 * total, rtol=1e-4, atol=0)
+    value.backward()
+    assert found.student.roi_head.mask_head.conv_logits.weight.grad.abs().sum() > 0
+
+
+def test_masks_need_the_same_regions(tmp_path):
+    with pytest.raises(ValueError, match=r'RegionMaskLoss compares masks of the same regions; .*write regions=True'):
+        built(tmp_path, term(MASK_LOSS, regions=False), dict(scores=MASKS), rcnn(MASK), rcnn(MASK))
+    with pytest.raises(ValueError, match=r"tap the mask head's logits, 'roi_head\.mask_head\.conv_logits'"):
+        built(tmp_path, term(MASK_LOSS), dict(scores=SCORES), rcnn(MASK), rcnn(MASK))
+
+
 @pytest.mark.parametrize(
     ('student', 'terms', 'taps', 'says'),
     [

@@ -178,7 +178,7 @@ class Distiller(StudentModel):
                 whole=self.terms.judges,
             )
         with (
-            noted_regions(self.student, self.terms.extractors()) as regions,
+            noted_regions(self.student, self.terms.region_heads()) as regions,
             self.student_taps.record(self.student, student_names, require_grad=trained) as s,
         ):
             own = own_losses(self.student, inputs, data_samples)
@@ -188,7 +188,7 @@ class Distiller(StudentModel):
             losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
             losses, connected = self.terms(
-                Batch(s, t, inputs, data_samples, own, replay, reuse, score, self.teacher.judge),
+                Batch(s, t, inputs, data_samples, own, replay, reuse, score, self.teacher.judge, regions),
                 self.training and torch.is_grad_enabled(),
             )
         self.teacher.forget()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import one_line
 from ..taps import TapError
 from .finite import NonFiniteError, check_values, origin
+from .regions import RegionHead
 from .shares import share_weights, sum_of
 from .side import Connected, levels
 from .term import Batch, Term
@@ -134,9 +135,9 @@ class Objective(nn.ModuleDict):
         """Whether the teacher's pass has to go on to its head, whose queries a term reads."""
         return any(term.queries for term in self.values())
 
-    def extractors(self) -> set[str]:
-        """The paths of the student's modules whose regions the teacher's heads score, too."""
-        return {term.regions.extractor for term in self.values() if term.regions is not None}
+    def region_heads(self) -> set[RegionHead]:
+        """The student's heads whose regions the teacher's heads score, too."""
+        return {term.regions for term in self.values() if term.regions is not None}
 
     def bind(self, teacher: nn.Module) -> None:
         """Bind every term to the teacher's layers, see :meth:`~lckd_mm.distillation.Term.bind`."""

@@ -62,6 +62,11 @@ class RegionHead(NamedTuple):
         """The path of the module that is called with the pyramid and the regions."""
         return f'roi_head.{self.kind}_roi_extractor' + ('' if self.stage is None else f'.{self.stage}')
 
+    @property
+    def mask_loss(self) -> str:
+        """The path of the module that is called with masks, their targets, and the classes of the regions' objects."""
+        return f'roi_head.{self.kind}_head' + ('' if self.stage is None else f'.{self.stage}') + '.loss_mask'
+
     def arguments(self, pyramid: Any, regions: Any) -> list[Any]:
         """What the method of the RoI head that runs this head takes."""
         return [*([] if self.stage is None else [self.stage]), pyramid, regions]
@@ -72,15 +77,19 @@ class RegionHead(NamedTuple):
 
 
 @contextlib.contextmanager
-def noted_regions(model: nn.Module, extractors: Iterable[str]) -> Iterator[Mapping[str, Tensor]]:
-    """The regions with which these modules of a net are called inside the ``with``, by path."""
+def noted_regions(model: nn.Module, heads: Iterable[RegionHead]) -> Iterator[Mapping[str, Tensor]]:
+    """What these heads of a net score inside the ``with``: regions by the path of the extractor, and, by the path of
+    the loss of masks, the classes of their objects."""
     found: dict[str, Tensor] = {}
 
-    def note(path: str, own: Callable[..., Any], pyramid: Any, regions: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found[path] = regions.detach()
-        return own(pyramid, regions, *args, **kwargs)
+    def note(path: str, position: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        found[path] = args[position].detach()
+        return own(*args, **kwargs)
 
     with contextlib.ExitStack() as stack:
-        for path in extractors:
-            stack.enter_context(wrapped_forward(model.get_submodule(path), partial(note, path)))
+        for head in heads:
+            stack.enter_context(wrapped_forward(model.get_submodule(head.extractor), partial(note, head.extractor, 1)))
+            if head.kind == 'mask':
+                loss = model.get_submodule(head.mask_loss)
+                stack.enter_context(wrapped_forward(loss, partial(note, head.mask_loss, 2)))
         yield found

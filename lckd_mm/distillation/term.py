@@ -48,6 +48,8 @@ class Batch:
     regions: Callable[['Term', list[str]], Features] | None = None
     #: Maps (the teacher's judge, a memory) to what decoder and head make of it, and of the teacher's own.
     judge: Callable[[QueryJudge, Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
+    #: What the student's heads scored, see :func:`~lckd_mm.distillation.regions.noted_regions`.
+    noted: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Term(nn.Module):
@@ -160,6 +162,11 @@ class Term(nn.Module):
                 f'term {name!r}: {self.loss_name} and queries={self.queries} do not belong together; write {way}'
             )
         self._read_given({} if given is None else given, taps)
+        if 'region_labels' in self.extras and getattr(self.regions, 'kind', None) != 'mask':
+            raise ValueError(
+                f"term {name!r}: {self.loss_name} compares masks of the same regions; tap the mask head's logits, "
+                "'roi_head.mask_head.conv_logits', and write regions=True"
+            )
         self.check_axes()
         self.student.connect(connector, self.into, {n: (t.student, t.into) for n, t in before.items()})
         self.teacher.connect(teacher_connector, self.student, {n: (t.teacher, t.student) for n, t in before.items()})
@@ -213,6 +220,8 @@ class Term(nn.Module):
                 raw_teacher=flat(raw_teacher),
                 teacher_connector=[c for c, feature in zip(connectors, theirs) for _ in levels(feature)],
             )
+            if 'region_labels' in self.extras:
+                extras['region_labels'] = batch.noted[self.regions.mask_loss]
             extras = {key: extras[key] for key in self.extras}
             extras |= {key: flat(side.raw(getattr(batch, side.role))) for key, side in self.given.items()}
             return self.loss(*self._kept(flat(ours), flat(theirs)), **extras)

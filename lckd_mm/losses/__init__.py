@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .contrastive import CRDLoss, VIDLoss
 from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
-from .detection import FGDLoss, QueryLoss, RegionBoxLoss
+from .detection import FGDLoss, QueryLoss, RegionBoxLoss, RegionMaskLoss
 from .exploration import ExploreLoss, ReconstructionLoss
 from .features import (
     ABLoss,
@@ -60,6 +60,7 @@ __all__ = [
     'RKDLoss',
     'ReconstructionLoss',
     'RegionBoxLoss',
+    'RegionMaskLoss',
     'ReviewKDLoss',
     'SPLoss',
     'ScoreWeightedLoss',

@@ -10,8 +10,9 @@ from .. import arguments
 from ..functional.shapes import check_kind, width
 
 _OF_BATCH = ('data_samples', 'inputs', 'replay')
+_OF_ALL = (*_OF_BATCH, 'region_labels')
 #: What a term passes without being asked to.
-EXTRAS = (*_OF_BATCH, 'raw_student', 'raw_teacher', 'teacher_connector')
+EXTRAS = (*_OF_BATCH, 'raw_student', 'raw_teacher', 'teacher_connector', 'region_labels')
 
 
 class Loss(nn.Module):
@@ -30,6 +31,7 @@ class Loss(nn.Module):
     * ``inputs``: the images (B, C, H, W), as the student sees them.
     * ``raw_student``, ``raw_teacher``: the features before the connectors.
     * ``teacher_connector``: the module that connects the teacher's feature, or None.
+    * ``region_labels``: the classes (N,) of the objects in the regions, for masks under ``regions=True``.
     * ``replay``, for joint losses: a function that runs both nets on other images and returns their connected features.
 
     Any other argument NAME of ``forward`` is a feature that the term's ``given=dict(NAME=TAPS)`` names: the teacher's,
@@ -59,7 +61,7 @@ class Loss(nn.Module):
             )
         for x in (*student, *teacher) if self.takes else ():
             check_kind(type(self).__name__, x, self.takes)
-        of_tensors = {key: [x] if single else x for key, x in extras.items() if key not in _OF_BATCH}
+        of_tensors = {key: [x] if single else x for key, x in extras.items() if key not in _OF_ALL}
         if self.joint:
             return super().__call__(student, teacher, *args, **extras | of_tensors)
         for key, of in of_tensors.items():

@@ -251,6 +251,44 @@ class RegionBoxLoss(Loss):
 
 
 @MODELS.register_module()
+class RegionMaskLoss(Loss):
+    r"""How far the masks of both nets' RoI heads differ, for the same regions and the classes of their objects.
+
+    .. math:: L = \frac{1}{N h w} \sum_{i, p} D(z^S_{i c_i p}, z^T_{i c_i p}), \qquad
+              D(s, t) = \mathrm{KL}\bigl(\mathrm{Bernoulli}(\mathrm{sigmoid}(t)) \,\|\,
+              \mathrm{Bernoulli}(\mathrm{sigmoid}(s))\bigr)
+
+    over the regions i that the student samples around objects, with their classes c, and the h x w positions p. A head
+    with one mask for all classes has c = 0.
+
+    Args of its term: ``regions=True``.
+    Shapes:
+        student, teacher: (N, C, h, w), of ``roi_head.mask_head.conv_logits``. region_labels: (N,), which the term
+        passes.
+    Returns:
+        A scalar, in nats a position; 0 without an object.
+    Raises:
+        ValueError: the heads have masks of other sizes, or of other numbers of classes.
+    Example:
+        loss_masks=dict(
+            loss=dict(type='lckd_mm.RegionMaskLoss'),
+            on='masks',  # masks='roi_head.mask_head.conv_logits'
+            regions=True,
+        )
+    Source: a form of ours: KD of a sigmoid where Mask R-CNN's own loss looks, at the true class alone.
+    """
+
+    takes = ('map',)
+    of_classes = True
+
+    def forward(self, student: Tensor, teacher: Tensor, region_labels: Tensor) -> Tensor:
+        same_shape('RegionMaskLoss', student, teacher, 'both heads need masks of the same size, and the same classes')
+        rows = torch.arange(len(student), device=student.device)
+        ours, theirs = (x[rows, region_labels, None] for x in (student, teacher))
+        return mean(binary_kd_divergence(ours, theirs))
+
+
+@MODELS.register_module()
 class QueryLoss(Loss):
     r"""What the teacher's decoder and head make of the student's memory, against what they make of its own.
 

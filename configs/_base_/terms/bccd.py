@@ -6,5 +6,5 @@ ofd_term = dict(
     on=['stage1', 'stage2', 'stage3', 'stage4'],
     connector=dict(type='lckd_mm.ConvBN'),
     teacher_connector=dict(type='lckd_mm.MarginReLU'),
-    weight='start:0.5',
+    weight='start:0.2',
 )

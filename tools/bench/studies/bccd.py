@@ -5,8 +5,8 @@ metric = dict(key='pascal_voc/mAP', title='mAP at 0.5 and 0.7, %', scale=100)
 work_dir = 'work_dirs/bccd'
 
 _cells = 'configs/bccd/{}_1xb4-bccd-160x120.py'
-# Parts of the loss at the start: of all terms of scores and boxes, and of all terms of features.
-_scores = _features = 'start:0.5'
+# Parts of the loss at the start: of all terms of scores and boxes, and of all terms of features; chosen for KD and OFD.
+_scores, _features = 'start:0.5', 'start:0.2'
 _levels = ['p2', 'p3', 'p4', 'p5']
 _stages = ['stage1', 'stage2', 'stage3', 'stage4']
 _gfl_boxes = ['boxes2', 'boxes3', 'boxes4', 'boxes5']
@@ -32,10 +32,9 @@ def _reused(name, tower, teacher, part, **arguments):
 
 
 def _methods(boxes):
-    """Run: title and terms; without terms it has a config of its own. Two terms share a part of the loss."""
+    """Run: title and terms; without terms it has a config of its own. Scores and boxes share their part of the loss."""
     half = 'start:0.25'
     kd = _of_scores('kd', on='logits', **_loss('KDLoss', tau=2.0))
-    half_kd = _of_scores('kd', half, on='logits', **_loss('KDLoss', tau=2.0))
     return {
         'kd': ('KD', None),
         'ofd': ('OFD', None),
@@ -63,11 +62,11 @@ def _methods(boxes):
         'fitnets': ('FitNets', _of_levels('fitnets', **_loss('FitNetsLoss'), connector=_conv_bn)),
         'kd-ofd': (
             'KD + OFD',
-            half_kd
+            kd
             | {
                 'loss_ofd': dict(
                     on=_stages,
-                    weight=half,
+                    weight=_features,
                     **_loss('OFDLoss'),
                     connector=_conv_bn,
                     teacher_connector=dict(type='lckd_mm.MarginReLU'),
@@ -76,7 +75,7 @@ def _methods(boxes):
         ),
         'kd-pkd': (
             'KD + PKD',
-            half_kd | {'loss_pkd': dict(on=_levels, weight=half, **_loss('PKDLoss'), connector=_conv_bn)},
+            kd | _of_levels('pkd', **_loss('PKDLoss'), connector=_conv_bn),
         ),
         'kd-lipschitz': (
             'KD + Lipschitz',
