@@ -293,6 +293,7 @@ def test_the_table_of_lengths_has_the_stored_runs():
 @pytest.mark.parametrize(
     ('study', 'record', 'options'),
     [
+        ('weights_bccd', 'bccd-weights-seeds100-102', ()),
         ('bccd_mobilenetv2', 'bccd-mobilenetv2-weights-seeds100-102', ()),
         ('weights_nuclei', 'nuclei-weights-seed100', ()),
         ('nuclei', 'nuclei-methods-seed100', ()),
