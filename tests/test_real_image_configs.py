@@ -124,7 +124,7 @@ def test_a_distillation_is_its_students_training(path):
 
 
 def rows():
-    for name in (*FOLDERS, 'bccd_mobilenetv2'):
+    for name in FOLDERS:
         for run_name in Config.fromfile(ROOT / f'tools/bench/studies/{name}.py').runs:
             yield pytest.param(name, run_name, id=f'{name}-{run_name}', marks=pytest.mark.full)
 

@@ -136,7 +136,7 @@ def faster(width):
     return net
 
 
-OFD = dict(mmpretrain='start:0.9', mmseg='start:0.7', mmdet='start:0.95')
+OFD = dict(mmpretrain='start:0.9', mmseg='start:0.7', mmdet='start:0.2')
 #: Host to students, each with the terms that `auto` gives it.
 STUDENTS = {
     'mmpretrain': {
@@ -322,7 +322,7 @@ def test_from_python_with_overrides(files):
     student, names = files('mmdet', detector)
     cfg = lckd_mm.distillation_config(student, names, 'kd', work_dir='here', train_cfg=dict(max_iters=1))
     assert cfg.train_cfg.max_iters == 1 and cfg.work_dir == 'here'
-    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 'start:0.9'
+    assert list(cfg.model.terms) == ['loss_kd'] and cfg.model.terms.loss_kd.weight == 'start:0.5'
     assert default_work_dir(student, 'kd') == 'work_dirs/small_kd'
 
 
