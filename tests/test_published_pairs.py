@@ -28,7 +28,6 @@ SOME = (
     'fgd_retinanet-r101_retinanet-r18',
     'crosskd_gfl-r101_gfl-r18',
     'kd_faster-rcnn',
-    'queries_dino',
     'pkd_mask-rcnn',
     'pkd_rtmdet-l_rtmdet-tiny',
     'mgd_pspnet',
