@@ -216,8 +216,8 @@ _KD = {
     'dense detector': (
         2.0,
         'start:0.5',
-        'with RetinaNet on photographs of cells KD gained 2.6 mAP, OFD 1.6 (docs/studies.md); a student that is trained '
-        'briefly gains more with start:0.9',
+        'with RetinaNet on photographs of cells KD gained 2.6 mAP, OFD 1.6 (docs/studies.md); in a short training '
+        'start:0.9 gains more',
     ),
 }
 
