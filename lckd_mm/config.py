@@ -156,7 +156,7 @@ def _test_pipeline(cfg: Config) -> list[dict]:
 def loads_bytes(cfg: Config) -> bool:
     """Whether the test pipeline is known to load images of bytes."""
     loader = next(iter(_test_pipeline(cfg)), {})
-    plain = loader.get('color_type', 'color') == 'color' and not loader.get('to_float32')
+    plain = loader.get('color_type', 'color') in ('color', 'grayscale') and not loader.get('to_float32')
     return type_name(loader.get('type')) == 'LoadImageFromFile' and plain
 
 

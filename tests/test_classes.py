@@ -226,6 +226,7 @@ def test_a_run_is_refused_or_trains_by_name(host, scenes, tmp_path, teacher_file
     assert trained(names).match is None
     assert trained(names[::-1], classes='by position').match is None
     assert trained(names[::-1], classes='by name').match.matched
+    assert trained(names[::-1], classes='byname').match.matched  # of --cfg-options
     # Any loss on class scores, too.
     terms['loss_kd'] = dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='logits')
     with pytest.raises(ValueError, match='FitNetsLoss compares class scores'):

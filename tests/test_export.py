@@ -230,6 +230,27 @@ def test_a_classifier_of_several_labels_is_refused_with_a_way(scope):
         WholePrediction(build_model(cfg | HOSTS['mmpretrain'][3]))
 
 
+class Endless(torch.nn.Module):
+    """Its tracing does not end where height is free, as with paddings that follow from the size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, inputs, *args, **kwargs):
+        while isinstance(inputs.shape[2], torch.SymInt):
+            time.sleep(0.01)
+        return self.conv(inputs).mean((2, 3))
+
+
+def test_tracing_for_any_size_has_a_limit_of_time(tmp_path, monkeypatch):
+    monkeypatch.setattr('lckd_mm.storage.export._FREE_SECONDS', 1.0)
+    before = signal.getsignal(signal.SIGALRM)
+    written = export(PlainForward(Endless(), 3), tmp_path / 'a.pt2', (16, 16))
+    assert written.free == ('batch',) and 'took longer than 1 s' in written.why
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_images_that_a_data_set_holds_are_rgb():
     def cfg(*steps):
         inner = dict(type='A', pipeline=[dict(type=step) for step in steps])

@@ -114,6 +114,15 @@ def test_other_widths_and_sizes_are_refused_with_the_connectors_that_help(tmp_pa
     assert (connector.in_channels, connector.out_channels) == (6, 8)
 
 
+def test_a_term_with_a_connector_is_told_to_add_the_other(tmp_path):
+    wide = detector(8)
+    wide['neck']['out_channels'] = wide['bbox_head']['in_channels'] = 12
+    taps = dict(deep='backbone.layer3')
+    terms = dict(loss_fit=dict(loss=FIT, on='deep', connector=dict(type='lckd_mm.ConvBN')))
+    with pytest.raises(ValueError, match=r"type='lckd_mm.MatchSize'\) resizes \(after ConvBN, in a list\)"):
+        built(tmp_path, terms, taps, detector(4), wide, teacher_taps=dict(deep='backbone.layer2'))
+
+
 # ---- reuse
 
 

@@ -76,13 +76,16 @@ def inference(model: nn.Module, cfg: Config) -> Callable[[str], Any]:
         from mmdet.apis import inference_detector
 
         return lambda file: inference_detector(model, file, Compose(pipeline))
+    import mmcv
     from mmpretrain.apis import ImageClassificationInferencer
 
     inferencer, grey = ImageClassificationInferencer(model), image_channels(model) == 1
+    # The inferencer has a loader of its own, which reads three channels.
+    kind = pipeline[0].get('color_type', 'color')
 
     def loaded(file: str) -> str | np.ndarray:
         if of_files:
-            return file
+            return file if kind == 'color' else mmcv.imread(file, flag=kind)
         image = cv2.cvtColor(cv2.imread(file), cv2.COLOR_BGR2GRAY if grey else cv2.COLOR_BGR2RGB)
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 

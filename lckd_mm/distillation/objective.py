@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..connectors import Chain
 from ..errors import one_line
 from ..taps import TapError
 from .finite import NonFiniteError, check_values, origin
@@ -87,8 +88,10 @@ class Objective(nn.ModuleDict):
                 f'{side.role} ' + ', '.join(f'{n} {tuple(levels(features[n])[0].shape)}' for n in side.names)
                 for side, features in ((term.student, batch.student), (term.teacher, batch.teacher))
             )
+            own = [type(one).__name__ for of in term.connectors[:1] for one in (of if isinstance(of, Chain) else [of])]
+            beside = f' (after {" and ".join(own)}, in a list)' if own and 'connector=' in str(error) else ''
             raise ValueError(
-                f'term {name!r}: {term.loss_name} does not take these features ({shapes}): {one_line(error)}'
+                f'term {name!r}: {term.loss_name} does not take these features ({shapes}): {one_line(error)}{beside}'
             ) from error
         if not isinstance(value, Tensor) or value.dim() != 0:
             given = tuple(value.shape) if isinstance(value, Tensor) else f'a {type(value).__name__}'

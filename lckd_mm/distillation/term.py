@@ -18,7 +18,7 @@ from ..hosts import owner_head, score_count, scores_classes
 from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
-from .classes import BY_POSITION, ClassMatch, check_names
+from .classes import BY_NAME, BY_POSITION, ClassMatch, check_names
 from .queries import QueryJudge
 from .regions import RegionHead
 from .shares import parse_share
@@ -122,6 +122,8 @@ class Term(nn.Module):
     ):
         super().__init__()
         self.name = name
+        if classes in ('byname', 'byposition'):  # what --cfg-options makes of the words
+            classes = BY_NAME if classes == 'byname' else BY_POSITION
         #: The running means behind a weight that is a share of the loss; the objective sets the weight in each batch.
         self.running = parse_share(f'term {name!r}', weight)
         self.weight = arguments.number(f'term {name!r}', 'weight', 1.0 if self.running else weight, at_least=0)

@@ -1,11 +1,14 @@
 """Export of a model's forward to ONNX or torch.export; the file is kept only if its outputs match."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,8 @@ _FREEDOMS = (
     ({0: 'batch'}, 1),
     ({}, 1),
 )
+#: The longest that one of these may be traced for; a ResNet takes seconds.
+_FREE_SECONDS = 120.0
 
 
 class PlainForward(nn.Module):
@@ -150,7 +155,8 @@ def export(
                     tried, programs = axes, []
                     with warnings.catch_warnings():
                         warnings.simplefilter('ignore')
-                        programs = [program_of(module, batches[0], axes) for module in modules]
+                        with _limited(_FREE_SECONDS if axes else 0):
+                            programs = [program_of(module, batches[0], axes) for module in modules]
                 elif not programs:
                     continue
                 facts = {**(metadata or {}), 'free': [*axes.values()], 'multiple_of': step}
@@ -175,6 +181,28 @@ def export(
                 )
             why = why or f'the outputs at other sizes differ by {worst:.1e}'
     return Exported([tuple(x.shape) for x in expected], worst, tuple(axes.values()), step, why)
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds: paddings that follow from the size keep torch.export busy for hours.
+
+    In the main thread of Linux and macOS alone, where a signal can end it; 0 stands for no limit.
+    """
+    if not (seconds and hasattr(signal, 'setitimer') and threading.current_thread() is threading.main_thread()):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f'tracing for any size took longer than {seconds:g} s')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _first(error: BaseException) -> BaseException:

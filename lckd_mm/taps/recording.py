@@ -107,6 +107,7 @@ class FeatureTaps:
                 raise KeyError(
                     f'{self.role} tap {name!r}: no module {address.path!r} in {type(model).__name__}; closest: '
                     f'{", ".join(map(repr, close or names[:3]))}; {LIST_ALL}'
+                    f'{" --teacher" * (self.role == "teacher")}'
                 )
 
     def trace(self, model: nn.Module, run: Callable[[], Any], names: Iterable[str] | None = None) -> set[str]:

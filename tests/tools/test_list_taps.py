@@ -17,6 +17,16 @@ ALONE = 'configs/demo/fcn_r18-w8_1xb8-digit-scenes-96x96.py'
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 
+def test_a_preset_that_the_net_lacks_is_said_below_the_others(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    main = runpy.run_path('tools/analysis/list_taps.py')['main']
+    assert cli.run_tool(main, [ALONE, '--backbone', '--neck']) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'taps = dict(' and lines[-1] == ')'
+    assert last.startswith('# --neck: ') and 'it has no neck' in last
+    assert cli.run_tool(main, [ALONE, '--neck']) == 1
+
+
 def listed(model, size=96, gradient=True):
     run = lambda one: run_once(model, (size, size), one.mode, gradient, training=one.training)  # noqa: E731
     return {row.address: row for row in list_taps(model, run, gradient)[0]}

@@ -107,6 +107,25 @@ def test_an_image_becomes_one_of_a_data_set_without_files(channels, scope, tmp_p
     torch.testing.assert_close(predicted.pred_score, expected.pred_score, atol=1e-2 if channels == 1 else 1e-5, rtol=0)
 
 
+def test_a_grey_image_is_loaded_as_the_test_pipeline_loads_it(scope, tmp_path):
+    scope('mmpretrain')
+    torch.manual_seed(2)
+    net = HOSTS['mmpretrain'][0](4)
+    net['backbone']['in_channels'] = 1
+    net['data_preprocessor'] = dict(type='ClsDataPreprocessor', mean=[120.0], std=[60.0], to_rgb=False)
+    model = build_model(net, 'mmpretrain').eval()
+    pipeline = [dict(type='LoadImageFromFile', color_type='grayscale'), dict(type='PackInputs')]
+    data = dict(type='CustomDataset', pipeline=pipeline)
+    loaders = dict(train_dataloader=dict(dataset=data), test_dataloader=dict(dataset=data))
+    file = str(tmp_path / 'grey.png')
+    cv2.imwrite(file, np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8))
+    predicted = inference(model, Config(dict(model=net, **loaders)))(file)
+    with torch.no_grad():
+        image = torch.from_numpy(cv2.imread(file, cv2.IMREAD_GRAYSCALE))[None]
+        expected = model.test_step(dict(inputs=[image]))[0]
+    torch.testing.assert_close(predicted.pred_score, expected.pred_score)
+
+
 def test_a_line_names_the_five_highest_scores_of_a_class():
     boxes = InstanceData(labels=torch.tensor([0] * 6 + [1]), scores=torch.tensor([0.4, 0.9, 0.8, 0.7, 0.6, 0.5, 0.9]))
     expected = '6 cat (0.90, 0.80, 0.70, 0.60, 0.50, …), 1 dog (0.90)'

@@ -68,7 +68,14 @@ def print_presets(model, presets: list[str], size: tuple[int, int], gradient: bo
     from lckd_mm.taps import FeatureTaps
     from lckd_mm.taps.presets import preset_taps
 
-    addresses = [preset_taps(model, preset, size) for preset in presets]
+    addresses, missing = [], []
+    for preset in presets:
+        try:
+            addresses.append(preset_taps(model, preset, size))
+        except ValueError as error:
+            missing.append(f'# --{preset}: {str(error).removeprefix("taps: ")}')
+            if len(missing) == len(presets):
+                raise
     taps = FeatureTaps({name: address for of in addresses for name, address in of.items()}, 'preset')
     trace_taps(taps, model, MadeUpImage.of('list_taps', size, [model], '--size '))
     with taps.record(model, stop=True) as features:
@@ -78,7 +85,7 @@ def print_presets(model, presets: list[str], size: tuple[int, int], gradient: bo
         tensors = features[name] if isinstance(features[name], list) else [features[name]]
         frozen = ', no gradient: frozen' if gradient and not tensors[0].requires_grad else ''
         print(f'    {name}={str(address)!r},  # {", ".join(str(tuple(x.shape)) for x in tensors)}{frozen}')
-    print(')')
+    print('\n'.join([')', *missing]))
 
 
 def print_table(model, size: tuple[int, int], gradient: bool, text: str) -> None:
