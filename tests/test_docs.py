@@ -298,6 +298,7 @@ def test_the_table_of_lengths_has_the_stored_runs():
         ('weights_nuclei', 'nuclei-weights-seed100', ()),
         ('nuclei', 'nuclei-methods-seed100', ()),
         ('bccd_mobilenetv2', 'bccd-mobilenetv2-test-seeds0-4', ('--test',)),
+        ('bccd', 'bccd-test-seeds0-4', ('--test',)),
     ],
 )
 def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options, monkeypatch, capsys):
@@ -307,6 +308,13 @@ def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options,
     rows = capsys.readouterr().out.splitlines()
     text = (ROOT / 'docs/studies.md').read_text()
     assert len(rows) > 3 and all(row in text for row in rows)
+
+
+def test_the_table_of_the_heads_statistics_has_the_stored_scores():
+    text = (ROOT / 'docs/studies.md').read_text()
+    scores = json.loads((ROOT / 'docs/data/bccd-head-statistics-val-seeds0-4.json').read_text())
+    for net, statistics in (('alone', 'running'), ('alone', 'batch'), ('kd', 'running'), ('kd', 'batch')):
+        assert ' | '.join(f'{scores[f"{net} {statistics} {seed}"]:.2f}' for seed in range(5)) in text
 
 
 def test_the_table_of_the_recipes_has_what_they_take():

@@ -10,7 +10,7 @@ model = dict(
         in_channels=32,
         feat_channels=32,
         stacked_convs=2,
-        norm_cfg=dict(type='BN'),
+        norm_cfg=dict(type='GN', num_groups=8),
         anchor_generator=dict(
             type='AnchorGenerator', ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[4, 8, 16, 32]
         ),
