@@ -251,6 +251,16 @@ def test_the_queries_are_those_of_a_plain_pass_whatever_else_is_tapped(tmp_path)
     assert seen['teacher'][0].shape[2] == 30 and value.abs() < 1e-5
 
 
+def test_beside_a_term_that_reuses_the_encoder(tmp_path):
+    """The encoder's own arguments are noted, too: its second layer runs again on the student's first."""
+    taps = dict(MEMORY, first='encoder.layers.0')
+    fit = dict(loss=dict(type='lckd_mm.FitNetsLoss'), student='first', reuse='first', teacher='memory')
+    again = dict(loss_again=fit)
+    found = distiller(tmp_path, detr('detr'), detr('detr'), taps, again).train()
+    losses = found.loss(**batch(found))
+    assert all(0 < losses[name] < float('inf') for name in ('loss_queries', 'loss_again'))
+
+
 def test_boxes_are_scored_in_float32_where_the_teacher_runs_in_bfloat16(tmp_path):
     net = detr('dino')
     found = distiller(tmp_path, net, net).train()

@@ -249,15 +249,15 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
         # One query of one layer, with two classes.
         return [memory.sum() + torch.zeros(1, 1, 1, n) for n in (2, 4)], [torch.zeros(1, 1, 1, n) for n in (2, 4)]
 
-    class Labels(dict):
-        # Each region holds an object of the first class.
-        def __missing__(self, path: str) -> Tensor:
-            term = next(term for term in terms.values() if term.regions and term.regions.mask_loss == path)
-            return torch.zeros(term.student.taps.traces[term.student.names[0]].shapes[0][0], dtype=torch.long)
-
+    # Each region holds an object of the first class.
+    labels = {
+        term.regions.mask_loss: torch.zeros(term.student.taps.traces[tap].shapes[0][0], dtype=torch.long)
+        for term in terms.values()
+        if term.regions is not None and (tap := term.student.names[0]) in term.student.taps.traces
+    }
     samples = fabricate_samples(student, 1, image.size)
     batch = Batch(
-        *features(images), images, samples, replay=features, reuse=reuse, regions=score, judge=judge, noted=Labels()
+        *features(images), images, samples, replay=features, reuse=reuse, regions=score, judge=judge, noted=labels
     )
     done: Connected = {}
     for name, term in terms.items():

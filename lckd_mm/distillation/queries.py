@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 #: What a module was called with, in the last forward pass: its arguments, the autocast state, what it gave.
 Calls = Mapping[str, tuple[tuple, dict, torch.autocast, Any]]
-ENCODER, _DECODER, _HEAD = 'encoder', 'decoder', 'bbox_head'
+_ENCODER, _DECODER, _HEAD = 'encoder', 'decoder', 'bbox_head'
 _WAY = "name a teacher such as DINO or Deformable DETR, or compare the neck, as in taps='neck'"
 
 
@@ -29,7 +29,7 @@ class QueryJudge:
         self._who, self._checked = f'term {term!r}: queries=True', False
         modules = dict(model.named_children())
         layers = getattr(modules.get(_DECODER), 'layers', None)
-        if layers is None or not {ENCODER, _HEAD} <= modules.keys():
+        if layers is None or not {_ENCODER, _HEAD} <= modules.keys():
             raise ValueError(
                 f'{self._who} needs a query detector of mmdet as teacher, with encoder, decoder and bbox_head, and got '
                 f'{type(model).__name__}; {_WAY}'
@@ -39,7 +39,7 @@ class QueryJudge:
     @property
     def paths(self) -> list[str]:
         """The modules whose calls have to be noted."""
-        return [ENCODER, *self._layers, _HEAD]
+        return [_ENCODER, *self._layers, _HEAD]
 
     def own(self, model: nn.Module, calls: Calls) -> tuple[Tensor, ...]:
         """What the teacher makes of its own memory: class scores and boxes of each layer, in float32 or wider."""
@@ -56,7 +56,7 @@ class QueryJudge:
             ValueError: a layer does not read what the encoder gives, or the head reads something else than the layers
             give.
         """
-        decoder, theirs = getattr(model, _DECODER), calls[ENCODER][3]
+        decoder, theirs = getattr(model, _DECODER), calls[_ENCODER][3]
         norm = getattr(decoder, 'post_norm', None) or getattr(decoder, 'norm', None) or nn.Identity()
         if not self._checked:
             self._check(model, calls, norm)
@@ -87,7 +87,7 @@ class QueryJudge:
 
     def _check(self, model: nn.Module, calls: Calls, norm: nn.Module) -> None:
         """Once, on the first batch: the layers read the memory, and the head reads their normalised outputs."""
-        memory, states, autocast = calls[ENCODER][3], self._states(calls), calls[_HEAD][2]
+        memory, states, autocast = calls[_ENCODER][3], self._states(calls), calls[_HEAD][2]
         reads = all(any(x is memory for x in (*calls[path][0], *calls[path][1].values())) for path in self._layers)
         with autocast, torch.no_grad():
             made = [norm(calls[path][3]) for path in self._layers]

@@ -28,7 +28,7 @@ from ..hosts import (
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
-from .queries import ENCODER, QueryJudge
+from .queries import QueryJudge
 from .side import Feature, each, levels
 from .term import Term
 
@@ -282,8 +282,7 @@ class FrozenTeacher:
             state = torch.autocast(device, **autocast)
             self._calls[path] = args, kwargs, state, None
             result = own(*args, **kwargs)  # not reached where the pass stops inside
-            # Of an encoder what it gave is read, and its arguments are large.
-            self._calls[path] = ((), {}, state, result) if path == ENCODER else (args, kwargs, state, result)
+            self._calls[path] = args, kwargs, state, result
             return result
 
         with contextlib.ExitStack() as stack:

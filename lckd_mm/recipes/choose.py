@@ -113,8 +113,6 @@ class Pair:
 
     def scores(self) -> tuple[list[str], bool]:
         """The taps of the class scores, and whether the student's are to be resized; ValueError if they do not fit."""
-        if self.family not in _KD:
-            raise ValueError(f'the class scores of a {self.family} cannot be compared row by row')
         if 'logits' in self.missing:
             raise ValueError(self.missing['logits'])
         taps = self.common('logits')
