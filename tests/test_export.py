@@ -238,8 +238,14 @@ class Endless(torch.nn.Module):
         self.conv = torch.nn.Conv2d(3, 4, 3)
 
     def forward(self, inputs, *args, **kwargs):
+        swallowed = False
         while isinstance(inputs.shape[2], torch.SymInt):
-            time.sleep(0.01)
+            try:
+                time.sleep(0.01)
+            except TimeoutError:  # as sympy does
+                if swallowed:
+                    raise
+                swallowed = True
         return self.conv(inputs).mean((2, 3))
 
 

@@ -197,7 +197,7 @@ def _limited(seconds: float) -> Iterator[None]:
         raise TimeoutError(f'tracing for any size took longer than {seconds:g} s')
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, if a handler of errors has swallowed it
     try:
         yield
     finally:
