@@ -17,8 +17,8 @@ from lckd_mm.hosts import build_model, read_model_config
 
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 # Of these folders a few: test_published_pairs.py and test_real_image_configs.py read every config, and build nets.
-LARGE = ('coco', 'cityscapes', 'ade20k', 'bccd', 'nuclei', 'fashion_mnist')
-BUILT = ('gfl-r18', 'pkd_rtmdet-l_rtmdet-tiny', 'auto_deeplabv3plus_m-v2')
+LARGE = ('coco', 'cityscapes', 'ade20k', 'bccd', 'nuclei', 'fashion_mnist', 'foundation')
+BUILT = ('gfl-r18', 'pkd_rtmdet-l_rtmdet-tiny', 'auto_deeplabv3plus_m-v2', 'dinov2-small_rtmdet')
 
 
 @pytest.fixture(autouse=True)

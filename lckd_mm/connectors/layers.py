@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..contexts import own_generator
+from ..functional.shapes import AS_MAPS, check_kind
 from ..registry import MODELS
 from .base import Connector, Layers
 
@@ -109,6 +110,7 @@ class MatchSize(Connector):
         self.align_corners = arguments.boolean('MatchSize', 'align_corners', align_corners)
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        check_kind("MatchSize, to the other net's feature", like, ('map',), AS_MAPS)
         if x.shape[2:] == like.shape[2:]:
             return x
         return F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=self.align_corners)

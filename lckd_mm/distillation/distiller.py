@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -37,8 +38,9 @@ class Distiller(StudentModel):
 
     Args:
         student: the student's model dict, as in its plain config.
-        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, and what makes it faster: ``precision``,
-            ``channels_last``, ``fold_bn``; see :class:`~lckd_mm.distillation.FrozenTeacher`.
+        teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, or any torch module by ``module=``, and what
+            makes it faster: ``precision``, ``channels_last``, ``fold_bn``; see
+            :class:`~lckd_mm.distillation.FrozenTeacher`.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
             (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
@@ -81,9 +83,10 @@ class Distiller(StudentModel):
         if not isinstance(teacher, Mapping):
             raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
         known = inspect.signature(FrozenTeacher).parameters
-        if 'model' not in teacher or set(teacher) - set(known):
+        if not teacher.keys() & {'model', 'module'} or set(teacher) - set(known):
             raise KeyError(
-                f'teacher: expected the keys {", ".join(known)}, model at least, got {", ".join(map(str, teacher))}'
+                f'teacher: expected the keys {", ".join(known)}, model or module at least, got '
+                f'{", ".join(map(str, teacher))}'
             )
         terms = inherited(terms, 'Distiller')
         # The student first: nothing else may draw random numbers before or while it is built.
@@ -96,7 +99,8 @@ class Distiller(StudentModel):
             object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = merge_taps('student', net, taps, student_taps, image.size)
             with DefaultScope.overwrite_default_scope(self.teacher.scope):
-                self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps, image.size)
+                size = self.teacher.images.sized(image.size)
+                self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps, size)
             self._trace(later=True)
             self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
             self.terms.bind(self.teacher.model)
@@ -112,7 +116,9 @@ class Distiller(StudentModel):
 
     def _trace(self, later: bool = False) -> None:
         with DefaultScope.overwrite_default_scope(self.teacher.scope):
-            trace_taps(self.teacher_taps, self.teacher.model, self._image, later)
+            size = self.teacher.images.sized(self._image.size)
+            trace_taps(self.teacher_taps, self.teacher.model, replace(self._image, size=size), later)
+            self.teacher.settle(self.teacher_taps, size)
         trace_taps(self.student_taps, self.student, self._image, later)
 
     def complete(self) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import arguments
 from ..contexts import eval_mode
 from ..errors import one_line
-from ..hosts import fabricate_samples, image_channels, lacks_operator, own_sizes, run_once, training_size
+from ..hosts import fabricate_samples, host_of, image_channels, lacks_operator, own_sizes, run_once, training_size
 from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
 from ..taps.presets import preset_taps
 from .objective import Objective
@@ -181,6 +181,9 @@ def _unreached(
 
 def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     """A size that was tried and works for this net and for those that see the same images, and where to set it."""
+    alone = host_of(model) is None  # a torch module as teacher, whose images are resized for it
+    if alone:
+        image = replace(image, nets=[])
     sizes = dict.fromkeys([training_size(model), *own_sizes(model), *((side, side) for side in _SIZES)])
     sizes = [size for size in sizes if size != image.size]
     size = next((size for size in sizes if _works(taps, model, image, size)), None)
@@ -188,6 +191,8 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
         also = ', and its channels_last if it is set' if taps.role == 'teacher' else ''
         return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config{also}'
     value = size[0] if size[0] == size[1] else size
+    if alone:
+        return f'it takes {_by(size)}: write size={value} in the teacher, which resizes its images'
     if any(net is model for net in image.nets):
         if image.source == 'data_preprocessor':
             return f'it takes {_by(size)}: set the size of its data_preprocessor, which is {image.size}, to {size}'

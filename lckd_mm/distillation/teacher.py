@@ -1,9 +1,8 @@
 """FrozenTeacher: the teacher net, kept out of checkpoints, optimizers, DDP buckets and EMA copies."""
 
 import contextlib
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,22 +16,27 @@ from .. import arguments
 from ..contexts import computes_in_bfloat16, eval_mode, preserved_rng, saved_buffers, training_branches, wrapped_forward
 from ..errors import one_line
 from ..hosts import (
+    build_module,
     build_named_model,
     class_names,
     config_class_names,
+    forward,
+    host_of,
     normalisation,
     read_model_config,
     samples_for_loss,
-    valid_region,
 )
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
+from .images import TeacherImages, stated
 from .queries import QueryJudge
 from .side import Feature, each, levels
 from .term import Term
 
 _BN_MODES = ('eval', 'batch')
+#: What a checkpoint is called that the function of ``module`` loads itself.
+AS_BUILT = 'as built'
 _PRECISIONS = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: Rounding alone stays below it, also in the TF32 of GPUs' convolutions; a layer that is left out is near 1.
 _FOLDED = 0.01
@@ -43,7 +47,8 @@ class FrozenTeacher:
 
     Args:
         model: a model dict, a config file's path, or ``'mmseg::fcn/….py'``.
-        checkpoint: a path or URL, such as ``'torchvision://resnet50'``.
+        checkpoint: a path or URL, such as ``'torchvision://resnet50'``; for a ``module`` whose function loads weights
+            itself, ``'as built'``.
         bn: 'eval' uses the running statistics; 'batch' uses the batch's and leaves the running ones unchanged (the
             recipe of OFD and LONDON).
         allow: regular expressions; keys that match one may be missing or unexpected in the checkpoint.
@@ -56,30 +61,59 @@ class FrozenTeacher:
         fold_bn: each BatchNorm that alone reads what a convolution gives is computed by that convolution, with weights
             of its own: the model's, which margins and ``inherit`` read, stay as they are. Where a tap reads what is in
             between, the pair stays as it is. The first batch is run with and without, in float32, and compared.
+        module: in place of ``model``, a class or function that makes any torch module, or its import path, such as
+            ``'timm.create_model'``; it is called with the images alone. ``args``: its keyword arguments.
+        mean, std: of a ``module``: how its images are normalised, RGB, in the units 0 to 255.
+        size: its images are resized to this height and width (or one number for both), bilinearly with antialiasing.
+        scale: factor on the height and width of the student's images. A detector's images keep their size.
+        patch: the side of a vision transformer's patches: height and width are rounded to a multiple of it.
+        prefix: the number of tokens before those of the image: 1 for a class token, 5 with four registers. Taps that
+            give tokens (B, prefix + h w, C) then give maps (B, C, h, w).
     Deviation: a tap differs from the plain teacher's by at most 3e-6 of its norm with ``channels_last``, 2e-6 with
         ``fold_bn`` and 1.5e-2 with 'bf16' (FCN-R101, RetinaNet-R101, ResNet152; random weights, a CPU).
     Raises:
         ValueError: no checkpoint, a bad value, a precision that the device lacks, ``fold_bn`` with bn='batch', or a
             model that cannot be built.
-        TypeError: the model is not one of mmpretrain, mmseg or mmdet.
+        TypeError: the model is not one of mmpretrain, mmseg or mmdet, or the module no torch module.
     Example:
         teacher=dict(model='my_teacher.py', checkpoint='teacher.pth', bn='batch')
+        teacher=dict(
+            module='timm.create_model',
+            args=dict(model_name='vit_small_patch14_dinov2', dynamic_img_size=True, num_classes=0),
+            checkpoint='model.safetensors',
+            mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+            scale=0.5, patch=14, prefix=1,
+        )
     """
 
     def __init__(
         self,
-        model: dict | str,
+        model: dict | str | None = None,
         checkpoint: str | None = None,
         bn: str = 'eval',
         allow: Iterable[str] = (),
         precision: str | None = None,
         channels_last: bool = False,
         fold_bn: bool = False,
+        module: str | Callable | None = None,
+        args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | Sequence[int] | None = None,
+        scale: float = 1.0,
+        patch: int | None = None,
+        prefix: int | None = None,
     ):
+        key = 'model' if module is None else 'module'
+        if (model is None) is (module is None):
+            raise KeyError(
+                'teacher: write either model= for a net of mmpretrain, mmseg or mmdet, or module= for a torch module'
+            )
         if not isinstance(checkpoint, str) or not checkpoint:
+            built = f" (or checkpoint='{AS_BUILT}' for a function that loads weights itself)" if module else ''
             raise ValueError(
-                f'teacher: checkpoint is {checkpoint!r}; write teacher=dict(model=…, checkpoint=PATH_OR_URL), '
-                'since a teacher with random weights would teach noise'
+                f'teacher: checkpoint is {checkpoint!r}; write teacher=dict({key}=…, checkpoint=PATH_OR_URL), '
+                f'since a teacher with random weights would teach noise{built}'
             )
         allow = [allow] if isinstance(allow, str) else allow
         allow = arguments.sequence('teacher', 'allow', allow, 'regular expressions')
@@ -95,17 +129,17 @@ class FrozenTeacher:
             raise ValueError(
                 "teacher: fold_bn=True folds running statistics, and bn='batch' uses those of the batch; remove one"
             )
-        cfg, scope = read_model_config(model, 'teacher')
-        self.scope = scope
+        #: The student's images as the teacher takes them.
+        self.images = TeacherImages(size, scale, patch, prefix)
         with preserved_rng():
-            self.model = build_named_model(cfg, 'teacher', scope)
-        self.has_preprocessor = cfg.get('data_preprocessor') is not None
+            self.model, self.scope, self.has_preprocessor = teacher_net(model, module, args)
+        self._stated = None if module is None else stated(mean, std)
+        self._check_options(dict(args=args, mean=mean, std=std) if module is None else {})
         self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False
         #: The names of its classes, in the order of its scores; None if neither checkpoint nor config tells.
         self.classes: list[str] | None = None
         self._source = model
-        self._convert: tuple[Tensor, Tensor, bool] | None = None
         # A part's path to its arguments in the last call, the autocast state there, and what it gave.
         self._calls: dict[str, tuple[tuple, dict, torch.autocast, Any]] = {}
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
@@ -132,8 +166,11 @@ class FrozenTeacher:
         """Load the checkpoint strictly; see :func:`lckd_mm.storage.checkpoint.load_strictly`."""
         if self.loaded:
             return
+        if self.checkpoint == AS_BUILT and self._stated is not None:
+            self.loaded = True
+            return
         meta = ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)
-        self.classes = class_names(meta) or config_class_names(self._source)
+        self.classes = class_names(meta) or (self._source and config_class_names(self._source))
         self.loaded = True
 
     def match_inputs(self, student_preprocessor: nn.Module) -> None:
@@ -141,50 +178,23 @@ class FrozenTeacher:
 
         Raises:
             ValueError: mean or std of either net is not as many finite numbers, a std is 0, or the nets' images differ
-            in their channels.
+            in their channels; the teacher is a torch module, and the student's preprocessor does not tell its own.
         """
-        own, other = normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
-        if own is None or other is None:
-            return
-        channels = max(len(own[0]), len(other[0]))
-        own, other = (tuple(v * channels if len(v) == 1 else v for v in of[:2]) + of[2:] for of in (own, other))
-        if own == other:
-            return
-        for who, (mean, std, _) in (('teacher', own), ('student', other)):
-            if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or not all(std):
-                raise ValueError(
-                    f"{who}: its data_preprocessor's mean and std must be as many finite numbers, std not 0, got "
-                    f'{mean} and {std}'
-                )
-        if len(own[0]) != len(other[0]):
+        own, other = self._stated or normalisation(self._preprocessor(None)), normalisation(student_preprocessor)
+        if self._stated is not None and other is None:
             raise ValueError(
-                f'teacher: its data_preprocessor normalises {len(own[0])} channels, and that of the student '
-                f'{len(other[0])}: give both the same kind of images'
+                f'student: its {type(student_preprocessor).__name__} does not tell how it normalises images, and a '
+                "torch module as teacher has mean and std of its own; give the student its host's data_preprocessor"
             )
-        mean_s, std_s, mean_t, std_t = (torch.tensor(v).view(1, -1, 1, 1) for v in (*other[:2], *own[:2]))
-        # The hosts flip nothing but three channels.
-        flip = own[2] != other[2] and channels == 3
-        if flip:
-            mean_s, std_s = mean_s.flip(1), std_s.flip(1)
-        # x_t = (x_s * std_s + mean_s - mean_t) / std_t, with the channels in the teacher's order.
-        self._convert = std_s / std_t, (mean_s - mean_t) / std_t, flip
-        print_log(
-            "teacher: its images are normalised otherwise than the student's "
-            f'(mean, std, flipped channels: {own} against {other}); they are converted for it',
-            logger='current',
-        )
+        if own is not None and other is not None:
+            self.images.match(own, other)
 
     def _preprocessor(self, default: nn.Module | None) -> nn.Module | None:
         return self.model.data_preprocessor if self.has_preprocessor else default
 
     def convert(self, inputs: Tensor, data_samples: list | None) -> Tensor:
-        """Convert the student's input batch to the teacher's normalisation and channel order; padding is unchanged."""
-        if self._convert is None:
-            return inputs
-        scale, shift, flip = (v.to(inputs) if isinstance(v, Tensor) else v for v in self._convert)
-        converted = (inputs.flip(1) if flip else inputs) * scale + shift
-        valid = valid_region(inputs, data_samples)
-        return converted if valid is None else torch.where(valid, converted, inputs)
+        """The student's input batch in the teacher's normalisation and order of channels, at its size."""
+        return self.images(inputs, data_samples)
 
     def __call__(
         self,
@@ -242,6 +252,7 @@ class FrozenTeacher:
         if self.channels_last and not inputs.is_contiguous(memory_format=torch.channels_last):
             # Terms compare them with the student's, which is slow in two formats.
             features = {name: each(Tensor.contiguous, feature) for name, feature in features.items()}
+        features = self.images.maps(features, converted.shape[2:])
         if version is not None and inputs._version != version:
             raise RuntimeError(
                 f'teacher: {type(self.model).__name__} overwrites the batch of images in its forward pass, which the '
@@ -266,6 +277,40 @@ class FrozenTeacher:
             f'plain ones by at most {gaps[worst]:.1e} of their norm',
             logger='current',
         )
+
+    def check_predicts(self, who: str) -> None:
+        """Raise ValueError for a torch module, whose outputs are no predictions of a host; ``who`` asks for them."""
+        if self._stated is not None:
+            raise ValueError(
+                f'{who}: the teacher, {type(self.model).__name__}, is a torch module of no host, so it makes no '
+                'predictions that could be scored or drawn; remove the hook'
+            )
+
+    def settle(self, taps: FeatureTaps, size: tuple[int, int]) -> None:
+        """Note what the traced taps give as maps; ``size``: height and width of the image that they were traced on.
+
+        Raises:
+            ValueError: ``prefix`` is not the number of tokens before those of the image; a tap fires only where the
+            data samples are read, and the images are resized.
+        """
+        for name, trace in taps.traces.items():
+            if self.images.resizes and Pass() not in trace.passes:
+                raise ValueError(
+                    f"teacher tap {name!r}: it is read with the loss, whose labels have the size of the student's "
+                    'images; tap a layer that runs in a plain forward, or remove size, scale and patch from the teacher'
+                )
+            trace.shapes = [self.images.grid(name, shape, size) for shape in trace.shapes]
+
+    def _check_options(self, unused: Mapping[str, Any]) -> None:
+        """Refuse what has no effect, and a size of its own for a detector."""
+        for name, value in unused.items():
+            if value is not None:
+                raise ValueError(f'teacher: {name} belongs to module=…; a model= has its own; remove it')
+        if self.images.resizes and host_of(self.model) == 'mmdet':
+            raise ValueError(
+                f'teacher: {type(self.model).__name__} sees boxes in pixels of the images, so they keep the size that '
+                'the student sees; remove size, scale and patch'
+            )
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function to its tensors, as ``nn.Module._apply``."""
@@ -351,7 +396,7 @@ class FrozenTeacher:
                 training_branches(self.model, one.training),
                 taps.record(self.model, names, stop=not whole) as features,
             ):
-                self.model(inputs, data_samples, mode=one.mode)
+                forward(self.model, inputs, data_samples, one.mode)
         except (TapError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a host may raise anything on an image that does not fit
@@ -369,12 +414,23 @@ class FrozenTeacher:
 
     def predict(self, data: dict, student_preprocessor: nn.Module) -> list:
         """Predictions for a batch from a validation loader, by the running statistics whatever ``bn`` is."""
+        self.check_predicts('predict')
         preprocessor = self._preprocessor(student_preprocessor)
         preprocessor.to(next(self.model.parameters()).device)
         # In eval mode torch uses the running statistics, even with bn='batch'.
         with eval_mode(self.model):
             data = preprocessor(data, False)
             return self.model(**data, mode='predict')
+
+
+def teacher_net(
+    model: dict | str | None = None, module: str | Callable | None = None, args: dict | None = None, **_: Any
+) -> tuple[nn.Module, str | None, bool]:
+    """The net of a teacher's config, without its weights; its default scope; whether it has a data_preprocessor."""
+    if module is not None:
+        return build_module(module, args, 'teacher'), None, False
+    cfg, scope = read_model_config(model, 'teacher')
+    return build_named_model(cfg, 'teacher', scope), scope, cfg.get('data_preprocessor') is not None
 
 
 def _dtype_of(precision: str) -> torch.dtype:

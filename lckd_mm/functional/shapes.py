@@ -13,6 +13,10 @@ from torch import Tensor
 LAYOUTS = {'vector': 'a vector (B, C)', 'tokens': 'tokens (B, N, C)', 'map': 'a map (B, C, H, W)'}
 
 
+#: How tokens become maps.
+AS_MAPS = "a teacher gives a vision transformer's tokens as maps with patch=… and prefix=… beside its checkpoint"
+
+
 def kind_of(x: Tensor) -> str | None:
     """'vector', 'tokens' or 'map'; None for another number of axes."""
     return {2: 'vector', 3: 'tokens', 4: 'map'}.get(x.dim())
@@ -56,7 +60,8 @@ def _connectors(student: Tensor, teacher: Tensor) -> str:
     """What makes the features equal in shape; '' if no connector does."""
     kind = kind_of(student)
     if kind != kind_of(teacher):
-        return 'tap features of one kind in both nets: maps, tokens or vectors'
+        more = f'; {AS_MAPS}' if kind_of(teacher) == 'tokens' else ''
+        return f'tap features of one kind in both nets: maps, tokens or vectors{more}'
     if kind == 'tokens' and student.shape[1] != teacher.shape[1]:
         return 'tap layers with as many tokens in both nets, or maps, which lckd_mm.MatchSize resizes'
     ways = {}

@@ -162,6 +162,7 @@ class TeacherCheckHook(Hook):
 
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'TeacherCheckHook')
+        model.teacher.check_predicts('TeacherCheckHook')
         if runner.val_loop is None:
             raise ValueError('TeacherCheckHook: the config has no val_dataloader to check the teacher on')
         loader, evaluator = runner.val_loop.dataloader, runner.val_loop.evaluator
@@ -197,7 +198,7 @@ class TeacherReferenceHook(Hook):
     """
 
     def before_train(self, runner) -> None:
-        distiller_of(runner, 'TeacherReferenceHook')
+        distiller_of(runner, 'TeacherReferenceHook').teacher.check_predicts('TeacherReferenceHook')
         if runner.val_loop is None or not _teacher_biased(runner.val_loop.evaluator):
             raise ValueError(
                 "TeacherReferenceHook: the val_evaluator has no lckd_mm.ClassBiasMetric with reference='teacher'; add "

@@ -34,6 +34,9 @@ class PredictionHook(Hook):
         self.interval = arguments.integer('PredictionHook', 'interval', interval)
         self._count = 0
 
+    def before_train(self, runner) -> None:
+        distiller_of(runner, 'PredictionHook').teacher.check_predicts('PredictionHook')
+
     @master_only
     def before_val_epoch(self, runner) -> None:
         self._count += 1

@@ -13,6 +13,7 @@ from .models import (
     read_model_config,
     unwrapped,
 )
+from .modules import ModuleForward, build_module, forward
 from .prediction import WholePrediction
 from .samples import (
     class_targets,
@@ -29,8 +30,10 @@ from .samples import (
 )
 
 __all__ = [
+    'ModuleForward',
     'WholePrediction',
     'build_model',
+    'build_module',
     'build_named_model',
     'check_box_layers',
     'check_boxes',
@@ -43,6 +46,7 @@ __all__ = [
     'datasets',
     'decoded_boxes',
     'fabricate_samples',
+    'forward',
     'has_sigmoids',
     'host_of',
     'image_channels',

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
 from .inputs import image_channels
 from .models import host_of
+from .modules import forward
 
 #: mmseg's label of pixels that do not count.
 _IGNORED = 255
@@ -103,10 +104,10 @@ def run_once(
     """
     parameter, restore = next(model.parameters()), saved_buffers(model)
     images = parameter.new_zeros(1, channels or image_channels(model), *size)
-    samples = [sample.to(parameter.device) for sample in fabricate_samples(model, 1, size)]
+    samples = fabricate_samples(model, 1, size) if host_of(model) is not None else []
     try:
         with preserved_rng(), eval_mode(model, gradient), training_branches(model, training):
-            return model(images, samples, mode=mode)
+            return forward(model, images, [sample.to(parameter.device) for sample in samples], mode)
     finally:
         restore()
 

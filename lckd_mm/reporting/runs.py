@@ -388,7 +388,7 @@ def _relate(groups: list[Group]) -> None:
             found = [g for g, _ in plain if any(run.folder.resolve() in folders for run in g.runs)]
             # The teacher's own config may be unreadable by now.
             with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
-                model, scope = read_model_config(group.cfg.model.teacher.model, 'teacher')
+                model, scope = read_model_config(group.cfg.model.teacher['model'], 'teacher')
                 wanted = _architecture(model, scope or _scope(group))
                 found += [g for g, own in plain if own == wanted]
             for teacher in found[:1]:

@@ -29,7 +29,8 @@ def model_weights(source: str, who: str) -> 'OrderedDict[str, Tensor]':
     return _weights(read_checkpoint(source, who), source, who)
 
 
-def _weights(loaded: Mapping, source: str, who: str) -> 'OrderedDict[str, Tensor]':
+def _weights(loaded: Mapping, source: str, who: str, own: Iterable[str] = ()) -> 'OrderedDict[str, Tensor]':
+    """The weights in a file's content; their names stay as they are where ``own``, those of a model, has some."""
     state = next((loaded[key] for key in _STATES if isinstance(loaded.get(key), Mapping)), loaded)
     weights = OrderedDict((k, v) for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor))
     if state is loaded.get('ema_state_dict'):
@@ -38,6 +39,9 @@ def _weights(loaded: Mapping, source: str, who: str) -> 'OrderedDict[str, Tensor
         raise ValueError(f'{who}: {source!r} holds no weights (keys: {", ".join(map(str, list(loaded)[:_SHOWN]))})')
     # Version per module; the hosts' key migrations depend on it.
     versions = getattr(state, '_metadata', OrderedDict())
+    if weights.keys() & set(own):
+        weights._metadata = versions
+        return weights
     if source.startswith('torchvision://'):
         return OrderedDict(
             (f'head.{key}' if key.startswith('fc.') else f'backbone.{key}', value) for key, value in weights.items()
@@ -67,7 +71,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     """
     allow = [allow] if isinstance(allow, str) else list(allow)
     loaded = read_checkpoint(source, who)
-    weights = _weights(loaded, source, who)
+    weights = _weights(loaded, source, who, model.state_dict())
     check_finite(weights, source, who)
     found = {
         what: [key for key in keys if what == _SIZES or not any(re.search(pattern, key) for pattern in allow)]

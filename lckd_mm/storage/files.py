@@ -226,6 +226,8 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     """
     if '://' not in source and not os.path.isfile(os.path.expanduser(source)):
         raise FileNotFoundError(f'{who}: no checkpoint at {source!r}; train it first, or give the path of its file')
+    if source.endswith('.safetensors') and '://' not in source:
+        return _safetensors(os.path.expanduser(source), who)
     try:
         with installed():
             loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
@@ -240,6 +242,21 @@ def read_checkpoint(source: str, who: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f'{who}: {source!r} holds a {type(loaded).__name__}, not a checkpoint')
     return loaded
+
+
+def _safetensors(path: str, who: str) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ModuleNotFoundError(
+            f'{who}: {near(path)!r} needs the package safetensors; install it, or give a file written by torch.save',
+            name='safetensors',
+        ) from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{who}: {near(path)!r} is no intact file of safetensors ({one_line(error)})') from error
 
 
 def read_resumable(source: str) -> dict[str, Any]:

@@ -23,8 +23,10 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher, input_size, is_online, plain_model
+    from lckd_mm.distillation.images import TeacherImages
+    from lckd_mm.distillation.teacher import teacher_net
     from lckd_mm.errors import one_line
-    from lckd_mm.hosts import build_model, read_model_config
+    from lckd_mm.hosts import ModuleForward, host_of
     from lckd_mm.reporting.costs import figures
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,20 +49,28 @@ def main(argv: list[str]) -> None:
     if is_online(cfg):
         models = {f'net {k}': plain_model(cfg, k) for k in range(len(cfg.model.nets))}
     if has_teacher(cfg):
-        models['teacher'] = build_model(*read_model_config(cfg.model.teacher.model, 'teacher'))
+        net = teacher_net(**cfg.model.teacher)[0]
+        models['teacher'] = net if host_of(net) else ModuleForward(net)
     size = tuple(args.size) if args.size else input_size(cfg, next(iter(models.values())))
+    sizes = dict.fromkeys(models, size)
+    if has_teacher(cfg):
+        given = {key: cfg.model.teacher[key] for key in ('size', 'scale', 'patch') if key in cfg.model.teacher}
+        sizes['teacher'] = TeacherImages(**given).sized(size)
     try:
-        rows = {name: figures(model, size) for name, model in models.items()}
+        rows = {name: figures(model, sizes[name]) for name, model in models.items()}
     except RuntimeError as error:
         raise ValueError(
             f'{args.config!r}: no image of {size[0]} x {size[1]} goes through the model ({one_line(error)}); give '
             '--size H W, unless it needs more than images'
         ) from error
     if args.speed:
-        for name, milliseconds in speed(models, size, args).items():
+        for name, milliseconds in speed(models, sizes, args).items():
             rows[name]['milliseconds'] = milliseconds
             rows[name]['images_per_second'] = 1e3 * args.batch / milliseconds
-    table = Table('', *rows, title=f'{size[0]} x {size[1]}' + (f', batch {args.batch}, {args.device}' * args.speed))
+    resized = f" (the teacher's {sizes['teacher'][0]} x {sizes['teacher'][1]})" if len(set(sizes.values())) > 1 else ''
+    table = Table(
+        '', *rows, title=f'{size[0]} x {size[1]}{resized}' + (f', batch {args.batch}, {args.device}' * args.speed)
+    )
     for key, title, form in (
         ('parameters', 'parameters', '{:,}'),
         ('flops', 'FLOPs', '{:,.0f}'),
@@ -75,7 +85,7 @@ def main(argv: list[str]) -> None:
         Path(args.out).write_text(json.dumps(dict(size=size, device=args.device, **rows), indent=1) + '\n')
 
 
-def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:
+def speed(models: dict, sizes: dict[str, tuple[int, int]], args: argparse.Namespace) -> dict[str, float]:
     """Median milliseconds of a forward pass of one batch; the nets run alternately."""
     import time
 
@@ -85,14 +95,15 @@ def speed(models: dict, size: tuple[int, int], args: argparse.Namespace) -> dict
     from lckd_mm.storage.export import PlainForward
 
     device = torch.device(args.device)
-    images = torch.zeros(args.batch, image_channels(next(iter(models.values()))), *size, device=device)
+    channels = image_channels(next(iter(models.values())))
+    images = {name: torch.zeros(args.batch, channels, *size, device=device) for name, size in sizes.items()}
     forwards = {name: PlainForward(model).to(device).eval() for name, model in models.items()}
     times = {name: [] for name in forwards}
     with torch.inference_mode():
         for round_ in range(args.rounds + 2):
             for name, forward in forwards.items():
                 start = time.perf_counter()
-                forward(images)
+                forward(images[name])
                 if device.type == 'cuda':
                     torch.cuda.synchronize(device)
                 if round_ >= 2:  # the first two rounds warm up caches and select kernels

@@ -120,7 +120,9 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
             f'--teacher: the config {args.config!r} must be a distillation, which names the architecture of the teacher'
         )
     found = {}
-    if has_teacher(cfg):
+    if has_teacher(cfg) and cfg.model.teacher.get('model') is None:
+        print('the teacher is a torch module of no host, which this report leaves out', file=sys.stderr)
+    elif has_teacher(cfg):
         found[TEACHER] = args.teacher or cfg.model.teacher.get('checkpoint')
     for text in (*args.before, args.checkpoint):
         name, equals, path = text.partition('=')

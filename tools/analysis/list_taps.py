@@ -22,7 +22,8 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher, plain_model
-    from lckd_mm.hosts import build_model, read_model_config, training_size
+    from lckd_mm.distillation.teacher import teacher_net
+    from lckd_mm.hosts import training_size
     from lckd_mm.taps.presets import PRESETS
 
     p = argparse.ArgumentParser(description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
     if args.teacher:
         if not has_teacher(cfg):
             raise ValueError(f'{args.config!r} distils from no teacher')
-        model = build_model(*read_model_config(cfg.model.teacher.model, 'teacher'))
+        model = teacher_net(**cfg.model.teacher)[0]
     else:
         model = plain_model(cfg)
     size = (args.size, args.size) if args.size else training_size(model)

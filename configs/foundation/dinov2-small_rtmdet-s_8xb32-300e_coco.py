@@ -1,0 +1,20 @@
+# DINOv2 (ViT-S/14) teaches RTMDet-s: the directions of its patch tokens, at the deepest level of the backbone.
+_base_ = ['mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', '../_base_/terms/foundation.py']
+
+model = dict(
+    _delete_=True,
+    type='lckd_mm.Distiller',
+    student=_base_.model,
+    teacher=dict(
+        model='mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py',
+        checkpoint='https://download.openmmlab.com/mmpretrain/v1.0/dinov2/'
+        'vit-small-p14_dinov2-pre_3rdparty_20230426-5641ca5a.pth',
+        # A patch of 14 pixels of its images is one of 32 of the student's.
+        scale=14 / 32,
+        patch=14,
+        prefix=1,
+    ),
+    student_taps=dict(deepest='backbone[2]'),
+    teacher_taps=dict(tokens='backbone.ln1'),
+    terms=dict(loss_foundation=_base_.foundation_term),
+)
