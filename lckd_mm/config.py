@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from .errors import tool_command
-from .hosts import build_model, datasets
+from .hosts import AS_BUILT, build_model, datasets
 from .registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, resolved, type_name
 
 # Hooks that train() adds by default.
@@ -46,6 +46,11 @@ def is_kind(kind: Any, name: str, within: Registry = MODELS) -> bool:
 
 def has_teacher(cfg: Config) -> bool:
     return is_kind(kind_of(cfg, cfg.model), 'lckd_mm.Distiller')
+
+
+def teachers_of(cfg: Config) -> dict[str, ConfigDict]:
+    """The teachers that a distillation's config names: one alone is 'teacher'."""
+    return dict(cfg.model.get('teachers') or {}) or {'teacher': cfg.model.teacher}
 
 
 def is_online(cfg: Config) -> bool:
@@ -162,13 +167,17 @@ def loads_bytes(cfg: Config) -> bool:
 
 def check_teacher_file(cfg: Config) -> None:
     """Raise FileNotFoundError for a missing teacher checkpoint, before any dataset is read."""
-    teacher = cfg.model.get('teacher')
-    checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
-    if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(
-            f'teacher: no checkpoint at {checkpoint!r}; train the teacher first, or name another with '
-            '--cfg-options model.teacher.checkpoint=PATH'
-        )
+    named = cfg.model.get('teachers')
+    named = {f'teachers.{name}': one for name, one in named.items()} if isinstance(named, dict) else {}
+    for path, teacher in (named or {'teacher': cfg.model.get('teacher')}).items():
+        checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
+        if checkpoint == AS_BUILT and 'module' in teacher:
+            continue
+        if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(
+                f'{path}: no checkpoint at {checkpoint!r}; train the teacher first, or name another with '
+                f'--cfg-options model.{path}.checkpoint=PATH'
+            )
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:

@@ -352,7 +352,7 @@ def test_a_margin_in_a_chain_is_bound_and_fitted(distil):
     assert model.terms['loss_x'].teacher_connectors[0][0].known
     by_data = dict(type='lckd_mm.MarginReLU', margin='data', batches=1)
     model = distil(*nets, dict(term, teacher_connector=[by_data, size]))
-    ((_, chain),) = model.terms['loss_x'].waiting()
+    ((_, chain, _),) = model.terms['loss_x'].waiting()
     chain.observe(torch.randn(2, 32, 4, 4))
     chain.finish_fitting()
     assert model.terms['loss_x'].waiting() == []

@@ -1,4 +1,4 @@
-# DINOv2 (ViT-S/14) teaches SegFormer on MiT-B0: the directions of its patch tokens, at stride 32 of the student's image.
+# DINOv2 (ViT-S/14) teaches SegFormer on MiT-B0: the directions of its patch tokens, at stride 32 of the student's.
 _base_ = ['mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', '../_base_/terms/foundation.py']
 
 model = dict(

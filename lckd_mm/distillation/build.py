@@ -12,15 +12,39 @@ from ..taps import FeatureTaps
 from .objective import Objective
 from .term import Term
 
+#: The traced taps of student and teacher.
+Both = tuple[FeatureTaps, FeatureTaps]
+
 
 def build_objective(
-    configs: Mapping[str, Any], taps: tuple[FeatureTaps, FeatureTaps], net: nn.Module, label: str = ''
+    configs: Mapping[str, Any], taps: Both | Mapping[str | None, Both], net: nn.Module, label: str = ''
 ) -> Objective:
-    """An :class:`Objective` from the terms' configs, the traced taps of student and teacher, and the student net."""
+    """An :class:`Objective` from the terms' configs, the traced taps of student and teacher (of several teachers, by
+    name), and the student net."""
+    taps = taps if isinstance(taps, Mapping) else {None: taps}
     terms: dict[str, Term] = {}
     for name, config in lenders_first(configs).items():
-        terms[name] = build_term(name, config, taps, net, terms)
+        of = teacher_of(name, config, {key: both[1] for key, both in taps.items()})
+        if of is not None and isinstance(config, Mapping):
+            config = {**config, 'of': of}
+        terms[name] = build_term(name, config, taps[of], net, {n: t for n, t in terms.items() if t.of == of})
     return Objective(terms, label)
+
+
+def teacher_of(name: Any, config: Any, taps: Mapping[str | None, FeatureTaps]) -> str | None:
+    """The name of a term's teacher: as it says, or the only one that has its taps."""
+    of = config.get('of') if isinstance(config, Mapping) else None
+    if of is not None or len(taps) == 1 or not isinstance(config, Mapping):
+        return next(iter(taps)) if of is None else of
+    read = config.get('teacher') or config.get('on') or []
+    read = [read] if isinstance(read, str) else list(read)
+    able = [key for key, own in taps.items() if read and set(read) <= set(own.addresses)]
+    if len(able) != 1:
+        owners = (
+            f'are those of {", ".join(map(repr, able))}' if able else f'are of none of {", ".join(map(repr, taps))}'
+        )
+        raise ValueError(f'term {name!r}: the taps {read} {owners}; name its teacher, as in of={next(iter(taps))!r}')
+    return able[0]
 
 
 def build_term(

@@ -1,25 +1,25 @@
 """Distiller: turns a batch into a loss dict in one method, :meth:`Distiller.loss`."""
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine.dist import broadcast
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
+from ..taps import FeatureTaps
 from .build import build_objective, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .regions import noted_regions
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
+from .teachers import Teaching, named_in_errors, named_teachers, of_teachers
 from .term import Batch, Term
 
 
@@ -53,6 +53,11 @@ class Distiller(StudentModel):
             names and shapes agree. The weights are copied after the student's own initialisation and after
             ``load_from``; a resumed run keeps its own.
         data_preprocessor: mmpretrain's top-level one; used if the student has none.
+        teachers: in place of ``teacher``, name to teacher, each a dict as ``teacher`` with ``taps`` of its own. A term
+            names its teacher by ``of='boxes'``, unless its taps are those of one alone. ``of=['boxes', 'scene']`` is
+            a term of each, ``loss_kd_boxes`` and ``loss_kd_scene``, with half of the weight each: for KD and squared
+            differences their gradient is that of the mean of the teachers' probabilities or features. A teacher whose
+            terms all have the weight 0 does not run.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: for a wrong argument, in one sentence, before any training.
     Example:
@@ -68,8 +73,8 @@ class Distiller(StudentModel):
     def __init__(
         self,
         student: dict,
-        teacher: dict,
-        terms: dict[str, dict],
+        teacher: dict | None = None,
+        terms: dict[str, dict] | None = None,
         taps: Taps = None,
         student_taps: Taps = None,
         teacher_taps: Taps = None,
@@ -77,49 +82,70 @@ class Distiller(StudentModel):
         inherit: Sequence[str] = (),
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
+        teachers: dict[str, dict] | None = None,
     ):
         if not isinstance(student, Mapping):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
-        if not isinstance(teacher, Mapping):
-            raise TypeError('Distiller: teacher must be dict(model=…, checkpoint=…)')
-        known = inspect.signature(FrozenTeacher).parameters
-        if not teacher.keys() & {'model', 'module'} or set(teacher) - set(known):
-            raise KeyError(
-                f'teacher: expected the keys {", ".join(known)}, model or module at least, got '
-                f'{", ".join(map(str, teacher))}'
-            )
-        terms = inherited(terms, 'Distiller')
+        given = named_teachers(teacher, teachers, teacher_taps, inherit)
+        terms = of_teachers(inherited(terms, 'Distiller'), list(given))
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, 'student', preprocessor=data_preprocessor)
         image = MadeUpImage.of('Distiller', dry_run_size, [net])
         super().__init__(net, init_cfg)
         self._image = image
         with preserved_rng(torch.initial_seed() + TERM_SEED):
-            # A plain attribute, not a submodule.
-            object.__setattr__(self, 'teacher', FrozenTeacher(**teacher))
             self.student_taps = merge_taps('student', net, taps, student_taps, image.size)
-            with DefaultScope.overwrite_default_scope(self.teacher.scope):
-                size = self.teacher.images.sized(image.size)
-                self.teacher_taps = merge_taps('teacher', self.teacher.model, taps, teacher_taps, size)
+            #: Name to teacher; of one alone the name is None. A plain dict, no submodule.
+            self.teachers: dict[str | None, Teaching] = {}
+            for name, own in given.items():
+                with named_in_errors(name):
+                    self.teachers[name] = Teaching.build(name, own, taps, image)
             self._trace(later=True)
-            self.terms = build_objective(terms, (self.student_taps, self.teacher_taps), net)
-            self.terms.bind(self.teacher.model)
+            both = {name: (self.student_taps, one.taps) for name, one in self.teachers.items()}
+            self.terms = build_objective(terms, both, net)
+            self._bind()
             dry_terms(self.terms, net, image, [self.student_taps])
         self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
             self._common_tensors(path)
-        self.teacher.match_inputs(net.data_preprocessor)
+        for name, one in self.teachers.items():
+            with named_in_errors(name):
+                one.teacher.match_inputs(net.data_preprocessor)
         #: Called after the loss, with all taps recorded, as observer(student features, teacher features, the student's
         #: connected features by term and tap, losses); see LipschitzMonitorHook. Idle terms connect no features.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready, self._idle = False, False
 
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The teacher, where there is one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        return self._only.teacher
+
+    @property
+    def teacher_taps(self) -> FeatureTaps:
+        """The teacher's taps, where there is one; ValueError where there are several."""
+        return self._only.taps
+
+    @property
+    def _only(self) -> Teaching:
+        if len(self.teachers) > 1:
+            names = ', '.join(map(repr, self.teachers))
+            raise ValueError(f'Distiller: it has the teachers {names}, and what was asked for works with one alone')
+        return next(iter(self.teachers.values()))
+
     def _trace(self, later: bool = False) -> None:
-        with DefaultScope.overwrite_default_scope(self.teacher.scope):
-            size = self.teacher.images.sized(self._image.size)
-            trace_taps(self.teacher_taps, self.teacher.model, replace(self._image, size=size), later)
-            self.teacher.settle(self.teacher_taps, size)
+        for name, one in self.teachers.items():
+            with named_in_errors(name):
+                one.trace(self._image, later)
         trace_taps(self.student_taps, self.student, self._image, later)
+
+    def _bind(self) -> None:
+        for name, one in self.teachers.items():
+            self.terms.bind(one.teacher.model, name)
 
     def complete(self) -> None:
         """Trace, on the device of the training, the taps that were left open while building.
@@ -127,18 +153,18 @@ class Distiller(StudentModel):
         Raises:
             ValueError: a tap is not reached there either.
         """
-        if len(self.student_taps.traces) < len(self.student_taps.addresses) or (
-            len(self.teacher_taps.traces) < len(self.teacher_taps.addresses)
-        ):
+        all_taps = [self.student_taps, *(one.taps for one in self.teachers.values())]
+        if any(len(taps.traces) < len(taps.addresses) for taps in all_taps):
             self._trace()
-            self.terms.bind(self.teacher.model)
+            self._bind()
 
     def init_weights(self) -> None:
-        """Call the student's own init_weights, then load the teacher; Runner calls this before training."""
+        """Call the student's own init_weights, then load the teachers; Runner calls this before training."""
         self.student.init_weights()
-        with preserved_rng():
-            self.teacher.load()
-        self.terms.bind(self.teacher.model)
+        for name, one in self.teachers.items():
+            with preserved_rng(), named_in_errors(name):
+                one.teacher.load()
+        self._bind()
         self.copy_teacher_weights()
         # Runner broadcasts the state dict, which holds only the student.
         for tensor in self.terms.state_dict().values():
@@ -159,7 +185,7 @@ class Distiller(StudentModel):
         Raises:
             NonFiniteError: a term is nan or infinity; raised before any update, on all ranks together.
         """
-        if not self.teacher.loaded:
+        if not all(one.teacher.loaded for one in self.teachers.values()):
             raise RuntimeError('Distiller: the teacher is not loaded; call init_weights() before training')
         if not self._ready:
             self._check_ready()
@@ -168,42 +194,51 @@ class Distiller(StudentModel):
             off = 'every weight is 0, so the teacher does not run for the terms; they add 0 to the loss, not computed'
             print_log(f'Distiller: {off if idle else "the teacher runs, and the terms are computed"}', logger='current')
             self._idle = idle
-        student_names, teacher_names = self._recorded()
+        student_names = self._recorded()
         # Only the terms' taps need a gradient: an observer may read a frozen stage.
         trained = self.terms.used()[0] if torch.is_grad_enabled() else []
         moment = Moment(inputs.device) if self.terms.replays else None
         # The teacher first: its temporary memory is then free before the student's activations are kept.
-        t = {}
-        if teacher_names:
-            t = self.teacher(
-                self.teacher_taps,
-                teacher_names,
-                inputs,
-                data_samples,
-                parts=self.terms.parts(),
-                whole=self.terms.judges,
-            )
+        t = {name: self._taught(name, inputs, data_samples) for name in self.teachers}
         with (
             noted_regions(self.student, self.terms.region_heads()) as regions,
             self.student_taps.record(self.student, student_names, require_grad=trained) as s,
         ):
             own = own_losses(self.student, inputs, data_samples)
-        replay, reuse = partial(self._replay, moment, data_samples), partial(self.teacher.reuse, self.teacher_taps)
-        score = partial(self.teacher.score, self.teacher_taps, regions)
         if idle:
             losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
-            losses, connected = self.terms(
-                Batch(s, t, inputs, data_samples, own, replay, reuse, score, self.teacher.judge, regions),
-                self.training and torch.is_grad_enabled(),
+            batches = {}
+            for name, one in self.teachers.items():
+                replay = partial(self._replay, one, moment, data_samples)
+                reuse, score = partial(one.teacher.reuse, one.taps), partial(one.teacher.score, one.taps, regions)
+                parts = replay, reuse, score, one.teacher.judge, regions
+                batches[name] = Batch(s, t[name], inputs, data_samples, own, *parts)
+            batch = batches.get(None) or Batch(
+                s, {}, inputs, data_samples, own, by_teacher={name: of for name, of in batches.items() if t[name]}
             )
-        self.teacher.forget()
+            losses, connected = self.terms(batch, self.training and torch.is_grad_enabled())
+        for one in self.teachers.values():
+            one.teacher.forget()
         for observer in self.observers:
-            observer(s, t, {name: features for name, (features, _) in connected.items()}, own | losses)
+            observer(s, t.get(None, t), {name: features for name, (features, _) in connected.items()}, own | losses)
         return own | losses
+
+    def _taught(self, name: str | None, inputs: Tensor, data_samples: list | None) -> dict[str, Any]:
+        """A teacher's features: all for an observer, else those that its terms read; none while these are idle."""
+        one, names = self.teachers[name], []
+        if self.observers:
+            names = list(one.taps.addresses)
+        elif not all(term.idle for term in self.terms.taught(name)):
+            names = self.terms.used(name)[1]
+        if not names:
+            return {}
+        parts, whole = self.terms.parts(name), self.terms.judges(name)
+        return one.teacher(one.taps, names, inputs, data_samples, parts=parts, whole=whole)
 
     def _replay(
         self,
+        one: Teaching,
         moment: Moment,
         data_samples: list | None,
         inputs: Tensor,
@@ -212,7 +247,7 @@ class Distiller(StudentModel):
     ) -> tuple[dict, dict]:
         """Run both nets again on other images of the same samples, without a side effect on the student or training."""
         with moment.again(self.student):
-            t = self.teacher(self.teacher_taps, teacher_names, inputs, data_samples, inputs.requires_grad)
+            t = one.teacher(one.taps, teacher_names, inputs, data_samples, inputs.requires_grad)
             gradient = torch.is_grad_enabled()
             with self.student_taps.record(self.student, student_names, require_grad=gradient, stop=True) as s:
                 self.student(inputs, data_samples, mode='tensor')
@@ -224,9 +259,10 @@ class Distiller(StudentModel):
         :class:`~lckd_mm.hooks.DistillationHook` calls it before the first iteration, with the training data's names.
         """
         for term in self.terms.values():
-            term.match_classes(names, self.teacher.classes)
+            teacher = self.teachers[term.of].teacher
+            term.match_classes(names, teacher.classes)
             if term.match is not None:
-                term.bind(self.teacher.model)
+                term.bind(teacher.model)
 
     def named_terms(self) -> dict[str, list[Term]]:
         """Term name to its terms; here one each."""
@@ -246,9 +282,9 @@ class Distiller(StudentModel):
             ) from error
 
     def _apply(self, fn, recurse: bool = True):
-        # The teacher is not a submodule, but must follow the student to its device.
-        if 'teacher' in self.__dict__:
-            self.teacher.move(fn)
+        # The teachers are no submodules, but must follow the student to its device.
+        for one in self.__dict__.get('teachers', {}).values():
+            one.teacher.move(fn)
         return super()._apply(fn, recurse)
 
     def copy_teacher_weights(self) -> None:
@@ -280,7 +316,8 @@ class Distiller(StudentModel):
     def _check_ready(self) -> None:
         # Checked again: the nets may have been compiled or changed since they were built.
         self.student_taps.check_paths(self.student)
-        self.teacher_taps.check_paths(self.teacher.model)
+        for one in self.teachers.values():
+            one.taps.check_paths(one.teacher.model)
         self.complete()
         for name, term in self.terms.items():
             if term.match is not None and not term.match.matched:
@@ -288,7 +325,7 @@ class Distiller(StudentModel):
                     f'term {name!r}: its classes are matched by name before the first iteration; add '
                     "default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as tools/train.py does"
                 )
-            for tap, connector in term.waiting():
+            for tap, connector, _ in term.waiting():
                 raise ValueError(
                     f'term {name!r}, tap {tap!r}: {type(connector).__name__} needs training images before the first '
                     "iteration; add default_hooks=dict(distillation=dict(type='lckd_mm.DistillationHook')), as "
@@ -296,8 +333,8 @@ class Distiller(StudentModel):
                 )
         self._ready = True
 
-    def _recorded(self) -> tuple[list[str], list[str]]:
-        """The student and teacher taps to record: all for an observer, else the terms'; none while these are idle."""
+    def _recorded(self) -> list[str]:
+        """The student's taps to record: all for an observer, else the terms'; none while these are idle."""
         if self.observers:
-            return list(self.student_taps.addresses), list(self.teacher_taps.addresses)
-        return ([], []) if self.terms.idle else self.terms.used()
+            return list(self.student_taps.addresses)
+        return [] if self.terms.idle else self.terms.used()[0]

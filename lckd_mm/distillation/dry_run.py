@@ -188,7 +188,7 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
     sizes = [size for size in sizes if size != image.size]
     size = next((size for size in sizes if _works(taps, model, image, size)), None)
     if size is None:
-        also = ', and its channels_last if it is set' if taps.role == 'teacher' else ''
+        also = ', and its channels_last if it is set' if taps.role.startswith('teacher') else ''
         return f'so it does on those of {", ".join(map(_by, sizes))}: the size is not the cause, see its config{also}'
     value = size[0] if size[0] == size[1] else size
     if alone:
@@ -228,18 +228,39 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
         student: the net for which dummy samples are made.
         replayed: the taps that a loss which runs the nets again can read in a plain forward alone.
     """
-    first: Term = next(iter(terms.values()))
-    sides = first.student.taps, first.teacher.taps
+    # Each teacher's taps, by its name; None is the only one.
+    taught = {term.of: (term.student.taps, term.teacher.taps) for term in terms.values()}
+    images = torch.zeros(1, image.channels, *image.size)
+    samples = fabricate_samples(student, 1, image.size)
+    batches = {of: _dry_batch(terms.taught(of), both, images, samples) for of, both in taught.items()}
+    batch = batches.get(None) or Batch({}, {}, images, samples, by_teacher=batches)
+    done: Connected = {}
+    for name, term in terms.items():
+        both = term.student, term.teacher
+        open_taps = any(set(names) - side.taps.traces.keys() for side, names in zip(both, term.reads()))
+        if open_taps or any(side.lender not in (None, *done) for side in both):
+            continue
+        for side in both if term.replays else ():
+            unseen = [n for n in side.names if Pass() not in side.taps.traces[n].passes]
+            if unseen and any(side.taps is taps for taps in replayed):
+                raise ValueError(
+                    f'term {name!r}: {term.loss_name} runs the nets again without their losses, and {side.taps.role} '
+                    f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
+                )
+        with eval_mode(term):
+            terms.value(name, batch, done)
+
+
+def _dry_batch(terms: list[Term], both: tuple[FeatureTaps, FeatureTaps], images: Tensor, samples: list) -> Batch:
+    """Zeros of the traced shapes, as the terms of one teacher see them."""
 
     def features(images: Tensor, *_) -> list[dict[str, Feature]]:
         # They depend on the images, for losses that differentiate with respect to them.
         zero, found = 0 * images.sum(), []
-        for taps in sides:
+        for taps in both:
             zeros = {name: [zero + torch.zeros(shape) for shape in t.shapes] for name, t in taps.traces.items()}
             found.append({n: of if taps.addresses[n].call == '*' else of[0] for n, of in zeros.items()})
         return found
-
-    images = torch.zeros(1, image.channels, *image.size)
 
     def reuse(part: str, values: Mapping[str, Feature], names: list[str]) -> dict[str, Feature]:
         return features(sum(x.sum() for x in flat(values.values())))[1]
@@ -257,25 +278,9 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
     # Each region holds an object of the first class.
     labels = {
         term.regions.mask_loss: torch.zeros(term.student.taps.traces[tap].shapes[0][0], dtype=torch.long)
-        for term in terms.values()
+        for term in terms
         if term.regions is not None and (tap := term.student.names[0]) in term.student.taps.traces
     }
-    samples = fabricate_samples(student, 1, image.size)
-    batch = Batch(
+    return Batch(
         *features(images), images, samples, replay=features, reuse=reuse, regions=score, judge=judge, noted=labels
     )
-    done: Connected = {}
-    for name, term in terms.items():
-        both = term.student, term.teacher
-        open_taps = any(set(names) - side.taps.traces.keys() for side, names in zip(both, term.reads()))
-        if open_taps or any(side.lender not in (None, *done) for side in both):
-            continue
-        for side in both if term.replays else ():
-            unseen = [n for n in side.names if Pass() not in side.taps.traces[n].passes]
-            if unseen and any(side.taps is taps for taps in replayed):
-                raise ValueError(
-                    f'term {name!r}: {term.loss_name} runs the nets again without their losses, and {side.taps.role} '
-                    f'tap {unseen[0]!r} fires only with them; tap a layer that runs in a plain forward'
-                )
-        with eval_mode(term):
-            terms.value(name, batch, done)

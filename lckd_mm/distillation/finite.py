@@ -95,8 +95,8 @@ def _why(role: str, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
         # The teacher's own precision, where it has one, comes before that of the training.
         way = "train with optim_wrapper.dtype='bfloat16', or without amp"
-        way = "give it precision='bf16'" if role == 'teacher' else way
+        way = "give it precision='bf16'" if role.startswith('teacher') else way
         return f', in float16, whose largest number is 65504; {way}'
-    if role == 'teacher':
+    if role.startswith('teacher'):
         return '; check its checkpoint, and how its images are normalised'
     return ': the student itself diverges; lower its learning rate or the weights of the terms, or clip its gradient'

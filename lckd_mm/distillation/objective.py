@@ -44,13 +44,16 @@ class Objective(nn.ModuleDict):
         done: Connected = {}
         losses = {}
         for name in self:
+            if batch.of(self[name].of) is None:
+                losses[name] = _zero(self[name], batch.inputs.device)
+                continue
             value = self.value(name, batch, done)
             # A weight that follows from the share is not known yet.
             losses[name] = value if self[name].running is not None else self[name].weight * self[name].scale * value
 
         def explain(name: str) -> str:
             name = name.removeprefix(self.label)
-            return origin(self[name], batch, done[name][0])
+            return origin(self[name], batch.of(self[name].of), done[name][0])
 
         check_values({self.label + name: value for name, value in losses.items()}, explain, training)
         return losses | self._balanced(losses, batch.losses, training), done
@@ -79,6 +82,7 @@ class Objective(nn.ModuleDict):
             ValueError: it does not take its features, whose shapes are named, or does not give a scalar.
         """
         term = self[name]
+        batch = batch.of(term.of)
         try:
             value = term.compare(batch, done)
         except (NonFiniteError, TapError, torch.OutOfMemoryError):
@@ -98,14 +102,20 @@ class Objective(nn.ModuleDict):
             raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')
         return value
 
-    def used(self) -> tuple[list[str], list[str]]:
-        """The student and teacher taps that the terms read."""
-        student, teacher = zip(*(term.reads() for term in self.values()))
+    def taught(self, of: str | None) -> list[Term]:
+        """The terms of a teacher; None is the only one."""
+        return [term for term in self.values() if term.of == of]
+
+    def used(self, of: str | None = None) -> tuple[list[str], list[str]]:
+        """The student's taps that all terms read, and the taps of a teacher that its terms do."""
+        student, teacher = (
+            [term.reads()[i] for term in terms] for i, terms in enumerate((self.values(), self.taught(of)))
+        )
         return _unique(student), _unique(teacher)
 
     @property
     def idle(self) -> bool:
-        """Whether no term needs the teacher in this batch; the same on all ranks."""
+        """Whether no term needs a teacher in this batch; the same on all ranks."""
         return all(term.idle for term in self.values())
 
     def zeros(self, own: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
@@ -117,35 +127,35 @@ class Objective(nn.ModuleDict):
             KeyError: as :meth:`forward`.
         """
         self._check_names(own)
-        zero = torch.zeros((), device=device)
-        return {
-            name: sum((0 * p.sum() for p in term.parameters() if p.requires_grad), zero) for name, term in self.items()
-        }
+        return {name: _zero(term, device) for name, term in self.items()}
 
     @property
     def replays(self) -> bool:
         """Whether a term runs the nets again."""
         return any(term.replays for term in self.values())
 
-    def parts(self) -> set[str]:
-        """The paths of the teacher's parts that run again, on features, on regions or on a memory of the student's."""
-        parts = {term.part for term in self.values() if term.part is not None}
-        parts |= {term.their_regions.extractor for term in self.values() if term.their_regions is not None}
-        return parts.union(*(term.judge.paths for term in self.values() if term.judge is not None))
+    def parts(self, of: str | None = None) -> set[str]:
+        """The paths of a teacher's parts that run again, on features, on regions or on a memory of the student's."""
+        parts = {term.part for term in self.taught(of) if term.part is not None}
+        parts |= {term.their_regions.extractor for term in self.taught(of) if term.their_regions is not None}
+        return parts.union(*(term.judge.paths for term in self.taught(of) if term.judge is not None))
 
-    @property
-    def judges(self) -> bool:
-        """Whether the teacher's pass has to go on to its head, whose queries a term reads."""
-        return any(term.queries for term in self.values())
+    def judges(self, of: str | None = None) -> bool:
+        """Whether a teacher's pass has to go on to its head, whose queries a term reads."""
+        return any(term.queries for term in self.taught(of))
 
     def region_heads(self) -> set[RegionHead]:
         """The student's heads whose regions the teacher's heads score, too."""
         return {term.regions for term in self.values() if term.regions is not None}
 
-    def bind(self, teacher: nn.Module) -> None:
-        """Bind every term to the teacher's layers, see :meth:`~lckd_mm.distillation.Term.bind`."""
-        for term in self.values():
+    def bind(self, teacher: nn.Module, of: str | None = None) -> None:
+        """Bind the terms of a teacher to its layers, see :meth:`~lckd_mm.distillation.Term.bind`."""
+        for term in self.taught(of):
             term.bind(teacher)
+
+
+def _zero(term: Term, device: torch.device) -> Tensor:
+    return sum((0 * p.sum() for p in term.parameters() if p.requires_grad), torch.zeros((), device=device))
 
 
 def _unique(names: Iterable[list[str]]) -> list[str]:

@@ -23,7 +23,8 @@ class Seen:
 
     images: tuple[int, ...] = ()
     student: dict[str, str] = field(default_factory=dict)
-    teacher: dict[str, str] = field(default_factory=dict)
+    #: By the teacher's name; None is the only one.
+    teachers: dict[str | None, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def by(cls, model: nn.Module) -> 'Seen':
@@ -33,7 +34,8 @@ class Seen:
         def note(_: nn.Module, given: tuple) -> None:
             batch: Batch = given[0]
             seen.images = tuple(batch.inputs.shape)
-            seen.student, seen.teacher = _sizes(batch.student), _sizes(batch.teacher)
+            seen.student = _sizes(batch.student)
+            seen.teachers = {of: _sizes(one.teacher) for of, one in (batch.by_teacher or {None: batch}).items()}
 
         first.register_forward_pre_hook(note)
         return seen
@@ -48,30 +50,33 @@ def summary(model: Distiller | OnlineDistiller, seen: Seen) -> str:
     if isinstance(model, OnlineDistiller):
         (k, j), objective = model.pairs[0], next(iter(model.terms.values()))
         rows = [(f'net {i}', _net(net)) for i, net in enumerate(model.nets)]
-        head, taps = 'online distillation, each net from the one before it', (model.net_taps[k], model.net_taps[j])
+        head, taps = 'online distillation, each net from the one before it', {None: model.net_taps[j]}
+        own = model.net_taps[k]
     else:
-        objective, taps, student, teacher = model.terms, (model.student_taps, model.teacher_taps), *_nets(model)
-        rows, head = [('student', student), ('teacher', teacher)], 'distillation'
-    addresses = [_addresses(own, names) for own, names in zip(taps, objective.used())]
-    if addresses[0] == addresses[1]:
-        rows.append(('taps', addresses[0]))
+        objective, own, taps = model.terms, model.student_taps, {n: one.taps for n, one in model.teachers.items()}
+        rows, head = _nets(model), 'distillation'
+    tapped = [(own.role, _addresses(own, objective.used()[0]))]
+    tapped += [(of.role, _addresses(of, objective.used(name)[1])) for name, of in taps.items()]
+    if len({addresses for _, addresses in tapped}) == 1:
+        rows.append(('taps', tapped[0][1]))
     else:
-        rows += zip((f'taps of {"the " * (own.role in ("student", "teacher"))}{own.role}' for own in taps), addresses)
+        rows += [(f'taps of {"the " * (role in ("student", "teacher"))}{role}', text) for role, text in tapped]
     rows += [(name, _term(term, seen)) for name, term in objective.items()]
     if seen.images:
         count, channels, *size = seen.images
         head += f'; the first batch has {count} images of {" x ".join(map(str, size))}'
-        head += f' with {channels} channels' * (channels != 3) + f'; shapes are {" | ".join(own.role for own in taps)}'
+        roles = own.role, 'teacher' if len(taps) > 1 else next(iter(taps.values())).role
+        head += f' with {channels} channels' * (channels != 3) + f'; shapes are {" | ".join(roles)}'
     return head + ''.join(f'{_INDENT}{name}: {text}' for name, text in rows)
 
 
-def _nets(model: Distiller) -> tuple[str, str]:
-    own, teacher = model.student, model.teacher.model
-    part = _count(own) / max(_count(teacher), 1)
-    return (
-        f"{_net(own)}, {100 * part:.3g} % of the teacher's",
-        f'{_net(teacher)}, {near(model.teacher.checkpoint)}',
-    )
+def _nets(model: Distiller) -> list[tuple[str, str]]:
+    student, taught = _net(model.student), list(model.teachers.values())
+    if len(taught) == 1:
+        part = _count(model.student) / max(_count(taught[0].teacher.model), 1)
+        student += f", {100 * part:.3g} % of the teacher's"
+    teachers = [(of.taps.role, f'{_net(of.teacher.model)}, {near(of.teacher.checkpoint)}') for of in taught]
+    return [('student', student), *teachers]
 
 
 def _net(net: nn.Module) -> str:
@@ -109,13 +114,16 @@ def _term(term: Term, seen: Seen) -> str:
         )
     if term.queries:
         parts.append("the teacher's decoder and head judge both by the teacher's queries")
+    if term.of is not None:
+        parts.append(f'of {term.of}')
     given = {f'{key}={name}': None for key, side in term.given.items() for name in side.names}
     if given:
         parts.append(f'given {" ".join(given)}')
     pairs = []
     for own, other in zip(term.student.names, term.into.names):
         sizes = ' '.join([own, *filter(None, [seen.student.get(own)])])
-        other = ' '.join(filter(None, [other if other != own else '', seen.teacher.get(other)]))
+        taught = seen.teachers.get(term.of, {})
+        other = ' '.join(filter(None, [other if other != own else '', taught.get(other)]))
         pairs.append(' | '.join(filter(None, [sizes, other])))
     return f'{", ".join(parts)}: {", ".join(pairs)}'
 

@@ -16,6 +16,7 @@ from .. import arguments
 from ..contexts import computes_in_bfloat16, eval_mode, preserved_rng, saved_buffers, training_branches, wrapped_forward
 from ..errors import one_line
 from ..hosts import (
+    AS_BUILT,
     build_module,
     build_named_model,
     class_names,
@@ -35,8 +36,6 @@ from .side import Feature, each, levels
 from .term import Term
 
 _BN_MODES = ('eval', 'batch')
-#: What a checkpoint is called that the function of ``module`` loads itself.
-AS_BUILT = 'as built'
 _PRECISIONS = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: Rounding alone stays below it, also in the TF32 of GPUs' convolutions; a layer that is left out is near 1.
 _FOLDED = 0.01

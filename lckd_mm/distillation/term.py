@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,20 @@ class Batch:
     judge: Callable[[QueryJudge, Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
     #: What the student's heads scored, see :func:`~lckd_mm.distillation.regions.noted_regions`.
     noted: Mapping[str, Tensor] = field(default_factory=dict)
+    #: With several teachers: the batch as the terms of each see it, by the teacher's name, without those that rest.
+    by_teacher: Mapping[str, 'Batch'] = field(default_factory=dict)
+
+    def of(self, teacher: str | None) -> 'Batch | None':
+        """The batch as the terms of a teacher see it; None for one that rests."""
+        return self if teacher is None else self.by_teacher.get(teacher)
+
+
+class Waiting(NamedTuple):
+    """A connector that needs training images, its teacher's tap, and the name of that teacher."""
+
+    tap: str
+    connector: Connector
+    of: str | None
 
 
 class Term(nn.Module):
@@ -89,6 +103,8 @@ class Term(nn.Module):
         classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
+        of: with several teachers, the name of the one whose taps these are; a list stands for a term of each, see
+            :class:`~lckd_mm.distillation.Distiller`.
     Raises:
         KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
     Example:
@@ -119,9 +135,12 @@ class Term(nn.Module):
         regions: bool = False,
         queries: bool = False,
         classes: Any = None,
+        of: str | None = None,
     ):
         super().__init__()
         self.name = name
+        #: The name of its teacher; None where there is one alone.
+        self.of = of
         if classes in ('byname', 'byposition'):  # what --cfg-options makes of the words
             classes = BY_NAME if classes == 'byname' else BY_POSITION
         #: The running means behind a weight that is a share of the loss; the objective sets the weight in each batch.
@@ -286,10 +305,10 @@ class Term(nn.Module):
         elif student and teacher and (self._compared, self._theirs[0]) == (len(student), len(teacher)):
             check_names(f'term {self.name!r}: {self.loss_name}', student, teacher)
 
-    def waiting(self) -> list[tuple[str, Connector]]:
-        """Connectors that need training images before the first iteration, as (teacher tap, connector)."""
+    def waiting(self) -> list[Waiting]:
+        """Connectors that need training images before the first iteration."""
         pairs = zip(self.teacher.names, self.teacher_connectors)
-        return [(tap, connector) for tap, connector in pairs if connector.waits_for_data]
+        return [Waiting(tap, connector, self.of) for tap, connector in pairs if connector.waits_for_data]
 
     def _select(self, student: Features, teacher: Features, done: Connected) -> tuple[list[Feature], ...]:
         """The features (student raw, teacher raw, student connected, teacher connected)."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..config import student_config
 from ..contexts import preserved_rng
 from ..distillation import Distiller, Term
+from ..distillation.side import levels
+from ..distillation.term import Waiting
 from ..errors import one_line
 from ..hosts import class_names, unwrapped
 from ..registry import HOOKS
@@ -137,10 +139,10 @@ class DistillationHook(Hook):
         self.before_train(runner)
         return {key: value for key, value in model.distillation_state().items() if key.startswith(names)}
 
-    def _load_fitted(self, runner, model: Distiller, waiting: dict[str, tuple[str, torch.nn.Module]]) -> None:
+    def _load_fitted(self, runner, model: Distiller, waiting: dict[str, Waiting]) -> None:
         who = f'DistillationHook: fitted={self.fitted!r}'
         stored = stored_state(read_checkpoint(self.fitted, 'DistillationHook: fitted'), 'terms') or {}
-        for name, (tap, connector) in waiting.items():
+        for name, (tap, connector, _) in waiting.items():
             state = {k.removeprefix(f'{name}.'): v for k, v in stored.items() if k.startswith(f'{name}.')}
             try:
                 connector.load_state_dict(state)
@@ -153,41 +155,43 @@ class DistillationHook(Hook):
                 raise ValueError(f'{who} holds {name!r} without a fit to training images')
             runner.logger.info(f'{type(connector).__name__} at {tap!r}: loaded from {self.fitted}')
 
-    def _show_images(self, runner, model: Distiller, waiting: dict[str, tuple[str, torch.nn.Module]]) -> None:
+    def _show_images(self, runner, model: Distiller, waiting: dict[str, Waiting]) -> None:
         loader_cfg = copy.deepcopy(runner.cfg.train_dataloader)
         for key in ('prefetch_factor', 'timeout', 'multiprocessing_context'):
             loader_cfg.pop(key, None)  # options of worker processes
         loader_cfg.update(num_workers=0, persistent_workers=False)
-        pairs = list(waiting.values())
+        found = list(waiting.values())
         with preserved_rng():
             # A separate loader: the run's own sampler would continue where this one stops. All ranks share one order of
             # the images, even if each has its own seed.
             seeds = runner.cfg.get('randomness') or {}
             loader = runner.build_dataloader(loader_cfg, runner.seed, seeds.get('diff_rank_seed', False))
-            batches = max(connector.batches for _, connector in pairs)
-            kinds = ', '.join(f'{type(connector).__name__} at {tap!r}' for tap, connector in pairs)
+            batches = max(one.connector.batches for one in found)
+            kinds = ', '.join(f'{type(one.connector).__name__} at {one.tap!r}' for one in found)
             runner.logger.info(f'{kinds}: shown {batches} batches of training images before the first iteration')
             for i, batch in enumerate(islice(_repeated(loader), batches)):
-                show_batch(model, [(tap, connector) for tap, connector in pairs if i < connector.batches], batch)
-        for tap, connector in pairs:
+                show_batch(model, [one for one in found if i < one.connector.batches], batch)
+        for tap, connector, _ in found:
             runner.logger.info(f'{type(connector).__name__} at {tap!r}: {connector.finish_fitting()}')
 
 
 @torch.no_grad()
-def show_batch(model: Distiller, waiting: list[tuple[str, torch.nn.Module]], batch: dict) -> None:
-    """Pass the teacher's features of one batch to the waiting connectors, given as (tap, connector)."""
+def show_batch(model: Distiller, waiting: list[Waiting], batch: dict) -> None:
+    """Pass the teachers' features of one batch to the waiting connectors."""
     data = model.data_preprocessor(batch, True)
-    names = list(dict.fromkeys(tap for tap, _ in waiting))
-    features = model.teacher(model.teacher_taps, names, data['inputs'], data['data_samples'])
-    for tap, connector in waiting:
-        for level in [features[tap]] if isinstance(features[tap], Tensor) else features[tap]:
-            connector.observe(level)
+    for name, one in model.teachers.items():
+        own = [found for found in waiting if found.of == name]
+        names = list(dict.fromkeys(found.tap for found in own))
+        features = one.teacher(one.taps, names, data['inputs'], data['data_samples']) if names else {}
+        for found in own:
+            for level in levels(features[found.tap]):
+                found.connector.observe(level)
 
 
-def _waiting(model: Distiller) -> dict[str, tuple[str, torch.nn.Module]]:
-    """The connectors that need training images: their names in the state dict to (tap, connector)."""
+def _waiting(model: Distiller) -> dict[str, Waiting]:
+    """The connectors that need training images, by their names in the state dict."""
     names = {module: name for name, module in model.terms.named_modules()}
-    return {names[pair[1]]: pair for term in model.terms.values() for pair in term.waiting()}
+    return {names[one.connector]: one for term in model.terms.values() for one in term.waiting()}
 
 
 def _repeated(loader: Any) -> Iterator:

@@ -13,7 +13,7 @@ from .models import (
     read_model_config,
     unwrapped,
 )
-from .modules import ModuleForward, build_module, forward
+from .modules import AS_BUILT, ModuleForward, build_module, forward
 from .prediction import WholePrediction
 from .samples import (
     class_targets,
@@ -30,6 +30,7 @@ from .samples import (
 )
 
 __all__ = [
+    'AS_BUILT',
     'ModuleForward',
     'WholePrediction',
     'build_model',

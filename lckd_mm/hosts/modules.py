@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..errors import one_line
 from .models import host_of
 
+#: What a checkpoint is called that the function of ``module`` loads itself.
+AS_BUILT = 'as built'
 _EXAMPLE = "module='torchvision.models.resnet50'"
 
 

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..config import check_data, has_teacher, plain_model
+from ..config import check_data, has_teacher, plain_model, teachers_of
 from ..contexts import preserved_rng
 from ..distillation import FrozenTeacher
 from ..errors import one_line
@@ -158,7 +158,8 @@ class Comparer:
         return model.to(self.device).eval()
 
     def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
-        given = copy.deepcopy(dict(run.cfg.model.teacher))
+        given = copy.deepcopy(dict(next(iter(teachers_of(run.cfg).values()))))
+        given.pop('taps', None)  # of several teachers, the first
         given.pop('precision', None)  # its predictions are those of full precision
         named = str(given.get('checkpoint'))
         twins = [r for r in group.teacher.runs if r.seed == run.seed and r.checkpoint] if group.teacher else []

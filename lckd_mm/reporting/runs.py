@@ -6,7 +6,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..config import has_teacher, is_online, student_config
+from ..config import teachers_of as config_teachers
 from ..errors import one_line
 from ..hosts import load_config, read_model_config
 from ..registry import resolved
@@ -324,7 +325,7 @@ def teachers_of(groups: Sequence[Group]) -> list[Run]:
     """The runs of teachers that are not among the groups, from the folders in which their checkpoints lie."""
     found: dict[Path, Run] = {}
     for run in (run for group in groups if group.role == 'distilled' and group.teacher is None for run in group.runs):
-        file = Path(run.cfg.model.teacher.get('checkpoint') or '')
+        file = Path(_teacher(run).get('checkpoint') or '')
         folder = file.parent.resolve()
         if folder not in found and file.is_file() and any(folder.glob('*/vis_data/scalars.json')):
             with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
@@ -384,11 +385,11 @@ def _relate(groups: list[Group]) -> None:
     for group in groups:
         if group.role == 'distilled':
             # First by the folder of the teacher's checkpoint: the student may have the same architecture.
-            folders = {Path(run.cfg.model.teacher.get('checkpoint') or '').parent.resolve() for run in group.runs}
+            folders = {Path(_teacher(run).get('checkpoint') or '').parent.resolve() for run in group.runs}
             found = [g for g, _ in plain if any(run.folder.resolve() in folders for run in g.runs)]
             # The teacher's own config may be unreadable by now.
             with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError, ImportError):
-                model, scope = read_model_config(group.cfg.model.teacher['model'], 'teacher')
+                model, scope = read_model_config(_teacher(group)['model'], 'teacher')
                 wanted = _architecture(model, scope or _scope(group))
                 found += [g for g, own in plain if own == wanted]
             for teacher in found[:1]:
@@ -401,6 +402,11 @@ def _relate(groups: list[Group]) -> None:
             same.sort(key=lambda g: _data(g) != _data(group))
             for alone in same[:1]:
                 group.alone, alone.role = alone, 'alone'
+
+
+def _teacher(run: Run | Group) -> Mapping:
+    """The teacher of a distillation, of several the first."""
+    return next(iter(config_teachers(run.cfg).values()))
 
 
 def _scope(group: Group) -> str | None:

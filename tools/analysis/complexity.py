@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     from rich.table import Table
 
     from lckd_mm.cli import read_config
-    from lckd_mm.config import has_teacher, input_size, is_online, plain_model
+    from lckd_mm.config import has_teacher, input_size, is_online, plain_model, teachers_of
     from lckd_mm.distillation.images import TeacherImages
     from lckd_mm.distillation.teacher import teacher_net
     from lckd_mm.errors import one_line
@@ -49,13 +49,15 @@ def main(argv: list[str]) -> None:
     if is_online(cfg):
         models = {f'net {k}': plain_model(cfg, k) for k in range(len(cfg.model.nets))}
     if has_teacher(cfg):
-        net = teacher_net(**cfg.model.teacher)[0]
-        models['teacher'] = net if host_of(net) else ModuleForward(net)
+        for name, teacher in teachers_of(cfg).items():
+            net = teacher_net(**teacher)[0]
+            models[name] = net if host_of(net) else ModuleForward(net)
     size = tuple(args.size) if args.size else input_size(cfg, next(iter(models.values())))
     sizes = dict.fromkeys(models, size)
     if has_teacher(cfg):
-        given = {key: cfg.model.teacher[key] for key in ('size', 'scale', 'patch') if key in cfg.model.teacher}
-        sizes['teacher'] = TeacherImages(**given).sized(size)
+        for name, teacher in teachers_of(cfg).items():
+            given = {key: teacher[key] for key in ('size', 'scale', 'patch') if key in teacher}
+            sizes[name] = TeacherImages(**given).sized(size)
     try:
         rows = {name: figures(model, sizes[name]) for name, model in models.items()}
     except RuntimeError as error:
@@ -67,10 +69,9 @@ def main(argv: list[str]) -> None:
         for name, milliseconds in speed(models, sizes, args).items():
             rows[name]['milliseconds'] = milliseconds
             rows[name]['images_per_second'] = 1e3 * args.batch / milliseconds
-    resized = f" (the teacher's {sizes['teacher'][0]} x {sizes['teacher'][1]})" if len(set(sizes.values())) > 1 else ''
-    table = Table(
-        '', *rows, title=f'{size[0]} x {size[1]}{resized}' + (f', batch {args.batch}, {args.device}' * args.speed)
-    )
+    shown = f'{size[0]} x {size[1]}'
+    shown += ''.join(f' ({name}: {h} x {w})' for name, (h, w) in sizes.items() if (h, w) != size)
+    table = Table('', *rows, title=shown + f', batch {args.batch}, {args.device}' * args.speed)
     for key, title, form in (
         ('parameters', 'parameters', '{:,}'),
         ('flops', 'FLOPs', '{:,.0f}'),

@@ -113,15 +113,15 @@ def main(argv: list[str]) -> None:
 
 def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[str, str]:
     """Column to checkpoint for one seed: the teacher, those of --before, the student."""
-    from lckd_mm.config import has_teacher
+    from lckd_mm.config import has_teacher, teachers_of
 
     if args.teacher and not has_teacher(cfg):
         raise ValueError(
             f'--teacher: the config {args.config!r} must be a distillation, which names the architecture of the teacher'
         )
     found = {}
-    if has_teacher(cfg) and cfg.model.teacher.get('model') is None:
-        print('the teacher is a torch module of no host, which this report leaves out', file=sys.stderr)
+    if has_teacher(cfg) and (len(teachers_of(cfg)) > 1 or teachers_of(cfg)['teacher'].get('model') is None):
+        print('several teachers, or a torch module of no host, are left out of this report', file=sys.stderr)
     elif has_teacher(cfg):
         found[TEACHER] = args.teacher or cfg.model.teacher.get('checkpoint')
     for text in (*args.before, args.checkpoint):

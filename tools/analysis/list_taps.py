@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     from mmengine.registry import init_default_scope
 
     from lckd_mm.cli import read_config
-    from lckd_mm.config import has_teacher, plain_model
+    from lckd_mm.config import has_teacher, plain_model, teachers_of
     from lckd_mm.distillation.teacher import teacher_net
     from lckd_mm.hosts import training_size
     from lckd_mm.taps.presets import PRESETS
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     which = p.add_mutually_exclusive_group()
     which.add_argument('--student', action='store_true', help="the student's taps, or a plain config's (the default)")
     which.add_argument('--teacher', action='store_true', help="the teacher's taps, of a distillation config")
+    p.add_argument('--of', metavar='NAME', help='of several teachers, which')
     p.add_argument('--filter', default='', metavar='TEXT', help='only rows that hold this text')
     for preset in PRESETS:
         p.add_argument(
@@ -52,7 +53,11 @@ def main(argv: list[str]) -> None:
     if args.teacher:
         if not has_teacher(cfg):
             raise ValueError(f'{args.config!r} distils from no teacher')
-        model = teacher_net(**cfg.model.teacher)[0]
+        teachers = teachers_of(cfg)
+        of = next(iter(teachers)) if args.of is None and len(teachers) == 1 else args.of
+        if of not in teachers:
+            raise ValueError(f'--of: name one of the teachers {", ".join(teachers)}')
+        model = teacher_net(**teachers[of])[0]
     else:
         model = plain_model(cfg)
     size = (args.size, args.size) if args.size else training_size(model)

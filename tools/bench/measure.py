@@ -103,7 +103,8 @@ def build_for_training(cfg, device: torch.device):
     replace_sync_bn(cfg.model)
     model = build_model(cfg.model, cfg.get('default_scope')).to(device).train()
     if has_teacher(cfg):
-        model.teacher.loaded = True
+        for one in model.teachers.values():
+            one.teacher.loaded = True
     return model
 
 

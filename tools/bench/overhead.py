@@ -72,11 +72,11 @@ def step_of(study, cell, device):
     batch, _ = training_batch(cfg, getattr(model, 'student', model))
     if has_teacher(cfg):
         # A real run uses more batches.
-        waiting = [pair for term in model.terms.values() for pair in term.waiting()]
+        waiting = [one for term in model.terms.values() for one in term.waiting()]
         if waiting:
             show_batch(model, waiting, batch)
-        for _, connector in waiting:
-            connector.finish_fitting()
+        for one in waiting:
+            one.connector.finish_fitting()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     # Keep the weights constant: without a trained teacher the net could diverge.
     for one in optimizer.values() if isinstance(optimizer, OptimWrapperDict) else [optimizer]:

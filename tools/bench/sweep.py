@@ -326,10 +326,10 @@ def train_step(config: dict, scope: str, size: int) -> dict:
     distiller.init_weights()
     wrapper = build_optim_wrapper(distiller, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3)))
     batch = batch_of(distiller.student, size)
-    if waiting := [pair for term in distiller.terms.values() for pair in term.waiting()]:
+    if waiting := [one for term in distiller.terms.values() for one in term.waiting()]:
         show_batch(distiller, waiting, batch)
-        for _, connector in waiting:
-            connector.finish_fitting()
+        for one in waiting:
+            one.connector.finish_fitting()
     rehearse(twin(distiller.train()), wrapper, batch, saved_buffers(distiller))
     return distiller.train_step(batch, wrapper)
 
