@@ -49,8 +49,9 @@ def has_teacher(cfg: Config) -> bool:
 
 
 def teachers_of(cfg: Config) -> dict[str, ConfigDict]:
-    """The teachers that a distillation's config names: one alone is 'teacher'."""
-    return dict(cfg.model.get('teachers') or {}) or {'teacher': cfg.model.teacher}
+    """The teachers that a distillation's config names, by name: one alone is 'teacher'."""
+    named = cfg.model.get('teachers') or {}
+    return dict(named) or ({'teacher': cfg.model.teacher} if cfg.model.get('teacher') else {})
 
 
 def is_online(cfg: Config) -> bool:

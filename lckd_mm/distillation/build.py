@@ -10,7 +10,7 @@ from torch import nn
 
 from ..taps import FeatureTaps
 from .objective import Objective
-from .term import Term
+from .term import ITSELF, Term
 
 #: The traced taps of student and teacher.
 Both = tuple[FeatureTaps, FeatureTaps]
@@ -24,7 +24,7 @@ def build_objective(
     taps = taps if isinstance(taps, Mapping) else {None: taps}
     terms: dict[str, Term] = {}
     for name, config in lenders_first(configs).items():
-        of = teacher_of(name, config, {key: both[1] for key, both in taps.items()})
+        of = teacher_of(name, config, {key: both[1] for key, both in taps.items() if key != ITSELF})
         if of is not None and isinstance(config, Mapping):
             config = {**config, 'of': of}
         terms[name] = build_term(name, config, taps[of], net, {n: t for n, t in terms.items() if t.of == of})
@@ -35,7 +35,9 @@ def teacher_of(name: Any, config: Any, taps: Mapping[str | None, FeatureTaps]) -
     """The name of a term's teacher: as it says, or the only one that has its taps."""
     of = config.get('of') if isinstance(config, Mapping) else None
     if of is not None or len(taps) == 1 or not isinstance(config, Mapping):
-        return next(iter(taps)) if of is None else of
+        return next(iter(taps), ITSELF) if of is None else of
+    if not taps:
+        raise ValueError(f"term {name!r}: there is no teacher; write of='{ITSELF}', or give the Distiller a teacher")
     read = config.get('teacher') or config.get('on') or []
     read = [read] if isinstance(read, str) else list(read)
     able = [key for key, own in taps.items() if read and set(read) <= set(own.addresses)]
@@ -71,6 +73,14 @@ def build_term(
             raise ValueError(
                 f'term {name!r}: {term.loss_name} runs the nets again, so it cannot borrow the {side.key} of '
                 f'{side.lender!r}; give it its own'
+            )
+    if term.of == ITSELF:
+        parts = dict(reuse=term.part, regions=term.regions, queries=term.queries or None)
+        parts |= {type(c).__name__: c for c in term.teacher_connectors if c.of_teacher}
+        parts |= {term.loss_name: term.loss} if term.replays else {}
+        for key in (key for key, value in parts.items() if value is not None):
+            raise ValueError(
+                f"term {name!r}: of='{ITSELF}' compares the student with itself, and {key} needs a teacher"
             )
     for key, value in (('regions', term.regions), ('queries', term.queries)) if term.replays else ():
         if value:

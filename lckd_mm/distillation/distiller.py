@@ -10,6 +10,7 @@ from mmengine.dist import broadcast
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .. import arguments
 from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
@@ -17,10 +18,11 @@ from ..taps import FeatureTaps
 from .build import build_objective, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .regions import noted_regions
+from .side import detached
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .teachers import Teaching, named_in_errors, named_teachers, of_teachers
-from .term import Batch, Term
+from .term import ITSELF, Batch, Term
 
 
 @MODELS.register_module()
@@ -58,6 +60,7 @@ class Distiller(StudentModel):
             a term of each, ``loss_kd_boxes`` and ``loss_kd_scene``, with half of the weight each: for KD and squared
             differences their gradient is that of the mean of the teachers' probabilities or features. A teacher whose
             terms all have the weight 0 does not run.
+        task_weight: factor on the student's own losses, 0 included; an accuracy that they log stays as it is.
     Raises:
         ValueError, KeyError, FileNotFoundError, TypeError: for a wrong argument, in one sentence, before any training.
     Example:
@@ -83,16 +86,20 @@ class Distiller(StudentModel):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
         teachers: dict[str, dict] | None = None,
+        task_weight: float = 1.0,
     ):
         if not isinstance(student, Mapping):
             raise TypeError(f'Distiller: student must be a model dict, got {type(student).__name__}')
-        given = named_teachers(teacher, teachers, teacher_taps, inherit)
-        terms = of_teachers(inherited(terms, 'Distiller'), list(given))
+        terms = inherited(terms, 'Distiller')
+        given = named_teachers(teacher, teachers, terms, teacher_taps, inherit)
+        terms = of_teachers(terms, list(given))
+        self_taught = any(isinstance(term, Mapping) and term.get('of') == ITSELF for term in terms.values())
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, 'student', preprocessor=data_preprocessor)
         image = MadeUpImage.of('Distiller', dry_run_size, [net])
         super().__init__(net, init_cfg)
         self._image = image
+        self.task_weight = arguments.number('Distiller', 'task_weight', task_weight, at_least=0)
         with preserved_rng(torch.initial_seed() + TERM_SEED):
             self.student_taps = merge_taps('student', net, taps, student_taps, image.size)
             #: Name to teacher; of one alone the name is None. A plain dict, no submodule.
@@ -102,8 +109,15 @@ class Distiller(StudentModel):
                     self.teachers[name] = Teaching.build(name, own, taps, image)
             self._trace(later=True)
             both = {name: (self.student_taps, one.taps) for name, one in self.teachers.items()}
+            if self_taught:
+                both[ITSELF] = self.student_taps, self.student_taps
             self.terms = build_objective(terms, both, net)
             self._bind()
+            shares = [name for name, term in self.terms.items() if term.running is not None]
+            if self.task_weight == 0 and shares:
+                raise ValueError(
+                    f'term {shares[0]!r}: with task_weight=0 it would be a share of a loss of 0; give it a number'
+                )
             dry_terms(self.terms, net, image, [self.student_taps])
         self.inherit = [inherit] if isinstance(inherit, str) else list(inherit)
         for path in self.inherit:
@@ -132,9 +146,9 @@ class Distiller(StudentModel):
 
     @property
     def _only(self) -> Teaching:
-        if len(self.teachers) > 1:
-            names = ', '.join(map(repr, self.teachers))
-            raise ValueError(f'Distiller: it has the teachers {names}, and what was asked for works with one alone')
+        if len(self.teachers) != 1:
+            names = f'the teachers {", ".join(map(repr, self.teachers))}' if self.teachers else 'no teacher'
+            raise ValueError(f'Distiller: it has {names}, and what was asked for works with one alone')
         return next(iter(self.teachers.values()))
 
     def _trace(self, later: bool = False) -> None:
@@ -146,6 +160,7 @@ class Distiller(StudentModel):
     def _bind(self) -> None:
         for name, one in self.teachers.items():
             self.terms.bind(one.teacher.model, name)
+        self.terms.bind(self.student, ITSELF)
 
     def complete(self) -> None:
         """Trace, on the device of the training, the taps that were left open while building.
@@ -204,7 +219,7 @@ class Distiller(StudentModel):
             noted_regions(self.student, self.terms.region_heads()) as regions,
             self.student_taps.record(self.student, student_names, require_grad=trained) as s,
         ):
-            own = own_losses(self.student, inputs, data_samples)
+            own = self._weighted(own_losses(self.student, inputs, data_samples))
         if idle:
             losses, connected = self.terms.zeros(own, inputs.device), {}
         else:
@@ -214,15 +229,26 @@ class Distiller(StudentModel):
                 reuse, score = partial(one.teacher.reuse, one.taps), partial(one.teacher.score, one.taps, regions)
                 parts = replay, reuse, score, one.teacher.judge, regions
                 batches[name] = Batch(s, t[name], inputs, data_samples, own, *parts)
-            batch = batches.get(None) or Batch(
-                s, {}, inputs, data_samples, own, by_teacher={name: of for name, of in batches.items() if t[name]}
-            )
+            if itself := self.terms.used(ITSELF)[1]:
+                taught = {name: detached(s[name]) for name in itself}
+                batches[ITSELF] = Batch(s, taught, inputs, data_samples, own)
+            batch = batches.pop(None, None) or Batch(s, {}, inputs, data_samples, own)
+            batch.by_teacher = {name: of for name, of in batches.items() if of.teacher}
             losses, connected = self.terms(batch, self.training and torch.is_grad_enabled())
         for one in self.teachers.values():
             one.teacher.forget()
         for observer in self.observers:
             observer(s, t.get(None, t), {name: features for name, (features, _) in connected.items()}, own | losses)
         return own | losses
+
+    def _weighted(self, own: dict[str, Any]) -> dict[str, Any]:
+        """The student's own losses, times their weight."""
+        if self.task_weight == 1:
+            return own
+        scaled = {name: value for name, value in own.items() if 'loss' in name}
+        scaled = {k: [self.task_weight * x for x in v] if isinstance(v, list) else self.task_weight * v
+                  for k, v in scaled.items()}  # fmt: skip
+        return own | scaled
 
     def _taught(self, name: str | None, inputs: Tensor, data_samples: list | None) -> dict[str, Any]:
         """A teacher's features: all for an observer, else those that its terms read; none while these are idle."""
@@ -259,6 +285,8 @@ class Distiller(StudentModel):
         :class:`~lckd_mm.hooks.DistillationHook` calls it before the first iteration, with the training data's names.
         """
         for term in self.terms.values():
+            if term.of == ITSELF:
+                continue
             teacher = self.teachers[term.of].teacher
             term.match_classes(names, teacher.classes)
             if term.match is not None:
@@ -337,4 +365,6 @@ class Distiller(StudentModel):
         """The student's taps to record: all for an observer, else the terms'; none while these are idle."""
         if self.observers:
             return list(self.student_taps.addresses)
-        return [] if self.terms.idle else self.terms.used()[0]
+        if self.terms.idle:
+            return []
+        return list(dict.fromkeys(self.terms.used()[0] + self.terms.used(ITSELF)[1]))

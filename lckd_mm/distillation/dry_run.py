@@ -233,7 +233,8 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
     images = torch.zeros(1, image.channels, *image.size)
     samples = fabricate_samples(student, 1, image.size)
     batches = {of: _dry_batch(terms.taught(of), both, images, samples) for of, both in taught.items()}
-    batch = batches.get(None) or Batch({}, {}, images, samples, by_teacher=batches)
+    batch = batches.pop(None, None) or Batch({}, {}, images, samples)
+    batch.by_teacher = batches
     done: Connected = {}
     for name, term in terms.items():
         both = term.student, term.teacher

@@ -35,7 +35,7 @@ class Seen:
             batch: Batch = given[0]
             seen.images = tuple(batch.inputs.shape)
             seen.student = _sizes(batch.student)
-            seen.teachers = {of: _sizes(one.teacher) for of, one in (batch.by_teacher or {None: batch}).items()}
+            seen.teachers = {of: _sizes(one.teacher) for of, one in batch.each().items()}
 
         first.register_forward_pre_hook(note)
         return seen
@@ -65,7 +65,7 @@ def summary(model: Distiller | OnlineDistiller, seen: Seen) -> str:
     if seen.images:
         count, channels, *size = seen.images
         head += f'; the first batch has {count} images of {" x ".join(map(str, size))}'
-        roles = own.role, 'teacher' if len(taps) > 1 else next(iter(taps.values())).role
+        roles = own.role, next(iter(taps.values())).role if len(taps) == 1 else 'teacher'
         head += f' with {channels} channels' * (channels != 3) + f'; shapes are {" | ".join(roles)}'
     return head + ''.join(f'{_INDENT}{name}: {text}' for name, text in rows)
 

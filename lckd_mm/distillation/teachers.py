@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from ..taps import FeatureTaps
 from .dry_run import MadeUpImage, Taps, merge_taps, trace_taps
 from .teacher import FrozenTeacher
+from .term import ITSELF
 
 
 @dataclass
@@ -38,15 +39,23 @@ class Teaching:
         self.teacher.settle(self.taps, size)
 
 
-def named_teachers(teacher: Any, teachers: Any, teacher_taps: Taps, inherit: Any) -> dict[str | None, dict]:
+def named_teachers(
+    teacher: Any, teachers: Any, terms: Mapping[str, Any], teacher_taps: Taps, inherit: Any
+) -> dict[str | None, dict]:
     """Name to the config of each teacher, with its taps; of one alone the name is None.
 
     Raises:
         TypeError, KeyError, ValueError: neither or both are given, a config is no dict of known keys, or what needs one
         teacher is set beside several.
     """
+    alone = all(isinstance(term, Mapping) and term.get('of') == ITSELF for term in terms.values())
+    if teacher is None and teachers is None and alone and not inherit and teacher_taps is None:
+        return {}
     if (teacher is None) is (teachers is None):
-        raise TypeError('Distiller: give teacher=dict(model=…, checkpoint=…), or teachers=dict(NAME=dict(model=…), …)')
+        raise TypeError(
+            'Distiller: give teacher=dict(model=…, checkpoint=…), or teachers=dict(NAME=dict(model=…, …), …), unless '
+            f"each term is of='{ITSELF}'"
+        )
     known = list(inspect.signature(FrozenTeacher).parameters)
     if teachers is None:
         _check('teacher', teacher, known)
@@ -58,8 +67,10 @@ def named_teachers(teacher: Any, teachers: Any, teacher_taps: Taps, inherit: Any
     if inherit:
         raise ValueError('Distiller: inherit copies the weights of one teacher; remove it, or name one teacher alone')
     for name, one in teachers.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f'Distiller: teachers: the name {name!r} must be a word, such as boxes')
+        if not isinstance(name, str) or not name.isidentifier() or name == ITSELF:
+            raise ValueError(
+                f"Distiller: teachers: the name {name!r} must be a word, such as boxes, and not '{ITSELF}'"
+            )
         _check(f'teachers.{name}', one, [*known, 'taps'])
     return dict(teachers)
 
@@ -87,9 +98,9 @@ def of_teachers(terms: Mapping[str, Any], names: Sequence[str | None]) -> dict[s
             found[f'{key}_{name}'] = {**config, 'of': name, 'weight': _part(config.get('weight', 1.0), len(of))}
     for key, config in found.items():
         of = config.get('of') if isinstance(config, Mapping) else None
-        if of is not None and of not in names:
+        if of is not None and of not in (*names, ITSELF):
             known = ', '.join(repr(name) for name in names if name is not None) or 'one teacher without a name'
-            raise KeyError(f'term {key!r}: of={of!r} is no teacher; there is {known}')
+            raise KeyError(f"term {key!r}: of={of!r} is no teacher; there is {known}, and '{ITSELF}' itself")
     return found
 
 

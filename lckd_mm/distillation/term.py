@@ -25,6 +25,8 @@ from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
+#: What a term is of whose both sides are the student's.
+ITSELF = 'student'
 _ROLES = ('student', 'teacher')
 _OF_LEVELS = 'give both encoders the same levels of the pyramid (num_feature_levels, the out_indices of the backbone)'
 
@@ -55,7 +57,11 @@ class Batch:
 
     def of(self, teacher: str | None) -> 'Batch | None':
         """The batch as the terms of a teacher see it; None for one that rests."""
-        return self if teacher is None else self.by_teacher.get(teacher)
+        return self.each().get(teacher)
+
+    def each(self) -> dict[str | None, 'Batch']:
+        """The batch as the terms of each teacher see it, by its name; None is the only one."""
+        return {**({None: self} if self.teacher else {}), **self.by_teacher}
 
 
 class Waiting(NamedTuple):
@@ -104,7 +110,8 @@ class Term(nn.Module):
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
         of: with several teachers, the name of the one whose taps these are; a list stands for a term of each, see
-            :class:`~lckd_mm.distillation.Distiller`.
+            :class:`~lckd_mm.distillation.Distiller`. 'student': the taps ``teacher`` are the student's, too, and their
+            features, without gradient, teach those of its taps ``student``, as a deep stage a shallow one.
     Raises:
         KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
     Example:

@@ -137,7 +137,7 @@ class Comparer:
                     self._kept[key] = _predict(predict, host, dataset, indices, batch)
                 found[name] = self._kept[key]
 
-            if has_teacher(cfg):
+            if has_teacher(cfg) and teachers_of(cfg):
                 try:
                     teacher = self._teacher(run, group, notes)
                     judge(TEACHER, teacher.checkpoint, lambda data: teacher.predict(data, student.data_preprocessor))

@@ -406,7 +406,7 @@ def _relate(groups: list[Group]) -> None:
 
 def _teacher(run: Run | Group) -> Mapping:
     """The teacher of a distillation, of several the first."""
-    return next(iter(config_teachers(run.cfg).values()))
+    return next(iter(config_teachers(run.cfg).values()), {})
 
 
 def _scope(group: Group) -> str | None:

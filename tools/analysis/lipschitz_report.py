@@ -120,8 +120,8 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
             f'--teacher: the config {args.config!r} must be a distillation, which names the architecture of the teacher'
         )
     found = {}
-    if has_teacher(cfg) and (len(teachers_of(cfg)) > 1 or teachers_of(cfg)['teacher'].get('model') is None):
-        print('several teachers, or a torch module of no host, are left out of this report', file=sys.stderr)
+    if has_teacher(cfg) and [name for name, one in teachers_of(cfg).items() if one.get('model')] != ['teacher']:
+        print('this report measures one teacher of a host, and leaves out others', file=sys.stderr)
     elif has_teacher(cfg):
         found[TEACHER] = args.teacher or cfg.model.teacher.get('checkpoint')
     for text in (*args.before, args.checkpoint):

@@ -51,9 +51,9 @@ def main(argv: list[str]) -> None:
     cfg = read_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if args.teacher:
-        if not has_teacher(cfg):
+        teachers = teachers_of(cfg) if has_teacher(cfg) else {}
+        if not teachers:
             raise ValueError(f'{args.config!r} distils from no teacher')
-        teachers = teachers_of(cfg)
         of = next(iter(teachers)) if args.of is None and len(teachers) == 1 else args.of
         if of not in teachers:
             raise ValueError(f'--of: name one of the teachers {", ".join(teachers)}')
