@@ -59,17 +59,18 @@ class Capture:
         return self._kept[-1][1]
 
     def _select(self, value: Any) -> Tensor:
-        item = self.address.item
-        if item is not None:
+        place = self.address.path
+        for depth, item in enumerate(self.address.items):
+            what = f'{place} gives' if depth else 'gives'
             if not isinstance(value, (tuple, list)):
-                raise self._error(f'gives a {type(value).__name__}, not a tuple; write it without [{item}]')
+                raise self._error(f'{what} a {type(value).__name__}, not a tuple; write it without [{item}]')
             if not -len(value) <= item < len(value):
-                raise self._error(f'gives a tuple of {len(value)}, which has no [{item}]')
-            value = value[item]
+                raise self._error(f'{what} a tuple of {len(value)}, which has no [{item}]')
+            value, place = value[item], f'{place}[{item}]'
         if isinstance(value, Tensor):
             return value
         if isinstance(value, (tuple, list)):
-            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {self.address.path}[0]')
+            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {place}[0]')
         raise self._error(f'gives a {type(value).__name__}, not a tensor')
 
     def read(self, require_grad: bool) -> Tensor | list[Tensor]:

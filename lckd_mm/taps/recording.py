@@ -266,12 +266,7 @@ class FeatureTaps:
             calls += 1
             if calls - 1 not in puts:
                 return given
-            value = puts[calls - 1]
-            if address.item is None:
-                return value
-            items = list(given)
-            items[address.item] = value
-            return type(given)(items) if type(given) in (list, tuple) else type(given)(*items)
+            return _replaced(given, address.items, puts[calls - 1])
 
         def replaced_input(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
@@ -285,3 +280,12 @@ class FeatureTaps:
         else:
             with module.register_forward_hook(lambda _, args, output: replaced(output)):
                 yield
+
+
+def _replaced(given: Any, items: tuple[int, ...], value: Tensor) -> Any:
+    """``value``; with items, the tuple ``given`` with it at this place."""
+    if not items:
+        return value
+    parts = list(given)
+    parts[items[0]] = _replaced(parts[items[0]], items[1:], value)
+    return type(given)(parts) if type(given) in (list, tuple) else type(given)(*parts)
