@@ -175,7 +175,7 @@ class Distiller(StudentModel):
                 inputs,
                 data_samples,
                 parts=self.terms.parts(),
-                whole=self.terms.judges,
+                judged=self.terms.judged,
             )
         with (
             noted_regions(self.student, self.terms.region_heads()) as regions,

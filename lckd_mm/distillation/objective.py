@@ -134,9 +134,9 @@ class Objective(nn.ModuleDict):
         return parts.union(*(term.judge.paths for term in self.values() if term.judge is not None))
 
     @property
-    def judges(self) -> bool:
-        """Whether the teacher's pass has to go on to its head, whose queries a term reads."""
-        return any(term.queries for term in self.values())
+    def judged(self) -> tuple[str, str] | None:
+        """A tap of the teacher's memory, and the path of its head, to which its pass has to go on; None: no judge."""
+        return next(((term.teacher.names[0], term.judge.head) for term in self.values() if term.judge), None)
 
     def region_heads(self) -> set[RegionHead]:
         """The student's heads whose regions the teacher's heads score, too."""

@@ -23,7 +23,7 @@ from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss, WSLDLoss
 from .partial import PartialKDLoss
-from .queries import QueryLoss
+from .queries import MaskQueryLoss, QueryLoss
 from .relations import DISTLoss, RKDLoss, SPLoss
 from .review import ReviewKDLoss
 
@@ -54,6 +54,7 @@ __all__ = [
     'LipschitzLoss',
     'Loss',
     'MGDLoss',
+    'MaskQueryLoss',
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',

@@ -201,6 +201,7 @@ class FeatureTaps:
         names: Iterable[str] | None = None,
         require_grad: bool | Collection[str] = False,
         stop: bool = False,
+        until: str | None = None,
     ) -> Iterator[dict[str, Tensor | list[Tensor]]]:
         """Read the taps during the forwards inside the ``with``; the dict is filled on exit.
 
@@ -211,6 +212,7 @@ class FeatureTaps:
             require_grad: True: raise if any tapped tensor has no gradient; a list of names: only for those taps.
             stop: end the forward as soon as every tap has fired as often as in the trace. This also leaves the ``with``
                 block: code after the forward call in it does not run.
+            until: with ``stop``, the path of a module whose forward has to end, too.
         Raises:
             ValueError: a tap did not fire; its module ran several times and the address does not say which call; its
             value is not a tensor, was later overwritten in place, or lacks a required gradient.
@@ -227,7 +229,7 @@ class FeatureTaps:
                 for n in names
             }
         features: dict[str, Tensor | list[Tensor]] = {}
-        with contextlib.suppress(Finished), attached(model, captures, countdown):
+        with contextlib.suppress(Finished), attached(model, captures, countdown, until):
             yield features
         for capture in captures:
             must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
