@@ -154,6 +154,13 @@ def test_a_student_of_mmseg_learns_from_a_teacher_of_mmdet(tmp_path):
     assert value > 0 and seen['teacher'][0].shape == (4, 2, 5, 4)
 
 
+def test_the_student_s_classes_may_be_others(tmp_path):
+    """Also where there are as many as channels, so that mask features look like class scores."""
+    found = distiller(tmp_path, small(classes=16), small(classes=16))
+    found.teacher.classes = [f'kind {i}' for i in range(16)]
+    found.match_classes([str(i) for i in range(16)])
+
+
 # ---- the loss
 
 
