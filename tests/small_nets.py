@@ -1,21 +1,45 @@
 """Small nets of the hosts that run in several ways, or on some images alone."""
 
-from run_helpers import detector, segmentor
+from run_helpers import detector, preprocessor, segmentor
 
 from lckd_mm.hosts import load_config
 
 
-def mask2former(layers=1):
-    cfg = load_config('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py').model
-    cfg.backbone = dict(
+def narrow(node, sizes):
+    """A config with other widths: each of these numbers in it is replaced."""
+    if isinstance(node, dict):
+        return {key: narrow(value, sizes) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(narrow(value, sizes) for value in node)
+    return sizes.get(node, node) if type(node) is int else node
+
+
+MASKED = dict(
+    mmseg='mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    mmdet='mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+)
+
+
+def mask2former(layers=1, host='mmseg', width=256, classes=3, queries=5):
+    """Mask2Former on a narrow ResNet-18, of either host."""
+    cfg = load_config(MASKED[host]).model.to_dict()
+    if width != 256:
+        cfg = narrow(cfg, {256: width, 128: width // 2, 1024: 16, 2048: 16, 32: 4, 12544: 50})
+    cfg['backbone'] = dict(
         type='ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(0, 1, 2, 3), norm_cfg=dict(type='BN')
     )
-    head = cfg.decode_head
-    head.update(in_channels=[4, 8, 16, 32], num_queries=5, num_classes=3)
-    head.loss_cls.class_weight = [1.0] * 3 + [0.1]
-    head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = layers
-    cfg.data_preprocessor.size = (64, 64)
-    return cfg.to_dict()
+    head = cfg['decode_head' if host == 'mmseg' else 'panoptic_head']
+    head.update(in_channels=[4, 8, 16, 32], strides=[4, 8, 16, 32], num_queries=queries)
+    head['loss_cls']['class_weight'] = [1.0] * classes + [0.1]
+    head['pixel_decoder']['encoder']['num_layers'] = head['transformer_decoder']['num_layers'] = layers
+    if host == 'mmseg':
+        head['num_classes'] = classes
+        cfg['data_preprocessor']['size'] = (64, 64)
+    else:
+        for part in (head, cfg['panoptic_fusion_head']):
+            part.update(num_things_classes=classes, num_stuff_classes=0)
+        cfg['data_preprocessor'] = preprocessor('DetDataPreprocessor', pad_size_divisor=32, pad_mask=True)
+    return cfg
 
 
 def pidnet():

@@ -41,7 +41,7 @@ def distilled(scope, save_teacher, tmp_path):
             'mmseg',
             mask2former,
             dict(stage='backbone.layer2', pixels='decode_head.pixel_decoder[0]', masks='decode_head.mask_embed#-1'),
-            dict(stage={'tensor', 'predict'}, pixels={'predict'}, masks={'predict'}),
+            dict(stage={'tensor', 'loss'}, pixels={'loss', 'predict'}, masks={'loss', 'predict'}),
         ),
         ('mmseg', lambda: segmentor(4), dict(aux='auxiliary_head.conv_seg'), dict(aux={'loss'})),
         (

@@ -172,7 +172,7 @@ def test_every_pair_has_a_leaf_of_each_method_that_fits():
     for pair in PAIRS:
         name, _, folder = pair.stem.rpartition('_')
         methods = {p.stem.partition('_')[0] for p in (ROOT / 'configs' / folder).glob(f'*_{name}_*.py')}
-        if name.startswith('dino'):
+        if name.startswith(('dino', 'mask2former')):
             assert methods == {'queries'}
             continue
         assert ('kd' in methods) == (not name.startswith('mask-rcnn')), name
@@ -314,9 +314,23 @@ def narrow_dino(model):
         part.layer_cfg.ffn_cfg.feedforward_channels = 16
 
 
+def narrow_mask2former(model):
+    head, backbone = model.decode_head, model.backbone
+    if backbone.type == 'ResNet':
+        backbone.update(base_channels=4, stem_channels=4, init_cfg=None)
+        head.in_channels = [16, 32, 64, 128]
+    else:
+        backbone.update(embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 4], init_cfg=None)
+        head.in_channels = [12, 24, 48, 96]
+    head.pixel_decoder.encoder.num_layers, head.transformer_decoder.num_layers = 1, 2
+    head.num_queries, head.train_cfg.num_points = 5, 50
+
+
 def narrow(model):
     model = Config(dict(model=model)).model
-    (narrow_dino if model.type == 'DINO' else NARROW[model.backbone.type])(model)
+    head = model.get('decode_head', {}).get('type')
+    special = {'DINO': narrow_dino, 'Mask2FormerHead': narrow_mask2former}
+    (special.get(head) or special.get(model.type) or NARROW[model.backbone.type])(model)
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)
     else:
@@ -328,7 +342,7 @@ def shrink(steps):
     """Image sizes of a pipeline: an eighth, and no less than the images of a batch need."""
 
     def less(size):
-        return tuple(max(side // 8, 64) for side in size)
+        return max(size // 8, 64) if isinstance(size, int) else tuple(max(side // 8, 64) for side in size)
 
     for step in steps:
         for key in ('img_scale', 'scale', 'crop_size', 'size'):

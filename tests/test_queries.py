@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from run_helpers import HOOK, config, run, scalars, scenes
-from small_nets import dino
+from small_nets import dino, narrow
 from test_reuse import batch, built, model
 
 from lckd_mm.hosts import build_model, load_config
@@ -22,15 +22,6 @@ NAMES = dict(
 )
 FLAT = ('detr', 'conditional', 'dab')
 MEMORY = dict(memory='encoder')
-
-
-def narrow(node, sizes):
-    """A config with other widths: each of these numbers in it is replaced."""
-    if isinstance(node, dict):
-        return {key: narrow(value, sizes) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return type(node)(narrow(value, sizes) for value in node)
-    return sizes.get(node, node) if type(node) is int else node
 
 
 def detr(name, width=32, layers=2, classes=5):
@@ -200,7 +191,9 @@ def test_the_loss_reads_from_the_head_how_it_scores(tmp_path):
 
 
 def test_another_width_is_refused_with_the_connector_that_helps(tmp_path):
-    with pytest.raises(ValueError, match=r"queries=True: student .*; connector=dict\(type='lckd_mm.Linear"):
+    with pytest.raises(
+        ValueError, match=r"queries=True at tap 'memory': student .*; connector=dict\(type='lckd_mm.Linear"
+    ):
         distiller(tmp_path, detr('deformable', width=16), detr('deformable'))
     found = distiller(tmp_path, detr('deformable', 16), detr('deformable'), connector=dict(type='lckd_mm.Linear'))
     value, _, _ = judged(found.train())
@@ -208,20 +201,26 @@ def test_another_width_is_refused_with_the_connector_that_helps(tmp_path):
     assert all(p.grad.abs().sum() > 0 for p in found.terms['loss_queries'].connectors.parameters())
 
 
-KD = dict(type='lckd_mm.KDLoss')
+KD, MASKS = dict(type='lckd_mm.KDLoss'), dict(type='lckd_mm.MaskQueryLoss')
 
 
 @pytest.mark.parametrize(
     ('extra', 'teacher', 'says'),
     [
-        (dict(loss=KD), 'dino', r"KDLoss and queries=True do not belong together; write loss=dict\(type='lckd_mm.Q"),
+        (
+            dict(loss=KD),
+            'dino',
+            r'KDLoss does not compare the class scores and boxes .*; write loss=dict\(type=.*Query',
+        ),
+        (dict(loss=MASKS), 'dino', r"MaskQueryLoss does not compare .* boxes .*; write loss=dict\(type='lckd_mm.Query"),
         (dict(queries=False), 'dino', 'QueryLoss and queries=False do not belong together; write queries=True in'),
         (dict(queries='yes'), 'dino', "queries must be True or False, got 'yes'"),
         (dict(reuse='memory'), 'dino', 'reuse and queries=True exclude each other; remove one'),
         (dict(classes='by name'), 'dino', 'classes and queries=True exclude each other; remove one'),
         (dict(teacher_connector=dict(type='lckd_mm.Linear')), 'dino', 'teacher_connector and queries=True exclude'),
-        (dict(on='neck'), 'dino', r"tap 'neck' is 'neck\[0\]'; write on='memory' and the tap memory='encoder'"),
+        (dict(on='neck'), 'dino', r"tap 'neck' is 'neck\[0\]'; write on='memory' and taps=dict\(memory='encoder'\)"),
         (dict(loss=dict(type='lckd_mm.QueryLoss', scores=0, boxes=0, giou=0)), 'dino', 'give one a weight'),
+        (dict(on=['memory', 'neck'], teacher=['memory', 'neck']), 'dino', "write on='memory' and taps=dict"),
         ({}, 'detr', r'student \(1, 85, 256\) and teacher \(1, 4, 32\) differ in shape; give both encoders the sam'),
     ],
 )

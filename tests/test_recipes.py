@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from run_helpers import classifier, config, detector, scalars, scenes, segmentor
-from small_nets import dino
+from small_nets import dino, mask2former
 
 import lckd_mm
 from lckd_mm.cli import run_tool, train
@@ -223,15 +223,33 @@ def query_detector(width):
     )
 
 
-@pytest.mark.parametrize(('make', 'key'), [(faster, 'regions'), (query_detector, 'queries')])
-def test_the_scores_of_regions_and_queries_are_those_of_the_same_ones(make, key, files, capsys):
-    student, names = files('mmdet', make)
+def masks(width):
+    return mask2former(2, 'mmseg', 4 * width, classes=11)
+
+
+@pytest.mark.parametrize(
+    ('host', 'make', 'key', 'connector'),
+    [
+        ('mmdet', faster, 'regions', None),
+        ('mmdet', query_detector, 'queries', None),
+        ('mmseg', masks, 'queries', dict(type='lckd_mm.ConvBN')),
+    ],
+)
+def test_the_scores_of_regions_and_queries_are_those_of_the_same_ones(host, make, key, connector, files, capsys):
+    student, names = files(host, make)
     assert run_tool(train, [student, '--teacher', *names, '--recipe', 'kd']) == 0, capsys.readouterr().err
     (path,) = Path('work_dirs/small_kd/recipe').glob('small_kd.py')
     ((name, term),) = Config.fromfile(path).model.terms.items()
-    assert term[key] is True
+    assert term[key] is True and term.get('connector') == connector
     logged = [entry[name] for entry in scalars('work_dirs/small_kd') if name in entry]
     assert len(logged) == 2 and all(0 < value < float('inf') for value in logged)
+
+
+def test_two_decoders_that_read_other_things_have_no_recipe_of_class_scores(files):
+    student, names = files('mmseg', masks, of_teacher=segmentor)
+    with pytest.raises(ValueError, match=r"recipe 'kd' does not fit .*queries=True needs as teacher"):
+        lckd_mm.distillation_config(student, names, 'kd')
+    assert list(lckd_mm.distillation_config(student, names).model.terms) == ['loss_ofd']
 
 
 # ---- what is refused, before anything is written

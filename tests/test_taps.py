@@ -26,19 +26,20 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Two blocks, a module that gives a tuple, one that gives a dict, one that never runs, and a head."""
+    """Two blocks, modules that give a tuple, a list in a tuple and a dict, one that never runs, and a head."""
 
     def __init__(self, inplace=True):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 1)
         self.layer1, self.layer2 = nn.Sequential(Block(inplace)), nn.Sequential(Block(inplace), Block(inplace))
-        self.split, self.pack = Split(), Pack()
+        self.split, self.nest, self.pack = Split(), nn.Identity(), Pack()
         self.head = nn.Linear(4, 2)
         self.unused = nn.Linear(1, 1)
 
     def forward(self, x):
         x = self.layer2(self.layer1(self.stem(x)))
         first, second = self.split((x, 2 * x))
+        first, (_, second) = self.nest((first, [2 * second, second + 1]))
         return self.head(self.pack(x=first + second)['mean'])
 
 
@@ -111,11 +112,12 @@ def record(model, image, require_grad=False, **addresses):
     [
         ('head', Address('head')),
         ('backbone.layer2.1.relu@in#-1', Address('backbone.layer2.1.relu', port='in', call=-1)),
-        ('neck[0]', Address('neck', item=0)),
-        ('neck[-1]@in#2', Address('neck', item=-1, port='in', call=2)),
+        ('neck[0]', Address('neck', items=(0,))),
+        ('neck[-1]@in#2', Address('neck', items=(-1,), port='in', call=2)),
         ('bbox_head.retina_cls#*', Address('bbox_head.retina_cls', call='*')),
         ('backbone.layer2@preact', Address('backbone.layer2', port='preact')),
-        ('a.0.b_1[12]@in#*', Address('a.0.b_1', item=12, port='in', call='*')),
+        ('a.0.b_1[12]@in#*', Address('a.0.b_1', items=(12,), port='in', call='*')),
+        ('a.b[1][-2]#0', Address('a.b', items=(1, -2), call=0)),
     ],
 )
 def test_addresses(text, address):
@@ -128,6 +130,7 @@ def test_addresses(text, address):
     [
         '', '.', 'a.', '.a', 'a..b', 'a b', 'a[', 'a[]', 'a[x]', 'a[1.5]', 'a@', 'a@out', 'a#', 'a#x', 'a#1#2',
         'a#1@in', 'a@in[0]', 'a#*[0]', 'a\n', ' a', 'a@preact#1', 'a@preact#*', 'a[0]@preact', 'a-b', None, 3, ['a'],
+        'a[0][', 'a[0][]', 'a[0]b[1]', 'a[0][1]@preact',
     ],
 )  # fmt: skip
 def test_malformed_addresses_raise_and_are_named(text):
@@ -152,8 +155,14 @@ def test_items_of_tuples_in_and_out(net, image):
     assert torch.equal(f['into'], 2 * f['layer'])
 
 
+def test_items_of_lists_in_tuples(net, image):
+    f = record(net, image, b='split[1]', first='nest[1][0]', last='nest[-1][-1]', into='nest[1][0]@in')
+    assert torch.equal(f['first'], 2 * f['b']) and torch.equal(f['last'], f['b'] + 1)
+    assert f['into'] is f['first']
+
+
 def test_input_given_by_keyword(net, image):
-    f = record(net, image, by_key='pack@in', a='split[0]', b='split[1]')
+    f = record(net, image, by_key='pack@in', a='split[0]', b='nest[1][1]')
     assert torch.equal(f['by_key'], f['a'] + f['b'])
 
 
@@ -201,6 +210,10 @@ def test_several_forwards_in_one_recording_count_as_calls(net, image):
         ('split@in', 'tuple of 2'),
         ('split[2]', r'tuple of 2, .*\[2\]'),
         ('split[-3]', r'tuple of 2, .*\[-3\]'),
+        ('nest', r'a tuple of 2; pick one with \[k\], as in nest\[0\]'),
+        ('nest[1]', r'a tuple of 2; pick one with \[k\], as in nest\[1\]\[0\]'),
+        ('nest[1][2]', r'nest\[1\] gives a tuple of 2, which has no \[2\]'),
+        ('nest[0][1]', r'nest\[0\] gives a Tensor, not a tuple; write it without \[1\]'),
         ('stem[0]', r'Tensor.*\[0\]'),
         ('pack', 'dict'),
         ('layer1.0.bn1', 'overwritten in place'),
@@ -501,8 +514,11 @@ def test_the_norm_of_a_tap_is_the_one_whose_output_it_reads(scope, tiny_classifi
 
 @pytest.mark.parametrize(
     'address',
-    ['layer1', 'layer1@preact', 'layer2.0.conv1@in', 'layer2.0.relu@in#0', 'layer2.0.relu#-1', 'split[0]', 'pack@in'],
-)
+    [
+        'layer1', 'layer1@preact', 'layer2.0.conv1@in', 'layer2.0.relu@in#0', 'layer2.0.relu#-1', 'split[0]', 'pack@in',
+        'nest[0]', 'nest[1][1]', 'nest[1][1]@in',
+    ],
+)  # fmt: skip
 def test_what_is_put_in_a_tap_s_place_is_what_the_rest_follows_from(net, image, address):
     taps = traced(net.eval(), image, a=address, end='head')
     with torch.no_grad():

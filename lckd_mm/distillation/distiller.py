@@ -259,8 +259,8 @@ class Distiller(StudentModel):
             names = self.terms.used(name)[1]
         if not names:
             return {}
-        parts, whole = self.terms.parts(name), self.terms.judges(name)
-        return one.teacher(one.taps, names, inputs, data_samples, parts=parts, whole=whole)
+        parts, judged = self.terms.parts(name), self.terms.judged(name)
+        return one.teacher(one.taps, names, inputs, data_samples, parts=parts, judged=judged)
 
     def _replay(
         self,

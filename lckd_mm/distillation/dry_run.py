@@ -16,6 +16,7 @@ from ..errors import one_line
 from ..hosts import fabricate_samples, host_of, image_channels, lacks_operator, own_sizes, run_once, training_size
 from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
 from ..taps.presets import preset_taps
+from .judge import Judge
 from .objective import Objective
 from .side import Connected, Feature, flat
 from .term import Batch, Term
@@ -89,7 +90,7 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
     """Run a net on the made-up image, to resolve its taps and learn channels and calls, and which pass fires each.
 
     Taps that do not fire in a plain forward are sought in a prediction, with the loss, and with the loss and the
-    branches of training.
+    branches of training. What a prediction shows is read with the loss where that shows the same.
 
     Args:
         later: leave open, with a note in the log, the taps behind an operator that the CPU lacks.
@@ -110,6 +111,7 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
             failures[one] = error
         for name in silent & taps.traces.keys():
             taps.traces[name].passes = (one,)
+    _prefer_loss(taps, model, image)
     silent = taps.addresses.keys() - taps.traces.keys()
     if silent:
         missing = [error for error in failures.values() if lacks_operator(model, error)]
@@ -125,6 +127,18 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
     if others:
         _add_pass(taps, model, image, last, others)
     _count_calls(taps, model, image)
+
+
+def _prefer_loss(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> None:
+    """Read what a prediction shows with the loss, where that shows the same.
+
+    A prediction of mmseg warns in each batch of images of several sizes, and with mode='slide' runs on parts of them.
+    """
+    predicted = {n: str(taps.resolved[n]) for n, trace in taps.traces.items() if trace.passes == (Pass('predict'),)}
+    if predicted:
+        _add_pass(taps, model, image, Pass('loss'), predicted)
+    for name in predicted:
+        taps.traces[name].passes = taps.traces[name].passes[::-1]
 
 
 def _count_calls(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> None:
@@ -272,9 +286,9 @@ def _dry_batch(terms: list[Term], both: tuple[FeatureTaps, FeatureTaps], images:
         rows = len(ours[term.student.names[0]])
         return {name: theirs[name].new_zeros(rows, *theirs[name].shape[1:]) for name in names}
 
-    def judge(_, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        # One query of one layer, with two classes.
-        return [memory.sum() + torch.zeros(1, 1, 1, n) for n in (2, 4)], [torch.zeros(1, 1, 1, n) for n in (2, 4)]
+    def judge(judge: Judge, memory: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        theirs = [torch.zeros(shape) for shape in judge.shapes]
+        return [x + sum(of.sum() for of in memory) for x in theirs], theirs
 
     # Each region holds an object of the first class.
     labels = {

@@ -140,9 +140,9 @@ class Objective(nn.ModuleDict):
         parts |= {term.their_regions.extractor for term in self.taught(of) if term.their_regions is not None}
         return parts.union(*(term.judge.paths for term in self.taught(of) if term.judge is not None))
 
-    def judges(self, of: str | None = None) -> bool:
-        """Whether a teacher's pass has to go on to its head, whose queries a term reads."""
-        return any(term.queries for term in self.taught(of))
+    def judged(self, of: str | None = None) -> tuple[str, str] | None:
+        """A tap of a teacher's memory, and the path of its head, to which its pass has to go on; None: no judge."""
+        return next(((term.teacher.names[0], term.judge.head) for term in self.taught(of) if term.judge), None)
 
     def region_heads(self) -> set[RegionHead]:
         """The student's heads whose regions the teacher's heads score, too."""

@@ -1,73 +1,60 @@
-"""Queries of detectors with transformers: the teacher's decoder and head judge both nets' memory by its own queries."""
+"""Judges of the hosts' nets: query detectors give boxes, Mask2Former and MaskFormer masks."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-#: What a module was called with, in the last forward pass: its arguments, the autocast state, what it gave.
-Calls = Mapping[str, tuple[tuple, dict, torch.autocast, Any]]
+from ..contexts import wrapped_forward
+from .judge import WAY, Call, Calls, Judge, close, wide
+
 _ENCODER, _DECODER, _HEAD = 'encoder', 'decoder', 'bbox_head'
-_WAY = "name a teacher such as DINO or Deformable DETR, or compare the neck, as in taps='neck'"
 
 
-class QueryJudge:
-    """The decoder and the head of a query detector of mmdet, frozen.
+class QueryJudge(Judge):
+    """Of query detectors of mmdet: DETR, Deformable DETR, DINO and their like.
 
-    Each layer of the decoder runs again with what the teacher's own queries, references and masks are before it, on
-    another memory in the place of the teacher's; the head scores what the layers give, by the same references. So row
-    i is the same query in both, and no matching is needed.
-
-    Args:
-        term: the name of its term. model: the teacher.
-    Raises:
-        ValueError: the model has no encoder, no decoder of layers, or no head of this kind.
+    The layers get the teacher's own references and masks, too, and the head scores by these references. Given are the
+    class scores (L, B, Q, C) and boxes (L, B, Q, 4) of the L layers.
     """
 
+    loss, gives, shapes, head = 'QueryLoss', 'boxes', ((1, 1, 1, 2), (1, 1, 1, 4)), _HEAD
+    known = "mmdet's DETR, Deformable DETR and DINO"
+
     def __init__(self, term: str, model: nn.Module):
-        self._who, self._checked = f'term {term!r}: queries=True', False
+        super().__init__(term, model)
+        self._layers = [f'{_DECODER}.layers.{i}' for i in range(len(model.decoder.layers))]
+
+    @staticmethod
+    def memory_of(model: nn.Module) -> dict[str, str]:
         modules = dict(model.named_children())
         layers = getattr(modules.get(_DECODER), 'layers', None)
-        if layers is None or not {_ENCODER, _HEAD} <= modules.keys():
-            raise ValueError(
-                f'{self._who} needs a query detector of mmdet as teacher, with encoder, decoder and bbox_head, and got '
-                f'{type(model).__name__}; {_WAY}'
-            )
-        self._layers = [f'{_DECODER}.layers.{i}' for i in range(len(layers))]
+        return {} if layers is None or not {_ENCODER, _HEAD} <= modules.keys() else dict(memory=_ENCODER)
 
     @property
     def paths(self) -> list[str]:
-        """The modules whose calls have to be noted."""
         return [_ENCODER, *self._layers, _HEAD]
 
-    def own(self, model: nn.Module, calls: Calls) -> tuple[Tensor, ...]:
-        """What the teacher makes of its own memory: class scores and boxes of each layer, in float32 or wider."""
-        given = calls[_HEAD][3][:2]
-        if all(x.dtype == _wide(x).dtype for x in given):
-            return given
-        with torch.no_grad():
-            return self._scored(model, calls, self._states(calls))
+    @staticmethod
+    def _listed(given: Any) -> list[Tensor]:
+        return list(given[:2])
 
-    def judge(self, model: nn.Module, calls: Calls, memory: Tensor) -> tuple[Tensor, ...]:
-        """The same on another memory (B, N, C), with gradient to it.
-
-        Raises:
-            ValueError: a layer does not read what the encoder gives, or the head reads something else than the layers
-            give.
-        """
-        decoder, theirs = getattr(model, _DECODER), calls[_ENCODER][3]
-        norm = getattr(decoder, 'post_norm', None) or getattr(decoder, 'norm', None) or nn.Identity()
-        if not self._checked:
-            self._check(model, calls, norm)
+    def _judged(self, model: nn.Module, calls: Calls, memory: Sequence[Tensor]) -> Any:
+        (other,), theirs, norm = memory, calls[_ENCODER][3], _norm(model)
         states = []
         for path in self._layers:
             args, kwargs, autocast, _ = calls[path]
-            args = [memory if x is theirs else x for x in args]
-            kwargs = {key: memory if x is theirs else x for key, x in kwargs.items()}
+            args = [other if x is theirs else x for x in args]
+            kwargs = {key: other if x is theirs else x for key, x in kwargs.items()}
             with autocast:
                 states.append(norm(model.get_submodule(path)(*args, **kwargs)))
         return self._scored(model, calls, torch.stack(states))
+
+    def _own_again(self, model: nn.Module, calls: Calls) -> Any:
+        return self._scored(model, calls, self._states(calls))
 
     @staticmethod
     def _states(calls: Calls) -> Tensor:
@@ -75,7 +62,7 @@ class QueryJudge:
         return kwargs['hidden_states'] if 'hidden_states' in kwargs else args[0]
 
     @staticmethod
-    def _scored(model: nn.Module, calls: Calls, states: Tensor) -> tuple[Tensor, ...]:
+    def _scored(model: nn.Module, calls: Calls, states: Tensor) -> Any:
         """Class scores and boxes by the noted references, in float32: those of bfloat16 are 1/250 apart."""
         args, kwargs, *_ = calls[_HEAD]
         if 'hidden_states' in kwargs:
@@ -83,32 +70,114 @@ class QueryJudge:
         else:
             args = (states, *args[1:])
         with torch.autocast(states.device.type, enabled=False):
-            return getattr(model, _HEAD).forward(*_wide(args), **_wide(kwargs))[:2]
+            return getattr(model, _HEAD).forward(*wide(args), **wide(kwargs))
 
-    def _check(self, model: nn.Module, calls: Calls, norm: nn.Module) -> None:
-        """Once, on the first batch: the layers read the memory, and the head reads their normalised outputs."""
+    def _runs_so(self, model: nn.Module, calls: Calls) -> bool:
+        """Whether the layers read the memory, and the head reads their normalised outputs."""
         memory, states, autocast = calls[_ENCODER][3], self._states(calls), calls[_HEAD][2]
+        norm = _norm(model)
         reads = all(any(x is memory for x in (*calls[path][0], *calls[path][1].values())) for path in self._layers)
         with autocast, torch.no_grad():
             made = [norm(calls[path][3]) for path in self._layers]
-        same = len(states) == len(made) and all(_close(x, y) for x, y in zip(states, made))
-        if not (reads and same):
-            raise ValueError(
-                f"{self._who}: the decoder of {type(model).__name__} runs otherwise than mmdet's DETR, Deformable DETR "
-                f'and DINO; {_WAY}'
-            )
-        self._checked = True
+        return reads and len(states) == len(made) and all(close(x, y) for x, y in zip(states, made))
 
 
-def _close(x: Tensor, y: Tensor) -> bool:
-    # What is nan is found, and named, where the loss is.
-    return torch.allclose(x, y.to(x.dtype), 1e-2, 1e-2, equal_nan=True)
+class MaskJudge(Judge):
+    """Of Mask2Former and MaskFormer, of mmdet and of mmseg.
+
+    The head runs again: its pixel decoder gives the other memory, the mask features and the maps that the layers read,
+    and each layer gets the teacher's own queries and attention mask. Given are the class scores (L, B, Q, C) of the L
+    predictions, the last class being "no object", and then L tensors of masks (B, Q, H, W). Mask2Former has one
+    prediction before the first layer, of which the masks alone depend on the memory.
+    """
+
+    loss, gives, shapes = 'MaskQueryLoss', 'masks', ((1, 1, 1, 2), (1, 1, 4, 4))
+    known = "Mask2Former's and MaskFormer's"
+
+    def __init__(self, term: str, model: nn.Module):
+        super().__init__(term, model)
+        self.head = _mask_head(model)
+        self._pixels, decoder = f'{self.head}.pixel_decoder', f'{self.head}.transformer_decoder'
+        self._layers = [f'{decoder}.layers.{i}' for i in range(len(model.get_submodule(decoder).layers))]
+
+    @staticmethod
+    def memory_of(model: nn.Module) -> dict[str, str]:
+        head = _mask_head(model)
+        if head is None:
+            return {}
+        levels = getattr(model.get_submodule(head), 'num_transformer_feat_level', None)  # MaskFormer has one map
+        items = dict(memory='[1]') if levels is None else {f'memory{i}': f'[1][{i}]' for i in range(levels)}
+        return {name: f'{head}.pixel_decoder{item}' for name, item in dict(mask='[0]', **items).items()}
+
+    @property
+    def paths(self) -> list[str]:
+        return [self._pixels, *self._layers, self.head]
+
+    @staticmethod
+    def _listed(given: Any) -> list[Tensor]:
+        scores, masks = given
+        return [torch.stack(list(scores)), *masks]
+
+    def _judged(self, model: nn.Module, calls: Calls, memory: Sequence[Tensor]) -> Any:
+        mask, *maps = memory
+        several = isinstance(calls[self._pixels][3][1], (list, tuple))
+        return self._again(model, calls, (mask, maps if several else maps[0]))
+
+    def _own_again(self, model: nn.Module, calls: Calls) -> Any:
+        return self._again(model, calls, wide(calls[self._pixels][3]))
+
+    def _again(self, model: nn.Module, calls: Calls, memory: tuple, autocast: torch.autocast | None = None) -> Any:
+        """What the head gives on what its pixel decoder might give, by default in float32 but for the layers."""
+        args, kwargs, *_ = calls[self.head]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(autocast or torch.autocast(memory[0].device.type, enabled=False))
+            stack.enter_context(wrapped_forward(model.get_submodule(self._pixels), lambda *_, **__: memory))
+            for path in self._layers:
+                stack.enter_context(wrapped_forward(model.get_submodule(path), partial(_by_own_queries, calls[path])))
+            return model.get_submodule(self.head).forward(*args, **kwargs)
+
+    def _runs_so(self, model: nn.Module, calls: Calls) -> bool:
+        """Whether the layers are given what to read by name, and the head gives the same again on its own memory."""
+        if not all({'key', 'value'} <= calls[path][1].keys() for path in self._layers):
+            return False
+        with torch.no_grad():
+            again = self._listed(self._again(model, calls, calls[self._pixels][3], calls[self.head][2]))
+        given = self._listed(calls[self.head][3])
+        return len(again) == len(given) and all(map(close, again, given))
 
 
-def _wide(value: Any) -> Any:
-    """Tensors in float32 or wider, also those in lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _wide(of) for key, of in value.items()}
-    return type(value)(map(_wide, value)) if type(value) in (list, tuple) else value
+def judge_of(term: str, model: nn.Module) -> Judge:
+    """What judges by the queries of a teacher; ValueError if it has none of the known kinds."""
+    for kind in (QueryJudge, MaskJudge):
+        if kind.memory_of(model):
+            return kind(term, model)
+    raise ValueError(
+        f'term {term!r}: queries=True needs as teacher a query detector of mmdet, with encoder, decoder and bbox_head, '
+        'or a Mask2Former, with pixel_decoder and transformer_decoder in its head, and got '
+        f'{type(model).__name__}; {WAY}'
+    )
+
+
+def memory_of(model: nn.Module) -> dict[str, str]:
+    """Tap name to address of what the decoder of a net reads; empty if it has no decoder of a known kind."""
+    return QueryJudge.memory_of(model) or MaskJudge.memory_of(model)
+
+
+def _mask_head(model: nn.Module) -> str | None:
+    """The path of a head with a pixel decoder and layers that read what it gives; None without one."""
+    for name, part in model.named_children():
+        if hasattr(part, 'pixel_decoder') and hasattr(getattr(part, 'transformer_decoder', None), 'layers'):
+            return name
+    return None
+
+
+def _by_own_queries(noted: Call, forward: Callable[..., Tensor], *_: Any, **given: Any) -> Tensor:
+    """Run a layer as it was called, on another memory."""
+    args, kwargs, autocast, _ = noted
+    with autocast:
+        return forward(*args, **{**kwargs, 'key': given['key'], 'value': given['value']})
+
+
+def _norm(model: nn.Module) -> nn.Module:
+    decoder = getattr(model, _DECODER)
+    return getattr(decoder, 'post_norm', None) or getattr(decoder, 'norm', None) or nn.Identity()

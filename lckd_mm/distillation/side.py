@@ -119,7 +119,7 @@ class Side:
     def layers(self, net: nn.Module) -> list[nn.Module | None]:
         """The modules of the net whose outputs are tapped; None for a tap of another tensor."""
         addresses = [self.taps.addresses[tap] for tap in self.names]
-        return [net.get_submodule(a.path) if a.port == 'out' and a.item is None else None for a in addresses]
+        return [net.get_submodule(a.path) if a.port == 'out' and not a.items else None for a in addresses]
 
     @property
     def _who(self) -> str:

@@ -31,7 +31,7 @@ from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
 from .folding import Folding
 from .images import TeacherImages, stated
-from .queries import QueryJudge
+from .judge import Judge
 from .side import Feature, each, levels
 from .term import Term
 
@@ -203,10 +203,12 @@ class FrozenTeacher:
         data_samples: list | None,
         input_gradient: bool = False,
         parts: Iterable[str] = (),
-        whole: bool = False,
+        judged: tuple[str, str] | None = None,
     ) -> dict[str, Any]:
-        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap, or, with
-        ``whole``, runs to its end.
+        """The teacher's features for a batch of the student's inputs; its forward stops after the last tap.
+
+        With ``judged``, a tap of its memory and the path of its head, it stops after this head, too, and runs the pass
+        that this tap prefers last: training adds queries that are made from the ground truth.
 
         It runs in the pass that the taps' traces name: a plain forward; for its auxiliary heads the one with its loss,
         on copies of the samples, with the branches of training where a tap needs them. Its statistics do not change.
@@ -230,16 +232,17 @@ class FrozenTeacher:
 
         def run(names: Iterable[str] = names) -> dict[str, Any]:
             features, passes = {}, taps.passes(names)
-            if whole:  # in a plain pass, and last: training adds queries that are made from the ground truth
-                plain = [name for name in names if Pass() in taps.traces[name].passes]
-                passes[Pass()] = passes.pop(Pass(), plain)
+            last = taps.traces[judged[0]].passes[0] if judged else None
+            if judged:
+                passes[last] = passes.pop(last, [name for name in names if last in taps.traces[name].passes])
             for one, of in passes.items():
+                until = judged[1] if one == last else None
                 with (
                     preserved_rng(device=inputs.device),
                     torch.set_grad_enabled(input_gradient),
                     self._noted(parts, kind),
                 ):
-                    features |= self._features(taps, of, one, converted, data_samples, whole)
+                    features |= self._features(taps, of, one, converted, data_samples, until)
             return features
 
         if self._folding is not None and set(names) - self._folded and version is not None:
@@ -372,20 +375,23 @@ class FrozenTeacher:
             term.their_regions.run(self.model, pyramid, regions[term.regions.extractor])
         return found
 
-    def judge(self, judge: QueryJudge, memory: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What decoder and head make of another memory, with gradient to it, and of the teacher's own.
-
-        Both are class scores and boxes of all layers, in float32 or wider.
-        """
-        with preserved_rng(device=memory.device):
-            return list(judge.judge(self.model, self._calls, memory)), list(judge.own(self.model, self._calls))
+    def judge(self, judge: Judge, memory: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What decoder and head make of another memory, with gradient to it, and of the teacher's own."""
+        with preserved_rng(device=memory[0].device):
+            return judge.judge(self.model, self._calls, memory), judge.own(self.model, self._calls)
 
     def forget(self) -> None:
         """Free what :meth:`reuse`, :meth:`score` and :meth:`judge` need of the last batch."""
         self._calls.clear()
 
     def _features(
-        self, taps: FeatureTaps, names: list[str], one: Pass, inputs: Tensor, data_samples: list | None, whole: bool
+        self,
+        taps: FeatureTaps,
+        names: list[str],
+        one: Pass,
+        inputs: Tensor,
+        data_samples: list | None,
+        until: str | None,
     ) -> dict[str, Any]:
         restore = None
         if one.mode != 'tensor':
@@ -393,7 +399,7 @@ class FrozenTeacher:
         try:
             with (
                 training_branches(self.model, one.training),
-                taps.record(self.model, names, stop=not whole) as features,
+                taps.record(self.model, names, stop=True, until=until) as features,
             ):
                 forward(self.model, inputs, data_samples, one.mode)
         except (TapError, torch.OutOfMemoryError):

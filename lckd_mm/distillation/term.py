@@ -19,7 +19,8 @@ from ..losses.base import EXTRAS, Loss, PlainLoss
 from ..registry import build_registered, registered_class
 from ..taps import FeatureTaps
 from .classes import BY_NAME, BY_POSITION, ClassMatch, check_names
-from .queries import QueryJudge
+from .judge import Judge
+from .queries import judge_of
 from .regions import RegionHead
 from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
@@ -49,7 +50,7 @@ class Batch:
     #: Maps (term, tap names) to what the teacher's head makes of the regions that the student's head scored.
     regions: Callable[['Term', list[str]], Features] | None = None
     #: Maps (the teacher's judge, a memory) to what decoder and head make of it, and of the teacher's own.
-    judge: Callable[[QueryJudge, Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
+    judge: Callable[[Judge, list[Tensor]], tuple[list[Tensor], list[Tensor]]] | None = None
     #: What the student's heads scored, see :func:`~lckd_mm.distillation.regions.noted_regions`.
     noted: Mapping[str, Tensor] = field(default_factory=dict)
     #: With several teachers: the batch as the terms of each see it, by the teacher's name, without those that rest.
@@ -103,9 +104,12 @@ class Term(nn.Module):
         regions: for two-stage detectors of mmdet: the taps lie in their RoI heads, and the teacher's head runs, frozen,
             on the regions that the student sampled in this step, so that row i is the same region in both nets. A tap
             names the stage of a cascade: ``roi_head.bbox_head.2.fc_cls``.
-        queries: for query detectors of mmdet (DETR, Conditional, DAB and Deformable DETR, DINO, DDQ): the tap is what
-            their encoder gives, ``memory='encoder'``, and the teacher's decoder and head, frozen, judge both nets'
-            memory, layer by layer, by the teacher's own queries and references (:class:`~lckd_mm.losses.QueryLoss`).
+        queries: the taps are what the decoders read, and the teacher's decoder and head, frozen, judge both nets'
+            memory, layer by layer, by the teacher's own queries. In query detectors of mmdet (DETR, Conditional, DAB
+            and Deformable DETR, DINO, DDQ) the tap is what the encoder gives, ``memory='encoder'``
+            (:class:`~lckd_mm.losses.QueryLoss`). In Mask2Former they are what the pixel decoder gives, mask features
+            and each level: ``mask='decode_head.pixel_decoder[0]'``, ``memory0='decode_head.pixel_decoder[1][0]'`` and
+            so on, in mmdet in ``panoptic_head`` (:class:`~lckd_mm.losses.MaskQueryLoss`).
         classes: for class scores: None, and the names of both nets' classes must agree where they are known; 'by name'
             compares the classes that both nets have, whatever their order; a dict gives names (see
             :class:`~lckd_mm.distillation.classes.ClassMatch`); 'by position' compares them as they stand.
@@ -175,19 +179,19 @@ class Term(nn.Module):
         self.queries = arguments.boolean(f'term {name!r}', 'queries', queries)
         self.judge = None
         if self.queries:
-            self._check_memory(
-                dict(reuse=reuse, regions=regions or None, teacher_connector=teacher_connector, classes=classes)
-            )
+            others = dict(reuse=reuse, regions=regions or None, teacher_connector=teacher_connector, classes=classes)
+            for key in (key for key, value in others.items() if value is not None):
+                raise ValueError(f'term {name!r}: {key} and queries=True exclude each other; remove one')
         self._advice = self._of_rows(net)
         self.loss = build_registered(self._with_channels(loss), f'term {name!r}: loss')
         #: The name of its class, for error messages.
         self.loss_name = type(self.loss).__name__
         if not isinstance(self.loss, Loss):
             self.loss = PlainLoss(self.loss)
-        if self.queries is not self.loss.of_queries:
-            way = 'queries=True in the term' if self.loss.of_queries else "loss=dict(type='lckd_mm.QueryLoss')"
+        if self.loss.of_queries and not self.queries:
             raise ValueError(
-                f'term {name!r}: {self.loss_name} and queries={self.queries} do not belong together; write {way}'
+                f'term {name!r}: {self.loss_name} and queries=False do not belong together; write queries=True in the '
+                'term'
             )
         self._read_given({} if given is None else given, taps)
         if 'region_labels' in self.extras and getattr(self.regions, 'kind', None) != 'mask':
@@ -213,7 +217,8 @@ class Term(nn.Module):
         #: The student's number of classes if it is class scores that are compared, whose names have to agree.
         self._compared = None
         self._own = score_count(head, self.student.width())
-        if self.part is None and (self.loss.of_classes or scores_classes(head, self.student.width())):
+        scores = self.loss.of_classes or scores_classes(head, self.student.width())
+        if self.part is None and not self.queries and scores:
             self._compared = self._own[0] if classes is None else None
 
     def forward(self, batch: Batch, done: Connected) -> Tensor:
@@ -236,9 +241,10 @@ class Term(nn.Module):
             if self.part is not None:
                 ours = self._reused(batch, ours)
             if self.queries:
-                levels_differ = ours[0].shape[1] != theirs[0].shape[1]
-                same_shape('queries=True', ours[0], theirs[0], _OF_LEVELS if levels_differ else '')
-                ours, theirs = batch.judge(self.judge, ours[0])
+                for tap, x, like in zip(self.student.names, ours, theirs):
+                    levels_differ = like.dim() == 3 and x.shape[1] != like.shape[1]
+                    same_shape(f'queries=True at tap {tap!r}', x, like, _OF_LEVELS if levels_differ else '')
+                ours, theirs = batch.judge(self.judge, ours)
             connectors = self.teacher_connectors or [None] * len(theirs)
             extras = dict(
                 data_samples=batch.data_samples,
@@ -278,12 +284,14 @@ class Term(nn.Module):
         if self.regions is not None:
             self.their_regions = RegionHead.of(self.name, taps, self._regional(), teacher)
         if self.queries:
-            self.judge = QueryJudge(self.name, teacher)
+            self.judge = judge_of(self.name, teacher)
+            addresses = {tap: str(taps.addresses[tap]) for tap in self.teacher.names}
+            self.judge.check(addresses, self.loss_name, self.loss.of_queries)
         for connector, tap in zip(self.teacher_connectors, self.teacher.names):
             norm = trace.norm if (trace := taps.traces.get(tap)) else None
             connector.bind(teacher.get_submodule(norm) if norm else None, f'term {self.name!r}, tap {tap!r}')
         self.check_axes()
-        head = owner_head(teacher, 'bbox_head' if self.queries else taps.addresses[self.teacher.names[0]].path)
+        head = owner_head(teacher, self.judge.head if self.queries else taps.addresses[self.teacher.names[0]].path)
         if self.part is not None:
             self.loss.read_head(head)
         given = [side for side in self.given.values() if side.role == 'teacher']
@@ -335,19 +343,6 @@ class Term(nn.Module):
         """The teacher's taps that its head fills from the student's regions."""
         given = [name for side in self.given.values() if side.role == 'teacher' for name in side.names]
         return [*self.teacher.names, *given]
-
-    def _check_memory(self, others: Mapping[str, Any]) -> None:
-        """Refuse what does not go with ``queries=True``."""
-        for key, value in others.items():
-            if value is not None:
-                raise ValueError(f'term {self.name!r}: {key} and queries=True exclude each other; remove one')
-        tap = self.teacher.names[0]
-        address = str(self.teacher.taps.addresses[tap])
-        if len(self.teacher.names) > 1 or address != 'encoder':
-            raise ValueError(
-                f"term {self.name!r}: queries=True reads the teacher's memory, and teacher tap {tap!r} is {address!r}; "
-                "write on='memory' and the tap memory='encoder'"
-            )
 
     def _part(self, teacher_connector: Any, classes: Any) -> str:
         """The teacher's part, such as ``bbox_head``, that holds the taps of ``reuse`` and those to compare."""

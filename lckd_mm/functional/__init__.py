@@ -23,6 +23,7 @@ from .logits import (
     standardised_scores,
     target_divergence,
 )
+from .points import dice_distance, point_values, uncertain_points
 
 __all__ = [
     'ClassBias',
@@ -32,6 +33,7 @@ __all__ = [
     'confusion_matrix',
     'convex_phi',
     'decoupled_kd',
+    'dice_distance',
     'focal_cross_entropy',
     'giou',
     'gradient_norms',
@@ -43,6 +45,7 @@ __all__ = [
     'modal_prediction',
     'one_against_rest',
     'partial_target',
+    'point_values',
     'product_bound',
     'row_similarities',
     'standardised',
@@ -51,4 +54,5 @@ __all__ = [
     'transmitting_matrix',
     'transmitting_norm',
     'transmitting_norms',
+    'uncertain_points',
 ]

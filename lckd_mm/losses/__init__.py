@@ -4,7 +4,7 @@ from .adversarial import AdversarialLoss, GradientPenalty, LGANLoss, LSGANLoss
 from .base import Loss
 from .contrastive import CRDLoss, VIDLoss
 from .dense import BCKDBoxLoss, BCKDLoss, LDLoss, ScoreWeightedLoss
-from .detection import FGDLoss, QueryLoss, RegionBoxLoss, RegionMaskLoss
+from .detection import FGDLoss, RegionBoxLoss, RegionMaskLoss
 from .exploration import ExploreLoss, ReconstructionLoss
 from .features import (
     ABLoss,
@@ -23,6 +23,7 @@ from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss, WSLDLoss
 from .partial import PartialKDLoss
+from .queries import MaskQueryLoss, QueryLoss
 from .relations import DISTLoss, RKDLoss, SPLoss
 from .review import ReviewKDLoss
 
@@ -53,6 +54,7 @@ __all__ = [
     'LipschitzLoss',
     'Loss',
     'MGDLoss',
+    'MaskQueryLoss',
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',

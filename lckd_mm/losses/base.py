@@ -47,8 +47,8 @@ class Loss(nn.Module):
     takes: tuple[str, ...] | None = None
     #: Whether it compares class scores, which have a meaning only where both nets have the same classes.
     of_classes = False
-    #: Whether it compares what a teacher's decoder makes of two memories: a term with ``queries=True``.
-    of_queries = False
+    #: 'boxes' or 'masks' if it compares what a teacher's decoder makes of two memories: a term with ``queries=True``.
+    of_queries: str | None = None
     #: Whether its value has an upper bound.
     bounded = False
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from .. import arguments
 from ..distillation.dry_run import MadeUpImage, trace_taps
-from ..distillation.queries import QueryJudge
+from ..distillation.judge import Judge
+from ..distillation.queries import judge_of, memory_of
 from ..distillation.regions import RegionHead
 from ..distillation.side import levels
 from ..errors import one_line
@@ -84,6 +85,11 @@ class Pair:
             return 'query detector'
         return 'two-stage detector' if getattr(student, 'roi_head', None) is not None else 'dense detector'
 
+    @property
+    def asks(self) -> bool:
+        """Whether the student has queries, so that its class scores are those of rows of its own."""
+        return self.family == 'query detector' or bool(memory_of(self.nets[0]))
+
     def common(self, preset: str) -> list[str]:
         """The names of a preset's taps that both nets have, in order of depth."""
         if preset not in self._taps:
@@ -156,18 +162,21 @@ class Pair:
             raise ValueError('the nets score other classes')
         return dict(scores=found[0][0])
 
-    def memory(self) -> tuple[dict[str, str], Any]:
-        """The tap of both encoders' outputs, and what connects them; ValueError if the teacher's decoder reads none."""
-        QueryJudge('loss_queries', self.nets[1])
-        self._taps['memory'] = tuple(FeatureTaps(dict(memory='encoder'), role) for role in ('student', 'teacher'))
+    def memory(self) -> tuple[Judge, Any]:
+        """The teacher's judge, and what connects the memories; ValueError if the student has no memory of its kind."""
+        judge, own = judge_of('loss_queries', self.nets[1]), memory_of(self.nets[0])
+        if own != judge.memory:
+            read = ' and '.join(', '.join(of.values()) or 'nothing' for of in (own, judge.memory))
+            raise ValueError(f'the decoders of the nets read {read}')
+        self._taps['memory'] = tuple(FeatureTaps(judge.memory, role) for role in ('student', 'teacher'))
         for net, taps in zip(self.nets, self._taps['memory']):
             try:
                 trace_taps(taps, net, self.image)
             except (KeyError, ValueError) as error:
                 raise ValueError(one_line(error)) from error
-        shapes = [taps.traces['memory'].shapes[0] for taps in self._taps['memory']]
-        fit = self.connector('memory', 'memory')
-        return dict(memory='encoder'), None if shapes[0] == shapes[1] else fit
+        fit = _one(self.connector('memory', tap) for tap in judge.memory)
+        student, teacher = self._taps['memory']
+        return judge, None if all(student.traces[tap].agrees(teacher.traces[tap]) for tap in judge.memory) else fit
 
     def connector(self, preset: str, tap: str) -> Any:
         """What makes the student's feature equal in shape to the teacher's; ValueError if no connector does."""
@@ -225,9 +234,10 @@ _KD = {
 
 def kd(pair: Pair, chosen: Chosen) -> None:
     """The class scores: of regions and of queries those of the same ones."""
-    special = {'two-stage detector': _of_regions, 'query detector': _of_queries}.get(pair.family)
-    if special is not None:
-        return special(pair, chosen)
+    if pair.asks:
+        return _of_queries(pair, chosen)
+    if pair.family == 'two-stage detector':
+        return _of_regions(pair, chosen)
     taps, resized = pair.scores()
     tau, weight, why = _KD[pair.family]
     term = dict(loss=dict(type='lckd_mm.KDLoss', tau=tau), on=_on(taps), weight=weight)
@@ -245,6 +255,11 @@ def kd(pair: Pair, chosen: Chosen) -> None:
 #: CrossKD's weights for Faster R-CNN and for Deformable DETR.
 _KD_OF_REGIONS, _KD_OF_QUERIES = dict(tau=3.0, weight=0.5), 1.0
 _UNMEASURED = "the weight is CrossKD's, and no study of ours stands behind it"
+#: By what the teacher's decoder gives: what it reads, and where the weights are from.
+_MEMORIES = dict(
+    boxes=('encoder output', _UNMEASURED),
+    masks=('pixel decoder', "the weights are those of Mask2Former's own loss, and no study of ours stands behind them"),
+)
 
 
 def _of_regions(pair: Pair, chosen: Chosen) -> None:
@@ -255,12 +270,14 @@ def _of_regions(pair: Pair, chosen: Chosen) -> None:
 
 
 def _of_queries(pair: Pair, chosen: Chosen) -> None:
-    taps, connector = pair.memory()
-    term = dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True, weight=_KD_OF_QUERIES)
+    judge, connector = pair.memory()
+    loss = dict(type=f'lckd_mm.{judge.loss}')
+    term = dict(loss=loss, on=_on(list(judge.memory)), queries=True, weight=_KD_OF_QUERIES)
     if connector is not None:
         term['connector'] = connector
-    why = "What the teacher's decoder makes of the student's encoder output, by its own queries"
-    chosen.add(taps, 'loss_queries', term, f'{why}: {_UNMEASURED}.')
+    of, weight = _MEMORIES[judge.gives]
+    why = f"What the teacher's decoder makes of the student's {of}, by its own queries"
+    chosen.add(judge.memory, 'loss_queries', term, f'{why}: {weight}.')
 
 
 def ofd(pair: Pair, chosen: Chosen) -> None:
@@ -345,8 +362,8 @@ def auto(pair: Pair, chosen: Chosen) -> None:
     """What measured best on the family, as far as the nets have it."""
     if pair.family != 'classifier':
         # The order of docs/studies.md; PKD is last: no study of ours stands behind it, nor behind KD of the others.
-        order = {'dense detector': [kd, ofd, pkd], 'segmentor': [ofd, kd, pkd]}.get(pair.family, [ofd, pkd])
-        return _first_of(order, pair, chosen)
+        orders = {} if pair.asks else {'dense detector': [kd, ofd, pkd], 'segmentor': [ofd, kd, pkd]}
+        return _first_of(orders.get(pair.family, [ofd, pkd]), pair, chosen)
     # On the digits KD with OFD was best, 97.62 against 97.40 of KD and 97.04 of OFD.
     for recipe in (kd, ofd):
         try:

@@ -2,7 +2,7 @@
 
 An address is ``path[item]@port#call``: the module's path in the model, followed by optional parts:
 
-* ``[k]``: the element to take if the output (or input) is a tuple or list;
+* ``[k]``: the element to take if the output (or input) is a tuple or list, ``[k][l]`` if that is one, too;
 * ``@in``: the module's first input instead of its output; ``@preact``: the input of the activation that ends the
   module (a residual stage's output before its last ReLU, the feature that OFD and LONDON match);
 * ``#k``: the call to take if the module runs several times in a forward (``#-1`` the last); ``#*`` all, as a list.

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 _GRAMMAR = re.compile(
-    r'(?P<path>\w+(?:\.\w+)*)(?:\[(?P<item>-?\d+)\])?(?:@(?P<port>in|preact))?(?:#(?P<call>-?\d+|\*))?'
+    r'(?P<path>\w+(?:\.\w+)*)(?P<items>(?:\[-?\d+\])*)(?:@(?P<port>in|preact))?(?:#(?P<call>-?\d+|\*))?'
 )
 
 
@@ -13,7 +13,8 @@ class Address:
     """One parsed address; :meth:`parse` raises ValueError on a malformed one."""
 
     path: str
-    item: int | None = None
+    #: Which item of the tuple that the module gives, of the tuple in it, and so on.
+    items: tuple[int, ...] = ()
     port: str = 'out'
     call: int | str | None = None
 
@@ -23,19 +24,20 @@ class Address:
         if match is None:
             raise ValueError(
                 f'tap address {text!r} is malformed: expected path[item]@in#call, such as '
-                "'backbone.layer2@preact', 'backbone.layer2.1.relu@in#-1', 'neck[0]' or 'bbox_head.retina_cls#*'"
+                "'backbone.layer2@preact', 'backbone.layer2.1.relu@in#-1', 'neck[0]', 'decode_head.pixel_decoder[1][0]'"
+                " or 'bbox_head.retina_cls#*'"
             )
-        item, call = match['item'], match['call']
-        if match['port'] == 'preact' and (item is not None or call is not None):
+        items, call = tuple(map(int, re.findall(r'-?\d+', match['items']))), match['call']
+        if match['port'] == 'preact' and (items or call is not None):
             raise ValueError(f'tap address {text!r} is malformed: @preact takes neither [item] nor #call')
         return cls(
             path=match['path'],
-            item=None if item is None else int(item),
+            items=items,
             port=match['port'] or 'out',
             call=call if call in (None, '*') else int(call),
         )
 
     def __str__(self) -> str:
-        item = '' if self.item is None else f'[{self.item}]'
+        items = ''.join(f'[{item}]' for item in self.items)
         port = '' if self.port == 'out' else f'@{self.port}'
-        return f'{self.path}{item}{port}' + ('' if self.call is None else f'#{self.call}')
+        return f'{self.path}{items}{port}' + ('' if self.call is None else f'#{self.call}')

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..contexts import wrapped_forward
 from ..errors import tool_command
 from ..hosts import row_choosers
 from .address import Address
@@ -59,17 +60,18 @@ class Capture:
         return self._kept[-1][1]
 
     def _select(self, value: Any) -> Tensor:
-        item = self.address.item
-        if item is not None:
+        place = self.address.path
+        for depth, item in enumerate(self.address.items):
+            what = f'{place} gives' if depth else 'gives'
             if not isinstance(value, (tuple, list)):
-                raise self._error(f'gives a {type(value).__name__}, not a tuple; write it without [{item}]')
+                raise self._error(f'{what} a {type(value).__name__}, not a tuple; write it without [{item}]')
             if not -len(value) <= item < len(value):
-                raise self._error(f'gives a tuple of {len(value)}, which has no [{item}]')
-            value = value[item]
+                raise self._error(f'{what} a tuple of {len(value)}, which has no [{item}]')
+            value, place = value[item], f'{place}[{item}]'
         if isinstance(value, Tensor):
             return value
         if isinstance(value, (tuple, list)):
-            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {self.address.path}[0]')
+            raise self._error(f'gives a tuple of {len(value)}; pick one with [k], as in {place}[0]')
         raise self._error(f'gives a {type(value).__name__}, not a tensor')
 
     def read(self, require_grad: bool) -> Tensor | list[Tensor]:
@@ -107,22 +109,35 @@ class Capture:
 
 
 @contextlib.contextmanager
-def attached(model: nn.Module, captures: Iterable[Capture], countdown: dict[str, int] | None = None) -> Iterator[None]:
+def attached(
+    model: nn.Module, captures: Iterable[Capture], countdown: dict[str, int] | None = None, until: str | None = None
+) -> Iterator[None]:
     """Feed each capture inside the ``with``.
 
     Args:
         countdown: tap name to the number of calls to wait for; Finished is raised after the last. None: never.
+        until: the path of a module whose forward has to end, too; also if it is called directly.
     """
     waiting = None if countdown is None else {n for n, calls in countdown.items() if calls > 0}
+    ended = until is None
 
     def feed(capture: Capture, value: Any) -> None:
         capture(value)
         if waiting is not None and capture.calls >= countdown[capture.name]:
             waiting.discard(capture.name)
-            if not waiting:
+            if ended and not waiting:
                 raise Finished
 
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal ended
+        result, ended = forward(*args, **kwargs), True
+        if waiting is not None and not waiting:
+            raise Finished
+        return result
+
     with contextlib.ExitStack() as stack:
+        if until is not None:
+            stack.enter_context(wrapped_forward(model.get_submodule(until), run))
         for capture in captures:
             module = model.get_submodule(capture.address.path)
             if capture.address.port == 'in':

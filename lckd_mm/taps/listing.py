@@ -1,7 +1,7 @@
 """Lists the tensors of a model that can be tapped, with notes on each address; see tools/analysis/list_taps.py."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -62,8 +62,8 @@ def list_taps(
     An activation's input has its own row only if it is not the same tensor as a tappable output.
 
     Args:
-        run: runs the model in a pass; called twice for each. Only tensors, and tuples or lists with tensors, are
-            listed; of a pass that fails, what ran before.
+        run: runs the model in a pass; called twice for each. Only tensors, and tuples or lists with tensors, also
+            nested ones, are listed; of a pass that fails, what ran before.
         gradient: whether the runs compute gradients, as in training; needed to note a missing one.
     Returns:
         The rows, and the errors of the passes that failed.
@@ -112,7 +112,7 @@ def _find_tappable(
                 where = f': tap {reader if runs > 1 else replace(reader, call=None)}' if address in overwritten else ''
                 row.notes.append(f'before {kind}{where}')
         ends_in = activated.get(id(row.tensor))
-        if ends_in == row.version and address.item is None and row.calls == 1 and any(modules[address.path].children()):
+        if ends_in == row.version and not address.items and row.calls == 1 and any(modules[address.path].children()):
             row.notes.append(f'{address.path}@preact too')
         if gradient and not row.tensor.requires_grad:
             row.notes.append('no gradient')
@@ -143,8 +143,8 @@ def _watch(
 
     def gave(path: str, output: Any) -> None:
         alive.append(output)
-        for item, tensor in enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]:
-            see(Address(path, item), tensor)
+        for items, tensor in _tensors(output):
+            see(Address(path, items), tensor)
         if modules[path] in activations and isinstance(output, Tensor):
             activated[id(output)] = output._version
 
@@ -168,3 +168,12 @@ def _watch(
         except Exception as error:  # a host may raise anything
             return seen, read, activated, error
     return seen, read, activated, None
+
+
+def _tensors(value: Any, items: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """What an output gives, each with its items in an address; tuples in tuples are opened."""
+    if not isinstance(value, (tuple, list)):
+        yield items, value
+        return
+    for i, part in enumerate(value):
+        yield from _tensors(part, (*items, i))

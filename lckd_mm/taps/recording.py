@@ -201,6 +201,7 @@ class FeatureTaps:
         names: Iterable[str] | None = None,
         require_grad: bool | Collection[str] = False,
         stop: bool = False,
+        until: str | None = None,
     ) -> Iterator[dict[str, Tensor | list[Tensor]]]:
         """Read the taps during the forwards inside the ``with``; the dict is filled on exit.
 
@@ -211,6 +212,7 @@ class FeatureTaps:
             require_grad: True: raise if any tapped tensor has no gradient; a list of names: only for those taps.
             stop: end the forward as soon as every tap has fired as often as in the trace. This also leaves the ``with``
                 block: code after the forward call in it does not run.
+            until: with ``stop``, the path of a module whose forward has to end, too.
         Raises:
             ValueError: a tap did not fire; its module ran several times and the address does not say which call; its
             value is not a tensor, was later overwritten in place, or lacks a required gradient.
@@ -227,7 +229,7 @@ class FeatureTaps:
                 for n in names
             }
         features: dict[str, Tensor | list[Tensor]] = {}
-        with contextlib.suppress(Finished), attached(model, captures, countdown):
+        with contextlib.suppress(Finished), attached(model, captures, countdown, until):
             yield features
         for capture in captures:
             must = require_grad if isinstance(require_grad, bool) else capture.name in require_grad
@@ -266,12 +268,7 @@ class FeatureTaps:
             calls += 1
             if calls - 1 not in puts:
                 return given
-            value = puts[calls - 1]
-            if address.item is None:
-                return value
-            items = list(given)
-            items[address.item] = value
-            return type(given)(items) if type(given) in (list, tuple) else type(given)(*items)
+            return _replaced(given, address.items, puts[calls - 1])
 
         def replaced_input(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
@@ -285,3 +282,12 @@ class FeatureTaps:
         else:
             with module.register_forward_hook(lambda _, args, output: replaced(output)):
                 yield
+
+
+def _replaced(given: Any, items: tuple[int, ...], value: Tensor) -> Any:
+    """``value``; with items, the tuple ``given`` with it at this place."""
+    if not items:
+        return value
+    parts = list(given)
+    parts[items[0]] = _replaced(parts[items[0]], items[1:], value)
+    return type(given)(parts) if type(given) in (list, tuple) else type(given)(*parts)

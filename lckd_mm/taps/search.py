@@ -41,7 +41,7 @@ def items(path: str, output: Any) -> list[Seen]:
         return [Seen(Address(path), output, output._version)]
     if not isinstance(output, (tuple, list)):
         return []
-    return [Seen(Address(path, i), x, x._version) for i, x in enumerate(output) if isinstance(x, Tensor)]
+    return [Seen(Address(path, (i,)), x, x._version) for i, x in enumerate(output) if isinstance(x, Tensor)]
 
 
 def log_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:

@@ -82,7 +82,7 @@ def test_without_gradient_nothing_is_said_of_it():
 
 
 class TwoHeads(nn.Module):
-    """Gives a dict, a tuple with a frozen map, and, with the loss, runs its head twice more."""
+    """Gives a dict, a tuple with a frozen map in a list, and, with the loss, runs its head twice more."""
 
     def __init__(self):
         super().__init__()
@@ -90,14 +90,14 @@ class TwoHeads(nn.Module):
         self.head, self.relu, self.pack = nn.Conv2d(4, 2, 1), nn.ReLU(inplace=True), Pack()
 
     def forward(self, x, loss=False):
-        first, second = self.pair(self.stem(x), self.frozen(x))
+        first, [second] = self.pair(self.stem(x), self.frozen(x))
         out = self.pack(self.relu(self.head(first)))['map']
         return out + self.head(second) + self.head(first) if loss else out
 
 
 class Pair(nn.Module):
     def forward(self, first, second):
-        return first, second * 2
+        return first, [second * 2]
 
 
 class Pack(nn.Module):
@@ -114,7 +114,7 @@ def test_tuples_dicts_and_calls_that_differ_with_the_loss():
         'stem': '',
         'frozen': 'no gradient',
         'pair[0]': '',
-        'pair[1]': 'no gradient',
+        'pair[1][0]': 'no gradient',
         'head#-1': 'overwritten, before ReLU: tap relu@in, 3 calls with the loss',
         'relu@in': 'before ReLU',
         'relu': '',
