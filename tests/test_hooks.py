@@ -333,3 +333,58 @@ def test_a_warm_up_as_long_as_the_training_raises(scenes, tmp_path, teacher_file
     cfg = kd_run(scenes, tmp_path, teacher_file, [dict(type='lckd_mm.ConnectorWarmupHook')], iters=8)
     with pytest.raises(ValueError, match=r'end=1.*8 iterations'):
         run(cfg)
+
+
+def gradient_weight(**options):
+    return dict(type='lckd_mm.GradientWeightHook', **(dict(term='loss_kd', tap='stage3', interval=2) | options))
+
+
+def test_a_term_is_kept_at_its_share_of_the_gradient(scenes, tmp_path, teacher_file):
+    """16 images in batches of two: after each 8 iterations the weight follows from the shares before."""
+    hook = gradient_weight(share=0.4, band=0.02)
+    hooks = [hook, gradient_weight(term='loss_lipschitz', share=0.1), dict(type='lckd_mm.ResumeHook')]
+    cfg = kd_run(scenes, tmp_path / 'whole', teacher_file, hooks, iters=32)
+    cfg.default_hooks.logger.interval = 1
+    runner = run(cfg)
+    entries = scalars(tmp_path / 'whole')
+    weights = [entry['weight_kd'] for entry in entries]
+    # Measured in the first iteration, and then in every second one.
+    measured = [[entries[i]['gradient_kd'] for i in range(8) if (start + i + 1) % 2 == 0 or start + i == 0]
+                for start, entries in ((s, entries[s : s + 8]) for s in (0, 8, 16, 24))]  # fmt: skip
+    expected = [weights[0]]
+    for shares in measured[:3]:
+        g = sum(shares) / len(shares)
+        p = min(max(g, 0.38), 0.42)
+        expected.append(expected[-1] * min(max(p * (1 - g) / (g * (1 - p)), 0.1), 10))
+    assert weights[::8] == pytest.approx(expected, rel=1e-4) and weights[0] != pytest.approx(weights[8])
+    assert all(weights[i] == weights[i // 8 * 8] for i in range(32))
+    gaps = [abs(sum(shares) / len(shares) - 0.4) for shares in measured]
+    assert gaps[-1] < gaps[0]
+    # Interrupted within an epoch, it goes on with the weight and the shares as they were.
+    again = kd_run(scenes, tmp_path / 'again', teacher_file, hooks, iters=32)
+    again.load_from, again.resume = str(tmp_path / 'whole' / 'iter_20.pth'), True
+    state = run(again).model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in runner.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('options', 'more', 'sentence'),
+    [
+        (dict(term='loss_x'), [], "unknown term 'loss_x', expected one of"),
+        (dict(share=0.005), [], 'share must be above 0.01'),
+        (dict(share=0.995), [], 'share \\+ band must be below 1'),
+        ({}, [dict(type='lckd_mm.LossWeightHook', term='loss_kd', schedule='constant')], 'a LossWeightHook schedules'),
+    ],
+)
+def test_what_a_share_of_the_gradient_does_not_take(options, more, sentence, scenes, tmp_path, teacher_file):
+    with pytest.raises(ValueError, match=f'GradientWeightHook: {sentence}'):
+        run(kd_run(scenes, tmp_path, teacher_file, [gradient_weight(**options), *more], iters=2))
+
+
+def test_a_share_of_the_gradient_and_one_of_the_loss_exclude_each_other(scenes, tmp_path, teacher_file):
+    cfg = kd_run(scenes, tmp_path, teacher_file, [gradient_weight()], iters=2)
+    cfg.model.terms.loss_kd.weight = 'share:0.3'
+    with pytest.raises(
+        ValueError, match="the weight of 'loss_kd' follows from its share of the loss; give it a number"
+    ):
+        run(cfg)

@@ -2,6 +2,7 @@
 
 from .activation_checkpoint import ActivationCheckpointHook
 from .distillation import DistillationHook, show_batch
+from .gradient_weight import GradientWeightHook
 from .monitors import GradientShareHook, LipschitzMonitorHook, TeacherCheckHook, TeacherReferenceHook
 from .non_finite import NonFiniteHook
 from .online import OnlineHook
@@ -17,6 +18,7 @@ __all__ = [
     'DistillationHook',
     'GradientRescaleHook',
     'GradientShareHook',
+    'GradientWeightHook',
     'LipschitzMonitorHook',
     'LossWeightHook',
     'NonFiniteHook',
