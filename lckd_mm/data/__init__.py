@@ -1,1 +1,1 @@
-"""Data sets that need no download."""
+"""Data sets: digits that need no download, images without annotations."""

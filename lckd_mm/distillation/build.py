@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..taps import FeatureTaps
+from ..taps import FeatureTaps, Pass
 from .objective import Objective
 from .term import ITSELF, Term
 
@@ -27,6 +27,8 @@ def build_objective(
         of = teacher_of(name, config, {key: both[1] for key, both in taps.items() if key != ITSELF})
         if of is not None and isinstance(config, Mapping):
             config = {**config, 'of': of}
+        if of not in taps:
+            raise KeyError(f'term {name!r}: of={of!r} is no teacher here; remove of')
         terms[name] = build_term(name, config, taps[of], net, {n: t for n, t in terms.items() if t.of == of})
     return Objective(terms, label)
 
@@ -82,6 +84,24 @@ def build_term(
             raise ValueError(
                 f"term {name!r}: of='{ITSELF}' compares the student with itself, and {key} needs a teacher"
             )
+    if term.unlabelled:
+        parts = dict(reuse=term.part, regions=term.regions, queries=term.queries or None)
+        parts |= {term.loss_name: term.loss} if term.replays else {}
+        for key in (key for key, value in parts.items() if value is not None):
+            raise ValueError(f"term {name!r}: images='unlabelled' compares features alone; remove {key}")
+        for side in (term.student, term.teacher, *term.given.values()):
+            late = [n for n in side.names if n in side.taps.traces and Pass() not in side.taps.traces[n].passes]
+            if late:
+                raise ValueError(
+                    f'term {name!r}: {side.taps.role} tap {late[0]!r} fires only with the loss, which images without '
+                    'labels lack; tap a layer that runs in a plain forward'
+                )
+        for side in (term.student, term.teacher):
+            if side.lender and not before[side.lender].unlabelled:
+                raise ValueError(
+                    f"term {name!r}: images='unlabelled' cannot borrow the {side.key} of {side.lender!r}, which sees "
+                    'labelled images; give it its own'
+                )
     for key, value in (('regions', term.regions), ('queries', term.queries)) if term.replays else ():
         if value:
             raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it takes no {key}=True')

@@ -22,7 +22,7 @@ from .side import detached
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .teachers import Teaching, named_in_errors, named_teachers, of_teachers
-from .term import ITSELF, Batch, Term
+from .term import ITSELF, Batch, Key, Term
 
 
 @MODELS.register_module()
@@ -129,6 +129,8 @@ class Distiller(StudentModel):
         #: connected features by term and tap, losses); see LipschitzMonitorHook. Idle terms connect no features.
         self.observers: list[Callable[[dict, dict, dict, dict], None]] = []
         self._ready, self._idle = False, False
+        #: The batch of the terms with images='unlabelled'; :class:`~lckd_mm.hooks.UnlabelledHook` sets it.
+        self.unlabelled: dict | None = None
 
     @property
     def teacher(self) -> FrozenTeacher:
@@ -233,13 +235,35 @@ class Distiller(StudentModel):
                 taught = {name: detached(s[name]) for name in itself}
                 batches[ITSELF] = Batch(s, taught, inputs, data_samples, own)
             batch = batches.pop(None, None) or Batch(s, {}, inputs, data_samples, own)
-            batch.by_teacher = {name: of for name, of in batches.items() if of.teacher}
+            others = {(name, False): of for name, of in batches.items()} | self._on_unlabelled()
+            batch.others = {key: of for key, of in others.items() if of.teacher}
             losses, connected = self.terms(batch, self.training and torch.is_grad_enabled())
         for one in self.teachers.values():
             one.teacher.forget()
         for observer in self.observers:
             observer(s, t.get(None, t), {name: features for name, (features, _) in connected.items()}, own | losses)
         return own | losses
+
+    def _on_unlabelled(self) -> dict[Key, Batch]:
+        """The batches of the terms that read the unlabelled images, without those that rest."""
+        keys = [(name, True) for name in (*self.teachers, ITSELF)]
+        keys = [key for key in keys if not all(term.idle for term in self.terms.taught(*key))]
+        if not keys:
+            return {}
+        data = self.data_preprocessor(self.unlabelled, True)
+        inputs, samples = data['inputs'], data['data_samples']
+        t = {}
+        for name, _ in keys:
+            if name != ITSELF:
+                one = self.teachers[name]
+                t[name] = one.teacher(one.taps, self.terms.used(name, True)[1], inputs, samples)
+        trained, itself = self.terms.used(None, True)[0], self.terms.used(ITSELF, True)[1]
+        names = list(dict.fromkeys(trained + itself))
+        gradient = trained if torch.is_grad_enabled() else []
+        with self.student_taps.record(self.student, names, require_grad=gradient, stop=True) as s:
+            self.student(inputs, samples, mode='tensor')
+        t[ITSELF] = {name: detached(s[name]) for name in itself}
+        return {key: Batch(s, t[key[0]], inputs, samples) for key in keys}
 
     def _weighted(self, own: dict[str, Any]) -> dict[str, Any]:
         """The student's own losses, times their weight."""
@@ -348,6 +372,11 @@ class Distiller(StudentModel):
             one.taps.check_paths(one.teacher.model)
         self.complete()
         for name, term in self.terms.items():
+            if term.unlabelled and self.unlabelled is None:
+                raise ValueError(
+                    f'term {name!r}: there are no unlabelled images; add '
+                    "custom_hooks=[dict(type='lckd_mm.UnlabelledHook', dataset=…, batch_size=…)]"
+                )
             if term.match is not None and not term.match.matched:
                 raise ValueError(
                     f'term {name!r}: its classes are matched by name before the first iteration; add '

@@ -242,13 +242,13 @@ def dry_terms(terms: Objective, student: nn.Module, image: MadeUpImage, replayed
         student: the net for which dummy samples are made.
         replayed: the taps that a loss which runs the nets again can read in a plain forward alone.
     """
-    # Each teacher's taps, by its name; None is the only one.
-    taught = {term.of: (term.student.taps, term.teacher.taps) for term in terms.values()}
+    # The taps of each teacher, on labelled and on other images.
+    taught = {term.key: (term.student.taps, term.teacher.taps) for term in terms.values()}
     images = torch.zeros(1, image.channels, *image.size)
     samples = fabricate_samples(student, 1, image.size)
-    batches = {of: _dry_batch(terms.taught(of), both, images, samples) for of, both in taught.items()}
-    batch = batches.pop(None, None) or Batch({}, {}, images, samples)
-    batch.by_teacher = batches
+    batches = {key: _dry_batch(terms.taught(*key), both, images, samples) for key, both in taught.items()}
+    batch = batches.pop((None, False), None) or Batch({}, {}, images, samples)
+    batch.others = batches
     done: Connected = {}
     for name, term in terms.items():
         both = term.student, term.teacher

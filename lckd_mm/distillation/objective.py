@@ -44,7 +44,7 @@ class Objective(nn.ModuleDict):
         done: Connected = {}
         losses = {}
         for name in self:
-            if batch.of(self[name].of) is None:
+            if batch.of(self[name]) is None:
                 losses[name] = _zero(self[name], batch.inputs.device)
                 continue
             value = self.value(name, batch, done)
@@ -53,7 +53,7 @@ class Objective(nn.ModuleDict):
 
         def explain(name: str) -> str:
             name = name.removeprefix(self.label)
-            return origin(self[name], batch.of(self[name].of), done[name][0])
+            return origin(self[name], batch.of(self[name]), done[name][0])
 
         check_values({self.label + name: value for name, value in losses.items()}, explain, training)
         return losses | self._balanced(losses, batch.losses, training), done
@@ -82,7 +82,7 @@ class Objective(nn.ModuleDict):
             ValueError: it does not take its features, whose shapes are named, or does not give a scalar.
         """
         term = self[name]
-        batch = batch.of(term.of)
+        batch = batch.of(term)
         try:
             value = term.compare(batch, done)
         except (NonFiniteError, TapError, torch.OutOfMemoryError):
@@ -102,16 +102,14 @@ class Objective(nn.ModuleDict):
             raise ValueError(f'term {name!r}: {term.loss_name} must return a scalar tensor, not {given}')
         return value
 
-    def taught(self, of: str | None) -> list[Term]:
-        """The terms of a teacher; None is the only one."""
-        return [term for term in self.values() if term.of == of]
+    def taught(self, of: str | None, unlabelled: bool = False) -> list[Term]:
+        """The terms of a teacher, on the labelled images or on the others; None is the only teacher."""
+        return [term for term in self.values() if term.key == (of, unlabelled)]
 
-    def used(self, of: str | None = None) -> tuple[list[str], list[str]]:
-        """The student's taps that all terms read, and the taps of a teacher that its terms do."""
-        student, teacher = (
-            [term.reads()[i] for term in terms] for i, terms in enumerate((self.values(), self.taught(of)))
-        )
-        return _unique(student), _unique(teacher)
+    def used(self, of: str | None = None, unlabelled: bool = False) -> tuple[list[str], list[str]]:
+        """On these images: the student's taps that all terms read, and the taps of a teacher that its terms do."""
+        student = _unique(term.reads()[0] for term in self.values() if term.unlabelled is unlabelled)
+        return student, _unique(term.reads()[1] for term in self.taught(of, unlabelled))
 
     @property
     def idle(self) -> bool:
@@ -150,8 +148,9 @@ class Objective(nn.ModuleDict):
 
     def bind(self, teacher: nn.Module, of: str | None = None) -> None:
         """Bind the terms of a teacher to its layers, see :meth:`~lckd_mm.distillation.Term.bind`."""
-        for term in self.taught(of):
-            term.bind(teacher)
+        for term in self.values():
+            if term.of == of:
+                term.bind(teacher)
 
 
 def _zero(term: Term, device: torch.device) -> Tensor:

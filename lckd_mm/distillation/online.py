@@ -151,6 +151,8 @@ class OnlineDistiller(StudentModel):
     def _refuse_bound(term: Term) -> None:
         if term.match is not None:
             raise ValueError(f'term {term.name!r}: all nets learn the classes of one data set; remove classes')
+        if term.unlabelled:
+            raise ValueError(f'term {term.name!r}: online nets learn from labelled images alone; remove images')
         if term.part is not None:
             raise ValueError(f'term {term.name!r}: a peer is not frozen, so it cannot be reused; remove reuse')
         if term.regions is not None:

@@ -12,7 +12,7 @@ from .distiller import Distiller
 from .objective import Objective
 from .online import OnlineDistiller
 from .side import Feature, Side, levels
-from .term import Batch, Term
+from .term import Batch, Key, Term
 
 _INDENT = '\n    '
 
@@ -23,8 +23,7 @@ class Seen:
 
     images: tuple[int, ...] = ()
     student: dict[str, str] = field(default_factory=dict)
-    #: By the teacher's name; None is the only one.
-    teachers: dict[str | None, dict[str, str]] = field(default_factory=dict)
+    teachers: dict[Key, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def by(cls, model: nn.Module) -> 'Seen':
@@ -35,7 +34,7 @@ class Seen:
             batch: Batch = given[0]
             seen.images = tuple(batch.inputs.shape)
             seen.student = _sizes(batch.student)
-            seen.teachers = {of: _sizes(one.teacher) for of, one in batch.each().items()}
+            seen.teachers = {key: _sizes(one.teacher) for key, one in batch.each().items()}
 
         first.register_forward_pre_hook(note)
         return seen
@@ -55,8 +54,10 @@ def summary(model: Distiller | OnlineDistiller, seen: Seen) -> str:
     else:
         objective, own, taps = model.terms, model.student_taps, {n: one.taps for n, one in model.teachers.items()}
         rows, head = _nets(model), 'distillation'
-    tapped = [(own.role, _addresses(own, objective.used()[0]))]
-    tapped += [(of.role, _addresses(of, objective.used(name)[1])) for name, of in taps.items()]
+    read = {name: [objective.used(name, unlabelled) for unlabelled in (False, True)] for name in taps or [None]}
+    names = {name: [[*dict.fromkeys(one[i] + other[i])] for i in (0, 1)] for name, (one, other) in read.items()}
+    tapped = [(own.role, _addresses(own, next(iter(names.values()))[0]))]
+    tapped += [(of.role, _addresses(of, names[name][1])) for name, of in taps.items()]
     if len({addresses for _, addresses in tapped}) == 1:
         rows.append(('taps', tapped[0][1]))
     else:
@@ -116,13 +117,15 @@ def _term(term: Term, seen: Seen) -> str:
         parts.append("the teacher's decoder and head judge both by the teacher's queries")
     if term.of is not None:
         parts.append(f'of {term.of}')
+    if term.unlabelled:
+        parts.append('on unlabelled images')
     given = {f'{key}={name}': None for key, side in term.given.items() for name in side.names}
     if given:
         parts.append(f'given {" ".join(given)}')
     pairs = []
     for own, other in zip(term.student.names, term.into.names):
         sizes = ' '.join([own, *filter(None, [seen.student.get(own)])])
-        taught = seen.teachers.get(term.of, {})
+        taught = seen.teachers.get(term.key, {})
         other = ' '.join(filter(None, [other if other != own else '', taught.get(other)]))
         pairs.append(' | '.join(filter(None, [sizes, other])))
     return f'{", ".join(parts)}: {", ".join(pairs)}'

@@ -26,10 +26,15 @@ from .shares import parse_share
 from .side import Connected, Feature, Side, flat, levels
 
 Features = Mapping[str, Feature]
+_IMAGES = ('labelled', 'unlabelled')
 #: What a term is of whose both sides are the student's.
 ITSELF = 'student'
 _ROLES = ('student', 'teacher')
 _OF_LEVELS = 'give both encoders the same levels of the pyramid (num_feature_levels, the out_indices of the backbone)'
+
+
+#: The name of a teacher (None: the only one), and whether the images are the unlabelled ones.
+Key = tuple[str | None, bool]
 
 
 @dataclass(eq=False)
@@ -53,16 +58,16 @@ class Batch:
     judge: Callable[[Judge, list[Tensor]], tuple[list[Tensor], list[Tensor]]] | None = None
     #: What the student's heads scored, see :func:`~lckd_mm.distillation.regions.noted_regions`.
     noted: Mapping[str, Tensor] = field(default_factory=dict)
-    #: With several teachers: the batch as the terms of each see it, by the teacher's name, without those that rest.
-    by_teacher: Mapping[str, 'Batch'] = field(default_factory=dict)
+    #: The batches that other terms see: of several teachers, and of unlabelled images; without those that rest.
+    others: Mapping['Key', 'Batch'] = field(default_factory=dict)
 
-    def of(self, teacher: str | None) -> 'Batch | None':
-        """The batch as the terms of a teacher see it; None for one that rests."""
-        return self.each().get(teacher)
+    def of(self, term: 'Term') -> 'Batch | None':
+        """The batch as a term sees it; None if its teacher rests."""
+        return self.each().get(term.key)
 
-    def each(self) -> dict[str | None, 'Batch']:
-        """The batch as the terms of each teacher see it, by its name; None is the only one."""
-        return {**({None: self} if self.teacher else {}), **self.by_teacher}
+    def each(self) -> dict['Key', 'Batch']:
+        """The batches of all terms."""
+        return {**({(None, False): self} if self.teacher else {}), **self.others}
 
 
 class Waiting(NamedTuple):
@@ -116,6 +121,8 @@ class Term(nn.Module):
         of: with several teachers, the name of the one whose taps these are; a list stands for a term of each, see
             :class:`~lckd_mm.distillation.Distiller`. 'student': the taps ``teacher`` are the student's, too, and their
             features, without gradient, teach those of its taps ``student``, as a deep stage a shallow one.
+        images: 'labelled', or 'unlabelled' for those of :class:`~lckd_mm.hooks.UnlabelledHook`, on which both nets run
+            a plain forward, up to the last tap, as in training.
     Raises:
         KeyError: an unknown tap, loss or connector. ValueError: a bad weight, name or number of taps.
     Example:
@@ -147,11 +154,14 @@ class Term(nn.Module):
         queries: bool = False,
         classes: Any = None,
         of: str | None = None,
+        images: str = 'labelled',
     ):
         super().__init__()
         self.name = name
         #: The name of its teacher; None where there is one alone.
         self.of = of
+        #: Whether it reads the images of :class:`~lckd_mm.hooks.UnlabelledHook`.
+        self.unlabelled = arguments.choice(f'term {name!r}', 'images', images, _IMAGES) == 'unlabelled'
         if classes in ('byname', 'byposition'):  # what --cfg-options makes of the words
             classes = BY_NAME if classes == 'byname' else BY_POSITION
         #: The running means behind a weight that is a share of the loss; the objective sets the weight in each batch.
@@ -259,6 +269,11 @@ class Term(nn.Module):
             extras = {key: extras[key] for key in self.extras}
             extras |= {key: flat(side.raw(getattr(batch, side.role))) for key, side in self.given.items()}
             return self.loss(*self._kept(flat(ours), flat(theirs)), **extras)
+
+    @property
+    def key(self) -> Key:
+        """Which batch it sees."""
+        return self.of, self.unlabelled
 
     @property
     def idle(self) -> bool:

@@ -11,6 +11,7 @@ from .pruning import PruningHook
 from .rescaling import GradientRescaleHook
 from .resume import ResumeHook, SafeCheckpointHook
 from .schedules import ConnectorWarmupHook, LossWeightHook, epoch_length
+from .unlabelled import UnlabelledHook
 
 __all__ = [
     'ActivationCheckpointHook',
@@ -29,6 +30,7 @@ __all__ = [
     'SafeCheckpointHook',
     'TeacherCheckHook',
     'TeacherReferenceHook',
+    'UnlabelledHook',
     'epoch_length',
     'show_batch',
 ]

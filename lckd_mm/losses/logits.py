@@ -91,6 +91,8 @@ class KDLoss(ScoreLoss):
         ignore_index: label of positions to ignore in segmentation.
         standardise: take the z-scores of both nets' scores over the classes first
             (:func:`~lckd_mm.functional.standardised_scores`); for softmax heads.
+        confidence: leave out the samples or positions at which the teacher's largest probability (at temperature 1) is
+            below it; for images without labels, where a teacher that is not sure teaches noise.
     Shapes:
         student, teacher: lists of vectors (N, C), tokens (N, L, C), maps (N, C, H, W), or maps (N, A*C, H, W) of a
         detection head with A anchors per position, read as (N, H, W, A, C); pyramid levels are averaged over all
@@ -99,7 +101,7 @@ class KDLoss(ScoreLoss):
         A scalar, in nats times tau squared.
     Raises:
         ValueError: shapes that differ, channels that are not a multiple of ``num_classes``, temperature not above 0,
-            ``standardise`` on a sigmoid head.
+            ``standardise`` on a sigmoid head, a ``confidence`` outside of [0, 1].
     Example:
         loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=4.0), on='logits')
     Source: Hinton, Vinyals, Dean 2015. ``standardise``: Sun et al., Logit Standardization, CVPR 2024; checked against
@@ -119,9 +121,11 @@ class KDLoss(ScoreLoss):
         num_classes: int | None = None,
         ignore_index: int = 255,
         standardise: bool = False,
+        confidence: float = 0.0,
     ):
         super().__init__(ignore_index)
         arguments.number('KDLoss', 'tau', tau, above=0)
+        self.confidence = arguments.number('KDLoss', 'confidence', confidence, at_least=0, at_most=1)
         self.standardise = arguments.boolean('KDLoss', 'standardise', standardise)
         if activation is not None:
             arguments.choice('KDLoss', 'activation', activation, _ACTIVATIONS)
@@ -156,7 +160,7 @@ class KDLoss(ScoreLoss):
         total, count = 0.0, 0
         for scores in zip(student, teacher, strict=True):
             z_student, z_teacher = (self._split_anchors(channels_first(z)) for z in scores)
-            valid = self.valid(z_student, data_samples)
+            valid = self._sure(z_teacher, self.valid(z_student, data_samples))
             if valid is not None:
                 z_student, z_teacher = _masked(valid, z_student, z_teacher)
             if self.standardise:
@@ -165,6 +169,14 @@ class KDLoss(ScoreLoss):
             total = total + value.sum()
             count = count + (value.numel() if valid is None else valid.sum())
         return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
+
+    def _sure(self, z: Tensor, valid: Tensor | None) -> Tensor | None:
+        """The valid samples or positions at which the teacher is confident; None for all."""
+        if not self.confidence:
+            return valid
+        p = z.sigmoid() if self.activation == 'sigmoid' else z.softmax(1)
+        sure = p.amax(1) >= self.confidence
+        return sure if valid is None else sure & valid
 
     def _split_anchors(self, z: Tensor) -> Tensor:
         of_anchors = z.dim() == 4 and self.scores is not None and z.shape[1] != self.scores
