@@ -49,9 +49,9 @@ def has_teacher(cfg: Config) -> bool:
 
 
 def teachers_of(cfg: Config) -> dict[str, ConfigDict]:
-    """The teachers that a distillation's config names, by name: one alone is 'teacher'."""
+    """The teachers that a distillation's config names, by name, in this order; one alone is 'teacher'."""
     named = cfg.model.get('teachers') or {}
-    return dict(named) or ({'teacher': cfg.model.teacher} if cfg.model.get('teacher') else {})
+    return dict(sorted(named.items())) or ({'teacher': cfg.model.teacher} if cfg.model.get('teacher') else {})
 
 
 def is_online(cfg: Config) -> bool:
@@ -172,7 +172,7 @@ def check_teacher_file(cfg: Config) -> None:
     named = {f'teachers.{name}': one for name, one in named.items()} if isinstance(named, dict) else {}
     for path, teacher in (named or {'teacher': cfg.model.get('teacher')}).items():
         checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
-        if checkpoint == AS_BUILT and 'module' in teacher:
+        if checkpoint in (AS_BUILT, AS_BUILT.replace(' ', '')) and 'module' in teacher:
             continue
         if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(

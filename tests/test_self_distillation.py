@@ -71,10 +71,10 @@ def test_beside_a_teacher(scope, teacher_file):
 
 def test_beside_several(scope, teachers):
     kd = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits', of=['wide', 'middle'])
-    own = dict(SHALLOW, loss=dict(type='lckd_mm.FitNetsLoss'), student='logits', teacher='logits', connector=None)
+    own = dict(SHALLOW, student='stage4', teacher='logits', connector=dict(type='lckd_mm.ConvBN'))
     made, images, samples = built_with(scope, teachers, loss_kd=kd, loss_self=own)
     losses = made.loss(images, samples)
-    assert losses['loss_kd_wide'] > 0 and losses['loss_self'] == 0
+    assert losses['loss_kd_wide'] > 0 < losses['loss_self']
 
 
 def test_a_run(scenes, tmp_path):
@@ -98,11 +98,19 @@ def test_a_run(scenes, tmp_path):
     assert 'loss_self' in scalars(tmp_path / 'whole')[0]
 
 
+MARGIN = dict(type='lckd_mm.MarginReLU')
 REFUSED = {
     'no teacher': (dict(terms=dict(loss_kd=dict(SHALLOW, of=None))), "unless each term is of='student'"),
     'the name': (dict(teachers=dict(student=dict(model='x', checkpoint='y'))), "and not 'student'"),
-    'a margin': (dict(terms=dict(loss_self=dict(SHALLOW, teacher_connector=dict(type='lckd_mm.MarginReLU')))),
+    'a margin': (dict(terms=dict(loss_self=dict(SHALLOW, teacher_connector=MARGIN))),
                  "of='student' compares the student with itself, and MarginReLU needs a teacher"),
+    'a margin in a list': (dict(terms=dict(loss_self=dict(SHALLOW, teacher_connector=[MARGIN]))),
+                           'itself, and MarginReLU needs a teacher'),
+    'classes': (dict(terms=dict(loss_self=dict(loss=dict(type='lckd_mm.KDLoss'), student='logits', teacher='logits',
+                                               of='student', classes='by name'))), 'itself, and classes needs a'),
+    'the same': (dict(terms=dict(loss_self=dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='deep', of='student'))),
+                 'compares deep with itself, which is always equal; name other taps'),
+    'its taps': (dict(teacher_taps='backbone'), 'teacher_taps belongs to a teacher, and there is none; remove it'),
     'a part': (dict(terms=dict(loss_self=dict(SHALLOW, reuse='deep'))), 'itself, and reuse needs a teacher'),
     'again': (dict(terms=dict(loss_self=dict(SHALLOW, loss=dict(type='lckd_mm.JacobianLoss')))),
               'itself, and JacobianLoss needs a teacher'),

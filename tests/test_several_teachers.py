@@ -162,7 +162,7 @@ def test_a_run_with_several(scenes, tmp_path, teachers, capfd):
 
 REFUSED = {
     'none': (dict(teachers=None), 'give teacher=dict(model=…, checkpoint=…), or teachers=dict(NAME='),
-    'both': (dict(teacher=dict(model='x', checkpoint='y')), 'give teacher=dict(model=…, checkpoint=…), or teachers='),
+    'both': (dict(teacher=dict(model='x', checkpoint='y')), 'teacher and teachers exclude each other; remove one'),
     'no dict': (dict(teachers=[1]), 'teachers must be a dict of name to teacher'),
     'a name': (dict(teachers={'a.b': {}}), "the name 'a.b' must be a word"),
     'keys': (dict(teachers=dict(a=dict(checkpoint='x'))), 'teachers.a: expected the keys model, checkpoint'),
@@ -172,6 +172,9 @@ REFUSED = {
               "the taps ['logits'] are those of 'wide', 'middle'; name its teacher, as in of='wide'"),
     'nobody': (dict(terms=dict(loss_kd=dict(KD, on='score'))), "the taps ['score'] are of none of 'wide', 'middle'"),
     'unknown': (dict(terms=dict(loss_kd=dict(KD, of='big'))), "of='big' is no teacher; there is 'wide', 'middle', 'sc"),
+    'a name twice': (dict(terms=dict(loss_kd=dict(KD, of=['wide', 'middle']), loss_kd_wide=dict(KD, of='wide'))),
+                     "term 'loss_kd_wide': 'loss_kd' stands for a term of this name, too; rename one"),
+    'a list in a list': (dict(terms=dict(loss_kd=dict(KD, of=[['wide']]))), 'of must name teachers, each once'),
     'twice': (dict(terms=dict(loss_kd=dict(KD, of=['wide', 'wide']))), 'of must name teachers, each once'),
     'borrowed': (dict(terms=dict(loss_a=dict(FITNETS, of='wide'),
                                  loss_b=dict(FITNETS, of='middle', connector='loss_a'))),
@@ -204,13 +207,40 @@ def test_one_teacher_may_have_the_longer_form(scope, teachers):
     made, images, samples = built(scope, dict(wide=teachers['wide']), loss_kd=KD)
     assert made.terms['loss_kd'].of == 'wide' and made.loss(images, samples)['loss_kd'] > 0
     assert made.teacher is made.teachers['wide'].teacher
+    seen = []
+    made.observers.append(lambda student, teacher, connected, losses: seen.append(list(teacher)))
+    made.loss(images, samples)
+    assert seen == [['logits', 'stage4']]
+
+
+def test_a_derived_config_removes_one(scope, teachers):
+    made, *_ = built(scope, teachers | dict(middle=None, scene=None), loss_kd=KD)
+    assert list(made.teachers) == ['wide']
+
+
+def test_errors_of_any_kind_keep_their_kind():
+    from lckd_mm.distillation.teachers import named_in_errors
+
+    for error in (FileNotFoundError(2, 'No such file'), UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad'), KeyError('k'),
+                  ModuleNotFoundError('gone', name='gone')):  # fmt: skip
+        with (
+            pytest.raises((OSError, ValueError, KeyError, ImportError), match=r'teachers\.a: ') as caught,
+            named_in_errors('a'),
+        ):
+            raise error
+        assert isinstance(error, type(caught.value)) and getattr(caught.value, 'name', None) == getattr(
+            error, 'name', None
+        )
 
 
 def test_hooks_that_need_one_say_so_before_training(scenes, tmp_path, teachers):
     cfg = config('mmseg', scenes, tmp_path, distiller(teachers), 10, **validation(scenes))
-    cfg.custom_hooks = [dict(type='lckd_mm.TeacherCheckHook')]
-    with pytest.raises(ValueError, match="it has the teachers 'wide', 'middle', 'scene', and what was asked for works"):
-        run(cfg)
+    for hook in (dict(type='lckd_mm.TeacherCheckHook'), dict(type='lckd_mm.LipschitzMonitorHook', term='loss_fitnets')):
+        cfg.custom_hooks = [hook]
+        with pytest.raises(
+            ValueError, match="it has the teachers 'wide', 'middle', 'scene', and what was asked for works"
+        ):
+            run(cfg)
     assert not list(tmp_path.glob('iter_*.pth'))
 
 
@@ -223,7 +253,7 @@ def test_weights_of_a_list():
 
 def test_a_missing_file_is_found_before_the_data_are_read(teachers):
     cfg = Config(dict(model=distiller(teachers | dict(wide=dict(teachers['wide'], checkpoint='gone.pth')))))
-    assert list(teachers_of(cfg)) == ['wide', 'middle', 'scene']
+    assert list(teachers_of(cfg)) == ['middle', 'scene', 'wide']
     with pytest.raises(
         FileNotFoundError, match=r"teachers\.wide: no checkpoint at 'gone\.pth'.*model\.teachers\.wide\."
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..connectors import Chain
 from ..taps import FeatureTaps, Pass
 from .objective import Objective
 from .term import ITSELF, Term
@@ -27,7 +28,7 @@ def build_objective(
         of = teacher_of(name, config, {key: both[1] for key, both in taps.items() if key != ITSELF})
         if of is not None and isinstance(config, Mapping):
             config = {**config, 'of': of}
-        if of not in taps:
+        if of not in list(taps):
             raise KeyError(f'term {name!r}: of={of!r} is no teacher here; remove of')
         terms[name] = build_term(name, config, taps[of], net, {n: t for n, t in terms.items() if t.of == of})
     return Objective(terms, label)
@@ -77,31 +78,9 @@ def build_term(
                 f'{side.lender!r}; give it its own'
             )
     if term.of == ITSELF:
-        parts = dict(reuse=term.part, regions=term.regions, queries=term.queries or None)
-        parts |= {type(c).__name__: c for c in term.teacher_connectors if c.of_teacher}
-        parts |= {term.loss_name: term.loss} if term.replays else {}
-        for key in (key for key, value in parts.items() if value is not None):
-            raise ValueError(
-                f"term {name!r}: of='{ITSELF}' compares the student with itself, and {key} needs a teacher"
-            )
+        _check_itself(term)
     if term.unlabelled:
-        parts = dict(reuse=term.part, regions=term.regions, queries=term.queries or None)
-        parts |= {term.loss_name: term.loss} if term.replays else {}
-        for key in (key for key, value in parts.items() if value is not None):
-            raise ValueError(f"term {name!r}: images='unlabelled' compares features alone; remove {key}")
-        for side in (term.student, term.teacher, *term.given.values()):
-            late = [n for n in side.names if n in side.taps.traces and Pass() not in side.taps.traces[n].passes]
-            if late:
-                raise ValueError(
-                    f'term {name!r}: {side.taps.role} tap {late[0]!r} fires only with the loss, which images without '
-                    'labels lack; tap a layer that runs in a plain forward'
-                )
-        for side in (term.student, term.teacher):
-            if side.lender and not before[side.lender].unlabelled:
-                raise ValueError(
-                    f"term {name!r}: images='unlabelled' cannot borrow the {side.key} of {side.lender!r}, which sees "
-                    'labelled images; give it its own'
-                )
+        _check_unlabelled(term, before)
     for key, value in (('regions', term.regions), ('queries', term.queries)) if term.replays else ():
         if value:
             raise ValueError(f'term {name!r}: {term.loss_name} runs the nets again, so it takes no {key}=True')
@@ -116,6 +95,49 @@ def build_term(
                 'teacher_connector'
             )
     return term
+
+
+def _needs_teacher(term: Term) -> list[str]:
+    """What a term has that only a teacher on labelled images gives."""
+    parts = dict(reuse=term.part, regions=term.regions, queries=term.queries or None)
+    parts |= {term.loss_name: term.loss} if term.replays else {}
+    return [key for key, value in parts.items() if value is not None]
+
+
+def _check_itself(term: Term) -> None:
+    """Raise ValueError for what a term of the student with itself cannot have."""
+    parts = _needs_teacher(term) + ['classes'] * (term.match is not None)
+    for connector in term.teacher_connectors:
+        parts += [
+            type(one).__name__ for one in (connector if isinstance(connector, Chain) else [connector]) if one.of_teacher
+        ]
+    if parts:
+        raise ValueError(
+            f"term {term.name!r}: of='{ITSELF}' compares the student with itself, and {parts[0]} needs a teacher"
+        )
+    if term.student.names == term.teacher.names and not len(term.student.connectors) + len(term.teacher_connectors):
+        raise ValueError(
+            f"term {term.name!r}: of='{ITSELF}' compares {', '.join(term.student.names)} with itself, which is always "
+            'equal; name other taps with student= and teacher='
+        )
+
+
+def _check_unlabelled(term: Term, before: Mapping[str, Term]) -> None:
+    """Raise ValueError for what a term on images without labels cannot have."""
+    for key in _needs_teacher(term):
+        raise ValueError(f"term {term.name!r}: images='unlabelled' compares features alone; remove {key}")
+    for side in (term.student, term.teacher, *term.given.values()):
+        late = [n for n in side.names if n in side.taps.traces and Pass() not in side.taps.traces[n].passes]
+        if late:
+            raise ValueError(
+                f'term {term.name!r}: {side.taps.role} tap {late[0]!r} fires only with the loss, which images without '
+                'labels lack; tap a layer that runs in a plain forward'
+            )
+        if side.lender and not before[side.lender].unlabelled:
+            raise ValueError(
+                f"term {term.name!r}: images='unlabelled' cannot borrow the {side.key} of {side.lender!r}, which sees "
+                'labelled images; give it its own'
+            )
 
 
 def lenders_first(configs: Mapping[str, Any]) -> dict[str, Any]:

@@ -241,7 +241,12 @@ class Distiller(StudentModel):
         for one in self.teachers.values():
             one.teacher.forget()
         for observer in self.observers:
-            observer(s, t.get(None, t), {name: features for name, (features, _) in connected.items()}, own | losses)
+            observer(
+                s,
+                next(iter(t.values())) if len(t) == 1 else t,
+                {name: features for name, (features, _) in connected.items()},
+                own | losses,
+            )
         return own | losses
 
     def _on_unlabelled(self) -> dict[Key, Batch]:

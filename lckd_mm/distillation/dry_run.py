@@ -212,9 +212,13 @@ def _way(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> str:
             return f'it takes {_by(size)}: set the size of its data_preprocessor, which is {image.size}, to {size}'
         return f'set {image.source}{value}, which works'
     text = f'it sees the images of the student, and {_by(size)} works for both: train the student at this size'
-    if image.source == 'data_preprocessor':
-        return f'{text} (its data_preprocessor pads them to {_by(image.size)})'
-    return f'{text}, and set {image.source}{value}'
+    text += (
+        f' (its data_preprocessor pads them to {_by(image.size)})'
+        if image.source == 'data_preprocessor'
+        else (f', and set {image.source}{value}')
+    )
+    resized = taps.role.startswith('teacher') and host_of(model) != 'mmdet'
+    return text + f'; or write size={value} in the teacher, which resizes its images' * resized
 
 
 def _works(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, size: tuple[int, int]) -> bool:

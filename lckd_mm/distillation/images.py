@@ -93,8 +93,8 @@ class TeacherImages:
         for who, (mean, std, _) in (('teacher', own), ('student', other)):
             if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or not all(std):
                 raise ValueError(
-                    f"{who}: its data_preprocessor's mean and std must be as many finite numbers, std not 0, got "
-                    f'{mean} and {std}'
+                    f'{who}: the mean and std of its images must be as many finite numbers, std not 0, got {mean} and '
+                    f'{std}'
                 )
         if len(own[0]) != len(other[0]):
             raise ValueError(
@@ -159,6 +159,8 @@ class TeacherImages:
 def stated(mean: Any, std: Any) -> Normalisation:
     """The normalisation of a torch module's images, which its config has to state: RGB, in the units 0 to 255.
 
+    Its channels are those of the loaded images, which are BGR, flipped.
+
     Raises:
         ValueError: none, other than numbers, or one in the units 0 to 1.
     """
@@ -179,7 +181,7 @@ def stated(mean: Any, std: Any) -> Normalisation:
         raise ValueError(
             f'teacher: mean={mean} is in the units 0 to 1, and the units here are 0 to 255; write {inflated}'
         )
-    return mean, std, len(mean) == 3
+    return mean, std, True
 
 
 _close = partial(math.isclose, rel_tol=1e-6)

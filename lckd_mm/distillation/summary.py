@@ -12,7 +12,7 @@ from .distiller import Distiller
 from .objective import Objective
 from .online import OnlineDistiller
 from .side import Feature, Side, levels
-from .term import Batch, Key, Term
+from .term import ITSELF, Batch, Key, Term
 
 _INDENT = '\n    '
 
@@ -56,7 +56,8 @@ def summary(model: Distiller | OnlineDistiller, seen: Seen) -> str:
         rows, head = _nets(model), 'distillation'
     read = {name: [objective.used(name, unlabelled) for unlabelled in (False, True)] for name in taps or [None]}
     names = {name: [[*dict.fromkeys(one[i] + other[i])] for i in (0, 1)] for name, (one, other) in read.items()}
-    tapped = [(own.role, _addresses(own, next(iter(names.values()))[0]))]
+    itself = [tap for unlabelled in (False, True) for tap in objective.used(ITSELF, unlabelled)[1]]
+    tapped = [(own.role, _addresses(own, [*dict.fromkeys(next(iter(names.values()))[0] + itself)]))]
     tapped += [(of.role, _addresses(of, names[name][1])) for name, of in taps.items()]
     if len({addresses for _, addresses in tapped}) == 1:
         rows.append(('taps', tapped[0][1]))

@@ -63,6 +63,7 @@ class FrozenTeacher:
         module: in place of ``model``, a class or function that makes any torch module, or its import path, such as
             ``'timm.create_model'``; it is called with the images alone. ``args``: its keyword arguments.
         mean, std: of a ``module``: how its images are normalised, RGB, in the units 0 to 255.
+        flip: whether RGB is the loaded images flipped; needed where the student's preprocessor flips no channels.
         size: its images are resized to this height and width (or one number for both), bilinearly with antialiasing.
         scale: factor on the height and width of the student's images. A detector's images keep their size.
         patch: the side of a vision transformer's patches: height and width are rounded to a multiple of it.
@@ -98,6 +99,7 @@ class FrozenTeacher:
         args: dict | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        flip: bool | None = None,
         size: int | Sequence[int] | None = None,
         scale: float = 1.0,
         patch: int | None = None,
@@ -108,6 +110,8 @@ class FrozenTeacher:
             raise KeyError(
                 'teacher: write either model= for a net of mmpretrain, mmseg or mmdet, or module= for a torch module'
             )
+        if module is not None and checkpoint == AS_BUILT.replace(' ', ''):  # what --cfg-options makes of it
+            checkpoint = AS_BUILT
         if not isinstance(checkpoint, str) or not checkpoint:
             built = f" (or checkpoint='{AS_BUILT}' for a function that loads weights itself)" if module else ''
             raise ValueError(
@@ -133,7 +137,8 @@ class FrozenTeacher:
         with preserved_rng():
             self.model, self.scope, self.has_preprocessor = teacher_net(model, module, args)
         self._stated = None if module is None else stated(mean, std)
-        self._check_options(dict(args=args, mean=mean, std=std) if module is None else {})
+        self.flip = None if flip is None else arguments.boolean('teacher', 'flip', flip)
+        self._check_options(dict(args=args, mean=mean, std=std, flip=flip) if module is None else {})
         self.checkpoint, self.bn, self.allow = checkpoint, bn, allow
         self.loaded = False
         #: The names of its classes, in the order of its scores; None if neither checkpoint nor config tells.
@@ -184,6 +189,14 @@ class FrozenTeacher:
             raise ValueError(
                 f'student: its {type(student_preprocessor).__name__} does not tell how it normalises images, and a '
                 "torch module as teacher has mean and std of its own; give the student its host's data_preprocessor"
+            )
+        if self._stated is not None and self.flip is not None:
+            own = (*own[:2], self.flip)
+        elif self._stated is not None and not other[2] and len(other[0]) == 3:
+            raise ValueError(
+                'teacher: a torch module takes RGB, and it is not known whether the images of the student, whose '
+                'data_preprocessor leaves their channels as they are, are RGB; write flip=True in the teacher where '
+                'they are BGR, as they are loaded from files, else flip=False'
             )
         if own is not None and other is not None:
             self.images.match(own, other)
@@ -285,7 +298,7 @@ class FrozenTeacher:
         if self._stated is not None:
             raise ValueError(
                 f'{who}: the teacher, {type(self.model).__name__}, is a torch module of no host, so it makes no '
-                'predictions that could be scored or drawn; remove the hook'
+                'predictions that could be scored or drawn'
             )
 
     def settle(self, taps: FeatureTaps, size: tuple[int, int]) -> None:
@@ -433,7 +446,8 @@ def teacher_net(
 ) -> tuple[nn.Module, str | None, bool]:
     """The net of a teacher's config, without its weights; its default scope; whether it has a data_preprocessor."""
     if module is not None:
-        return build_module(module, args, 'teacher'), None, False
+        # Some libraries keep the precision of the file.
+        return build_module(module, args, 'teacher').float(), None, False
     cfg, scope = read_model_config(model, 'teacher')
     return build_named_model(cfg, 'teacher', scope), scope, cfg.get('data_preprocessor') is not None
 

@@ -13,6 +13,8 @@ from .dry_run import MadeUpImage, Taps, merge_taps, trace_taps
 from .teacher import FrozenTeacher
 from .term import ITSELF
 
+_NAMED = FileNotFoundError, ModuleNotFoundError, ImportError, KeyError, TypeError, ValueError
+
 
 @dataclass
 class Teaching:
@@ -48,14 +50,20 @@ def named_teachers(
         TypeError, KeyError, ValueError: neither or both are given, a config is no dict of known keys, or what needs one
         teacher is set beside several.
     """
-    alone = all(isinstance(term, Mapping) and term.get('of') == ITSELF for term in terms.values())
-    if teacher is None and teachers is None and alone and not inherit and teacher_taps is None:
+    if isinstance(teachers, Mapping):
+        teachers = {name: one for name, one in teachers.items() if one is not None} or None
+    if teacher is not None and teachers is not None:
+        raise TypeError('Distiller: teacher and teachers exclude each other; remove one')
+    if teacher is None and teachers is None:
+        if not all(isinstance(term, Mapping) and term.get('of') == ITSELF for term in terms.values()):
+            raise TypeError(
+                'Distiller: give teacher=dict(model=…, checkpoint=…), or teachers=dict(NAME=dict(model=…, …), …), '
+                f"unless each term is of='{ITSELF}'"
+            )
+        for key, value in (('teacher_taps', teacher_taps), ('inherit', inherit)):
+            if value:
+                raise ValueError(f'Distiller: {key} belongs to a teacher, and there is none; remove it')
         return {}
-    if (teacher is None) is (teachers is None):
-        raise TypeError(
-            'Distiller: give teacher=dict(model=…, checkpoint=…), or teachers=dict(NAME=dict(model=…, …), …), unless '
-            f"each term is of='{ITSELF}'"
-        )
     known = list(inspect.signature(FrozenTeacher).parameters)
     if teachers is None:
         _check('teacher', teacher, known)
@@ -92,9 +100,11 @@ def of_teachers(terms: Mapping[str, Any], names: Sequence[str | None]) -> dict[s
         if not isinstance(of, (list, tuple)):
             found[key] = config
             continue
-        if not of or len(set(of)) < len(of):
+        if not of or not all(isinstance(name, str) for name in of) or len(set(of)) < len(of):
             raise ValueError(f'term {key!r}: of must name teachers, each once, got {of!r}')
         for name in of:
+            if f'{key}_{name}' in terms:
+                raise ValueError(f"term '{key}_{name}': {key!r} stands for a term of this name, too; rename one")
             found[f'{key}_{name}'] = {**config, 'of': name, 'weight': _part(config.get('weight', 1.0), len(of))}
     for key, config in found.items():
         of = config.get('of') if isinstance(config, Mapping) else None
@@ -119,8 +129,10 @@ def named_in_errors(name: str | None) -> Iterator[None]:
     """Put the name of one of several teachers before the errors inside."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, FileNotFoundError, ImportError) as error:
-        text = str(error.args[0]) if error.args else str(error)
+    except _NAMED as error:
+        text = str(error.args[0]) if len(error.args) == 1 else str(error)
         if name is None or f'teacher {name!r}' in text:
             raise
-        raise type(error)(f'teachers.{name}: {text.removeprefix("teacher: ")}') from error
+        kind = next(kind for kind in _NAMED if isinstance(error, kind))
+        more = dict(name=error.name) if isinstance(error, ImportError) else {}
+        raise kind(f'teachers.{name}: {text.removeprefix("teacher: ")}', **more) from error

@@ -46,11 +46,12 @@ class LipschitzMonitorHook(Hook):
 
     def before_train(self, runner) -> None:
         model = distiller_of(runner, 'LipschitzMonitorHook')
+        both = model.student_taps, model.teacher_taps  # of one teacher
         if self.on is None:
             term = model.terms[arguments.choice('LipschitzMonitorHook', 'term', self.term, model.terms)]
             self._names = [*zip(term.student.names, term.teacher.names)]
         else:
-            for taps in (model.student_taps, model.teacher_taps):
+            for taps in both:
                 for name in self.on:
                     arguments.choice('LipschitzMonitorHook: on', f'{taps.role} tap', name, taps.addresses)
             self._names = [(name, name) for name in self.on]

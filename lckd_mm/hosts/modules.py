@@ -25,7 +25,7 @@ def build_module(module: str | Callable, args: Mapping | None, who: str) -> nn.M
     """
     if not isinstance(args or {}, Mapping):
         raise TypeError(f'{who}: args must be a dict of keyword arguments, got {type(args).__name__} {args!r}')
-    made = _called(module, args.to_dict() if hasattr(args, 'to_dict') else dict(args or {}), who)
+    made = _called(module, _plain(args or {}), who)
     if not isinstance(made, nn.Module):
         raise TypeError(f'{who}: module={module!r} makes a {type(made).__name__}, not a torch module')
     if host_of(made) is not None:
@@ -33,6 +33,13 @@ def build_module(module: str | Callable, args: Mapping | None, who: str) -> nn.M
     if not any(True for _ in made.parameters()):
         raise ValueError(f'{who}: {type(made).__name__} has no parameters, so it can teach nothing')
     return made
+
+
+def _plain(value: Any) -> Any:
+    """A config's value with plain dicts; what a pure-Python config imports is there, to_dict() would give its name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(of) for key, of in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _called(module: str | Callable, args: dict[str, Any], who: str) -> Any:

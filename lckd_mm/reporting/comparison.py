@@ -137,7 +137,7 @@ class Comparer:
                     self._kept[key] = _predict(predict, host, dataset, indices, batch)
                 found[name] = self._kept[key]
 
-            if has_teacher(cfg) and teachers_of(cfg):
+            if has_teacher(cfg) and any('model' in one for one in teachers_of(cfg).values()):
                 try:
                     teacher = self._teacher(run, group, notes)
                     judge(TEACHER, teacher.checkpoint, lambda data: teacher.predict(data, student.data_preprocessor))
@@ -158,8 +158,9 @@ class Comparer:
         return model.to(self.device).eval()
 
     def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
-        given = copy.deepcopy(dict(next(iter(teachers_of(run.cfg).values()))))
-        given.pop('taps', None)  # of several teachers, the first
+        # Of several teachers the first that makes predictions.
+        given = next(one for one in teachers_of(run.cfg).values() if 'model' in one)
+        given = {key: value for key, value in copy.deepcopy(dict(given)).items() if key != 'taps'}
         given.pop('precision', None)  # its predictions are those of full precision
         named = str(given.get('checkpoint'))
         twins = [r for r in group.teacher.runs if r.seed == run.seed and r.checkpoint] if group.teacher else []

@@ -348,6 +348,8 @@ def fingerprint(cfg: Config) -> str:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(key, None)
+    for teacher in ((plain.get('model') or {}).get('teachers') or {}).values():
+        teacher.pop('checkpoint', None)
     plain = {key: value for key, value in plain.items() if value not in (None, {})}
     return json.dumps(plain, sort_keys=True, default=str)
 

@@ -121,7 +121,9 @@ def checkpoints(args: argparse.Namespace, cfg: Any, seed: int | None) -> dict[st
         )
     found = {}
     if has_teacher(cfg) and [name for name, one in teachers_of(cfg).items() if one.get('model')] != ['teacher']:
-        print('this report measures one teacher of a host, and leaves out others', file=sys.stderr)
+        if args.teacher:
+            raise ValueError('--teacher: this config has no single teacher of a host')
+        print('this report measures the teacher where it is a single one, of a host', file=sys.stderr)
     elif has_teacher(cfg):
         found[TEACHER] = args.teacher or cfg.model.teacher.get('checkpoint')
     for text in (*args.before, args.checkpoint):

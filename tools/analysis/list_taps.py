@@ -22,6 +22,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import read_config
     from lckd_mm.config import has_teacher, plain_model, teachers_of
+    from lckd_mm.distillation.images import TeacherImages
     from lckd_mm.distillation.teacher import teacher_net
     from lckd_mm.hosts import training_size
     from lckd_mm.taps.presets import PRESETS
@@ -58,9 +59,12 @@ def main(argv: list[str]) -> None:
         if of not in teachers:
             raise ValueError(f'--of: name one of the teachers {", ".join(teachers)}')
         model = teacher_net(**teachers[of])[0]
+        images = TeacherImages(**{key: teachers[of][key] for key in ('size', 'scale', 'patch') if key in teachers[of]})
+    elif args.of is not None:
+        raise ValueError('--of names a teacher; write --teacher, too')
     else:
-        model = plain_model(cfg)
-    size = (args.size, args.size) if args.size else training_size(model)
+        model, images = plain_model(cfg), TeacherImages()
+    size = (args.size, args.size) if args.size else images.sized(training_size(model))
     if args.presets:
         print_presets(model, args.presets, size, not args.teacher)
     else:

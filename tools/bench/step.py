@@ -93,11 +93,12 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
 
     def with_teacher(other) -> Callable[[], None]:
         def run() -> None:
-            object.__setattr__(distiller, 'teacher', other)
+            (one,) = distiller.teachers.values()
+            one.teacher = other
             try:
                 step(distiller)
             finally:
-                object.__setattr__(distiller, 'teacher', teacher)
+                one.teacher = teacher
 
         return run
 
@@ -113,7 +114,7 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
                 term.scale, term.running = 1.0, own
 
     if cheaper:
-        names, plain = distiller._recorded()[1], _teacher(cfg, distiller, {})
+        names, plain = distiller.terms.used()[1], _teacher(cfg, distiller, {})
         sides = {
             'student': lambda: step(alone),
             'teacher': teacher_for(names, plain),
@@ -134,7 +135,7 @@ def _sides(distiller, data: dict, cfg, cheaper: bool) -> dict[str, Callable[[], 
 
     sides = {
         'student': lambda: step(alone),
-        'teacher': teacher_for(distiller._recorded()[1]),
+        'teacher': teacher_for(distiller.terms.used()[1]),
         'teacher_whole': teacher_whole,
         **{f'teacher for {name}': teacher_for(term.teacher.names) for name, term in terms.items()},
         'distillation': lambda: step(distiller),
