@@ -262,6 +262,19 @@ def test_of_instances_the_class_scores_and_the_pyramid_are_compared(make, logits
     assert make is not rtmdet_ins or (name, term.on) == ('loss_pkd', levels)
 
 
+def test_grids_of_other_cells_are_refused(files):
+    def coarse(width):
+        net = solov2(width)
+        net['mask_head']['num_grids'] = [20, 18, 12, 8, 6]
+        return net
+
+    student, names = files('mmdet', solov2, of_teacher=coarse)
+    with pytest.raises(
+        ValueError, match=r'the class scores have \(40, 40\) and \(20, 20\) positions; --recipe features'
+    ):
+        lckd_mm.distillation_config(student, names, 'kd')
+
+
 def test_two_decoders_that_read_other_things_have_no_recipe_of_class_scores(files):
     student, names = files('mmseg', masks, of_teacher=segmentor)
     with pytest.raises(ValueError, match=r"recipe 'kd' does not fit .*queries=True needs as teacher"):
