@@ -93,3 +93,34 @@ def rcnn(name='faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', width=16, classes=10
         roi.mask_roi_extractor.out_channels = width
         roi.mask_head.update(in_channels=width, conv_out_channels=width, num_convs=1, num_classes=classes)
     return model.to_dict()
+
+
+def solov2(width=8, classes=10):
+    model = load_config('mmdet::solov2/solov2_r50_fpn_1x_coco.py').model
+    model.backbone.update(depth=18, base_channels=width, stem_channels=width, init_cfg=None)
+    model.neck.update(in_channels=[width, 2 * width, 4 * width, 8 * width], out_channels=8)
+    # Its towers normalise 32 groups of channels.
+    model.mask_head.update(num_classes=classes, in_channels=8, feat_channels=32, stacked_convs=1)
+    model.mask_head.mask_feature_head.update(feat_channels=32, out_channels=32)
+    return model.to_dict()
+
+
+def rtmdet_ins(width=8, classes=10):
+    """Its pyramid is as wide as ``width``."""
+    model = load_config('mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py').model
+    norm = dict(type='BN')
+    model.backbone.update(widen_factor=width / 64, norm_cfg=norm, init_cfg=None)
+    widths = [int(c * width / 64) for c in (256, 512, 1024)]
+    model.neck.update(in_channels=widths, out_channels=width, num_csp_blocks=1, norm_cfg=norm)
+    model.bbox_head.update(num_classes=classes, in_channels=width, feat_channels=width, norm_cfg=norm)
+    model.data_preprocessor.batch_augments = None
+    return model.to_dict()
+
+
+def yolact(width=8, classes=10):
+    model = load_config('mmdet::yolact/yolact_r50_1xb8-55e_coco.py').model
+    model.backbone.update(depth=18, base_channels=width, stem_channels=width, init_cfg=None)
+    model.neck.update(in_channels=[width, 2 * width, 4 * width, 8 * width], out_channels=8)
+    model.bbox_head.update(num_classes=classes, in_channels=8, feat_channels=8, num_protos=4)
+    model.mask_head.update(num_classes=classes, in_channels=8, proto_channels=[8, 8, 8, None, 8, 4], num_protos=4)
+    return model.to_dict()

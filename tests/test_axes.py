@@ -16,6 +16,7 @@ from lckd_mm.hosts import build_model, fabricate_samples, load_config, row_choos
 from lckd_mm.losses import Loss
 from lckd_mm.registry import MODELS
 from lckd_mm.taps import FeatureTaps
+from lckd_mm.taps.axes import Layer, find_channels
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,12 @@ def test_a_tap_gives_a_map_or_tokens_whatever_the_order_of_its_axes(address, hos
     order = [host.split().index(letter) for letter in letters.split()]
     assert torch.equal(after['tap'], before['tap'].permute(order))
     assert taps.traces['tap'].shapes == [(1, *shape[1:])]
+
+
+def test_a_deeper_map_with_as_many_numbers_does_not_tell_the_axes_of_an_earlier_one():
+    """ResNet18 with dilations, at 512 x 1024: stage 3 has as many channels as stage 1 has columns."""
+    layers = [Layer('layer1', 0, (1, 64, 128, 256), 1), Layer('layer3', 0, (1, 256, 64, 128), 1)]
+    assert find_channels([(1, 64, 128, 256)], layers, marks=lambda layer: None) == 1
 
 
 def test_what_is_put_in_a_taps_place_is_turned_back():

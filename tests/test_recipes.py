@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from run_helpers import classifier, config, detector, scalars, scenes, segmentor
-from small_nets import dino, mask2former
+from small_nets import dino, mask2former, rtmdet_ins, solov2, yolact
 
 import lckd_mm
 from lckd_mm.cli import run_tool, train
@@ -243,6 +243,36 @@ def test_the_scores_of_regions_and_queries_are_those_of_the_same_ones(host, make
     assert term[key] is True and term.get('connector') == connector
     logged = [entry[name] for entry in scalars('work_dirs/small_kd') if name in entry]
     assert len(logged) == 2 and all(0 < value < float('inf') for value in logged)
+
+
+@pytest.mark.parametrize(
+    ('make', 'logits', 'levels'),
+    [
+        (solov2, 'logits', ['p2', 'p3', 'p4', 'p5']),
+        (rtmdet_ins, ['logits1', 'logits2', 'logits3'], ['p3', 'p4', 'p5']),
+        (yolact, 'logits', ['p3', 'p4', 'p5', 'p6']),
+    ],
+)
+def test_of_instances_the_class_scores_and_the_pyramid_are_compared(make, logits, levels, files):
+    student, names = files('mmdet', make)
+    for recipe in ('auto', 'kd'):
+        ((name, term),) = lckd_mm.distillation_config(student, names, recipe).model.terms.items()
+        assert (name, term.on, term.weight) == ('loss_kd', logits, 'start:0.5')
+    ((name, term),) = lckd_mm.distillation_config(student, names, 'features').model.terms.items()
+    assert make is not rtmdet_ins or (name, term.on) == ('loss_pkd', levels)
+
+
+def test_grids_of_other_cells_are_refused(files):
+    def coarse(width):
+        net = solov2(width)
+        net['mask_head']['num_grids'] = [20, 18, 12, 8, 6]
+        return net
+
+    student, names = files('mmdet', solov2, of_teacher=coarse)
+    with pytest.raises(
+        ValueError, match=r'the class scores have \(40, 40\) and \(20, 20\) positions; --recipe features'
+    ):
+        lckd_mm.distillation_config(student, names, 'kd')
 
 
 def test_two_decoders_that_read_other_things_have_no_recipe_of_class_scores(files):

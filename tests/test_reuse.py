@@ -3,8 +3,10 @@
 import pytest
 import torch
 from run_helpers import HOOK, classifier, config, detector, run, scalars, scenes, segmentor
+from test_recipes import segformer
 from torch import nn
 
+from lckd_mm.functional import kd_divergence
 from lckd_mm.hosts import build_model, fabricate_samples
 from lckd_mm.losses import Loss
 
@@ -204,6 +206,85 @@ def test_every_host_s_head_runs_on_the_student_s_features(tmp_path, net, scope, 
     grads = [p.grad for p in distiller.terms.parameters()]
     assert grads and all(g is not None and torch.isfinite(g).all() for g in grads)
     assert sum(p.grad is not None for p in distiller.student.backbone.parameters()) > 10
+
+
+def fcn(width):
+    """As mmseg's own: the head's last convolution reads its input beside what the first ones made of it."""
+    net = segmentor(width)
+    net['decode_head'].update(concat_input=True, num_convs=2)
+    return net
+
+
+def pspnet(width):
+    net = segmentor(width)
+    del net['decode_head']['num_convs'], net['decode_head']['concat_input']
+    net['decode_head'].update(type='PSPHead', pool_scales=(1, 2))
+    return net
+
+
+def deeplabv3plus(width):
+    net = pspnet(width)
+    del net['decode_head']['pool_scales']
+    net['decode_head'].update(type='DepthwiseSeparableASPPHead', dilations=(1, 2), c1_in_channels=width, c1_channels=4)
+    return net
+
+
+def upernet(width):
+    net = pspnet(width)
+    net['decode_head'].update(type='UPerHead', in_channels=[width, 2 * width, 4 * width, 8 * width])
+    net['decode_head'].update(in_index=[0, 1, 2, 3])
+    return net
+
+
+KD = dict(type='lckd_mm.KDLoss', tau=2.0)
+STAGES = [f'stage{i}' for i in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ('net', 'taps', 'on'),
+    [
+        (fcn, dict(stage4='decode_head.convs.0@in'), 'stage4'),
+        (pspnet, dict(stage4='decode_head.psp_modules@in'), 'stage4'),
+        (
+            deeplabv3plus,
+            dict(stage1='decode_head.c1_bottleneck@in', stage4='decode_head.aspp_modules@in'),
+            ['stage1', 'stage4'],
+        ),
+        (
+            upernet,
+            {f'stage{i + 1}': f'decode_head.lateral_convs.{i}@in' for i in range(3)}
+            | dict(stage4='decode_head.psp_modules@in'),
+            STAGES,
+        ),
+        (segformer, {f'stage{i + 1}': f'decode_head.convs.{i}@in' for i in range(4)}, STAGES),
+    ],
+)
+def test_a_segmentor_s_features_run_through_the_teacher_s_whole_decode_head(net, taps, on, tmp_path):
+    """The loss by hand; what the head reads beside its first module is the student's, too."""
+    term = dict(loss=KD, student=on, reuse=on, teacher='logits', connector=dict(type='lckd_mm.ConvBN'))
+    taps = dict(taps, logits='decode_head.conv_seg')
+    distiller = built(tmp_path, dict(loss_head=term), taps, net(4), net(8), 'mmseg').train()
+    data, head = batch(distiller), distiller.teacher.model.decode_head
+    with torch.no_grad():
+        stages = list(distiller.teacher.model.backbone(distiller.teacher.convert(data['inputs'], None)))
+        theirs = head(stages)
+        features = distiller.student.backbone(data['inputs'])
+        names = [on] if isinstance(on, str) else on
+        for connector, name in zip(distiller.terms['loss_head'].connectors, names, strict=True):
+            place = int(name.removeprefix('stage')) - 1
+            stages[place] = connector(features[place], stages[place])
+        ours = head(stages)
+        assert not torch.allclose(ours, theirs)
+        wanted = kd_divergence(ours, theirs, 2.0).mean()
+    for _ in range(2):  # where the head reads a tap is found in the first batch
+        value = distiller.loss(**data)['loss_head']
+        torch.testing.assert_close(value, wanted)
+    value.backward()
+    grads = {name: p.grad.abs().sum() for name, p in distiller.student.named_parameters() if p.grad is not None}
+    assert sum(grads[name] > 0 for name in grads if name.startswith('backbone')) > 10
+    assert not any(grads[name] > 0 for name in grads if not name.startswith('backbone'))
+    assert all(p.grad.abs().sum() > 0 for p in distiller.terms.parameters() if p.dim() == 4)
+    assert all(p.grad is None for p in distiller.teacher.model.parameters())
 
 
 def test_a_run_of_the_runner_with_both_keys(tmp_path, scenes):

@@ -122,11 +122,11 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
             f'({one_line(missing[0])}); they are read first on the device of the training',
             logger='current',
         )
+    _count_calls(taps, model, image)
     last = max((trace.passes[0] for trace in taps.traces.values()), key=PASSES.index, default=Pass())
     others = {n: str(taps.resolved[n]) for n, trace in taps.traces.items() if trace.passes[0] != last}
     if others:
         _add_pass(taps, model, image, last, others)
-    _count_calls(taps, model, image)
 
 
 def _prefer_loss(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> None:

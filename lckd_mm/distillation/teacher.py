@@ -29,9 +29,11 @@ from ..hosts import (
 )
 from ..storage import checkpoint as ckpt
 from ..taps import FeatureTaps, Pass, TapError
+from ..taps.axes import arranged
 from .folding import Folding
 from .images import TeacherImages, stated
 from .judge import Judge
+from .places import places_of, put_at
 from .side import Feature, each, levels
 from .term import Term
 
@@ -146,6 +148,8 @@ class FrozenTeacher:
         self._source = model
         # A part's path to its arguments in the last call, the autocast state there, and what it gave.
         self._calls: dict[str, tuple[tuple, dict, torch.autocast, Any]] = {}
+        # A part's path and a tap to where the tap's tensors are in its arguments; empty if it computes them.
+        self._inputs: dict[tuple[str, str], list[tuple[int, ...]]] = {}
         if not (torch.cuda.is_available() and torch.distributed.is_initialized()):
             self.model = revert_sync_batchnorm(self.model)
         self.model.requires_grad_(False)
@@ -354,7 +358,9 @@ class FrozenTeacher:
         """Run a part of the teacher again on the last batch, with other features at some of its taps.
 
         Args:
-            part: its path, one of ``parts`` of the last call. values: tap name to the feature put in its place.
+            part: its path, one of ``parts`` of the last call. values: tap name to the feature put in its place. If it
+                is one of the part's own arguments, such as a stage that a decode head reads, it is replaced there:
+                all of the part reads it, also what no module does, such as a concatenation.
         Returns:
             The features of the taps ``names``, with gradient to ``values``; the parameters get none.
         Raises:
@@ -363,12 +369,24 @@ class FrozenTeacher:
         if part not in self._calls:
             raise ValueError(f'teacher: {type(self.model).__name__} does not call its {part!r}, so reuse cannot run it')
         args, kwargs, autocast, _ = self._calls[part]
+        run = self.model.get_submodule(part)
         device = next(self.model.parameters()).device
         with preserved_rng(device=device), autocast, contextlib.ExitStack() as stack:
+            if any((part, name) not in self._inputs for name in values):
+                with torch.no_grad(), taps.record(self.model, values, stop=True) as own:
+                    run(*args, **kwargs)
+                for name, feature in own.items():
+                    order = taps.traces[name].order
+                    self._inputs[part, name] = places_of([arranged(x, order, True) for x in levels(feature)], args)
+            puts = {}
             for name, value in values.items():
-                stack.enter_context(taps.substitute(self.model, name, value))
+                if places := self._inputs[part, name]:
+                    order = taps.traces[name].order
+                    puts |= zip(places, (arranged(x, order, True) for x in levels(value)), strict=True)
+                else:
+                    stack.enter_context(taps.substitute(self.model, name, value))
             with taps.record(self.model, names, stop=True) as features:
-                self.model.get_submodule(part)(*args, **kwargs)
+                run(*put_at(args, puts), **kwargs)
         return features
 
     def score(

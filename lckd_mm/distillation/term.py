@@ -105,7 +105,8 @@ class Term(nn.Module):
         reuse: taps of the teacher, as many as the student's. The student's connected features are put in their places,
             and the part of the teacher that holds them, such as ``bbox_head``, runs from there, frozen, to the taps
             ``teacher``: what the teacher makes of the student's features is compared with what it makes of its own. The
-            connectors map to the features of these taps.
+            connectors map to the features of these taps. A tap that is an input of the part, such as a stage that a
+            decode head reads, is replaced for all of the part.
         regions: for two-stage detectors of mmdet: the taps lie in their RoI heads, and the teacher's head runs, frozen,
             on the regions that the student sampled in this step, so that row i is the same region in both nets. A tap
             names the stage of a cascade: ``roi_head.bbox_head.2.fc_cls``.

@@ -20,7 +20,10 @@ def has_sigmoids(head: nn.Module | None) -> bool:
     own = getattr(head, 'use_sigmoid_cls', None)
     if own is not None:
         return bool(own)
-    losses = [getattr(head, name, None) for name in ('loss_decode', 'loss_module')]
+    # CenterNet and CornerNet have a heatmap for each class.
+    if any(hasattr(head, name) for name in ('loss_center_heatmap', 'loss_heatmap')):
+        return True
+    losses = [getattr(head, name, None) for name in ('loss_decode', 'loss_module', 'loss_cls')]
     losses = [part for loss in losses for part in (loss if isinstance(loss, nn.ModuleList) else [loss])]
     return any(getattr(loss, 'use_sigmoid', False) for loss in losses)
 

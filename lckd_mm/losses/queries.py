@@ -55,7 +55,7 @@ class QueryLoss(Loss):
     def read_teacher_head(self, head: nn.Module | None) -> None:
         """Whether the teacher's head has a sigmoid for each class."""
         if head is not None:
-            self.sigmoids = has_sigmoids(head) or getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False)
+            self.sigmoids = has_sigmoids(head)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         (ours, our_boxes), (theirs, their_boxes) = student, teacher

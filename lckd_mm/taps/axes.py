@@ -58,17 +58,20 @@ def find_channels(
         return None
     axes = [1, 3] if dims == 4 else [axis for axis in range(3) if axis != batch_axis(shapes)]
     latest = list(reversed(layers))
-    # A module that returns several tensors may have run other layers since: as many numbers show which one it was.
+    # A module that returns several tensors may have run other layers since: as many numbers show which one it was. A
+    # deeper map may have as many, too, so that layers of the very shape are asked as well.
+    exact = [layer for layer in latest if layer.shape == tuple(shapes[-1]) and layer.axis in axes]
     likely = {}
     for layer in latest:
         width, numbers = layer.shape[layer.axis], math.prod(layer.shape)
         options = [axis for axis in axes if all(shape[axis] == width for shape in shapes)]
-        if options and numbers == math.prod(shapes[-1]) and len(likely) < 3:
+        if options and numbers == math.prod(shapes[-1]) and (len(likely) < 3 or layer in exact[:3]):
             likely[layer] = options
     alike = [layer for layer in latest if len(layer.shape) == dims and layer.axis in axes]
     for layer in dict.fromkeys([*likely, *latest[:1], *alike[:1]]):
         options = likely.get(layer, axes)
-        if layer not in likely or len(options) > 1:
+        doubted = any(other.axis not in options for other in exact)
+        if layer not in likely or len(options) > 1 or doubted:
             found = marks(layer)
             options = [] if found is None else [axis for axis in options if _is_marked(found, axis)]
         if len(options) == 1:

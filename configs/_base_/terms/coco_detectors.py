@@ -25,6 +25,22 @@ two_stage_mgd_term = dict(
 two_stage_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=3.0), on='scores', regions=True, weight=0.5)
 # CrossKD's weights for Deformable DETR.
 queries_term = dict(loss=dict(type='lckd_mm.QueryLoss'), on='memory', queries=True, weight=1.0)
+# Instances: no weight is published for these heads, so that each of both terms is a quarter of the loss at the start.
+# PKD takes the levels from which the masks are made, and of YOLACT the first four, as of RetinaNet.
+_quarter_kd = dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), weight='start:0.25')
+_quarter_pkd = dict(loss=dict(type='lckd_mm.PKDLoss'), weight='start:0.25')
+solov2_terms = dict(
+    loss_kd=dict(on='logits', **_quarter_kd),
+    loss_pkd=dict(on=['p2', 'p3', 'p4', 'p5'], **_quarter_pkd),
+)
+rtmdet_ins_terms = dict(
+    loss_kd=dict(on=['logits1', 'logits2', 'logits3'], **_quarter_kd),
+    loss_pkd=dict(on=['p3', 'p4', 'p5'], connector=dict(type='lckd_mm.ConvBN'), **_quarter_pkd),
+)
+yolact_terms = dict(
+    loss_kd=dict(on='logits', **_quarter_kd),
+    loss_pkd=dict(on=['p3', 'p4', 'p5', 'p6'], **_quarter_pkd),
+)
 # RTMDet's pyramid has three levels, whose widths differ between its sizes.
 rtmdet_kd_term = dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on=['logits1', 'logits2', 'logits3'], weight=10.0)
 rtmdet_pkd_term = dict(
