@@ -2,9 +2,11 @@
 
 from .commands import add_hooks, build_runner, fit, option_path, parser, read_config, run_tool, test, train
 from .export import export
+from .options import Options
 from .predict import predict
 
 __all__ = [
+    'Options',
     'add_hooks',
     'build_runner',
     'export',

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -38,6 +38,7 @@ from ..storage.checkpoint import add_state, load_strictly
 from ..storage.files import install, near, save_whole, trust, write_whole
 from .ending import command, interruptible, results
 from .launch import check_parallelism, prepare_launch
+from .options import Options
 from .start import check_start, choose_start
 
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
@@ -51,7 +52,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     p.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         default={},
         metavar='KEY=VALUE',
         help='override config values, e.g. model.terms.loss_kd.weight=0.5',

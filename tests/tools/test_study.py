@@ -409,3 +409,27 @@ def test_a_run_is_tested_once_and_again_when_it_changes(call, file, tmp_path):
     assert call(*command, '--test')[0] == 0 and (folder / 'test.json').stat().st_mtime_ns == before
     (folder / 'recipe').unlink()
     assert call(*command, '--test')[0] == 0 and (folder / 'test.json').stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools/bench/studies').glob('*.py')), ids=lambda p: p.stem)
+def test_the_options_of_a_study_reach_the_config(path, study):
+    """As the command line reads them, also lists of dicts."""
+    from lckd_mm.cli import Options
+
+    made = study.Study(path)
+    for cell in made.cells:
+        for option, value in zip(made.options(cell), made.own_options(cell).values(), strict=True):
+            read = Options._parse_iterable(option.partition('=')[2])
+            assert read == value and type(read) is type(value), option
+
+
+def test_an_option_that_is_no_python():
+    from lckd_mm.cli import Options
+
+    assert Options._parse_iterable("[{'type': 'A', 'x': [1, 2]}]") == [dict(type='A', x=[1, 2])]
+    assert Options._parse_iterable('data/{split}.txt') == 'data/{split}.txt' and Options._parse_iterable('1,2') == [
+        1,
+        2,
+    ]
+    with pytest.raises(ValueError, match=r'--cfg-options: .* is no value of Python; write dicts as in'):
+        Options._parse_iterable('[{type: A}]')

@@ -9,11 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main(argv: list[str]) -> None:
     import cv2
-    from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner, set_random_seed
 
-    from lckd_mm.cli import read_config
+    from lckd_mm.cli import Options, read_config
     from lckd_mm.config import check_data, plain_model
     from lckd_mm.evaluation.drawing import draw, legend, loaded_image, side_by_side
 
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--split', choices=['train', 'val', 'test'], default='train')
     p.add_argument('--number', type=int, default=16, help='pictures (default: 16)')
     p.add_argument('--seed', type=int, default=0, help='of the augmentations')
-    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     if args.number < 1:

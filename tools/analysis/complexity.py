@@ -16,12 +16,11 @@ machine does meets both, and gives the median."""
 
 def main(argv: list[str]) -> None:
     import torch
-    from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
     from rich.console import Console
     from rich.table import Table
 
-    from lckd_mm.cli import read_config
+    from lckd_mm.cli import Options, read_config
     from lckd_mm.config import has_teacher, input_size, is_online, plain_model, teachers_of
     from lckd_mm.distillation.images import TeacherImages
     from lckd_mm.distillation.teacher import teacher_net
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--rounds', type=int, default=20, help='for --speed (default: 20)')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--out', help='write the figures to this JSON file')
-    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     if args.batch < 1 or args.rounds < 1:

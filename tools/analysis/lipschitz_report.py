@@ -39,12 +39,11 @@ NOISE_SEED = 0  # the noise is the same for every net
 
 def main(argv: list[str]) -> None:
     import torch
-    from mmengine.config import DictAction
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from lckd_mm.cli import read_config
+    from lckd_mm.cli import Options, read_config
     from lckd_mm.config import check_data, student_config
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('--metric', help='the one to tabulate, of those that the evaluator gives')
     p.add_argument('--out', help='folder for lipschitz.json, lipschitz.md and lipschitz.png')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None

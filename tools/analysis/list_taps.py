@@ -17,10 +17,9 @@ heads that are called by their methods, are not listed: tap the modules inside."
 
 
 def main(argv: list[str]) -> None:
-    from mmengine.config import DictAction
     from mmengine.registry import init_default_scope
 
-    from lckd_mm.cli import read_config
+    from lckd_mm.cli import Options, read_config
     from lckd_mm.config import has_teacher, plain_model, teachers_of
     from lckd_mm.distillation.images import TeacherImages
     from lckd_mm.distillation.teacher import teacher_net
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
             help=f'only what taps={preset!r} stands for, ready to paste',
         )
     p.add_argument('--size', type=int, help='height and width of the image that is run; by default those of training')
-    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     p.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     args = p.parse_args(argv)
     args.launcher, args.work_dir = 'none', None

@@ -20,15 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 def main(argv: list[str]) -> None:
     import measure
     import torch
-    from mmengine.config import DictAction
     from mmengine.logging import MMLogger
 
-    from lckd_mm.cli import read_config
+    from lckd_mm.cli import Options, read_config
     from lckd_mm.config import has_teacher
 
     p = measure.parser(__doc__, rounds=7)
     p.add_argument('config')
-    p.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    p.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     p.add_argument('--cheaper', action='store_true', help="the teacher's options in place of the parts of the step")
     p.add_argument('--processor', action='store_true', help="the processor's time, of all threads")
     args = p.parse_args(argv)
