@@ -103,9 +103,9 @@ REFUSED = {
     'no teacher': (dict(terms=dict(loss_kd=dict(SHALLOW, of=None))), "unless each term is of='student'"),
     'the name': (dict(teachers=dict(student=dict(model='x', checkpoint='y'))), "and not 'student'"),
     'a margin': (dict(terms=dict(loss_self=dict(SHALLOW, teacher_connector=MARGIN))),
-                 "of='student' compares the student with itself, and MarginReLU needs a teacher"),
+                 "its teacher is the student or its average, and MarginReLU needs a trained teacher; remove it"),
     'a margin in a list': (dict(terms=dict(loss_self=dict(SHALLOW, teacher_connector=[MARGIN]))),
-                           'itself, and MarginReLU needs a teacher'),
+                           'MarginReLU needs a trained teacher; remove it'),
     'classes': (dict(terms=dict(loss_self=dict(loss=dict(type='lckd_mm.KDLoss'), student='logits', teacher='logits',
                                                of='student', classes='by name'))), 'itself, and classes needs a'),
     'the same': (dict(terms=dict(loss_self=dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='deep', of='student'))),
@@ -150,3 +150,62 @@ def test_the_task_s_own_losses_have_a_weight(host, scope, teacher_file):
             assert factor == 1 or z == 0
     total, _ = made.parse_losses(found[0.0])
     torch.testing.assert_close(total, sum(found[0.0][name] for name in made.terms))
+
+
+# ---- the average of the student
+
+
+KD = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')
+EMA = dict(type='EMAHook', momentum=0.5)
+
+
+def averaged(scenes, folder, *hooks, **changes):
+    own = alone(teacher=dict(average=True), teacher_taps=TAPS, terms=dict(loss_kd=KD)) | changes
+    cfg = config('mmseg', scenes, folder, own, 20)
+    cfg.default_hooks.distillation = dict(type='lckd_mm.DistillationHook')
+    cfg.custom_hooks = [dict(type='lckd_mm.ResumeHook'), *hooks]
+    return cfg
+
+
+def test_the_average_of_the_student_teaches_it(scenes, tmp_path):
+    """It is EMAHook's, in each iteration; a resumed run is the whole one; weight 0 is the plain run with that hook."""
+    from mmengine.hooks import Hook
+
+    class Spy(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            teacher = runner.model.teacher.model
+            (ema,) = (hook.ema_model for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
+            own, theirs = runner.model.student.state_dict(), teacher.state_dict()
+            gaps = [(own[k] - v).abs().max().item() for k, v in theirs.items() if v.is_floating_point()]
+            seen.append((teacher is ema.module.student, teacher.training, max(gaps)))
+
+    seen = []
+    runner = run(averaged(scenes, tmp_path / 'whole', EMA), Spy())
+    assert all(same and not training for same, training, _ in seen) and seen[0][2] == 0 < seen[-1][2]
+    entries = scalars(tmp_path / 'whole')
+    assert entries[-1]['loss_kd'] > 0
+    again = averaged(scenes, tmp_path / 'again', EMA)
+    again.load_from, again.resume = str(tmp_path / 'whole' / 'iter_10.pth'), True
+    state = run(again).model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in runner.model.state_dict().items())
+    plain = config('mmseg', scenes, tmp_path / 'plain', segmentor(4), 20, custom_hooks=[EMA])
+    null = averaged(scenes, tmp_path / 'null', EMA, terms=dict(loss_kd=dict(KD, weight=0.0)))
+    plain, null = run(plain).model.state_dict(), run(null).model.state_dict()
+    assert all(torch.equal(value, null[key]) for key, value in plain.items())
+    stored = read_checkpoint(str(tmp_path / 'whole/iter_20.pth'), 'test')
+    assert list(stored['state_dict']) == list(plain)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({}, "average=True is the average that an EMAHook keeps; add custom_hooks=[dict(type='EMAHook'"),
+        (dict(teacher=dict(average=True, checkpoint='x.pth')), "average=True is the whole teacher, the average of the"),
+        (dict(teacher=dict(average=False)), 'average=True is the whole teacher'),
+        (dict(terms=dict(loss_kd=dict(KD, on='deep', teacher_connector=MARGIN, loss=dict(type='lckd_mm.OFDLoss')))),
+         'MarginReLU needs a trained teacher; remove it'),
+    ],
+)  # fmt: skip
+def test_what_an_average_does_not_take(changes, sentence, scenes, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run(averaged(scenes, tmp_path, **changes))

@@ -104,13 +104,21 @@ def _needs_teacher(term: Term) -> list[str]:
     return [key for key, value in parts.items() if value is not None]
 
 
+def check_untrained(term: Term) -> None:
+    """Raise ValueError for connectors that read the layers of a teacher that is not trained yet."""
+    for connector in term.teacher_connectors:
+        for one in connector if isinstance(connector, Chain) else [connector]:
+            if one.of_teacher:
+                raise ValueError(
+                    f'term {term.name!r}: its teacher is the student or its average, and {type(one).__name__} needs a '
+                    'trained teacher; remove it'
+                )
+
+
 def _check_itself(term: Term) -> None:
     """Raise ValueError for what a term of the student with itself cannot have."""
+    check_untrained(term)
     parts = _needs_teacher(term) + ['classes'] * (term.match is not None)
-    for connector in term.teacher_connectors:
-        parts += [
-            type(one).__name__ for one in (connector if isinstance(connector, Chain) else [connector]) if one.of_teacher
-        ]
     if parts:
         raise ValueError(
             f"term {term.name!r}: of='{ITSELF}' compares the student with itself, and {parts[0]} needs a teacher"

@@ -15,7 +15,8 @@ from ..contexts import Moment, preserved_rng
 from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from ..taps import FeatureTaps
-from .build import build_objective, inherited
+from .average import AveragedTeacher
+from .build import build_objective, check_untrained, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .regions import noted_regions
 from .side import detached
@@ -42,7 +43,8 @@ class Distiller(StudentModel):
         student: the student's model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, or any torch module by ``module=``, and what
             makes it faster: ``precision``, ``channels_last``, ``fold_bn``; see
-            :class:`~lckd_mm.distillation.FrozenTeacher`.
+            :class:`~lckd_mm.distillation.FrozenTeacher`. ``dict(average=True)`` is the average of the student that
+            mmengine's EMAHook keeps.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
             (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
@@ -113,6 +115,9 @@ class Distiller(StudentModel):
                 both[ITSELF] = self.student_taps, self.student_taps
             self.terms = build_objective(terms, both, net)
             self._bind()
+            for term in self.terms.values():
+                if term.of != ITSELF and isinstance(self.teachers[term.of].teacher, AveragedTeacher):
+                    check_untrained(term)
             shares = [name for name, term in self.terms.items() if term.running is not None]
             if self.task_weight == 0 and shares:
                 raise ValueError(
@@ -163,6 +168,12 @@ class Distiller(StudentModel):
         for name, one in self.teachers.items():
             self.terms.bind(one.teacher.model, name)
         self.terms.bind(self.student, ITSELF)
+
+    def follow_average(self, hooks: Sequence[Any]) -> None:
+        """Let teachers that are the student's average take it from a run's hook."""
+        for one in self.teachers.values():
+            if isinstance(one.teacher, AveragedTeacher):
+                one.teacher.follow(hooks, self.student)
 
     def complete(self) -> None:
         """Trace, on the device of the training, the taps that were left open while building.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..connectors import Chain
-from ..storage.files import near
 from ..taps import FeatureTaps
 from .distiller import Distiller
 from .objective import Objective
@@ -77,7 +76,7 @@ def _nets(model: Distiller) -> list[tuple[str, str]]:
     if len(taught) == 1:
         part = _count(model.student) / max(_count(taught[0].teacher.model), 1)
         student += f", {100 * part:.3g} % of the teacher's"
-    teachers = [(of.taps.role, f'{_net(of.teacher.model)}, {near(of.teacher.checkpoint)}') for of in taught]
+    teachers = [(of.taps.role, f'{_net(of.teacher.model)}, {of.teacher.origin}') for of in taught]
     return [('student', student), *teachers]
 
 

@@ -28,6 +28,7 @@ from ..hosts import (
     samples_for_loss,
 )
 from ..storage import checkpoint as ckpt
+from ..storage.files import near
 from ..taps import FeatureTaps, Pass, TapError
 from ..taps.axes import arranged
 from .folding import Folding
@@ -174,7 +175,7 @@ class FrozenTeacher:
         """Load the checkpoint strictly; see :func:`lckd_mm.storage.checkpoint.load_strictly`."""
         if self.loaded:
             return
-        if self.checkpoint == AS_BUILT and self._stated is not None:
+        if self.checkpoint == AS_BUILT and not isinstance(self._source, (str, dict)):
             self.loaded = True
             return
         meta = ckpt.load_strictly(self.model, self.checkpoint, 'teacher', self.allow)
@@ -331,6 +332,11 @@ class FrozenTeacher:
                 'the student sees; remove size, scale and patch'
             )
 
+    @property
+    def origin(self) -> str:
+        """Where its weights come from, for the log."""
+        return near(self.checkpoint)
+
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function to its tensors, as ``nn.Module._apply``."""
         self.model._apply(function)
@@ -463,6 +469,8 @@ def teacher_net(
     model: dict | str | None = None, module: str | Callable | None = None, args: dict | None = None, **_: Any
 ) -> tuple[nn.Module, str | None, bool]:
     """The net of a teacher's config, without its weights; its default scope; whether it has a data_preprocessor."""
+    if isinstance(model, nn.Module):
+        return model, None, False
     if module is not None:
         # Some libraries keep the precision of the file.
         return build_module(module, args, 'teacher').float(), None, False

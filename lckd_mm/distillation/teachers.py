@@ -9,10 +9,13 @@ from typing import Any
 from mmengine.registry import DefaultScope
 
 from ..taps import FeatureTaps
+from .average import AveragedTeacher
 from .dry_run import MadeUpImage, Taps, merge_taps, trace_taps
 from .teacher import FrozenTeacher
 from .term import ITSELF
 
+#: The key of a teacher that is the student's own average.
+_AVERAGE = 'average'
 _NAMED = FileNotFoundError, ModuleNotFoundError, ImportError, KeyError, TypeError, ValueError
 
 
@@ -25,10 +28,13 @@ class Teaching:
 
     @classmethod
     def build(cls, name: str | None, config: Mapping[str, Any], taps: Taps, image: MadeUpImage) -> 'Teaching':
-        """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets."""
+        """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets.
+
+        The first net of the image is the student.
+        """
         config = dict(config)
         own = config.pop('taps', None)
-        teacher = FrozenTeacher(**config)
+        teacher = AveragedTeacher(image.nets[0]) if config.pop(_AVERAGE, False) else FrozenTeacher(**config)
         with DefaultScope.overwrite_default_scope(teacher.scope):
             role = 'teacher' if name is None else f'teacher {name!r}'
             return cls(teacher, merge_taps(role, teacher.model, taps, own, teacher.images.sized(image.size)))
@@ -86,6 +92,13 @@ def named_teachers(
 def _check(who: str, config: Any, known: list[str]) -> None:
     if not isinstance(config, Mapping):
         raise TypeError(f'Distiller: {who} must be dict(model=…, checkpoint=…)')
+    if _AVERAGE in config:
+        if config[_AVERAGE] is not True or set(config) - {_AVERAGE, 'taps'}:
+            raise ValueError(
+                f'{who}: {_AVERAGE}=True is the whole teacher, the average of the student, got '
+                f'{", ".join(f"{key}={value!r}" for key, value in config.items())}'
+            )
+        return
     if not config.keys() & {'model', 'module'} or set(config) - set(known):
         raise KeyError(
             f'{who}: expected the keys {", ".join(known)}, model or module at least, got {", ".join(map(str, config))}'

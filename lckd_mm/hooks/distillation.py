@@ -101,6 +101,7 @@ class DistillationHook(Hook):
         if runner._load_from and not runner._resume:
             # load_from has just overwritten the weights that the student inherited from the teacher.
             model.copy_teacher_weights()
+        model.follow_average(runner.hooks)
         model.complete()
         model.match_classes(class_names(getattr(runner.train_dataloader.dataset, 'metainfo', None)))
         RehearsalHook.add_to(runner)

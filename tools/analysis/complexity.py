@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         models = {f'net {k}': plain_model(cfg, k) for k in range(len(cfg.model.nets))}
     if has_teacher(cfg):
         for name, teacher in teachers_of(cfg).items():
-            net = teacher_net(**teacher)[0]
+            net = plain_model(cfg) if teacher.get('average') else teacher_net(**teacher)[0]
             models[name] = net if host_of(net) else ModuleForward(net)
     size = tuple(args.size) if args.size else input_size(cfg, next(iter(models.values())))
     sizes = dict.fromkeys(models, size)

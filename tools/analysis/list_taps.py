@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         of = next(iter(teachers)) if args.of is None and len(teachers) == 1 else args.of
         if of not in teachers:
             raise ValueError(f'--of: name one of the teachers {", ".join(teachers)}')
-        model = teacher_net(**teachers[of])[0]
+        model = plain_model(cfg) if teachers[of].get('average') else teacher_net(**teachers[of])[0]
         images = TeacherImages(**{key: teachers[of][key] for key in ('size', 'scale', 'patch') if key in teachers[of]})
     elif args.of is not None:
         raise ValueError('--of names a teacher; write --teacher, too')
