@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from doc_helpers import PAGES, section
@@ -24,6 +25,7 @@ from lckd_mm.distillation import Term
 from lckd_mm.evaluation.detection import VOCMetric
 from lckd_mm.heads.ssd_head import SSDHead
 from lckd_mm.recipes import choose
+from lckd_mm.reporting.seeds import bootstrap
 
 # ---- what it names
 
@@ -299,6 +301,10 @@ def test_the_table_of_lengths_has_the_stored_runs():
         ('nuclei', 'nuclei-methods-seed100', ()),
         ('bccd_mobilenetv2', 'bccd-mobilenetv2-test-seeds0-4', ('--test',)),
         ('bccd', 'bccd-test-seeds0-4', ('--test',)),
+        ('weights_bccd', 'bccd-groupnorm-weights-seeds100-102', ()),
+        ('bccd', 'bccd-groupnorm-lengths-seeds100-102', ()),
+        ('bccd', 'bccd-groupnorm-test-seeds0-4', ('--test',)),
+        ('bccd_width4', 'bccd-width4-seeds100-101', ()),
     ],
 )
 def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options, monkeypatch, capsys):
@@ -315,6 +321,19 @@ def test_the_table_of_the_heads_statistics_has_the_stored_scores():
     scores = json.loads((ROOT / 'docs/data/bccd-head-statistics-val-seeds0-4.json').read_text())
     for net, statistics in (('alone', 'running'), ('alone', 'batch'), ('kd', 'running'), ('kd', 'batch')):
         assert ' | '.join(f'{scores[f"{net} {statistics} {seed}"]:.2f}' for seed in range(5)) in text
+
+
+def test_what_is_said_of_kd_beside_the_table_of_bccd_follows_from_its_runs():
+    text = section((ROOT / 'docs/studies.md').read_text(), 'BCCD: a student that reaches its teacher')
+    runs = json.loads((ROOT / 'docs/data/bccd-groupnorm-test-seeds0-4.json').read_text())
+    scores = {name: np.array([of['runs'][str(seed)]['test'] for seed in range(5)]) for name, of in runs.items()}
+    gains = scores['kd-longer'] - scores['alone']
+    low, high = bootstrap(gains.tolist())
+    said = f'{gains.mean():.2f} (interval {low:+.2f} to {high:+.2f}, {(gains > 0).sum()} of 5 seeds)'
+    assert f'KD gains {said}' in ' '.join(text.split())
+    assert f'alone is {(scores["teacher"] - scores["alone"]).mean():.2f} below its teacher' in ' '.join(text.split())
+    tries = json.loads((ROOT / 'docs/data/bccd-width4-800-seed100.json').read_text())
+    assert ', '.join(f'{name} {score:.2f}' for name, score in tries.items()) in text
 
 
 def test_the_table_of_the_recipes_has_what_they_take():
