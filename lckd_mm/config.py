@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from .errors import tool_command
-from .hosts import AS_BUILT, build_model, datasets
+from .hosts import as_built, build_model, datasets
 from .registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, resolved, type_name
 
 # Hooks that train() adds by default.
@@ -172,7 +172,7 @@ def check_teacher_file(cfg: Config) -> None:
     named = {f'teachers.{name}': one for name, one in named.items()} if isinstance(named, dict) else {}
     for path, teacher in (named or {'teacher': cfg.model.get('teacher')}).items():
         checkpoint = teacher.get('checkpoint') if isinstance(teacher, dict) else None
-        if checkpoint in (AS_BUILT, AS_BUILT.replace(' ', '')) and 'module' in teacher:
+        if as_built(checkpoint) and 'module' in teacher:
             continue
         if isinstance(checkpoint, str) and '://' not in checkpoint and not Path(checkpoint).is_file():
             raise FileNotFoundError(

@@ -202,6 +202,7 @@ def test_the_average_of_the_student_teaches_it(scenes, tmp_path):
         ({}, "average=True is the average that an EMAHook keeps; add custom_hooks=[dict(type='EMAHook'"),
         (dict(teacher=dict(average=True, checkpoint='x.pth')), "average=True is the whole teacher, the average of the"),
         (dict(teacher=dict(average=False)), 'average=True is the whole teacher'),
+        (dict(teacher=dict(average=True, taps='backbone')), 'average=True is the whole teacher'),
         (dict(terms=dict(loss_kd=dict(KD, on='deep', teacher_connector=MARGIN, loss=dict(type='lckd_mm.OFDLoss')))),
          'MarginReLU needs a trained teacher; remove it'),
     ],

@@ -25,7 +25,9 @@ def test_two_ranks_with_all_kinds_of_teachers(train, scenes, tmp_path, teachers)
     )
     cfg = config('mmseg', scenes, tmp_path, distiller(teachers, **terms), 8)
     cfg.default_hooks.checkpoint.interval = 4
+    cfg.custom_imports, cfg.randomness = dict(imports=['stream_recorder']), dict(seed=3, diff_rank_seed=True)
     cfg.custom_hooks = [
+        dict(type='StreamRecorder'),
         hook('mmseg', scenes),
         # Teachers rest, and DDP waits for their terms' connectors.
         *(
@@ -36,6 +38,9 @@ def test_two_ranks_with_all_kinds_of_teachers(train, scenes, tmp_path, teachers)
     cfg.dump(tmp_path / 'whole.py')
     status, text = train(tmp_path / 'whole.py', tmp_path / 'whole', ranks=2)
     assert status == [0, 0], text[-3000:]
+    # Ranks with seeds of their own share one stream: the first 18 of 20 images are other ones.
+    streams = [(tmp_path / 'whole' / f'stream{rank}.txt').read_text().split() for rank in range(2)]
+    assert len(streams[0]) == 24 and len({*streams[0][:9], *streams[1][:9]}) == 18
     cfg.load_from, cfg.resume = str(tmp_path / 'whole' / 'iter_4.pth'), True
     cfg.dump(tmp_path / 'again.py')
     status, text = train(tmp_path / 'again.py', tmp_path / 'again', ranks=2)

@@ -5,16 +5,8 @@ model = dict(
     _delete_=True,
     type='lckd_mm.Distiller',
     student=_base_.model,
-    teacher=dict(
-        model='mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py',
-        checkpoint='https://download.openmmlab.com/mmpretrain/v1.0/dinov2/'
-        'vit-small-p14_dinov2-pre_3rdparty_20230426-5641ca5a.pth',
-        # A patch of 14 pixels of its images is one of 32 of the student's.
-        scale=14 / 32,
-        patch=14,
-        prefix=1,
-    ),
+    teacher=_base_.dinov2_teacher,
     student_taps=dict(deepest='backbone[2]'),
-    teacher_taps=dict(tokens='backbone.ln1'),
+    teacher_taps=_base_.dinov2_taps,
     terms=dict(loss_foundation=_base_.foundation_term),
 )

@@ -95,7 +95,6 @@ class Distiller(StudentModel):
         terms = inherited(terms, 'Distiller')
         given = named_teachers(teacher, teachers, terms, teacher_taps, inherit)
         terms = of_teachers(terms, list(given))
-        self_taught = any(isinstance(term, Mapping) and term.get('of') == ITSELF for term in terms.values())
         # The student first: nothing else may draw random numbers before or while it is built.
         net = build_named_model(student, 'student', preprocessor=data_preprocessor)
         image = MadeUpImage.of('Distiller', dry_run_size, [net])
@@ -108,11 +107,10 @@ class Distiller(StudentModel):
             self.teachers: dict[str | None, Teaching] = {}
             for name, own in given.items():
                 with named_in_errors(name):
-                    self.teachers[name] = Teaching.build(name, own, taps, image)
+                    self.teachers[name] = Teaching.build(name, own, net, taps, image)
             self._trace(later=True)
             both = {name: (self.student_taps, one.taps) for name, one in self.teachers.items()}
-            if self_taught:
-                both[ITSELF] = self.student_taps, self.student_taps
+            both[ITSELF] = self.student_taps, self.student_taps
             self.terms = build_objective(terms, both, net)
             self._bind()
             for term in self.terms.values():

@@ -1,7 +1,8 @@
 """TeacherImages: the student's images as the teacher takes them, in its normalisation and at its size."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,11 @@ class TeacherImages:
                 'teacher: prefix gives tokens as maps, whose sides follow from that of a patch; write patch=… too'
             )
         self._convert: tuple[Tensor, Tensor, bool] | None = None
+
+    @classmethod
+    def of(cls, teacher: Mapping[str, Any]) -> 'TeacherImages':
+        """Those of a teacher's config."""
+        return cls(**{key: teacher[key] for key in inspect.signature(cls).parameters if key in teacher})
 
     @property
     def resizes(self) -> bool:

@@ -87,8 +87,8 @@ class MaskJudge(Judge):
 
     The head runs again: its pixel decoder gives the other memory, the mask features and the maps that the layers read,
     and each layer gets the teacher's own queries and attention mask. Given are the class scores (L, B, Q, C) of the L
-    predictions, the last class being "no object", and then L tensors of masks (B, Q, H, W). Mask2Former has one
-    prediction before the first layer, of which the masks alone depend on the memory.
+    predictions, the last class being "no object", and then L tensors of masks (B, Q, H, W). Mask2Former also
+    predicts before the first layer; of that prediction only the masks depend on the memory.
     """
 
     loss, gives, shapes = 'MaskQueryLoss', 'masks', ((1, 1, 1, 2), (1, 1, 4, 4))

@@ -17,6 +17,7 @@ from ..contexts import computes_in_bfloat16, eval_mode, preserved_rng, saved_buf
 from ..errors import one_line
 from ..hosts import (
     AS_BUILT,
+    as_built,
     build_module,
     build_named_model,
     class_names,
@@ -31,10 +32,10 @@ from ..storage import checkpoint as ckpt
 from ..storage.files import near
 from ..taps import FeatureTaps, Pass, TapError
 from ..taps.axes import arranged
+from ..taps.places import places_of, put
 from .folding import Folding
 from .images import TeacherImages, stated
 from .judge import Judge
-from .places import places_of, put_at
 from .side import Feature, each, levels
 from .term import Term
 
@@ -113,7 +114,7 @@ class FrozenTeacher:
             raise KeyError(
                 'teacher: write either model= for a net of mmpretrain, mmseg or mmdet, or module= for a torch module'
             )
-        if module is not None and checkpoint == AS_BUILT.replace(' ', ''):  # what --cfg-options makes of it
+        if module is not None and as_built(checkpoint):
             checkpoint = AS_BUILT
         if not isinstance(checkpoint, str) or not checkpoint:
             built = f" (or checkpoint='{AS_BUILT}' for a function that loads weights itself)" if module else ''
@@ -384,15 +385,15 @@ class FrozenTeacher:
                 for name, feature in own.items():
                     order = taps.traces[name].order
                     self._inputs[part, name] = places_of([arranged(x, order, True) for x in levels(feature)], args)
-            puts = {}
             for name, value in values.items():
                 if places := self._inputs[part, name]:
                     order = taps.traces[name].order
-                    puts |= zip(places, (arranged(x, order, True) for x in levels(value)), strict=True)
+                    for place, x in zip(places, levels(value), strict=True):
+                        args = put(args, place, arranged(x, order, True))
                 else:
                     stack.enter_context(taps.substitute(self.model, name, value))
             with taps.record(self.model, names, stop=True) as features:
-                run(*put_at(args, puts), **kwargs)
+                run(*args, **kwargs)
         return features
 
     def score(

@@ -6,17 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch import nn
 
+from ..config import plain_model
 from ..taps import FeatureTaps
 from .average import AveragedTeacher
 from .dry_run import MadeUpImage, Taps, merge_taps, trace_taps
-from .teacher import FrozenTeacher
+from .images import TeacherImages
+from .teacher import FrozenTeacher, teacher_net
 from .term import ITSELF
 
 #: The key of a teacher that is the student's own average.
 _AVERAGE = 'average'
 _NAMED = FileNotFoundError, ModuleNotFoundError, ImportError, KeyError, TypeError, ValueError
+
+
+def without_weights(cfg: Config, teacher: Mapping[str, Any]) -> tuple[nn.Module, TeacherImages]:
+    """The net of one of a config's teachers, without its weights, and the images that it sees."""
+    net = plain_model(cfg) if teacher.get(_AVERAGE) else teacher_net(**teacher)[0]
+    return net, TeacherImages.of(teacher)
 
 
 @dataclass
@@ -27,14 +37,13 @@ class Teaching:
     taps: FeatureTaps
 
     @classmethod
-    def build(cls, name: str | None, config: Mapping[str, Any], taps: Taps, image: MadeUpImage) -> 'Teaching':
-        """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets.
-
-        The first net of the image is the student.
-        """
+    def build(
+        cls, name: str | None, config: Mapping[str, Any], student: nn.Module, taps: Taps, image: MadeUpImage
+    ) -> 'Teaching':
+        """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets."""
         config = dict(config)
         own = config.pop('taps', None)
-        teacher = AveragedTeacher(image.nets[0]) if config.pop(_AVERAGE, False) else FrozenTeacher(**config)
+        teacher = AveragedTeacher(student) if config.pop(_AVERAGE, False) else FrozenTeacher(**config)
         with DefaultScope.overwrite_default_scope(teacher.scope):
             role = 'teacher' if name is None else f'teacher {name!r}'
             return cls(teacher, merge_taps(role, teacher.model, taps, own, teacher.images.sized(image.size)))
@@ -93,7 +102,7 @@ def _check(who: str, config: Any, known: list[str]) -> None:
     if not isinstance(config, Mapping):
         raise TypeError(f'Distiller: {who} must be dict(model=…, checkpoint=…)')
     if _AVERAGE in config:
-        if config[_AVERAGE] is not True or set(config) - {_AVERAGE, 'taps'}:
+        if config[_AVERAGE] is not True or set(config) - {_AVERAGE} - ({'taps'} & set(known)):
             raise ValueError(
                 f'{who}: {_AVERAGE}=True is the whole teacher, the average of the student, got '
                 f'{", ".join(f"{key}={value!r}" for key, value in config.items())}'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import broadcast, get_rank, get_world_size
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,9 +34,6 @@ class UnlabelledHook(Hook):
     Example: ``custom_hooks = [dict(type='lckd_mm.UnlabelledHook', dataset=dict(type='lckd_mm.Images'), batch_size=8)]``
     """
 
-    # Before the rehearsal of the first iteration.
-    priority = 'NORMAL'
-
     def __init__(self, dataset: dict, batch_size: int, num_workers: int = 0):
         self.dataset = dataset
         self.batch_size = arguments.integer('UnlabelledHook', 'batch_size', batch_size)
@@ -52,9 +49,12 @@ class UnlabelledHook(Hook):
             dataset = DATASETS.build(self.dataset)
         if not len(dataset):
             raise ValueError('UnlabelledHook: its data set is empty')
-        order = _Order(len(dataset), self.batch_size, runner.seed, runner.iter, runner.max_iters)
+        # Ranks may have seeds of their own, and share one stream.
+        seed = torch.tensor(runner.seed)
+        broadcast(seed)
+        order = _Order(len(dataset), self.batch_size, seed.item(), runner.iter, runner.max_iters)
         loader = DataLoader(
-            _Seeded(dataset, runner.seed), batch_sampler=order, num_workers=self.num_workers, collate_fn=pseudo_collate
+            _Seeded(dataset, seed.item()), batch_sampler=order, num_workers=self.num_workers, collate_fn=pseudo_collate
         )
         with preserved_rng():  # the loader draws a seed for its workers
             self._batches = iter(loader)

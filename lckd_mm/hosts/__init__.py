@@ -13,7 +13,7 @@ from .models import (
     read_model_config,
     unwrapped,
 )
-from .modules import AS_BUILT, ModuleForward, build_module, forward
+from .modules import AS_BUILT, ModuleForward, as_built, build_module, forward
 from .prediction import WholePrediction
 from .samples import (
     class_targets,
@@ -33,6 +33,7 @@ __all__ = [
     'AS_BUILT',
     'ModuleForward',
     'WholePrediction',
+    'as_built',
     'build_model',
     'build_module',
     'build_named_model',

@@ -11,6 +11,8 @@ from .models import host_of
 
 #: What a checkpoint is called that the function of ``module`` loads itself.
 AS_BUILT = 'as built'
+#: The same, as --cfg-options hands it on.
+_AS_TYPED = AS_BUILT.replace(' ', '')
 _EXAMPLE = "module='torchvision.models.resnet50'"
 
 
@@ -63,6 +65,11 @@ def _called(module: str | Callable, args: dict[str, Any], who: str) -> Any:
         return make(**args)
     except Exception as error:  # it may raise anything
         raise ValueError(f'{who}: module={module!r} fails with args={args!r}: {one_line(error)}') from error
+
+
+def as_built(checkpoint: Any) -> bool:
+    """Whether a teacher's checkpoint says that the function of ``module`` loads its weights itself."""
+    return checkpoint in (AS_BUILT, _AS_TYPED)
 
 
 class ModuleForward(nn.Module):

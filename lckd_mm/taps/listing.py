@@ -1,7 +1,7 @@
 """Lists the tensors of a model that can be tapped, with notes on each address; see tools/analysis/list_taps.py."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .address import Address
 from .modules import is_activation, not_inplace, watch_input, watch_output
+from .places import items_of
 from .recording import PASSES, Pass
 
 _WHEN = dict(zip(PASSES, ('in a plain forward', 'in a prediction', 'with the loss', 'in training')))
@@ -143,7 +144,7 @@ def _watch(
 
     def gave(path: str, output: Any) -> None:
         alive.append(output)
-        for items, tensor in _tensors(output):
+        for items, tensor in items_of(output):
             see(Address(path, items), tensor)
         if modules[path] in activations and isinstance(output, Tensor):
             activated[id(output)] = output._version
@@ -168,12 +169,3 @@ def _watch(
         except Exception as error:  # a host may raise anything
             return seen, read, activated, error
     return seen, read, activated, None
-
-
-def _tensors(value: Any, items: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """What an output gives, each with its items in an address; tuples in tuples are opened."""
-    if not isinstance(value, (tuple, list)):
-        yield items, value
-        return
-    for i, part in enumerate(value):
-        yield from _tensors(part, (*items, i))

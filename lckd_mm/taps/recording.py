@@ -14,6 +14,7 @@ from .address import Address
 from .axes import Layer, arranged, arrangement, find_channels, marked
 from .capture import LIST_ALL, Capture, Finished, TapError, attached, watched_layers
 from .modules import compiled_around, not_inplace
+from .places import put
 from .preact import resolve_preact
 
 
@@ -268,7 +269,7 @@ class FeatureTaps:
             calls += 1
             if calls - 1 not in puts:
                 return given
-            return _replaced(given, address.items, puts[calls - 1])
+            return put(given, address.items, puts[calls - 1])
 
         def replaced_input(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
@@ -282,12 +283,3 @@ class FeatureTaps:
         else:
             with module.register_forward_hook(lambda _, args, output: replaced(output)):
                 yield
-
-
-def _replaced(given: Any, items: tuple[int, ...], value: Tensor) -> Any:
-    """``value``; with items, the tuple ``given`` with it at this place."""
-    if not items:
-        return value
-    parts = list(given)
-    parts[items[0]] = _replaced(parts[items[0]], items[1:], value)
-    return type(given)(parts) if type(given) in (list, tuple) else type(given)(*parts)

@@ -22,8 +22,7 @@ def main(argv: list[str]) -> None:
 
     from lckd_mm.cli import Options, read_config
     from lckd_mm.config import has_teacher, input_size, is_online, plain_model, teachers_of
-    from lckd_mm.distillation.images import TeacherImages
-    from lckd_mm.distillation.teacher import teacher_net
+    from lckd_mm.distillation.teachers import without_weights
     from lckd_mm.errors import one_line
     from lckd_mm.hosts import ModuleForward, host_of
     from lckd_mm.reporting.costs import figures
@@ -48,15 +47,12 @@ def main(argv: list[str]) -> None:
     if is_online(cfg):
         models = {f'net {k}': plain_model(cfg, k) for k in range(len(cfg.model.nets))}
     if has_teacher(cfg):
-        for name, teacher in teachers_of(cfg).items():
-            net = plain_model(cfg) if teacher.get('average') else teacher_net(**teacher)[0]
-            models[name] = net if host_of(net) else ModuleForward(net)
+        taught = {name: without_weights(cfg, teacher) for name, teacher in teachers_of(cfg).items()}
+        models |= {name: net if host_of(net) else ModuleForward(net) for name, (net, _) in taught.items()}
     size = tuple(args.size) if args.size else input_size(cfg, next(iter(models.values())))
     sizes = dict.fromkeys(models, size)
     if has_teacher(cfg):
-        for name, teacher in teachers_of(cfg).items():
-            given = {key: teacher[key] for key in ('size', 'scale', 'patch') if key in teacher}
-            sizes[name] = TeacherImages(**given).sized(size)
+        sizes |= {name: images.sized(size) for name, (_, images) in taught.items()}
     try:
         rows = {name: figures(model, sizes[name]) for name, model in models.items()}
     except RuntimeError as error:

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     from lckd_mm.cli import Options, read_config
     from lckd_mm.config import has_teacher, plain_model, teachers_of
     from lckd_mm.distillation.images import TeacherImages
-    from lckd_mm.distillation.teacher import teacher_net
+    from lckd_mm.distillation.teachers import without_weights
     from lckd_mm.hosts import training_size
     from lckd_mm.taps.presets import PRESETS
 
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> None:
         of = next(iter(teachers)) if args.of is None and len(teachers) == 1 else args.of
         if of not in teachers:
             raise ValueError(f'--of: name one of the teachers {", ".join(teachers)}')
-        model = plain_model(cfg) if teachers[of].get('average') else teacher_net(**teachers[of])[0]
-        images = TeacherImages(**{key: teachers[of][key] for key in ('size', 'scale', 'patch') if key in teachers[of]})
+        model, images = without_weights(cfg, teachers[of])
     elif args.of is not None:
         raise ValueError('--of names a teacher; write --teacher, too')
     else:
