@@ -427,9 +427,15 @@ def test_an_option_that_is_no_python():
     from lckd_mm.cli import Options
 
     assert Options._parse_iterable("[{'type': 'A', 'x': [1, 2]}]") == [dict(type='A', x=[1, 2])]
+    written = "[dict(type='A', x=[1, 2], y=dict(z=(3, 4))), {'b': dict()}]"
+    assert Options._parse_iterable(written) == [dict(type='A', x=[1, 2], y=dict(z=(3, 4))), dict(b={})]
+    assert Options._parse_iterable('dict(a=1)') == dict(a=1)
     assert Options._parse_iterable('data/{split}.txt') == 'data/{split}.txt' and Options._parse_iterable('1,2') == [
         1,
         2,
     ]
     with pytest.raises(ValueError, match=r'--cfg-options: .* is no value of Python; write dicts as in'):
         Options._parse_iterable('[{type: A}]')
+    for written in ('[dict(type=A)]', "[dict(open('x'))]", '[dict(**{})]', "dict(a=1).get('a')"):
+        with pytest.raises(ValueError, match=r'is no value of Python'):
+            Options._parse_iterable(written)
