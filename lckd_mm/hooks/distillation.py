@@ -23,6 +23,7 @@ from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state, student_alone
 from ..storage.files import install, last_checkpoint, near, read_checkpoint, save_whole
 from .rehearsal import RehearsalHook
+from .stored import open_stored
 
 
 def distiller_of(runner: Any, who: str, kind: type = Distiller) -> Any:
@@ -104,6 +105,7 @@ class DistillationHook(Hook):
         model.follow_average(runner.hooks)
         model.complete()
         model.match_classes(class_names(getattr(runner.train_dataloader.dataset, 'metainfo', None)))
+        open_stored(runner, model)
         RehearsalHook.add_to(runner)
         waiting = _waiting(model)
         if waiting:
