@@ -6,21 +6,24 @@ import pickle
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from run_helpers import HOSTS, config, distiller, forked_trainings, run, scenes, teacher_file
 from test_several_teachers import teachers
 
 from lckd_mm.data.replayed import Replayed
 from lckd_mm.distillation import FrozenTeacher
 from lckd_mm.functional import spread_scores, top_scores
+from lckd_mm.hooks import DistillationHook
 from lckd_mm.hosts import build_model
 from lckd_mm.storage.files import read_checkpoint
-from lckd_mm.storage.tensors import TensorFolder, digest
+from lckd_mm.storage.tensors import TensorFolder
 
 KD = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')
 FITNETS = dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='stage4', connector=dict(type='lckd_mm.ConvBN'))
@@ -329,6 +332,8 @@ def changed(cfg, key):
         teacher.model.backbone.dilations = (1, 1, 1, 2)
     elif key == 'taps':
         cfg.model.taps.stage4 = 'backbone.layer4'
+    elif key == 'more':
+        cfg.model.terms.loss_more = dict(FITNETS, on='stage3')
     elif key == 'half':
         teacher.stored = dict(folder=teacher.stored, half=True)
     elif key == 'topk':
@@ -346,6 +351,7 @@ def changed(cfg, key):
 
 OTHERS = dict(
     weights='are those of another one, with weights=', config='with config=', taps="with taps={'logits'",
+    more="with taps={'logits'",
     half='with half=False, and here it is True; set stored to another folder', topk='with topk={}, and here',
     autocast='with autocast=None', size=r"the image '\S*jpg', of 64 x 64, is not stored in",
     data='it is of another data set', manifest='cannot be read .it holds a list.; remove it, and the next run',
@@ -378,6 +384,41 @@ def test_an_image_that_is_met_later_is_refused_by_name(cfg_of, tmp_path):
         run(cfg_of('mmseg', 'run', str(tmp_path / 'stored')), Another())
 
 
+def test_under_autocast_features_are_stored_in_its_precision(cfg_of, passes, tmp_path):
+    def made(name, stored=None):
+        cfg = cfg_of('mmseg', name, stored, iters=3)
+        cfg.optim_wrapper.type = 'lckd_mm.AutocastOptimWrapper'
+        return cfg
+
+    plain = state(run(made('plain')))
+    for name in ('first', 'second'):
+        assert same(state(run(made(name, str(tmp_path / 'stored')))), plain)
+    folder, one = TensorFolder(str(tmp_path / 'stored'), 'teacher'), files(tmp_path / 'stored')[0]
+    assert folder.read(one.parent.name + one.stem)['logits#0'].dtype == torch.bfloat16
+    assert folder.description()['autocast'] == 'torch.bfloat16'
+
+
+def test_margins_are_fitted_and_a_monitor_reads_what_terms_read(cfg_of, passes, tmp_path):
+    margins = dict(type='lckd_mm.MarginReLU', margin='data', batches=2)
+    terms = dict(loss_ofd=dict(FITNETS, loss=dict(type='lckd_mm.OFDLoss'), teacher_connector=margins),
+                 loss_lipschitz=dict(loss=dict(type='lckd_mm.LipschitzLoss'), on=['stage3', 'stage4']))  # fmt: skip
+
+    def made(name, stored=None):
+        cfg = cfg_of('mmseg', name, stored, terms, iters=2)
+        cfg.custom_hooks.append(dict(type='lckd_mm.LipschitzMonitorHook', term='loss_lipschitz'))
+        return cfg
+
+    cfg = made('fit', str(tmp_path / 'stored'))
+    runner = Runner.from_cfg(cfg)
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, DistillationHook))
+    fitted = hook.fit(runner)
+    assert len(files(tmp_path / 'stored')) == 16
+    plain = state(run(made('plain')))
+    passes.clear()
+    found = state(run(made('read', str(tmp_path / 'stored'))))
+    assert same(found, plain) and not passes and all(torch.equal(x, found[name]) for name, x in fitted.items())
+
+
 REFUSED = {
     'a key': (dict(stored=dict(file='x')), {}, 'stored must be a folder, or a dict of folder, half, topk, folder at l'),
     'a number': (dict(stored=3), {}, 'stored must be a folder, or a dict'),
@@ -387,6 +428,7 @@ REFUSED = {
     'no tap': (dict(stored=dict(folder='x', topk=dict(score=3))), {}, "topk names no tap 'score', the taps are"),
     'features': (dict(stored=dict(folder='x', topk=dict(stage4=3))), {}, "the tap 'stage4' gives other features"),
     'statistics': (dict(bn='batch'), {}, 'its outputs for an image depend on the other images of the batch'),
+    'average': (dict(average=True), {}, 'average=True is the whole teacher, the average of the student, got model='),
     'unlabelled': ({}, dict(images='unlabelled'), "which are those of labelled images; remove stored, or images='un"),
     'a part': ({}, dict(reuse='logits'), "has stored outputs, and reuse runs the teacher; remove stored from the tea"),
     'images': ({}, dict(loss=dict(type='lckd_mm.JacobianLoss')), 'has stored outputs, and JacobianLoss runs the teac'),
@@ -402,6 +444,24 @@ def test_refused_in_a_sentence_while_building(name, scope, cfg_of, tmp_path):
     with pytest.raises((ValueError, KeyError), match=re.escape(sentence)) as caught:
         build_model(cfg.model, 'mmseg')
     assert '\n' not in str(caught.value)
+
+
+def test_a_tap_that_gives_no_row_for_each_image_is_refused(cfg_of, monkeypatch, tmp_path):
+    features = FrozenTeacher._features
+
+    def windows(*args):
+        return {name: x.repeat(3, 1, 1, 1) for name, x in features(*args).items()}
+
+    monkeypatch.setattr(FrozenTeacher, '_features', windows)
+    with pytest.raises(ValueError, match="'logits': it gives 6 rows for 2 images, which cannot be stored for each"):
+        run(cfg_of('mmseg', 'run', str(tmp_path / 'stored'), dict(loss_kd=KD)))
+    assert not (tmp_path / 'stored').exists()
+
+
+def test_a_full_disk_is_foreseen(cfg_of, monkeypatch, tmp_path):
+    monkeypatch.setattr('lckd_mm.hooks.stored.shutil.disk_usage', lambda _: SimpleNamespace(free=1e4))
+    with pytest.raises(ValueError, match=r'need 0\.00\d+ GB in .*, where 1e-05 are free; make room, or write stored=d'):
+        run(cfg_of('mmseg', 'run', str(tmp_path / 'stored')))
 
 
 def test_a_run_without_the_hook_is_refused(cfg_of, tmp_path):

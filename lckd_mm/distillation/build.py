@@ -122,13 +122,6 @@ def check_stored(term: Term) -> None:
         raise ValueError(f'{who}, and {key} runs the teacher; remove stored from the teacher, or {key} from the term')
     if term.unlabelled:
         raise ValueError(f"{who}, which are those of labelled images; remove stored, or images='unlabelled'")
-    for name in term.reads()[1]:
-        trace = term.teacher.taps.traces.get(name)
-        if trace is not None and (trace.rows is not None or any(shape[0] != 1 for shape in trace.shapes)):
-            raise ValueError(
-                f'{who}, and its tap {name!r} does not give one row for each image; tap a feature of whole images, or '
-                'remove stored'
-            )
 
 
 def _check_itself(term: Term) -> None:

@@ -33,16 +33,18 @@ def open_stored(runner: Any, model: Distiller) -> None:
     if not stored:
         return
     images = _Images(runner.train_dataloader, model.data_preprocessor)
-    with preserved_rng(), runner.optim_wrapper.optim_context(model):
+    # In the precision of training; a hook that only fits connectors has built no wrapper.
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    with preserved_rng(), wrapper.optim_context(model):
         images.check_repeat()
         for name, one in stored.items():
             with named_in_errors(name):
                 device = next(model.parameters()).device
-                if one.teacher.open(one.taps, model.terms.used(name)[1], device):
-                    for i in images.chosen:
-                        one.teacher.check(*images.batch([images.dataset[i]]))
-                else:
+                # Another run may be about to complete the folder, and all ranks have to see the same.
+                if not all(all_gather_object(one.teacher.open(one.taps, model.terms.used(name)[1], device))):
                     _store(runner, one, images)
+                for i in images.chosen:
+                    one.teacher.check(*images.batch([images.dataset[i]]))
                 runner.logger.info(f'teacher: its outputs are read from {one.teacher.folder}; it does not run')
 
 
@@ -62,11 +64,7 @@ class _Images:
 
     def check_repeat(self) -> None:
         """Raise ValueError if an image is not the same each time that it is loaded."""
-        seen = []
-        for seed in range(_TIMES):
-            with seeded(seed):
-                seen.append(self.batch([self.dataset[i] for i in self.chosen])[0])
-        if all(x.shape == seen[0].shape and torch.equal(x, seen[0]) for x in seen):
+        if all(self._repeats(self.chosen[at : at + self.size]) for at in range(0, len(self.chosen), self.size)):
             return
         if isinstance(self.dataset, Replayed):
             way = (
@@ -82,6 +80,13 @@ class _Images:
             'teacher: its outputs cannot be stored, since an image of the train_dataloader is another one each time '
             f'that it is loaded; {way}'
         )
+
+    def _repeats(self, chosen: list[int]) -> bool:
+        seen = []
+        for visit in range(_TIMES):
+            with seeded(_TIMES * chosen[0] + visit):
+                seen.append(self.batch([self.dataset[i] for i in chosen])[0])
+        return all(x.shape == seen[0].shape and torch.equal(x, seen[0]) for x in seen)
 
     def batches(self) -> Iterator[tuple[Tensor, list | None]]:
         """All images of this rank, in batches of the training's size; the last one begins again.
