@@ -41,7 +41,8 @@ class Replayed:
             self.full_init()
 
     def full_init(self) -> None:
-        self.dataset.full_init()
+        if hasattr(self.dataset, 'full_init'):
+            self.dataset.full_init()
 
     @property
     def metainfo(self) -> dict:

@@ -45,11 +45,11 @@ class Teaching:
     ) -> 'Teaching':
         """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets."""
         config = dict(config)
-        own = config.pop('taps', None)
+        own, stored = config.pop('taps', None), config.pop(_STORED, None)
         if config.pop(_AVERAGE, False):
             teacher = AveragedTeacher(student)
         else:
-            teacher = (StoredTeacher if _STORED in config else FrozenTeacher)(**config)
+            teacher = FrozenTeacher(**config) if stored is None else StoredTeacher(stored, **config)
         with DefaultScope.overwrite_default_scope(teacher.scope):
             role = 'teacher' if name is None else f'teacher {name!r}'
             return cls(teacher, merge_taps(role, teacher.model, taps, own, teacher.images.sized(image.size)))

@@ -54,7 +54,8 @@ class _Images:
     def __init__(self, loader: DataLoader, preprocessor: Any):
         self.loader, self.dataset, self.preprocessor = loader, loader.dataset, preprocessor
         count = len(self.dataset)
-        self.size = min(loader.batch_sampler.batch_size, count)
+        self.several = getattr(loader.batch_sampler, 'batch_size', 1) > 1
+        self.size = min(loader.batch_sampler.batch_size, count) if self.several else 1
         #: Some of them, over all of the data set.
         self.chosen = sorted({round(i * (count - 1) / (_IMAGES - 1)) for i in range(_IMAGES)})
 
@@ -105,7 +106,7 @@ class _Images:
             alone = [self.batch([sample]) for sample in samples]
             size = size or alone[0][0].shape[2:]
             for inputs, _ in alone:
-                if inputs.shape[2:] != size and self.loader.batch_sampler.batch_size > 1:
+                if inputs.shape[2:] != size and self.several:
                     found = ' and '.join(' x '.join(map(str, of)) for of in (size, inputs.shape[2:]))
                     raise ValueError(
                         f'teacher: its outputs cannot be stored, since the images have several sizes, such as {found}, '
