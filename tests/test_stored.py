@@ -435,6 +435,7 @@ REFUSED = {
     'a number': (dict(stored=3), {}, 'stored must be a folder, or a dict'),
     'half': (dict(stored=dict(folder='x', half=1)), {}, 'teacher: stored: half must be True or False, got 1'),
     'k': (dict(stored=dict(folder='x', topk=dict(logits=0))), {}, "topk of 'logits' must be at least 1, got 0"),
+    'one k': (dict(stored=dict(folder='x', topk=8)), {}, 'topk must name taps, as in topk=dict(logits=8), got 8'),
     'all': (dict(stored=dict(folder='x', topk=dict(logits=11))), {}, 'has 11 classes, so its topk=11 would leave out '),
     'no tap': (dict(stored=dict(folder='x', topk=dict(score=3))), {}, "topk names no tap 'score', the taps are"),
     'features': (dict(stored=dict(folder='x', topk=dict(stage4=3))), {}, "the tap 'stage4' gives other features"),

@@ -64,10 +64,10 @@ class StoredTeacher(FrozenTeacher):
             )
         self.folder = TensorFolder(arguments.string('teacher: stored', 'folder', options['folder']), 'teacher')
         self.half = arguments.boolean('teacher: stored', 'half', options.get('half', False))
-        self.topk = {
-            tap: arguments.integer('teacher: stored', f'topk of {tap!r}', k)
-            for tap, k in (options.get('topk') or {}).items()
-        }
+        topk = options.get('topk') or {}
+        if not isinstance(topk, Mapping):
+            raise ValueError(f'teacher: stored: topk must name taps, as in topk=dict(logits=8), got {topk!r}')
+        self.topk = {tap: arguments.integer('teacher: stored', f'topk of {tap!r}', k) for tap, k in topk.items()}
         source = {k: v for k, v in config.items() if k not in ('checkpoint', 'allow')}
         if config.get('model') is not None:
             source['model'] = read_model_config(config['model'], 'teacher')[0]

@@ -101,10 +101,9 @@ class _Images:
             self.dataset, self.size, sampler=own, num_workers=self.loader.num_workers, collate_fn=list,
             worker_init_fn=self.loader.worker_init_fn,
         )  # fmt: skip
-        size = None
+        size = self.batch([self.dataset[0]])[0].shape[2:]
         for samples in loader:
             alone = [self.batch([sample]) for sample in samples]
-            size = size or alone[0][0].shape[2:]
             for inputs, _ in alone:
                 if inputs.shape[2:] != size and self.several:
                     found = ' and '.join(' x '.join(map(str, of)) for of in (size, inputs.shape[2:]))
