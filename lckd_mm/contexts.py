@@ -40,6 +40,15 @@ def preserved_rng(
         np.random.set_state(states[1])
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the random numbers of Python, numpy and torch (on the CPU) start from ``seed``, below 2**32."""
+    with preserved_rng(seed, device=torch.device('cpu')):
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
+
+
 def saved_buffers(model: nn.Module) -> Callable[[], None]:
     """Copy a model's buffers; the function returned puts them back."""
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]

@@ -41,7 +41,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'distil
 OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'optim')
 HOOKS = _child(registry.HOOKS, 'hooks')
 METRICS = _child(registry.METRICS, 'evaluation.metrics')
-DATASETS = _child(registry.DATASETS, 'data.digits', 'data.images')
+DATASETS = _child(registry.DATASETS, 'data.digits', 'data.images', 'data.replayed')
 WEIGHT_INITIALIZERS = _child(registry.WEIGHT_INITIALIZERS, 'backbones.pretrained')
 
 

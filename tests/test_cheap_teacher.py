@@ -177,7 +177,9 @@ def test_an_error_that_may_come_from_an_option_names_it(scope):
 
 
 def test_an_unknown_option_is_refused(built):
-    with pytest.raises(KeyError, match=r'expected the keys model, .* prefix, model or module at least, got .*compile'):
+    with pytest.raises(
+        KeyError, match=r'expected the keys model, .* prefix, stored, model or module at least, got .*compile'
+    ):
         built('mmpretrain', prepare=lambda cfg: cfg['teacher'].update(compile=True))
 
 

@@ -4,7 +4,8 @@ from .distiller import Distiller
 from .finite import NonFiniteError
 from .objective import Objective
 from .online import OnlineDistiller
+from .stored import StoredTeacher
 from .teacher import FrozenTeacher
 from .term import Term
 
-__all__ = ['Distiller', 'FrozenTeacher', 'NonFiniteError', 'Objective', 'OnlineDistiller', 'Term']
+__all__ = ['Distiller', 'FrozenTeacher', 'NonFiniteError', 'Objective', 'OnlineDistiller', 'StoredTeacher', 'Term']

@@ -115,6 +115,15 @@ def check_untrained(term: Term) -> None:
                 )
 
 
+def check_stored(term: Term) -> None:
+    """Raise ValueError for what a term of a teacher whose outputs are stored cannot have."""
+    who = f'term {term.name!r}: its teacher has stored outputs'
+    for key in _needs_teacher(term):
+        raise ValueError(f'{who}, and {key} runs the teacher; remove stored from the teacher, or {key} from the term')
+    if term.unlabelled:
+        raise ValueError(f"{who}, which are those of labelled images; remove stored, or images='unlabelled'")
+
+
 def _check_itself(term: Term) -> None:
     """Raise ValueError for what a term of the student with itself cannot have."""
     check_untrained(term)

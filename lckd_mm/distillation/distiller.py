@@ -16,10 +16,11 @@ from ..hosts import build_named_model, own_losses
 from ..registry import MODELS
 from ..taps import FeatureTaps
 from .average import AveragedTeacher
-from .build import build_objective, check_untrained, inherited
+from .build import build_objective, check_stored, check_untrained, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
 from .regions import noted_regions
 from .side import detached
+from .stored import StoredTeacher
 from .student import TERM_SEED, StudentModel, stored
 from .teacher import FrozenTeacher
 from .teachers import Teaching, named_in_errors, named_teachers, of_teachers
@@ -43,8 +44,9 @@ class Distiller(StudentModel):
         student: the student's model dict, as in its plain config.
         teacher: ``dict(model=…, checkpoint=…, bn='eval', allow=[])``, or any torch module by ``module=``, and what
             makes it faster: ``precision``, ``channels_last``, ``fold_bn``; see
-            :class:`~lckd_mm.distillation.FrozenTeacher`. ``dict(average=True)`` is the average of the student that
-            mmengine's EMAHook keeps.
+            :class:`~lckd_mm.distillation.FrozenTeacher`. With ``stored=FOLDER`` its outputs are stored once and read
+            from then on, see :class:`~lckd_mm.distillation.StoredTeacher`. ``dict(average=True)`` is the average of the
+            student that mmengine's EMAHook keeps.
         terms: name to term, see :class:`~lckd_mm.distillation.Term`.
         taps: for both nets, a dict of tap name to address (:mod:`lckd_mm.taps`); or a preset that names each net's own
             (:mod:`lckd_mm.taps.presets`): 'backbone' its stages stage1, stage2, …, 'neck' its levels p3, p4, …,
@@ -114,8 +116,11 @@ class Distiller(StudentModel):
             self.terms = build_objective(terms, both, net)
             self._bind()
             for term in self.terms.values():
-                if term.of != ITSELF and isinstance(self.teachers[term.of].teacher, AveragedTeacher):
+                taught = None if term.of == ITSELF else self.teachers[term.of].teacher
+                if isinstance(taught, AveragedTeacher):
                     check_untrained(term)
+                if isinstance(taught, StoredTeacher):
+                    check_stored(term)
             shares = [name for name, term in self.terms.items() if term.running is not None]
             if self.task_weight == 0 and shares:
                 raise ValueError(
@@ -289,11 +294,14 @@ class Distiller(StudentModel):
         return own | scaled
 
     def _taught(self, name: str | None, inputs: Tensor, data_samples: list | None) -> dict[str, Any]:
-        """A teacher's features: all for an observer, else those that its terms read; none while these are idle."""
+        """A teacher's features: all for an observer, else those that its terms read; none while these are idle.
+
+        Only what terms read is stored.
+        """
         one, names = self.teachers[name], []
-        if self.observers:
+        if self.observers and not isinstance(one.teacher, StoredTeacher):
             names = list(one.taps.addresses)
-        elif not all(term.idle for term in self.terms.taught(name)):
+        elif self.observers or not all(term.idle for term in self.terms.taught(name)):
             names = self.terms.used(name)[1]
         if not names:
             return {}

@@ -15,11 +15,14 @@ from ..taps import FeatureTaps
 from .average import AveragedTeacher
 from .dry_run import MadeUpImage, Taps, merge_taps, trace_taps
 from .images import TeacherImages
+from .stored import StoredTeacher
 from .teacher import FrozenTeacher, teacher_net
 from .term import ITSELF
 
 #: The key of a teacher that is the student's own average.
 _AVERAGE = 'average'
+#: The key of where a teacher's outputs are stored.
+_STORED = 'stored'
 _NAMED = FileNotFoundError, ModuleNotFoundError, ImportError, KeyError, TypeError, ValueError
 
 
@@ -42,8 +45,11 @@ class Teaching:
     ) -> 'Teaching':
         """Build a teacher; ``config`` may hold ``taps`` of its own beside those given for all nets."""
         config = dict(config)
-        own = config.pop('taps', None)
-        teacher = AveragedTeacher(student) if config.pop(_AVERAGE, False) else FrozenTeacher(**config)
+        own, stored = config.pop('taps', None), config.pop(_STORED, None)
+        if config.pop(_AVERAGE, False):
+            teacher = AveragedTeacher(student)
+        else:
+            teacher = FrozenTeacher(**config) if stored is None else StoredTeacher(stored, **config)
         with DefaultScope.overwrite_default_scope(teacher.scope):
             role = 'teacher' if name is None else f'teacher {name!r}'
             return cls(teacher, merge_taps(role, teacher.model, taps, own, teacher.images.sized(image.size)))
@@ -79,7 +85,7 @@ def named_teachers(
             if value:
                 raise ValueError(f'Distiller: {key} belongs to a teacher, and there is none; remove it')
         return {}
-    known = list(inspect.signature(FrozenTeacher).parameters)
+    known = [*inspect.signature(FrozenTeacher).parameters, _STORED]
     if teachers is None:
         _check('teacher', teacher, known)
         return {None: {**teacher, 'taps': teacher_taps}}

@@ -24,6 +24,7 @@ from .logits import (
     target_divergence,
 )
 from .points import dice_distance, point_values, uncertain_points
+from .topk import spread_scores, top_scores
 
 __all__ = [
     'ClassBias',
@@ -48,9 +49,11 @@ __all__ = [
     'point_values',
     'product_bound',
     'row_similarities',
+    'spread_scores',
     'standardised',
     'standardised_scores',
     'target_divergence',
+    'top_scores',
     'transmitting_matrix',
     'transmitting_norm',
     'transmitting_norms',

@@ -23,6 +23,7 @@ from ..registry import HOOKS
 from ..storage.checkpoint import add_state, resumed_state, stored_state, student_alone
 from ..storage.files import install, last_checkpoint, near, read_checkpoint, save_whole
 from .rehearsal import RehearsalHook
+from .stored import open_stored
 
 
 def distiller_of(runner: Any, who: str, kind: type = Distiller) -> Any:
@@ -58,7 +59,8 @@ class DistillationHook(Hook):
     student alone. Before the first iteration the hook also fits the connectors that need training images
     (:class:`~lckd_mm.connectors.MarginReLU`, :class:`~lckd_mm.connectors.AutoEncoder`), and rehearses the first batch:
     it is run with all losses and terms, where and as training runs, on a copy of the student's state, so that what does
-    not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). It also compares the names of
+    not fit ends the run before anything is updated (:mod:`lckd_mm.hooks.rehearsal`). Outputs of a teacher that are to
+    be stored (:class:`~lckd_mm.distillation.StoredTeacher`) are stored or checked. It also compares the names of
     both nets' classes where a term compares class scores. After the last iteration it writes ``student.pth``: the
     student's weights alone, of the best checkpoint or else of the last one. ``tools/train.py`` adds the hook.
 
@@ -104,6 +106,7 @@ class DistillationHook(Hook):
         model.follow_average(runner.hooks)
         model.complete()
         model.match_classes(class_names(getattr(runner.train_dataloader.dataset, 'metainfo', None)))
+        open_stored(runner, model)
         RehearsalHook.add_to(runner)
         waiting = _waiting(model)
         if waiting:

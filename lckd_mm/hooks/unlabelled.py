@@ -1,10 +1,8 @@
 """UnlabelledHook: a second stream of images, without annotations, beside the labelled one."""
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import broadcast, get_rank, get_world_size
@@ -12,7 +10,7 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset
 
 from .. import arguments
-from ..contexts import preserved_rng
+from ..contexts import preserved_rng, seeded
 from ..registry import DATASETS, HOOKS
 from .distillation import distiller_of
 
@@ -103,8 +101,5 @@ class _Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         place, index = key
         # Apart from the seed of the order.
-        seed = (self.seed * 1_000_003 + 7919 * place + 1) % 2**32
-        with preserved_rng(seed, device=torch.device('cpu')):
-            random.seed(seed)
-            np.random.seed(seed)
+        with seeded((self.seed * 1_000_003 + 7919 * place + 1) % 2**32):
             return self.dataset[index]

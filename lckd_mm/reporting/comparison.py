@@ -160,8 +160,9 @@ class Comparer:
     def _teacher(self, run: Run, group: Group, notes: list[str]) -> FrozenTeacher:
         # Of several teachers the first that makes predictions.
         given = next(one for one in teachers_of(run.cfg).values() if 'model' in one)
-        given = {key: value for key, value in copy.deepcopy(dict(given)).items() if key != 'taps'}
-        given.pop('precision', None)  # its predictions are those of full precision
+        # Its predictions are those of full precision.
+        unused = 'taps', 'precision', 'stored'
+        given = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in unused}
         named = str(given.get('checkpoint'))
         twins = [r for r in group.teacher.runs if r.seed == run.seed and r.checkpoint] if group.teacher else []
         if '://' not in named and not Path(named).is_file() and twins:
