@@ -475,3 +475,72 @@ def test_a_config_without_a_model_is_refused(files, capsys):
     _, names = files('mmseg', segmentor)
     Path('none.py').write_text('x = 1\n')
     assert "the config 'none.py' defines no `model`" in refused(capsys, 'none.py', '--teacher', *names)
+
+
+@pytest.mark.parametrize(
+    ('host', 'make', 'weight', 'kept'),
+    [
+        (
+            'mmseg',
+            segmentor,
+            'start:0.45',
+            ['LoadImageFromFile', 'RandomCrop', 'PhotoMetricDistortion', 'PackSegInputs'],
+        ),
+        ('mmdet', detector, 'start:0.25', ['LoadImageFromFile', 'RandomFlip', 'PackDetInputs']),
+        ('mmpretrain', classifier, 'start:0.45', ['LoadImageFromFile', 'RandomCrop', 'PackInputs']),
+    ],
+)
+def test_the_one_line_with_images_without_labels(host, make, weight, kept, files, scenes, capsys):
+    """The student's own pipeline without what needs annotations, in a wrapped data set; its own hooks stay."""
+    student, names = files(host, make)
+    cfg = Config.fromfile(student)
+    data = cfg.train_dataloader.dataset
+    if host == 'mmseg':
+        data.pipeline.insert(2, dict(type='RandomCrop', crop_size=(48, 64), cat_max_ratio=0.75))
+    if host == 'mmdet':
+        data.pipeline.insert(2, dict(type='MinIoURandomCrop'))
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=data)
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+    cfg.dump(student)
+    (Path('more') / 'folder').mkdir(parents=True)
+    for image in sorted((scenes / 'JPEGImages').glob('*.jpg'))[:5]:
+        shutil.copy(image, Path('more') / 'folder')
+    assert run_tool(train, [student, '--teacher', *names, '--unlabelled', 'more']) == 0, capsys.readouterr().err
+    (path,) = Path('work_dirs/small_auto/recipe').glob('small_auto.py')
+    cfg = Config.fromfile(path)
+    assert list(cfg.model.terms) == ['loss_kd', 'loss_unlabelled']
+    assert [term.weight for term in cfg.model.terms.values()] == [weight] * 2
+    assert cfg.model.terms.loss_unlabelled.images == 'unlabelled' and 'images' not in cfg.model.terms.loss_kd
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'lckd_mm.UnlabelledHook']
+    hook = cfg.custom_hooks[1]
+    assert hook.batch_size == 2 and [step.type for step in hook.dataset.pipeline] == kept
+    assert all(len(line) <= 130 or '_base_' in line or 'teacher=' in line for line in path.read_text().splitlines())
+    logged = [entry for entry in scalars('work_dirs/small_auto') if 'loss' in entry]
+    assert len(logged) == 2 and all(0 < entry['loss_unlabelled'] < float('inf') for entry in logged)
+
+
+def test_what_images_without_labels_do_not_fit_is_refused(files, scenes, capsys):
+    images = ['--unlabelled', str(scenes / 'JPEGImages')]
+
+    def error(student, names, *options):
+        assert run_tool(train, [student, '--teacher', *names, *options]) == 1
+        assert not Path('work_dirs').exists()
+        return capsys.readouterr().err
+
+    student, names = files('mmdet', faster)
+    says = error(student, names, *images)
+    assert 'does not fit FasterRCNN and FasterRCNN' in says and 'leave out --unlabelled' in says
+    student, names = files('mmpretrain', classifier)
+    says = error(student, names, *images, '--recipe', 'london')
+    assert "the recipe 'london' compares features" in says and '--recipe kd' in says
+    assert "no folder 'nowhere'" in error(student, names, '--unlabelled', 'nowhere')
+    cfg = Config.fromfile(student)
+    (load, crop, pack), cfg.train_dataloader.dataset.pipeline = cfg.train_dataloader.dataset.pipeline, []
+    for pipeline, why in (([crop, pack], 'RandomCrop, the first step'), ([load, crop], 'packs no image without')):
+        cfg.train_dataloader.dataset.pipeline = pipeline
+        cfg.dump(student)
+        says = error(student, names, *images)
+        assert why in says and 'docs/teachers.md' in says
+    with pytest.raises(SystemExit):
+        train([student, *images])
+    assert '--unlabelled and --dry-run belong to --teacher' in capsys.readouterr().err

@@ -150,6 +150,9 @@ def train(argv: list[str]) -> None:
         'published weights; the distillation config is written into the work_dir',
     )
     p.add_argument('--recipe', default='auto', help=f'with --teacher: {", ".join(RECIPES)} (default: auto)')
+    p.add_argument(
+        '--unlabelled', metavar='FOLDER', help='with --teacher: images that nobody labelled, to learn from, too'
+    )
     p.add_argument('--dry-run', action='store_true', help='with --teacher: write the distillation config, do not train')
     p.add_argument('--amp', action='store_true', help='automatic mixed precision in float16 (needs a GPU)')
     p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
@@ -164,12 +167,12 @@ def train(argv: list[str]) -> None:
                     "the student's"
                 )
         args.work_dir = args.work_dir or args.cfg_options.get('work_dir') or default_work_dir(args.config, args.recipe)
-        args.config = start(args.config, args.teacher, args.recipe, args.work_dir)
+        args.config = start(args.config, args.teacher, args.recipe, args.work_dir, args.unlabelled)
         if args.dry_run:
             print(f'train it: {command("train")} {shlex.join([near(args.config), "--work-dir", near(args.work_dir)])}')
             return
-    elif args.dry_run or args.recipe != 'auto':
-        p.error('--recipe and --dry-run belong to --teacher')
+    elif args.dry_run or args.recipe != 'auto' or args.unlabelled:
+        p.error('--recipe, --unlabelled and --dry-run belong to --teacher')
     cfg = read_config(args)
     if args.amp:
         enable_amp(cfg)

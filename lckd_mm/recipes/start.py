@@ -18,10 +18,16 @@ from ..hosts import build_model, config_class_names, host_of, load_config, run_o
 from ..storage.files import install, near, write_whole
 from .choose import Chosen, Pair, choose
 from .teacher import Source, find_teacher
+from .unlabelled import unlabelled_hook
 
 
 def distillation_config(
-    student: str, teacher: str | Sequence[str], recipe: str = 'auto', work_dir: str | None = None, **overrides: Any
+    student: str,
+    teacher: str | Sequence[str],
+    recipe: str = 'auto',
+    work_dir: str | None = None,
+    unlabelled: str | None = None,
+    **overrides: Any,
 ) -> Config:
     """The config of a distillation with its hooks, ready for ``Runner.from_cfg``; its file lies in ``work_dir``.
 
@@ -30,12 +36,13 @@ def distillation_config(
         teacher: a checkpoint, a host's config with published weights, or a config and a checkpoint.
         recipe: 'auto', 'kd', 'features', 'london' or 'lipschitz'.
         work_dir: by default ``work_dirs/<student>_<recipe>``.
+        unlabelled: a folder of images without labels, on which both nets are compared, too.
         overrides: values of the config, such as ``train_cfg=dict(max_iters=100)``.
     Raises:
         FileNotFoundError, ValueError, TypeError: see :func:`start`.
     """
     install()
-    cfg = load_config(start(student, teacher, recipe, work_dir))
+    cfg = load_config(start(student, teacher, recipe, work_dir, unlabelled))
     cfg.merge_from_dict(overrides)
     cfg.work_dir = work_dir or default_work_dir(student, recipe)
     add_hooks(cfg)
@@ -47,7 +54,13 @@ def default_work_dir(student: str, recipe: str) -> str:
     return str(Path('work_dirs') / f'{Path(student.rpartition("::")[2]).stem}_{recipe}')
 
 
-def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work_dir: str | None = None) -> str:
+def start(
+    student: str,
+    teacher: str | Sequence[str],
+    recipe: str = 'auto',
+    work_dir: str | None = None,
+    unlabelled: str | None = None,
+) -> str:
     """Write the config of a distillation into ``work_dir/recipe``, and return its path.
 
     Both nets are built and run once on a made-up image, and the teacher is loaded strictly, before anything is written.
@@ -76,7 +89,12 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
                 f'{type(net).__name__}, of {host_of(net)}; name a teacher of the same task'
             )
         frozen.load()
-        chosen = choose(recipe, Pair(net, frozen.model, (config_class_names(student), frozen.classes), size))
+        pair = Pair(net, frozen.model, (config_class_names(student), frozen.classes), size)
+        chosen, hook = choose(recipe, pair, unlabelled is not None), None
+        lazy = Config._is_lazy_import(cfg.filename)
+        if unlabelled is not None:
+            hook, left = unlabelled_hook(Config.fromstring(cfg.pretty_text, '.py') if lazy else cfg, unlabelled)
+            chosen.notes += left
         # Built once, so that what does not fit is refused before anything is written.
         built = dict(model=model, checkpoint=source.checkpoint)
         build_model(
@@ -96,12 +114,12 @@ def start(student: str, teacher: str | Sequence[str], recipe: str = 'auto', work
         source.model = str(folder / f'teacher_{recipe}.py')
         files[source.model] = source.text
     base = student if '::' in student else str(Path(student).absolute())
-    if Config._is_lazy_import(cfg.filename):
+    if lazy:
         # A text config cannot inherit from one in pure Python.
         base = str(folder / f'student_{recipe}.py')
         files[base] = cfg.pretty_text
     path = folder / f'{Path(student.rpartition("::")[2]).stem}_{recipe}.py'
-    files[str(path)] = written(base, source, chosen, size)
+    files[str(path)] = written(base, source, chosen, size, hook, bool(cfg.get('custom_hooks')))
     for name, text in files.items():
         if Path(name).exists() and Path(name).read_text() != text:
             raise ValueError(
@@ -125,8 +143,15 @@ def _size(cfg: Config, net: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def written(base: str, source: Source, chosen: Chosen, size: tuple[int, int] | None) -> str:
-    """The text of the distillation config."""
+def written(
+    base: str,
+    source: Source,
+    chosen: Chosen,
+    size: tuple[int, int] | None,
+    hook: dict | None = None,
+    beside: bool = False,
+) -> str:
+    """The text of the distillation config; ``hook`` is added, ``beside`` the student's own if it has some."""
     checkpoint = source.checkpoint if '://' in source.checkpoint else str(Path(source.checkpoint).absolute())
     model = source.model if '::' in source.model else str(Path(source.model).absolute())
     terms = []
@@ -150,6 +175,7 @@ def written(base: str, source: Source, chosen: Chosen, size: tuple[int, int] | N
             *terms,
             '    ),',
             ')',
+            *([f'custom_hooks = {"[*_base_.custom_hooks, " if beside else "["}{literal(hook, 0)}]'] if hook else []),
             '',
         ]
     )
@@ -157,8 +183,13 @@ def written(base: str, source: Source, chosen: Chosen, size: tuple[int, int] | N
 
 def literal(value: Any, indent: int, limit: int = 110) -> str:
     """A value as Python text: on one line if that is short enough, else an entry a line."""
+    if isinstance(value, list):
+        line = f'[{", ".join(literal(v, 0, 1000) for v in value)}]'
+        rows = [f'{" " * (indent + 4)}{literal(v, indent + 4, limit)},' for v in value]
+        fits = indent + len(line) <= limit or not any(isinstance(v, dict) for v in value)
+        return line if fits else '\n'.join(['[', *rows, f'{" " * indent}]'])
     if not isinstance(value, dict):
-        return f'[{", ".join(literal(v, 0, 1000) for v in value)}]' if isinstance(value, list) else repr(value)
+        return repr(value)
     line = f'dict({", ".join(f"{k}={literal(v, 0, 1000)}" for k, v in value.items())})'
     if indent + len(line) <= limit:
         return line
