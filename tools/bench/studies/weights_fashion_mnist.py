@@ -4,7 +4,7 @@ title = 'Fashion-MNIST: the parts of KD and of OFD'
 metric = dict(key='accuracy/top1', title='accuracy, %')
 work_dir = 'work_dirs/fashion-mnist'
 
-_images = 'configs/fashion_mnist/{}_1xb64_fashion-mnist6000.py'
+_images = 'configs/fashion_mnist/{}_1xb32_fashion-mnist6000.py'
 _nets = 'wrn16-2_wrn10-1'
 _taught = dict(needs={'model.teacher.checkpoint': 'teacher'}, against='alone')
 axes = dict(

@@ -11,7 +11,7 @@ train_pipeline = [
 test_pipeline = [dict(type='PackInputs')]
 _images = dict(type='FashionMNIST', data_root='data/fashion_mnist', download=False)
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(split='train', indices=6000, pipeline=train_pipeline, **_images),
