@@ -25,7 +25,7 @@ from lckd_mm.distillation import Term
 from lckd_mm.evaluation.detection import VOCMetric
 from lckd_mm.heads.ssd_head import SSDHead
 from lckd_mm.recipes import choose
-from lckd_mm.reporting.seeds import bootstrap
+from lckd_mm.reporting.seeds import bootstrap, spread
 
 # ---- what it names
 
@@ -292,19 +292,29 @@ def test_the_table_of_lengths_has_the_stored_runs():
         assert f'| {run["net"]}, {run["method"]} | {size}' in table, run
 
 
+def test_the_table_of_the_nuclei_has_the_stored_runs():
+    table = section((ROOT / 'docs/studies.md').read_text(), 'Nuclei: what the benchmark is made of')
+    for run in json.loads((ROOT / 'docs/data/nuclei-tries-seed100.json').read_text()):
+        scores = '; '.join(f'{net}: {score:.2f}' for net, score in run['scores'].items())
+        who = f'| {run["teacher"]} | {run["student"]} | {run["border"]} | {run["images"]} | {run["seed"]}'
+        assert f'{who} | {scores} |' in table
+
+
 @pytest.mark.parametrize(
     ('study', 'record', 'options'),
     [
         ('weights_bccd', 'bccd-weights-seeds100-102', ()),
         ('bccd_mobilenetv2', 'bccd-mobilenetv2-weights-seeds100-102', ()),
-        ('weights_nuclei', 'nuclei-weights-seed100', ()),
-        ('nuclei', 'nuclei-methods-seed100', ()),
         ('bccd_mobilenetv2', 'bccd-mobilenetv2-test-seeds0-4', ('--test',)),
         ('bccd', 'bccd-test-seeds0-4', ('--test',)),
         ('weights_bccd', 'bccd-groupnorm-weights-seeds100-102', ()),
         ('bccd', 'bccd-groupnorm-lengths-seeds100-102', ()),
         ('bccd', 'bccd-groupnorm-test-seeds0-4', ('--test',)),
         ('bccd_width4', 'bccd-width4-seeds100-101', ()),
+        ('bccd_few', 'bccd-few-seed100', ()),
+        ('bccd_few', 'bccd-few-test-seeds0-1', ('--test',)),
+        ('nuclei_few', 'nuclei-few-seeds100-101', ()),
+        ('nuclei_few', 'nuclei-few-test-seeds0-4', ('--test',)),
     ],
 )
 def test_the_table_of_a_study_is_that_of_its_stored_runs(study, record, options, monkeypatch, capsys):
@@ -334,6 +344,41 @@ def test_what_is_said_of_kd_beside_the_table_of_bccd_follows_from_its_runs():
     assert f'alone is {(scores["teacher"] - scores["alone"]).mean():.2f} below its teacher' in ' '.join(text.split())
     tries = json.loads((ROOT / 'docs/data/bccd-width4-800-seed100.json').read_text())
     assert ', '.join(f'{name} {score:.2f}' for name, score in tries.items()) in text
+
+
+def test_what_is_said_of_images_without_labels_follows_from_the_runs():
+    text = ' '.join(
+        section((ROOT / 'docs/studies.md').read_text(), 'Nuclei: ten labelled images, and the others without').split()
+    )
+    runs = json.loads((ROOT / 'docs/data/nuclei-few-test-seeds0-4.json').read_text())
+    scores = {name: np.array([of['runs'][str(seed)]['test'] for seed in range(5)]) for name, of in runs.items()}
+    behind = {name: (scores['teacher'] - of).mean() for name, of in scores.items()}
+    assert f'it is {behind["unlabelled-longer"]:.2f} below its teacher' in text
+    assert f'alone is {behind["longer"]:.2f} below it' in text
+    gains = scores['unlabelled-0.9'] - scores['longer']
+    low, high = bootstrap(gains.tolist())
+    said = f'{gains.mean():.2f} ahead (interval {low:+.2f} to {high:+.2f}, {(gains > 0).sum()} of 5 seeds)'
+    assert f'they are {said}' in text
+
+
+def test_the_first_table_of_the_readme_has_the_stored_scores():
+    text = (ROOT / 'README.md').read_text()
+    for record, alone, taught in (
+        ('nuclei-few-test-seeds0-4', 'longer', 'unlabelled-longer'),
+        ('bccd-groupnorm-test-seeds0-4', 'longer', 'kd-longer'),
+    ):
+        runs = json.loads((ROOT / f'docs/data/{record}.json').read_text())
+        scores = {
+            name: [runs[name]['runs'][str(seed)]['test'] for seed in range(5)] for name in ('teacher', alone, taught)
+        }
+        gains = np.array(scores[taught]) - np.array(scores[alone])
+        before, after = (spread(scores[name]) for name in (alone, taught))
+        (row,) = (line for line in text.splitlines() if f'| {before} |' in line)
+        assert f'| {spread(scores["teacher"])} |' in row
+        assert row.endswith(f': {after} | {gains.mean():+.2f} ({(gains > 0).sum()} of 5) |')
+    digits = (ROOT / 'configs/digits/README.md').read_text()
+    for score in ('98.29 ± 0.10', '95.11 ± 0.99', '97.62 ± 0.41', '+2.51'):
+        assert f'| {score} |' in digits and score in text
 
 
 def test_the_table_of_the_recipes_has_what_they_take():
