@@ -57,7 +57,7 @@ def cfg_of(scenes, teacher_file, tmp_path):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The sizes of the batches of which a teacher computed features, since it was cleared."""
+    """The sizes of the batches that went through a teacher since this list was cleared."""
     seen, features = [], FrozenTeacher._features
 
     def noted(self, taps, names, one, inputs, *args):

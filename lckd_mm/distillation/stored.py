@@ -206,7 +206,7 @@ class StoredTeacher(FrozenTeacher):
         return x.half()
 
     def _refuse(self, found: list[Any], inputs: Tensor, data_samples: list | None) -> None:
-        """Raise ValueError for the first image of which nothing is found."""
+        """Raise ValueError for the first image that is not stored."""
         if all(found):
             return
         i = [bool(one) for one in found].index(False)

@@ -379,7 +379,7 @@ RECIPES: dict[str, Callable[[Pair, Chosen], None]] = dict(
 )
 
 
-#: Family to the share of the loss of KD at the start, half of which is that of images without labels.
+#: Family to KD's share of the loss at the start; half of it is on images without labels.
 _KD_OF_ALL = {'classifier': 0.9, 'segmentor': 0.9, 'dense detector': 0.5}
 _WHY_UNLABELLED = {
     'segmentor': 'with ten labelled images of nuclei DeepLabV3+ gained 3.5 mIoU (docs/studies.md)',

@@ -157,7 +157,7 @@ def written(
     terms = []
     for name, term in chosen.terms.items():
         terms += [f'        # {line}' for line in textwrap.wrap(chosen.reasons[name], 108)]
-        terms.append(f'        {name}={literal(term, 8)},')
+        terms.append(f'        {name}={literal(term, 8, 110 - len(name))},')
     return '\n'.join(
         [
             f"# The student's config, distilled by the recipe {chosen.recipe!r} of lckd_mm {__version__}: train this",

@@ -30,7 +30,7 @@ def unlabelled_hook(cfg: Config, folder: str) -> tuple[dict, list[str]]:
     """
     by_hand = 'write the UnlabelledHook into the config instead (docs/teachers.md, "Images without labels")'
     loader = cfg.train_dataloader
-    results: Any = copy.deepcopy(Images(folder).load_data_list()[0])
+    results: Any = Images(folder).get_data_info(0)
     kept, left = [], []
     for step in _pipeline(loader['dataset']):
         if re.match('Load.*Annotations', type_name(step['type'])):
@@ -65,7 +65,6 @@ def _pipeline(dataset: Mapping) -> list[dict]:
 
 def _made(step: Mapping, results: dict) -> tuple[dict, str | None]:
     """What a step makes of an image without annotations, and why it makes nothing."""
-    made = results
     try:
         transform = Compose([copy.deepcopy(step)])
         for seed in range(_TIMES):

@@ -48,7 +48,7 @@ _methods = {
 runs = dict(
     teacher=dict(config=_images.format('wrn16-2'), title='teacher'),
     alone=dict(config=_images.format('wrn10-1'), title='student alone'),
-    # As long as KD and OFD together take.
+    # Three times the epochs.
     longer=dict(
         config=_images.format('wrn10-1'),
         title='student alone, 72 epochs',

@@ -37,7 +37,7 @@ for _part in (0.5, 0.9):
         against='alone',
     )
 runs['kd-0.9'] = dict(_base_.runs['kd'], title='KD of 0.9', options=_few | {'model.terms.loss_kd.weight': 'start:0.9'})
-# As many steps as the student alone has time for while it is taught on unlabelled images.
+# As many steps as the student alone has in its longer training.
 _longer = {'train_cfg.max_iters': 2200, 'param_scheduler.0.total_steps': 2200}
 runs['unlabelled-longer'] = dict(
     runs['unlabelled-0.9'],
