@@ -63,8 +63,8 @@ def bccd_files():
 
 
 def instances_of(index):
-    """Two nuclei that touch, and one apart, in an image of 48 x 64 or 40 x 40."""
-    instances = np.zeros((48, 64) if index % 2 else (40, 40), np.uint16)
+    """Two nuclei that touch, and one apart, in an image of 112 x 128 or 96 x 96: none is smaller than a crop."""
+    instances = np.zeros((112, 128) if index % 2 else (96, 96), np.uint16)
     instances[4:16, 5:17], instances[4:16, 17:30], instances[30:33, 20:22] = 1, 2, 3
     return instances
 

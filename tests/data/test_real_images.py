@@ -143,7 +143,7 @@ def test_a_second_call_does_nothing_and_other_folders_are_left_alone(written, tm
         (convert_nuclei, {}, r"for 4 of 4 names, such as '0a1b2c3d4e5f'"),
         (convert_nuclei, {'nuclei/instances/1a1b2c3d4e5f.png': None}, r"for 1 of 4 names, such as '1a1b2c3d4e5f'"),
         (convert_nuclei, {'nuclei/images/1a1b2c3d4e5f.png': b'no'}, r'cannot read nuclei/images/1a1b'),
-        (convert_nuclei, {'nuclei/instances/0a1b2c3d4e5f.png': NO_NUCLEI}, r'is \(48, 64\), its image is \(40, 40\)'),
+        (convert_nuclei, {'nuclei/instances/0a1b2c3d4e5f.png': NO_NUCLEI}, r'is \(112, 128\), its image is \(96, 96\)'),
         (convert_nuclei, {'nuclei/instances/1a1b2c3d4e5f.png': NO_NUCLEI}, r'has 9 nuclei in 4 images, expected 12'),
         (convert_fashion_mnist, {}, r'no train-images-idx3-ubyte\.gz'),
         (convert_fashion_mnist, {'train-images-idx3-ubyte.gz': b'no'}, 'cannot unzip'),
