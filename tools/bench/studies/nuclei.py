@@ -11,6 +11,7 @@ _teacher = {'model.teacher.checkpoint': 'teacher'}
 _scores, _features = 'start:0.5', 'start:0.7'
 _stages = ['stage1', 'stage2', 'stage3', 'stage4']
 _conv_bn = dict(type='lckd_mm.ConvBN')
+_margin_relu = dict(type='lckd_mm.MarginReLU')
 
 
 def _loss(name, **arguments):
@@ -41,6 +42,10 @@ _methods = {
     ),
     'at': ('AT', _of_features('at', _stages, **_loss('ATLoss'))),
     'pkd': ('PKD', _of_features('pkd', _stages, **_loss('PKDLoss'), connector=_conv_bn)),
+    'kd-ofd': (
+        'KD + OFD',
+        _kd | _of_features('ofd', _stages, **_loss('OFDLoss'), connector=_conv_bn, teacher_connector=_margin_relu),
+    ),
     'kd-lipschitz': (
         'KD + Lipschitz',
         _kd | {'loss_lipschitz': dict(**_loss('LipschitzLoss', gap='log'), on=_stages, weight='start:0.05')},
