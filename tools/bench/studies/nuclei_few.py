@@ -45,7 +45,7 @@ runs['unlabelled-longer'] = dict(
     options=runs['unlabelled-0.9']['options'] | _longer,
     against='longer',
 )
-# The student alone for as long as these two take: a step that also learns from 8 unlabelled images takes 3.4 times as long.
+# The student alone for as long as these two take: a step with 8 unlabelled images takes 3.4 times as long.
 for _name, _steps in (('as-long', 2700), ('longer-as-long', 7500)):
     runs[_name] = dict(
         _base_.runs['longer'],
