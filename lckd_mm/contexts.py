@@ -61,6 +61,22 @@ def saved_buffers(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
+def saved_state(model: nn.Module) -> Callable[[], None]:
+    """As :func:`saved_buffers`, with the modules' plain attributes, and buffers that a forward pass replaces.
+
+    A net such as EVA-02 replaces its positions, and notes their number, where images have another size.
+    """
+    modules, values = [(m, dict(m._buffers), dict(vars(m))) for m in model.modules()], saved_buffers(model)
+
+    def restore() -> None:
+        values()
+        for module, buffers, attributes in modules:
+            module._buffers.update(buffers)
+            vars(module).update((k, v) for k, v in attributes.items() if isinstance(v, (int, float, str, tuple)))
+
+    return restore
+
+
 @contextlib.contextmanager
 def switched(modules: Iterable[nn.Module], name: str, value: bool) -> Iterator[None]:
     """Set an attribute of the modules; restore each module's own on exit."""

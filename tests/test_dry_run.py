@@ -202,6 +202,25 @@ def test_a_size_is_named_where_it_was_tried_and_works(distilled, student, teache
             model.teacher(model.teacher_taps, ['logits'], torch.randn(2, 3, 64, 64), samples)
 
 
+def test_a_net_that_another_size_changes_is_left_as_it_was(distilled):
+    """EVA-02 replaces its positions, which are in its checkpoints, in a forward pass of another size."""
+
+    def eva02(width):
+        arch = dict(num_layers=1, embed_dims=width, num_heads=2, feedforward_channels=width)
+        backbone = dict(type='ViTEVA02', arch=arch, img_size=56, patch_size=14)
+        return dict(
+            type='ImageClassifier', backbone=backbone, head=dict(type='LinearClsHead', in_channels=width, num_classes=2)
+        )
+
+    term = dict(loss=dict(type='lckd_mm.KDLoss'), on='logits')
+    model = distilled('mmpretrain', eva02(16), eva02(32), taps='logits', terms=dict(loss_kd=term), dry_run_size=28)
+    rope = model.student.backbone.rope
+    assert rope.patch_resolution == (4, 4) and rope.freqs_cos.shape == (16, 8)
+    for size in (28, 56):
+        samples = fabricate_samples(model.student, 2, (size, size))
+        assert 'loss_kd' in model(torch.randn(2, 3, size, size), samples, mode='loss')
+
+
 # ---- channels
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..contexts import eval_mode, preserved_rng, saved_buffers, training_branches
+from ..contexts import eval_mode, preserved_rng, saved_state, training_branches
 from .inputs import image_channels
 from .models import host_of
 from .modules import forward
@@ -96,13 +96,13 @@ def run_once(
     channels: int | None = None,
     training: bool = False,
 ) -> Any:
-    """One forward of a zero image in eval mode, without gradient by default; restores modes, buffers, random states.
+    """One forward of a zero image in eval mode, without gradient by default; restores the model and random states.
 
     Args:
         channels: of the image; by default those that the model takes.
         training: take the branches of training, see :func:`~lckd_mm.contexts.training_branches`.
     """
-    parameter, restore = next(model.parameters()), saved_buffers(model)
+    parameter, restore = next(model.parameters()), saved_state(model)
     images = parameter.new_zeros(1, channels or image_channels(model), *size)
     samples = fabricate_samples(model, 1, size) if host_of(model) is not None else []
     try:

@@ -63,7 +63,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     ``num_batches_tracked``.
 
     Args:
-        allow: regular expressions; a key that matches one of them may be missing or unexpected.
+        allow: regular expressions; keys that match one of them may be missing or unexpected, but not of another shape.
     Returns:
         The file's ``meta``, which mmengine writes; empty if it has none.
     Raises:
@@ -80,7 +80,7 @@ def load_strictly(model: nn.Module, source: str, who: str, allow: Iterable[str] 
     if any(found.values()):
         raise ValueError(
             f'{who}: the checkpoint {source!r} does not fit {type(model).__name__}: {_listed(found)}; give the '
-            'checkpoint of this architecture, or allow keys by name with allow=[…]'
+            'checkpoint of this architecture' + ('' if found[_SIZES] else ', or allow keys by name with allow=[…]')
         )
     return meta if isinstance(meta := loaded.get('meta'), Mapping) else {}
 

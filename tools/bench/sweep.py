@@ -243,13 +243,17 @@ def distil(name: str, large: bool) -> dict:
                     step(model, scope, teacher, taps, size)
                     return row | dict(kind='refused' if refused else 'distils') | because(refused)
                 except Exception as error:
-                    # A sentence about a preset's term: without this preset the rest has to distil.
-                    about = [preset for preset in taps if f"'loss_{preset}'" in str(error)]
+                    # A sentence about a preset's term or tap: without this preset the rest has to distil.
+                    about = [p for p, names in taps.items() if about_one(str(error), f'loss_{p}', list(names)[-1])]
                     if not about or not isinstance(error, CLEAR):
                         return row | dict(why=one_line(error))
                     refused[about[0]] = one_line(error)
                     del taps[about[0]]
         return row | because(refused)
+
+
+def about_one(sentence: str, term: str, tap: str) -> bool:
+    return f'term {term!r}' in sentence or f'student tap {tap!r}' in sentence
 
 
 def model_for_a_step(name: str) -> tuple[dict, str]:
