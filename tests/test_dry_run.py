@@ -202,6 +202,14 @@ def test_a_size_is_named_where_it_was_tried_and_works(distilled, student, teache
             model.teacher(model.teacher_taps, ['logits'], torch.randn(2, 3, 64, 64), samples)
 
 
+def test_the_made_up_image_is_padded_as_those_of_training_are(scope):
+    """NAS-FPN adds maps of neighbouring levels, which fit on images of a multiple of 128."""
+    scope('mmdet')
+    net = detector(8)
+    net['data_preprocessor'].update(pad_size_divisor=128)
+    assert MadeUpImage.of('Distiller', None, [build_model(net)]).size == (256, 256)
+
+
 def test_a_net_that_another_size_changes_is_left_as_it_was(distilled):
     """EVA-02 replaces its positions, which are in its checkpoints, in a forward pass of another size."""
 

@@ -20,9 +20,12 @@ _IGNORED = 255
 
 
 def training_size(model: nn.Module, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
-    """Height and width that the model's preprocessor pads images to, else ``default``."""
-    size = getattr(getattr(model, 'data_preprocessor', None), 'size', None)
-    return tuple(size) if size is not None else default
+    """Height and width that the model's preprocessor pads images to, else those of ``default``, padded by it."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if (size := getattr(preprocessor, 'size', None)) is not None:
+        return tuple(size)
+    divisor = getattr(preprocessor, 'pad_size_divisor', 1)
+    return tuple(-(-n // divisor) * divisor for n in default)
 
 
 def own_sizes(model: nn.Module) -> list[tuple[int, int]]:

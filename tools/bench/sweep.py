@@ -299,8 +299,9 @@ def smallest_size(plain, config: dict) -> int:
             config['data_preprocessor']['size'] = plain.data_preprocessor.size = (size, size)
         model = copy.deepcopy(plain).train()
         try:
-            model.parse_losses(own_losses(model, **model.data_preprocessor(batch_of(model, size), True)))
-            return size
+            data = model.data_preprocessor(batch_of(model, size), True)
+            model.parse_losses(own_losses(model, **data))
+            return max(data['inputs'].shape[2:])
         except Exception as error:
             errors[size] = error
             if len(errors) > 7 and len({*map(one_line, list(errors.values())[-8:])}) == 1:
