@@ -339,7 +339,7 @@ def summary(task: Task, folders: list[Path]) -> str:
                 continue
             gains = [[a - b for a, b in zip(scores[name][seed], scores[base][seed])] for seed in runs]
             every = Gain([gain for several in gains for gain in several])
-            interval = Gain([statistics.mean(several) for several in gains]).interval(5)
+            interval = Gain([statistics.mean(several) for several in gains]).interval()
             cells += [f'{every.mean:+.2f} ({every.wins})', between(interval)]
         gaps = [of[name]['sigma_gap'] for several in runs.values() for of in several if 'sigma_gap' in of[name]]
         rows.append([*cells, spread(gaps)])

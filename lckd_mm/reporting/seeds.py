@@ -67,7 +67,7 @@ class Gain:
         sign = 1 if self.higher_is_better else -1
         return f'{sum(sign * value > 0 for value in self.values)} of {len(self.values)}' if self.paired else ''
 
-    def interval(self, seeds: int = 2) -> tuple[float, float] | None:
+    def interval(self, seeds: int = 5) -> tuple[float, float] | None:
         """The bootstrap interval; None for fewer values than ``seeds``."""
         return bootstrap(self.values) if len(self.values) >= seeds else None
 

@@ -199,15 +199,21 @@ def test_gains_are_paired_by_seed_and_a_missing_run_is_said(study, file, tmp_pat
     made = study.Study(file, tmp_path)
     cells = {c.name: c for c in made.cells}
     training = {'loss': 1.0, 'loss_kd': 0.25, 'decode.loss_ce': 0.75}
-    for seed, alone in enumerate((80.0, 90.0, 70.0)):
+    for seed, alone in enumerate((80.0, 90.0, 70.0, 75.0, 85.0, 80.0)):
         logged(tmp_path / f'seed{seed}' / 'alone-0-%', {'accuracy/top1': alone})
-    for seed, kd in enumerate((82.0, 91.0)):
+    for seed, kd in enumerate((82.0, 91.0, 72.0, 76.0, 87.0)):
         logged(tmp_path / f'seed{seed}' / 'kd-low-0-%', training, {'accuracy/top1': kd})
-    found = {cells['alone-0-%']: range(3), cells['kd-low-0-%']: range(2)}
-    found = {cell: {seed: made.result(cell, seed) for seed in seeds} for cell, seeds in found.items()}
-    table = study.markdown(made, study.rows_of(made, found), 3).splitlines()
-    assert table[2] == '| alone, 0 % | 80.00 ± 10.00 |  |  |  |  |'
-    assert table[3] == '| KD, low, 0 % (2 seeds) | 86.50 ± 6.36 | **+1.50** | +1.00 to +2.00 | 2 of 2 | kd 25% |'
+
+    def table(alone, kd):
+        runs = {cells['alone-0-%']: range(alone), cells['kd-low-0-%']: range(kd)}
+        found = {cell: {seed: made.result(cell, seed) for seed in seeds} for cell, seeds in runs.items()}
+        return found, study.markdown(made, study.rows_of(made, found), alone).splitlines()
+
+    found, lines = table(6, 5)
+    assert lines[2] == '| alone, 0 % | 80.00 ± 7.07 |  |  |  |  |'
+    assert lines[3] == '| KD, low, 0 % (5 seeds) | 81.60 ± 7.77 | **+1.60** | +1.20 to +2.00 | 5 of 5 | kd 25% |'
+    # Fewer than five seeds have no interval, and no gain of theirs is bold.
+    assert table(5, 4)[1][3] == '| KD, low, 0 % (4 seeds) | 80.25 ± 8.26 | +1.50 |  | 4 of 4 | kd 25% |'
     assert study.draw(made, study.rows_of(made, found), found, tmp_path / 'x.png').stat().st_size > 5000
 
 

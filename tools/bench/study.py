@@ -26,8 +26,8 @@ Finished runs are not repeated, and interrupted ones are resumed. A run whose co
 changed starts again from scratch. Every run is tools/train.py in its own process, with one thread.
 
 Differences are paired by seed. Their 95 % interval is the percentile bootstrap over seeds, with 9,999 resamples and a
-fixed random seed. With few seeds it is too narrow: if all of five seeds agree in sign, it never contains 0, and by
-chance that happens one time in 16. Therefore the number of seeds that agree is reported as well.
+fixed random seed; fewer than five seeds have none. With few seeds it is too narrow: if all of five seeds agree in sign,
+it never contains 0, and by chance that happens one time in 16. So the number of seeds that agree is reported as well.
 
 Scores are those of the last validation. With --test each run's last checkpoint is tested once with its config's
 test_dataloader, and STUDY-test.md and its picture have those scores, and the p values of paired t tests with Holm's
