@@ -508,7 +508,16 @@ def report(study: Study, cells: list[Cell], seeds: list[int]) -> None:
         print('nothing is finished yet')
         return
     rows = rows_of(study, found)
-    record = {c.name: dict(title=study.title_of(c), levels=c.levels, runs=runs) for c, runs in found.items()}
+    record = {
+        c.name: dict(
+            title=study.title_of(c),
+            levels=c.levels,
+            config=study.runs[c.run]['config'],
+            options=study.options(c),
+            runs=runs,
+        )
+        for c, runs in found.items()
+    }
     study.work_dir.mkdir(parents=True, exist_ok=True)
     study.out('json').write_text(json.dumps(record, indent=1) + '\n')
     text = markdown(study, rows, len(seeds))
