@@ -120,6 +120,8 @@ def check_stored(term: Term) -> None:
     who = f'term {term.name!r}: its teacher has stored outputs'
     for key in _needs_teacher(term):
         raise ValueError(f'{who}, and {key} runs the teacher; remove stored from the teacher, or {key} from the term')
+    if term.loss.matches_queries:
+        raise ValueError(f'{who}, an image in each row, which predictions of queries have not; remove stored')
     if term.unlabelled:
         raise ValueError(f"{who}, which are those of labelled images; remove stored, or images='unlabelled'")
 
