@@ -30,7 +30,11 @@ _IMAGES = ('labelled', 'unlabelled')
 #: What a term is of whose both sides are the student's.
 ITSELF = 'student'
 _ROLES = ('student', 'teacher')
-_OF_LEVELS = 'give both encoders the same levels of the pyramid (num_feature_levels, the out_indices of the backbone)'
+_OF_LEVELS = (
+    'give both encoders the same levels of the pyramid (backbone.out_indices, neck.num_outs, num_feature_levels, and '
+    'num_levels in the layer_cfg of encoder and decoder), or match the predictions of both nets, by '
+    'lckd_mm.MatchedQueryLoss'
+)
 
 
 #: The name of a teacher (None: the only one), and whether the images are the unlabelled ones.
