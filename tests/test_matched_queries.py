@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from run_helpers import HOOK, config, detector, run, scalars, scenes
+from small_nets import rcnn
 from test_queries import NAMES, cxcywh_giou, detr, judged
 from test_reuse import built, model
 
@@ -230,10 +231,24 @@ def test_other_numbers_of_classes_are_refused_with_what_helps(tmp_path):
         built(tmp_path, term(), TAPS, detr('dino', classes=3), detr('dino'))
 
 
-def test_a_teacher_without_queries_is_refused(tmp_path):
-    theirs = dict(scores='bbox_head[0][0]', boxes='bbox_head[1][0]')
-    with pytest.raises(ValueError, match=r'teacher gives \(1, 5, 16, 16\) .* or compare the backbones, as in'):
-        built(tmp_path, term(), TAPS, detr('dino'), detector(8, 5), teacher_taps=theirs)
+NETS = dict(DINO=lambda: detr('dino'), FasterRCNN=rcnn, RetinaNet=lambda: detector(8))
+
+
+@pytest.mark.parametrize(('student', 'teacher'), [('DINO', 'FasterRCNN'), ('DINO', 'RetinaNet'), ('RetinaNet', 'DINO')])
+def test_a_net_without_queries_is_refused_with_what_works(tmp_path, student, teacher):
+    nets = [NETS[student](), NETS[teacher]()]
+    other = f'the teacher is a {teacher}' if student == 'DINO' else f'the student is a {student}'
+    with pytest.raises(ValueError, match=f"term 'loss_queries': .* such as DINO, and {other}; .*taps='backbone'"):
+        built(tmp_path, term(), TAPS, *nets)
+    fit = dict(loss=dict(type='lckd_mm.FitNetsLoss'), on='stage4', connector=dict(type='lckd_mm.ConvBN'))
+    built(tmp_path, dict(loss_fit=fit), 'backbone', *nets)
+
+
+def test_stored_outputs_of_a_teacher_are_refused(tmp_path):
+    cfg = model(tmp_path, term(), TAPS, detr('deformable'), detr('deformable'))
+    cfg['teacher']['stored'] = str(tmp_path / 'stored')
+    with pytest.raises(ValueError, match=r'rows are images, .* remove stored from it'):
+        build_model(cfg, 'mmdet')
 
 
 def runner_config(scenes, folder, nets):
