@@ -149,8 +149,8 @@ class MaskQueryLoss(Loss):
 class MatchedQueryLoss(Loss):
     r"""Class scores and boxes of both nets' own queries, of which those that are closest are matched.
 
-    .. math:: L = \sum_l \frac{1}{\max(1, \sum_i w_{li})} \min_{\sigma_l} \sum_i \lambda_c D(z'_{l\sigma_l(i)}, z_{mi})
-              + w_{li} \bigl[ \lambda_b \lVert b'_{l\sigma_l(i)} - b_{mi} \rVert_1
+    .. math:: L = \sum_l \frac{1}{\max(1, \sum_i w_{mi})} \min_{\sigma_l} \sum_i \lambda_c D(z'_{l\sigma_l(i)}, z_{mi})
+              + w_{mi} \bigl[ \lambda_b \lVert b'_{l\sigma_l(i)} - b_{mi} \rVert_1
               + \lambda_g (1 - \mathrm{GIoU}(b'_{l\sigma_l(i)}, b_{mi})) \bigr]
 
     over the layers l of the student's decoder, of L', and in all images the predictions i of which the teacher is most
@@ -174,8 +174,8 @@ class MatchedQueryLoss(Loss):
     Returns:
         A scalar; scores in nats, boxes without unit, for each object that the teacher sees.
     Raises:
-        ValueError: a weight below 0, or all of them 0; other shapes; numbers of classes that differ; only one net
-            scores by sigmoids; the student is a DDQ, which trains dense queries between its own ones.
+        ValueError: a weight below 0, or all of them 0; ``queries`` below 1; other shapes; numbers of classes that
+            differ; only one net scores by sigmoids; the student is a DDQ, which trains dense queries beside its own.
     Example:
         loss_matched=dict(
             loss=dict(type='lckd_mm.MatchedQueryLoss'),
