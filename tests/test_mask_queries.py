@@ -145,13 +145,23 @@ def test_a_student_of_another_width_depth_and_number_of_queries_learns(tmp_path)
     assert len(connectors) == 4 and all(p.grad.abs().sum() > 0 for p in connectors.parameters() if p.dim() > 1)
 
 
-def test_a_student_of_mmseg_learns_from_a_teacher_of_mmdet(tmp_path):
-    cfg = model(tmp_path, term(), taps('mmseg'), small(), small('mmdet'), 'mmdet', teacher_taps=taps('mmdet'))
-    cfg['teacher']['model']['_scope_'] = 'mmdet'
-    found = build_model(cfg, 'mmseg')
+@pytest.mark.parametrize(('host', 'other'), [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_a_student_of_one_host_learns_from_a_teacher_of_the_other(tmp_path, host, other):
+    """A teacher of mmseg gives its maps with its loss alone, whose ground truth the student's samples lack."""
+    found = build_model(across(tmp_path, host, other), host)
     found.init_weights()
-    value, seen, _ = judged(found.train())
+    value, seen, data = judged(found.train())
     assert value > 0 and seen['teacher'][0].shape == (4, 2, 5, 4)
+    net = found.teacher.model
+    inputs = found.teacher.convert(data['inputs'], data['data_samples'])
+    plain = getattr(net, HEADS[other])(net.extract_feat(inputs), data['data_samples'])[0]
+    torch.testing.assert_close(seen['teacher'][0], torch.stack(plain), rtol=1e-4, atol=1e-5)
+
+
+def across(tmp_path, host, other, **student):
+    cfg = model(tmp_path, term(), taps(host), small(host, **student), small(other), other, teacher_taps=taps(other))
+    cfg['teacher']['model']['_scope_'] = other
+    return cfg
 
 
 def test_the_student_s_classes_may_be_others(tmp_path):
@@ -366,6 +376,16 @@ def test_a_run_of_the_runner(tmp_path, scenes, host):
     assert states['whole']['loss_queries.loss.draws'] > 4
     state = torch.load(tmp_path / 'whole' / 'iter_4.pth', weights_only=False)['state_dict']
     build_model(net, host).load_state_dict(state)
+
+
+@pytest.mark.parametrize(('host', 'other'), [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_a_run_across_hosts(tmp_path, scenes, host, other):
+    nets = across(tmp_path, host, other, classes=11 if host == 'mmseg' else 10)
+    cfg = runner_config(host, scenes, tmp_path / 'run', nets)
+    cfg.default_hooks.distillation = HOOK
+    run(cfg)
+    logged = [row['loss_queries'] for row in scalars(cfg.work_dir) if 'loss_queries' in row]
+    assert len(logged) == 4 and all(0 < value < float('inf') for value in logged)
 
 
 @pytest.mark.parametrize('host', HEADS)

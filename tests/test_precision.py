@@ -91,8 +91,8 @@ def test_every_loss_takes_maps_of_1e4_in_bfloat16(built):
     # Detectors', and an auto-encoder's own, are looked at apart; the others are parts of AdversarialLoss.
     dense = {loss.partition(' ')[0] for loss in DENSE}
     apart = {'Loss', 'FGDLoss', *dense, 'ReconstructionLoss', 'LGANLoss', 'LSGANLoss', 'GradientPenalty'}
-    # tests/test_regions.py, tests/test_queries.py, tests/test_mask_queries.py
-    apart |= {'RegionBoxLoss', 'RegionMaskLoss', 'QueryLoss', 'MaskQueryLoss'}
+    # tests/test_regions.py, tests/test_queries.py, tests/test_mask_queries.py, tests/test_matched_queries.py
+    apart |= {'RegionBoxLoss', 'RegionMaskLoss', 'QueryLoss', 'MaskQueryLoss', 'MatchedQueryLoss'}
     assert covered | apart == set(lckd_mm.losses.__all__)
     check_huge(*built('mmseg', width=8, terms=all_terms(MAPS), bn='batch'), torch.bfloat16)
 

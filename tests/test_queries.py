@@ -201,6 +201,23 @@ def test_another_width_is_refused_with_the_connector_that_helps(tmp_path):
     assert all(p.grad.abs().sum() > 0 for p in found.terms['loss_queries'].connectors.parameters())
 
 
+def test_an_encoder_of_fewer_levels_is_refused_with_the_keys_to_change(tmp_path):
+    """They are all that is needed, and the other way out works, too."""
+    student = detr('dino')
+    student['num_feature_levels'] = student['neck']['num_outs'] = 3
+    for part, attention in (('encoder', 'self_attn_cfg'), ('decoder', 'cross_attn_cfg')):
+        student[part]['layer_cfg'][attention]['num_levels'] = 3
+    says = (
+        r"tap 'memory': student \(1, 84, 256\) and teacher \(1, 85, 256\) differ .* \(backbone.out_indices, "
+        r'neck.num_outs, num_feature_levels, and num_levels in .*\), or match .*, by lckd_mm.MatchedQueryLoss'
+    )
+    with pytest.raises(ValueError, match=says):
+        distiller(tmp_path, student, detr('dino'))
+    matched = dict(loss=dict(type='lckd_mm.MatchedQueryLoss'), on='scores', given=dict(boxes='boxes'), queries=False)
+    taps = dict(scores='bbox_head[0]', boxes='bbox_head[1]')
+    assert judged(distiller(tmp_path, student, detr('dino'), taps, **matched).train())[0] > 0
+
+
 KD, MASKS = dict(type='lckd_mm.KDLoss'), dict(type='lckd_mm.MaskQueryLoss')
 
 

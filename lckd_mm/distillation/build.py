@@ -120,6 +120,10 @@ def check_stored(term: Term) -> None:
     who = f'term {term.name!r}: its teacher has stored outputs'
     for key in _needs_teacher(term):
         raise ValueError(f'{who}, and {key} runs the teacher; remove stored from the teacher, or {key} from the term')
+    if term.loss.matches_queries:
+        raise ValueError(
+            f'{who}, whose rows are images, and predictions of queries have layers there; remove stored from it'
+        )
     if term.unlabelled:
         raise ValueError(f"{who}, which are those of labelled images; remove stored, or images='unlabelled'")
 

@@ -8,7 +8,6 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from .. import arguments
-from ..functional.shapes import width
 
 #: A net's number of classes, and of scores per position and anchor.
 Scores = tuple[int, int]
@@ -97,7 +96,8 @@ class ClassMatch:
 
     def kept(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Both nets' scores of the kept classes, of every anchor."""
-        return tuple([_picked(x, *kept) for x in of] for of, kept in zip((student, teacher), self._kept))
+        last = getattr(self.loss, 'matches_queries', False)
+        return tuple([_picked(x, *kept, last) for x in of] for of, kept in zip((student, teacher), self._kept))
 
 
 def check_names(who: str, student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
@@ -121,9 +121,9 @@ def _spelt(name: str) -> str:
     return ''.join(character for character in name.casefold() if character.isalnum())
 
 
-def _picked(x: Tensor, scores: int, index: Tensor) -> Tensor:
-    axis = 2 if x.dim() == 3 else 1
-    anchors = torch.arange(width(x.shape) // scores)[:, None] * scores
+def _picked(x: Tensor, scores: int, index: Tensor, last: bool) -> Tensor:
+    axis = x.dim() - 1 if last or x.dim() == 3 else 1
+    anchors = torch.arange(x.shape[axis] // scores)[:, None] * scores
     return x.index_select(axis, (anchors + index).flatten().to(x.device))
 
 

@@ -18,6 +18,7 @@ from ..taps import FeatureTaps
 from .average import AveragedTeacher
 from .build import build_objective, check_stored, check_untrained, inherited
 from .dry_run import MadeUpImage, Taps, dry_terms, merge_taps, trace_taps
+from .queries import check_matched
 from .regions import noted_regions
 from .side import detached
 from .stored import StoredTeacher
@@ -110,6 +111,7 @@ class Distiller(StudentModel):
             for name, own in given.items():
                 with named_in_errors(name):
                     self.teachers[name] = Teaching.build(name, own, net, taps, image)
+            check_matched(terms, net, {name: one.teacher.model for name, one in self.teachers.items()})
             self._trace(later=True)
             both = {name: (self.student_taps, one.taps) for name, one in self.teachers.items()}
             both[ITSELF] = self.student_taps, self.student_taps

@@ -14,7 +14,7 @@ from .. import arguments
 from ..contexts import eval_mode
 from ..errors import one_line
 from ..hosts import fabricate_samples, host_of, image_channels, lacks_operator, own_sizes, run_once, training_size
-from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError
+from ..taps import LIST_ALL, PASSES, FeatureTaps, Pass, TapError, Trace
 from ..taps.presets import preset_taps
 from .judge import Judge
 from .objective import Objective
@@ -130,14 +130,18 @@ def trace_taps(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, later: b
 
 
 def _prefer_loss(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> None:
-    """Read what a prediction shows with the loss, where that shows the same.
+    """Read what a prediction shows with the loss, where that shows the same, or all layers of a decoder.
 
-    A prediction of mmseg warns in each batch of images of several sizes, and with mode='slide' runs on parts of them.
+    A prediction of mmseg warns in each batch of images of several sizes, and with mode='slide' runs on parts of them;
+    one of DETR scores the last layer alone.
     """
     predicted = {n: str(taps.resolved[n]) for n, trace in taps.traces.items() if trace.passes == (Pass('predict'),)}
-    if predicted:
-        _add_pass(taps, model, image, Pass('loss'), predicted)
+    found = _add_pass(taps, model, image, Pass('loss'), predicted) if predicted else {}
     for name in predicted:
+        trace = found.get(name)
+        if trace is not None and trace.queries is not None and trace.queries == taps.traces[name].queries:
+            taps.traces[name] = trace
+            trace.passes = (Pass('loss'),)
         taps.traces[name].passes = taps.traces[name].passes[::-1]
 
 
@@ -159,14 +163,21 @@ def _count_calls(taps: FeatureTaps, model: nn.Module, image: MadeUpImage) -> Non
             taps.traces[name] = trace
 
 
-def _add_pass(taps: FeatureTaps, model: nn.Module, image: MadeUpImage, one: Pass, others: dict[str, str]) -> None:
-    """Note which of the taps fire in this pass as they do in their own, so that one pass can read all."""
+def _add_pass(
+    taps: FeatureTaps, model: nn.Module, image: MadeUpImage, one: Pass, others: dict[str, str]
+) -> dict[str, Trace]:
+    """Note which of the taps fire in this pass as they do in their own, so that one pass can read all.
+
+    Returns:
+        What this pass shows of them.
+    """
     again = FeatureTaps(others, taps.role)
     with contextlib.suppress(Exception):  # then they keep their own pass
         again.trace(model, partial(image.run, model, one))
     for name, trace in again.traces.items():
         if trace.agrees(taps.traces[name]):
             taps.traces[name].passes += (one,)
+    return again.traces
 
 
 def _unreached(

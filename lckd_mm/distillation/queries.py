@@ -1,7 +1,7 @@
 """Judges of the hosts' nets: query detectors give boxes, Mask2Former and MaskFormer masks."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contexts import wrapped_forward
+from ..registry import registered_class
 from .judge import WAY, Call, Calls, Judge, close, wide
 
 _ENCODER, _DECODER, _HEAD = 'encoder', 'decoder', 'bbox_head'
@@ -161,6 +162,26 @@ def judge_of(term: str, model: nn.Module) -> Judge:
 def memory_of(model: nn.Module) -> dict[str, str]:
     """Tap name to address of what the decoder of a net reads; empty if it has no decoder of a known kind."""
     return QueryJudge.memory_of(model) or MaskJudge.memory_of(model)
+
+
+def check_matched(terms: Mapping[str, Any], student: nn.Module, teachers: Mapping[str | None, nn.Module]) -> None:
+    """Raise ValueError if a term matches predictions of queries, and one of its nets has none.
+
+    Before the nets are traced, since the taps of another net are refused with advice on taps.
+    """
+    for name, config in terms.items():
+        loss = config.get('loss') if isinstance(config, Mapping) else None
+        if not isinstance(loss, Mapping) or 'type' not in loss:
+            continue
+        kind = registered_class(loss, f'term {name!r}: loss')
+        if not getattr(kind, 'matches_queries', False):
+            continue
+        for role, model in (('student', student), ('teacher', teachers.get(config.get('of')))):
+            if model is not None and not QueryJudge.memory_of(model):
+                raise ValueError(
+                    f"term {name!r}: {kind.__name__} compares the predictions of mmdet's detectors with queries, such "
+                    f"as DINO, and the {role} is a {type(model).__name__}; compare the backbones, as in taps='backbone'"
+                )
 
 
 def _mask_head(model: nn.Module) -> str | None:

@@ -90,8 +90,8 @@ class Side:
                 )
 
     def raw(self, features: Mapping[str, Feature]) -> list[Feature]:
-        """The taps' features before the connectors, in float32 or wider."""
-        return [self._followed(name, _widened(features[name])) for name in self.names]
+        """The taps' features before the connectors, in float32 or wider, without denoising queries."""
+        return [self._followed(name, self._asked(name, _widened(features[name]))) for name in self.names]
 
     def connected(self, raw: list[Feature], likes: list[Feature], done: Connected) -> list[Feature]:
         """The features after the connectors; ``likes``: the other net's, ``done``: connected ones of earlier terms."""
@@ -164,6 +164,10 @@ class Side:
 
     def _followed(self, name: str, feature: Feature) -> Feature:
         return feature if self.follow is None else self.follow(name, feature)
+
+    def _asked(self, tap: str, feature: Feature) -> Feature:
+        trace = self.taps.traces.get(tap)
+        return feature if trace is None or trace.queries is None else each(lambda x: x[:, :, -trace.queries :], feature)
 
     def _shapes(self, tap: str, advice: str) -> list[tuple[int, ...]]:
         trace = self.taps.traces.get(tap)

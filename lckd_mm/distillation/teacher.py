@@ -433,7 +433,7 @@ class FrozenTeacher:
     ) -> dict[str, Any]:
         restore = None
         if one.mode != 'tensor':
-            data_samples, restore = samples_for_loss(self.model, data_samples), saved_buffers(self.model)
+            data_samples, restore = samples_for_loss(self.model, data_samples, inputs), saved_buffers(self.model)
         try:
             with (
                 training_branches(self.model, one.training),

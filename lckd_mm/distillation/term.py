@@ -30,7 +30,11 @@ _IMAGES = ('labelled', 'unlabelled')
 #: What a term is of whose both sides are the student's.
 ITSELF = 'student'
 _ROLES = ('student', 'teacher')
-_OF_LEVELS = 'give both encoders the same levels of the pyramid (num_feature_levels, the out_indices of the backbone)'
+_OF_LEVELS = (
+    'give both encoders the same levels of the pyramid (backbone.out_indices, neck.num_outs, num_feature_levels, and '
+    'num_levels in the layer_cfg of encoder and decoder), or match the predictions of both nets, by '
+    'lckd_mm.MatchedQueryLoss'
+)
 
 
 #: The name of a teacher (None: the only one), and whether the images are the unlabelled ones.
@@ -320,7 +324,8 @@ class Term(nn.Module):
 
     def check_axes(self) -> None:
         """Refuse taps whose rows or axes cannot be compared; those that are traced later are seen in :meth:`bind`."""
-        for side in (self.student, self.teacher, self.into, *self.given.values()) if self.regions is None else ():
+        compared = self.regions is not None or self.loss.matches_queries
+        for side in () if compared else (self.student, self.teacher, self.into, *self.given.values()):
             side.check_rows(self._advice)
         for side in (self.student, self.teacher) if self.loss.takes else ():
             side.check_known(self.loss_name)
@@ -349,7 +354,10 @@ class Term(nn.Module):
         return raw, raw_teacher, connected, self.teacher.connected(raw_teacher, raw, done)
 
     def _of_rows(self, net: nn.Module) -> str:
-        """What else can be done with rows that the student chooses itself, where they are its regions."""
+        """What else can be done with rows that the student chooses itself: regions, or predictions of queries."""
+        traces = map(self.student.taps.traces.get, self.student.names)
+        if any(trace is not None and trace.queries is not None for trace in traces):
+            return '; or match the predictions of both nets, by lckd_mm.MatchedQueryLoss'
         with contextlib.suppress(ValueError):
             RegionHead.of(self.name, self.student.taps, self.student.names, net)
             return "; or let the teacher's head score the student's regions: regions=True in the term"

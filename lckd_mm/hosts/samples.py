@@ -122,8 +122,16 @@ def lacks_operator(model: nn.Module, error: Exception) -> bool:
     return on_cpu and (isinstance(error, NotImplementedError) or bool(re.search(words, str(error), re.IGNORECASE)))
 
 
-def samples_for_loss(model: nn.Module, data_samples: list | None) -> list | None:
-    """Copies of samples, for a loss of a model with classes of its own: labels that it does not have become 0."""
+def samples_for_loss(model: nn.Module, data_samples: list | None, inputs: Tensor) -> list | None:
+    """Copies of samples, for a loss of a model with classes of its own: labels that it does not have become 0.
+
+    Of another host, they have no ground truth that the model reads, and get a made-up one.
+    """
+    if data_samples and host_of(model) not in (None, type(data_samples[0]).__module__.partition('.')[0]):
+        samples = fabricate_samples(model, len(data_samples), tuple(inputs.shape[2:]))
+        for sample, own in zip(samples, data_samples):
+            sample.set_metainfo(own.metainfo)
+        return [sample.to(inputs.device) for sample in samples]
     samples = copy.deepcopy(data_samples)
     numbers = [n for m in model.modules() if isinstance(n := getattr(m, 'num_classes', None), int)]
     # The largest: a region proposal head counts one class.

@@ -23,7 +23,7 @@ from .jacobian import JacobianLoss
 from .lipschitz import LipschitzLoss, LONDONLoss
 from .logits import DKDLoss, KDLoss, WSLDLoss
 from .partial import PartialKDLoss
-from .queries import MaskQueryLoss, QueryLoss
+from .queries import MaskQueryLoss, MatchedQueryLoss, QueryLoss
 from .relations import DISTLoss, RKDLoss, SPLoss
 from .review import ReviewKDLoss
 
@@ -55,6 +55,7 @@ __all__ = [
     'Loss',
     'MGDLoss',
     'MaskQueryLoss',
+    'MatchedQueryLoss',
     'OFDLoss',
     'PKDLoss',
     'PartialKDLoss',

@@ -49,6 +49,8 @@ class Loss(nn.Module):
     of_classes = False
     #: 'boxes' or 'masks' if it compares what a teacher's decoder makes of two memories: a term with ``queries=True``.
     of_queries: str | None = None
+    #: Whether it finds itself which predictions (L, B, Q, C) of both nets' queries belong together.
+    matches_queries = False
     #: Whether its value has an upper bound.
     bounded = False
 

@@ -44,6 +44,9 @@ class Trace:
     known: bool = True
     #: If the net itself chooses the rows, such as its own regions: what they are, and what can be compared instead.
     rows: str | None = None
+    #: Of the predictions (L, B, Q, C) of a decoder's L layers, which keep their order of axes: Q, without the denoising
+    #: queries that training puts before them.
+    queries: int | None = None
     #: The passes in which the tap fires so; the first is preferred.
     passes: tuple[Pass, ...] = (Pass(),)
 
@@ -185,7 +188,8 @@ class FeatureTaps:
             restore()
             return probe.last() if probe.calls else None
 
-        channels = find_channels(shapes, origin.layers, marks)
+        queries = shapes[0][2] if len(shapes[0]) == 4 and (origin.rows or '').startswith('query') else None
+        channels = None if queries else find_channels(shapes, origin.layers, marks)
         order = None if channels is None else arrangement(shapes, channels)
         if order is not None:
             shapes = [tuple(shape[axis] for axis in order) for shape in shapes]
@@ -193,7 +197,7 @@ class FeatureTaps:
             f'a row for each {origin.rows}, so that row i of one net has nothing to do with row i of another; compare '
             + comparable_parts(model)
         )
-        return Trace(capture.calls, shapes, origin.norm, order, channels is not None, rows)
+        return Trace(capture.calls, shapes, origin.norm, order, channels is not None, rows, queries)
 
     @contextlib.contextmanager
     def record(

@@ -137,6 +137,22 @@ def test_every_method_on_the_digits_builds(study, monkeypatch, name):
     DefaultScope._instance_dict.clear()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize('name', Config.fromfile(BENCH / 'studies/regions_queries.py').runs)
+def test_the_costs_of_regions_and_queries_can_be_measured(study, monkeypatch, name):
+    """Each run has one term, or none."""
+    monkeypatch.chdir(ROOT)
+    from measure import build_for_training
+
+    made = study.Study(BENCH / 'studies/regions_queries.py')
+    cfg = Config.fromfile(made.runs[name]['config'])
+    cfg.merge_from_dict(made.own_options(study.Cell(name)))
+    terms = dict(features='loss_pkd', queries='loss_queries', matched='loss_matched', regions='loss_kd')
+    model = build_for_training(cfg, torch.device('cpu'))
+    assert [*getattr(model, 'terms', ())] == [terms[kind] for kind in name.split('-')[1:] if kind in terms]
+    DefaultScope._instance_dict.clear()
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'says'),
     [

@@ -1,17 +1,19 @@
 """Cost of each method of a study: time and peak memory of a training step, compared with the student alone.
 
-    python tools/bench/overhead.py [STUDY.py] [--runs NAME …] [--rounds 9] [--json FILE]
+    python tools/bench/overhead.py [STUDY.py] [--runs NAME …] [--rounds 9] [--processor] [--json FILE]
 
 Every run of a study (by default tools/bench/studies/methods.py) is built in this process with its real model and
 optimizer. In alternating rounds, after one warm-up round, each takes a whole training step (forward of both nets,
 losses, backward, update), always on the same batch of its training data. Reported are medians, the ratio to the student
 alone (median and quartiles of the ratios within a round), and the peak memory of a step in addition to what was
-allocated before it.
+allocated before it. --processor counts the processor's time of all threads instead of the clock's, where other work
+runs, too.
 """
 
 import math
 import statistics
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def main(argv: list[str]) -> None:
     p.add_argument('study', nargs='?', default=str(BENCH / 'studies' / 'methods.py'))
     p.add_argument('--runs', nargs='+', metavar='NAME')
     p.add_argument('--base', help="the run that the ratios are to; by default the study's, else 'alone'")
+    p.add_argument('--processor', action='store_true', help="the processor's time, of all threads")
     args = p.parse_args(argv)
     if args.rounds < 1:
         raise ValueError('--rounds must be 1 or more')
@@ -43,7 +46,8 @@ def main(argv: list[str]) -> None:
     MMLogger.get_instance('bench', log_level='ERROR')
     keep_freed_memory()
     steps = {study.title_of(cell): step_of(study, cell, device) for cell in chosen}
-    seconds = alternate(steps, args.rounds, device, slow=math.inf)
+    clock = time.process_time if args.processor else time.perf_counter
+    seconds = alternate(steps, args.rounds, device, slow=math.inf, clock=clock)
     memory = {title: peak_memory(step, device)[1] for title, step in steps.items()}
     base = next(iter(steps))
     rows = {}
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> None:
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         rows[title] = dict(ms=1e3 * statistics.median(values), ratio=statistics.median(ratios),
                            quartiles=(quartiles[0], quartiles[2]), mib=memory[title] / MIB)  # fmt: skip
-    result = dict(study=study.title, machine=machine(device), rounds=args.rounds, rows=rows)
+    result = dict(study=study.title, machine=machine(device), rounds=args.rounds, clock=clock.__name__, rows=rows)
     publish(markdown(result), result, args.json)
 
 
@@ -93,8 +97,8 @@ def markdown(result: dict) -> str:
         (title, f'{r["ms"]:.1f}', f'{r["ratio"]:.2f}', '{:.2f} to {:.2f}'.format(*r['quartiles']), f'{r["mib"]:.1f}')
         for title, r in result['rows'].items()
     ]
-    first = f'{result["study"]}. Measured on: {result["machine"]}. {result["rounds"]} rounds.'
-    return f'{first}\n\n{table(head, rows, "---:")}'
+    first = f'{result["study"]}. Measured on: {result["machine"]}.'
+    return f'{first} {result["rounds"]} rounds ({result["clock"]}).\n\n{table(head, rows, "---:")}'
 
 
 if __name__ == '__main__':
