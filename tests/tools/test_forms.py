@@ -43,6 +43,17 @@ def test_patterns_are_those_of_the_singular_vectors():
         torch.testing.assert_close(cosine.abs(), torch.ones_like(cosine))
 
 
+def test_principal_patterns_are_those_of_the_singular_vectors():
+    x = maps()[0]
+    _, _, right = torch.linalg.svd(x.flatten(2), full_matrices=False)
+    cosine = torch.cosine_similarity(forms.PrincipalPatterns.pattern(x), right[:, 0], 1)
+    torch.testing.assert_close(cosine.abs(), torch.ones_like(cosine))
+    assert forms.PrincipalPatterns()(x, rotated(x, 3.0)) < 1e-12
+    value = forms.PrincipalPatterns()(x, maps(2, 1)[0])
+    value.backward()
+    assert value > 1e-3 and x.grad.abs().sum() > 0
+
+
 def test_above_is_zero_where_the_student_is_smoother():
     student = maps()
     assert forms.Above()(student, [2 * x for x in student]) == 0

@@ -6,6 +6,7 @@ With M the transmitting matrix of two consecutive maps of one net (:func:`~lckd_
     ShareOfNorm         gap of σ / ‖M‖_F, the share of the leading direction: no widths, no scale
     Shares              squared difference of the k largest σ_j² / Σ σ²
     LeadingPatterns     1 − cos² of F₁ᵀu of both nets, over the positions, and of F₂ᵀv
+    PrincipalPatterns   1 − cos² of Fᵀp of both nets, p the leading left singular vector of F: the control without M
     Above               gap of σ where the student's is the larger one, else 0: a regulariser
     Response            gap of ‖f(x + ξ) − f(x)‖ / ‖f(x)‖ of each map, with Gaussian noise ξ on the images
     KDOnNoise           KD of the class scores on x + ξ: the control of Response
@@ -92,6 +93,22 @@ class LeadingPatterns(_OfPairs):
         pairs = zip(self.patterns(*ours), self.patterns(*theirs))
         cosines = [torch.cosine_similarity(x, y.detach(), 1, _EPS) for x, y in pairs]
         return sum(1 - c.square().mean() for c in cosines) / 2
+
+
+@MODELS.register_module()
+class PrincipalPatterns(Loss):
+    takes = ('map',)
+
+    @staticmethod
+    def pattern(x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        _, p = torch.linalg.eigh((flat @ flat.mT).detach())
+        # One more step of the power iteration, which has a gradient.
+        return (flat.mT @ (flat @ (flat.mT @ p[:, :, -1:]).detach()))[..., 0]
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        cosine = torch.cosine_similarity(self.pattern(student), self.pattern(teacher).detach(), 1, _EPS)
+        return 1 - cosine.square().mean()
 
 
 class _OnNoise(Loss):

@@ -34,10 +34,15 @@ _forms = {
     'patterns': ('leading patterns', 'LeadingPatterns', {}, ('start:0.02', 'start:0.2', 'start:0.5')),
     'response': ('response to noise', 'Response', {}, ('start:0.02', 'start:0.2', 'start:0.5')),
     # Controls: spatial patterns and similarities without Lipschitz constants.
+    'principal': ('principal patterns', 'PrincipalPatterns', {}, ('start:0.2', 'start:0.5')),
     'at': ('AT', 'ATLoss', {}, ('start:0.02', 'start:0.2')),
     'sp': ('SP', 'SPLoss', {}, ('start:0.02', 'start:0.2')),
 }
-_beside = {'kd': list(_forms), 'ofd': ['patterns', 'response', 'at'], 'kd-ofd': ['patterns', 'response', 'at']}
+_beside = {
+    'kd': list(_forms),
+    'ofd': ['patterns', 'principal', 'response', 'at'],
+    'kd-ofd': ['patterns', 'principal', 'response', 'at'],
+}
 
 
 def _run(title, terms, against):
