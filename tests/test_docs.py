@@ -361,6 +361,16 @@ def test_what_is_said_of_images_without_labels_follows_from_the_runs():
     assert f'they are {said}' in text
 
 
+def test_what_is_said_of_equal_time_on_bccd_follows_from_the_runs():
+    text = ' '.join(section((ROOT / 'docs/studies.md').read_text(), 'BCCD: forty labelled images').split())
+    runs = json.loads((ROOT / 'docs/data/bccd-few-test-seeds0-4.json').read_text())
+    scores = {name: np.array([of['runs'][str(seed)]['test'] for seed in range(5)]) for name, of in runs.items()}
+    gains = scores['kd-unlabelled'] - scores['as-long']
+    low, high = bootstrap(gains.tolist())
+    assert f'in equal time the gain is {gains.mean():.2f} (interval {low:+.2f} to {high:+.2f}, 5 of 5)' in text
+    assert (gains > 0).all() and f'does not get better ({scores["as-long"].mean():.2f})' in text
+
+
 def test_the_first_table_of_the_readme_has_the_stored_scores():
     text = (ROOT / 'README.md').read_text()
     for record, alone, taught in (
