@@ -15,5 +15,5 @@ model = dict(
 max_iters = 1600
 optim_wrapper = dict(optimizer=dict(lr=0.002))
 param_scheduler = [dict(type='OneCycleLR', eta_max=0.002, total_steps=max_iters, by_epoch=False)]
-train_cfg = dict(max_iters=max_iters, val_interval=400)
-default_hooks = dict(checkpoint=dict(interval=400))
+train_cfg = dict(max_iters=max_iters, val_interval=800)
+default_hooks = dict(checkpoint=dict(interval=800))

@@ -7,7 +7,7 @@ model = dict(
     student=_base_.model,
     teacher=dict(
         model='configs/scenes/deformable-detr_r18-w32_1xb8-digit-scenes-96x96.py',
-        checkpoint='work_dirs/deformable-detr_r18-w32_1xb8-digit-scenes-96x96/iter_1600.pth',
+        checkpoint='work_dirs/deformable-detr_r18-w32_1xb8-digit-scenes-96x96/iter_2000.pth',
     ),
     taps=_base_.query_taps,
     dry_run_size=96,

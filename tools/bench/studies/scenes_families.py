@@ -28,16 +28,23 @@ def _pkd(levels, weight):
     return dict(loss_pkd=dict(loss=loss, on=levels, connector=dict(type='lckd_mm.ConvBN'), weight=weight))
 
 
+_kd = dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on='scores', regions=True, weight='start:0.5'))
 _two_stage_pkd, _query_pkd = _pkd(['p2', 'p3', 'p4'], 6.0), _pkd(['p3', 'p4'], 10.0)
 runs = {
     'mask-teacher': dict(config=_scenes.format('mask-rcnn_r18-w32'), title='Mask R-CNN: teacher'),
     'detr-teacher': dict(config=_scenes.format('deformable-detr_r18-w32'), title='Deformable DETR: teacher'),
     'faster-alone': dict(config=_scenes.format('faster-rcnn_r18-w8'), title='Faster R-CNN: student alone'),
     'faster-pkd': _taught('Faster R-CNN: PKD', _pairs.format(_faster), 'faster', _two_stage_pkd),
-    'faster-regions': _taught('Faster R-CNN: regions', _scenes.format(f'regions_{_faster}'), 'faster'),
+    'faster-kd': _taught('Faster R-CNN: scores of regions', _pairs.format(_faster), 'faster', _kd),
+    'faster-regions': _taught(
+        'Faster R-CNN: scores and boxes of regions', _scenes.format(f'regions_{_faster}'), 'faster'
+    ),
     'mask-alone': dict(config=_scenes.format('mask-rcnn_r18-w8'), title='Mask R-CNN: student alone'),
     'mask-pkd': _taught('Mask R-CNN: PKD', _pairs.format(_mask), 'mask', _two_stage_pkd),
-    'mask-regions': _taught('Mask R-CNN: regions', _scenes.format(f'regions_{_mask}'), 'mask'),
+    'mask-kd': _taught('Mask R-CNN: scores of regions', _pairs.format(_mask), 'mask', _kd),
+    'mask-regions': _taught(
+        'Mask R-CNN: scores, boxes and masks of regions', _scenes.format(f'regions_{_mask}'), 'mask'
+    ),
     'detr-alone': dict(config=_scenes.format('deformable-detr_r18-w8'), title='Deformable DETR: student alone'),
     'detr-pkd': _taught('Deformable DETR: PKD', _pairs.format(_detr), 'detr', _query_pkd),
     'detr-queries': _taught('Deformable DETR: queries', _scenes.format(f'queries_{_detr}'), 'detr'),
