@@ -28,24 +28,37 @@ def _pkd(levels, weight):
     return dict(loss_pkd=dict(loss=loss, on=levels, connector=dict(type='lckd_mm.ConvBN'), weight=weight))
 
 
+def _longer(family, config, net, steps):
+    # For about as long as the terms of this family take.
+    return dict(
+        config=_scenes.format(f'{config}_r18-w8'),
+        title=f'{net}: student alone, {steps:,} steps',
+        options={'train_cfg.max_iters': steps, 'param_scheduler.0.total_steps': steps},
+        against=f'{family}-alone',
+    )
+
+
 _kd = dict(loss_kd=dict(loss=dict(type='lckd_mm.KDLoss', tau=1.0), on='scores', regions=True, weight='start:0.5'))
 _two_stage_pkd, _query_pkd = _pkd(['p2', 'p3', 'p4'], 6.0), _pkd(['p3', 'p4'], 10.0)
 runs = {
     'mask-teacher': dict(config=_scenes.format('mask-rcnn_r18-w32'), title='Mask R-CNN: teacher'),
     'detr-teacher': dict(config=_scenes.format('deformable-detr_r18-w32'), title='Deformable DETR: teacher'),
     'faster-alone': dict(config=_scenes.format('faster-rcnn_r18-w8'), title='Faster R-CNN: student alone'),
+    'faster-longer': _longer('faster', 'faster-rcnn', 'Faster R-CNN', 1600),
     'faster-pkd': _taught('Faster R-CNN: PKD', _pairs.format(_faster), 'faster', _two_stage_pkd),
     'faster-kd': _taught('Faster R-CNN: scores of regions', _pairs.format(_faster), 'faster', _kd),
     'faster-regions': _taught(
         'Faster R-CNN: scores and boxes of regions', _scenes.format(f'regions_{_faster}'), 'faster'
     ),
     'mask-alone': dict(config=_scenes.format('mask-rcnn_r18-w8'), title='Mask R-CNN: student alone'),
+    'mask-longer': _longer('mask', 'mask-rcnn', 'Mask R-CNN', 1600),
     'mask-pkd': _taught('Mask R-CNN: PKD', _pairs.format(_mask), 'mask', _two_stage_pkd),
     'mask-kd': _taught('Mask R-CNN: scores of regions', _pairs.format(_mask), 'mask', _kd),
     'mask-regions': _taught(
         'Mask R-CNN: scores, boxes and masks of regions', _scenes.format(f'regions_{_mask}'), 'mask'
     ),
     'detr-alone': dict(config=_scenes.format('deformable-detr_r18-w8'), title='Deformable DETR: student alone'),
+    'detr-longer': _longer('detr', 'deformable-detr', 'Deformable DETR', 2200),
     'detr-pkd': _taught('Deformable DETR: PKD', _pairs.format(_detr), 'detr', _query_pkd),
     'detr-queries': _taught('Deformable DETR: queries', _scenes.format(f'queries_{_detr}'), 'detr'),
 }
