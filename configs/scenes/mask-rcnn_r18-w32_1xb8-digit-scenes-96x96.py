@@ -1,4 +1,4 @@
-# The teacher: four times as wide as its student, and trained for twice as long.
+# The teacher: four times as wide as its student.
 _base_ = './mask-rcnn_r18-w8_1xb8-digit-scenes-96x96.py'
 
 model = dict(
@@ -12,8 +12,5 @@ model = dict(
         mask_head=dict(in_channels=64, conv_out_channels=64),
     ),
 )
-max_iters = 1600
 optim_wrapper = dict(optimizer=dict(lr=0.002))
-param_scheduler = [dict(type='OneCycleLR', eta_max=0.002, total_steps=max_iters, by_epoch=False)]
-train_cfg = dict(max_iters=max_iters, val_interval=800)
-default_hooks = dict(checkpoint=dict(interval=800))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.002, total_steps=_base_.max_iters, by_epoch=False)]

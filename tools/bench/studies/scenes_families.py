@@ -44,14 +44,14 @@ runs = {
     'mask-teacher': dict(config=_scenes.format('mask-rcnn_r18-w32'), title='Mask R-CNN: teacher'),
     'detr-teacher': dict(config=_scenes.format('deformable-detr_r18-w32'), title='Deformable DETR: teacher'),
     'faster-alone': dict(config=_scenes.format('faster-rcnn_r18-w8'), title='Faster R-CNN: student alone'),
-    'faster-longer': _longer('faster', 'faster-rcnn', 'Faster R-CNN', 1600),
+    'faster-longer': _longer('faster', 'faster-rcnn', 'Faster R-CNN', 3000),
     'faster-pkd': _taught('Faster R-CNN: PKD', _pairs.format(_faster), 'faster', _two_stage_pkd),
     'faster-kd': _taught('Faster R-CNN: scores of regions', _pairs.format(_faster), 'faster', _kd),
     'faster-regions': _taught(
         'Faster R-CNN: scores and boxes of regions', _scenes.format(f'regions_{_faster}'), 'faster'
     ),
     'mask-alone': dict(config=_scenes.format('mask-rcnn_r18-w8'), title='Mask R-CNN: student alone'),
-    'mask-longer': _longer('mask', 'mask-rcnn', 'Mask R-CNN', 1600),
+    'mask-longer': _longer('mask', 'mask-rcnn', 'Mask R-CNN', 3000),
     'mask-pkd': _taught('Mask R-CNN: PKD', _pairs.format(_mask), 'mask', _two_stage_pkd),
     'mask-kd': _taught('Mask R-CNN: scores of regions', _pairs.format(_mask), 'mask', _kd),
     'mask-regions': _taught(
