@@ -292,6 +292,14 @@ def test_the_table_of_lengths_has_the_stored_runs():
         assert f'| {run["net"]}, {run["method"]} | {size}' in table, run
 
 
+def test_the_table_of_regions_and_queries_has_the_stored_runs():
+    table = section((ROOT / 'docs/studies.md').read_text(), 'Regions and queries: digit scenes')
+    for run in json.loads((ROOT / 'docs/data/scenes-families-tries-seed100.json').read_text()):
+        mask = f'{run["mask"]:.1f}' if 'mask' in run else ''
+        result = f'{run["method"]} | {run["box"]:.1f} | {mask} | {run["cpu"]} |'
+        assert f'| {run["net"]} | {run["steps"]:,} | {run["lr"]} | {result}' in table, run
+
+
 def test_the_table_of_the_nuclei_has_the_stored_runs():
     table = section((ROOT / 'docs/studies.md').read_text(), 'Nuclei: what the benchmark is made of')
     for run in json.loads((ROOT / 'docs/data/nuclei-tries-seed100.json').read_text()):

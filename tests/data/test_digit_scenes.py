@@ -44,13 +44,13 @@ def test_palette_is_that_of_voc():
 def test_two_runs_write_the_same_bytes(root, tmp_path):
     again = write_digit_scenes(tmp_path / 'elsewhere', train=30, val=10, progress=False)
     assert contents(again) == contents(root)
-    assert len(contents(root)) == 40 * 3 + 6 + 1
+    assert len(contents(root)) == 40 * 3 + 6 + 2 + 1
 
 
 def test_scene_does_not_depend_on_how_many_are_asked_for(root, tmp_path):
     fewer = contents(write_digit_scenes(tmp_path / 'fewer', train=3, val=2, progress=False))
     more = contents(root)
-    scenes = [name for name in fewer if not name.startswith('ImageSets') and name != 'digit_scenes.json']
+    scenes = [name for name in fewer if not name.startswith(('ImageSets', 'coco')) and name != 'digit_scenes.json']
     assert len(scenes) == 5 * 3
     assert all(fewer[name] == more[name] for name in scenes)
 
@@ -96,6 +96,25 @@ def test_files_hold_the_composed_scene(root, index):
     assert {(o.findtext('difficult'), o.findtext('pose')) for o in objects} == {('0', 'Unspecified')}
     boxes = [[int(o.findtext(f'bndbox/{tag}')) for tag in ('xmin', 'ymin', 'xmax', 'ymax')] for o in objects]
     assert boxes == scene.boxes.tolist()
+
+
+def test_objects_in_coco_s_files_are_those_of_the_scenes(root):
+    from pycocotools.coco import COCO
+
+    for split, count in (('train', 30), ('val', 10)):
+        coco = COCO(root / f'coco/{split}.json')
+        assert {c['id']: c['name'] for c in coco.dataset['categories']} == dict(list(enumerate(CLASSES))[1:])
+        names = [f'{split}_{i:06d}.jpg' for i in range(count)]
+        assert [image['file_name'] for image in coco.dataset['images']] == names
+        for image in coco.dataset['images']:
+            scene, annotations = compose_scene(split, image['id']), coco.imgToAnns[image['id']]
+            assert (image['height'], image['width']) == scene.mask.shape
+            assert [a['category_id'] for a in annotations] == scene.labels.tolist()
+            for number, (annotation, box) in enumerate(zip(annotations, scene.boxes.tolist()), 1):
+                left, top, right, bottom = box
+                assert (coco.annToMask(annotation) == (scene.instances == number)).all()
+                assert annotation['bbox'] == [left - 1, top - 1, right - left + 1, bottom - top + 1]
+                assert annotation['area'] == (scene.instances == number).sum()
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

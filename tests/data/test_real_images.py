@@ -24,8 +24,9 @@ from real_images import (
 )
 from scenes import bccd, fashion_mnist, nuclei
 from scenes.bccd import convert_bccd
+from scenes.coco import run_lengths
 from scenes.fashion_mnist import convert_fashion_mnist
-from scenes.nuclei import class_map, convert_nuclei, run_lengths, split_of_images
+from scenes.nuclei import class_map, convert_nuclei, split_of_images
 
 NO_NUCLEI = encoded(np.zeros_like(instances_of(1)), 'PNG')
 

@@ -1,4 +1,4 @@
-"""Digit scenes (:mod:`scenes.scene`) on disk, in the PASCAL VOC layout."""
+"""Digit scenes (:mod:`scenes.scene`) on disk, in the PASCAL VOC layout, and their objects in COCO's files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from .coco import instances_of
 from .folder import tracked, write_folder
 from .scene import CLASSES, SPLITS, Scene, check_counts, compose_scene, voc_palette
 
 _MARK = 'digit_scenes.json'
 _FORMAT = 'lckd_mm digit scenes'
-_VERSION = 1
+_VERSION = 2
 
 
 def _scene_names(split: str, count: int) -> list[str]:
@@ -48,10 +49,12 @@ def _element(tag: str, content: Any) -> ET.Element:
 
 
 def _write_scenes(folder: Path, parameters: dict[str, int], progress: bool) -> None:
-    for part in ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation', 'ImageSets/Main'):
+    for part in ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation', 'ImageSets/Main', 'coco'):
         (folder / part).mkdir(parents=True)
     names = {split: _scene_names(split, parameters[split]) for split in SPLITS}
     jobs = [(split, index, name) for split in SPLITS for index, name in enumerate(names[split])]
+    categories = [dict(id=label, name=CLASSES[label]) for label in range(1, len(CLASSES))]
+    coco = {split: dict(images=[], annotations=[], categories=categories) for split in SPLITS}
     palette = [channel for colour in voc_palette() for channel in colour]
     for split, index, name in tracked(jobs, 'digit scenes', progress):
         scene = compose_scene(split, index, parameters['size'], parameters['seed'])
@@ -60,6 +63,12 @@ def _write_scenes(folder: Path, parameters: dict[str, int], progress: bool) -> N
         mask.putpalette(palette)
         mask.save(folder / 'SegmentationClass' / f'{name}.png')
         (folder / 'Annotations' / f'{name}.xml').write_text(_annotation(name, scene))
+        here, (height, width) = coco[split], scene.mask.shape
+        here['images'].append(dict(id=index, file_name=f'{name}.jpg', height=height, width=width))
+        for annotation in instances_of(scene.instances, scene.labels):
+            here['annotations'].append(dict(id=len(here['annotations']) + 1, image_id=index, **annotation))
+    for split in SPLITS:
+        (folder / 'coco' / f'{split}.json').write_text(json.dumps(coco[split]))
     names['trainval'] = names['train'] + names['val']
     for task, split in product(('Segmentation', 'Main'), names):
         text = ''.join(f'{name}\n' for name in names[split])
@@ -82,6 +91,7 @@ def _missing_files(target: Path, parameters: dict[str, int]) -> int:
     parts = {'JPEGImages': '.jpg', 'Annotations': '.xml', 'SegmentationClass': '.png'}
     wanted = [target / part / f'{name}{suffix}' for part, suffix in parts.items() for name in names]
     wanted += [target / 'ImageSets' / t / f'{s}.txt' for t in ('Segmentation', 'Main') for s in (*SPLITS, 'trainval')]
+    wanted += [target / 'coco' / f'{split}.json' for split in SPLITS]
     return sum(not path.is_file() for path in wanted)
 
 
@@ -123,6 +133,8 @@ def write_digit_scenes(
     force: bool = False,
 ) -> Path:
     """Write the digit scenes into ``root`` in the layout of PASCAL VOC, all of them or nothing.
+
+    Beside it ``coco/SPLIT.json`` has the boxes and masks of single digits for mmdetection's ``CocoDataset``.
 
     Real handwriting in colour over real photographs, with masks for segmentation and boxes for detection. Training
     and validation share no scan and no pixel of a photograph. Scene ``i`` of a split depends only on ``size`` and

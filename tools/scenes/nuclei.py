@@ -7,14 +7,14 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from scipy.ndimage import find_objects, maximum_filter, minimum_filter
+from scipy.ndimage import maximum_filter, minimum_filter
 
+from .coco import instances_of
 from .folder import publish, read_source, tracked
 
 #: Name and split of each image of stage 1 with both sides up to 360 pixels; configs/nuclei/README.md has the rule.
@@ -39,29 +39,6 @@ def class_map(instances: np.ndarray) -> np.ndarray:
     size = 2 * BORDER_WIDTH + 1
     mixed = minimum_filter(instances, size, mode='nearest') != maximum_filter(instances, size, mode='nearest')
     return np.where(instances == 0, BACKGROUND, np.where(mixed, BORDER, NUCLEUS)).astype(np.uint8)
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths: of 0 and 1 by turns, down the columns, beginning with 0."""
-    flat = np.concatenate([[False], mask.flatten(order='F')])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff([0, *changes, flat.size - 1]).tolist()
-
-
-def instances_of(instances: np.ndarray) -> Iterator[dict[str, Any]]:
-    """COCO's annotation of each nucleus, without ids."""
-    height, width = instances.shape
-    for number, (rows, columns) in enumerate(find_objects(instances), 1):
-        mask = np.zeros_like(instances, bool)
-        mask[rows, columns] = instances[rows, columns] == number
-        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        yield dict(
-            category_id=1,
-            bbox=box,
-            area=int(mask[rows, columns].sum()),
-            iscrowd=0,
-            segmentation=dict(size=[height, width], counts=run_lengths(mask)),
-        )
 
 
 def _decoded(content: bytes, name: str) -> Image.Image:
@@ -164,7 +141,7 @@ def convert_nuclei(source: str | os.PathLike, root: str | os.PathLike, progress:
             here['images'].append(
                 dict(id=len(here['images']), file_name=f'{name}.png', height=rgb.height, width=rgb.width)
             )
-            for annotation in instances_of(instances):
+            for annotation in instances_of(instances, [1] * int(instances.max())):
                 here['annotations'].append(
                     dict(id=len(here['annotations']) + 1, image_id=here['images'][-1]['id'], **annotation)
                 )
