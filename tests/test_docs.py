@@ -405,11 +405,9 @@ def test_the_table_of_the_recipes_has_what_they_take():
     for family, share in choose._OFD.items():
         tau, weight, _ = choose._KD.get(family, (None,) * 3)
         assert f"| `'{share}'` |" in rows[family]
-        weight = f"`'{weight}'`" if isinstance(weight, str) else f'weight {weight}'
         if family == 'query detector':
             assert f'): weight {choose._KD_OF_QUERIES} |' in rows[family]
             continue
-        tau, weight = (
-            (tau, weight) if tau else (choose._KD_OF_REGIONS['tau'], f'weight {choose._KD_OF_REGIONS["weight"]}')
-        )
+        tau, weight = (tau, weight) if tau else choose._KD_OF_REGIONS.values()
+        weight = f"`'{weight}'`" if isinstance(weight, str) else f'weight {weight}'
         assert f' τ {tau:g}, {weight:s} |' in rows[family]
