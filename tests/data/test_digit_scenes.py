@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -278,6 +279,17 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_digit_scenes(tmp_path / 'out', train=5, val=0, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_of_an_older_version_are_made_anew(tmp_path):
+    root = write_digit_scenes(tmp_path / 'scenes', train=1, val=1, progress=False)
+    mark = json.loads((root / 'digit_scenes.json').read_text())
+    shutil.rmtree(root / 'coco')
+    (root / 'digit_scenes.json').write_text(json.dumps(mark | dict(version=1)))
+    with pytest.raises(FileExistsError, match='holds version 1'):
+        write_digit_scenes(root, train=2, val=1, progress=False)
+    write_digit_scenes(root, train=1, val=1, progress=False)
+    assert json.loads((root / 'digit_scenes.json').read_text()) == mark and (root / 'coco/train.json').is_file()
 
 
 def test_interrupted_force_keeps_the_old_folder(tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ def _check_existing(target: Path, parameters: dict[str, int], force: bool) -> bo
             f'digit scenes: {target} exists and was not written by this tool, so it is left alone; '
             'choose another folder or move it away'
         )
-    if force:
+    # Scenes of an older version with the same parameters are made anew: no file of them is a user's.
+    if force or (mark.get('version') in range(_VERSION) and mark.get('parameters') == parameters):
         return False
     if mark.get('version') != _VERSION or mark.get('parameters') != parameters:
         has = f'version {mark.get("version")} with {_listed(mark.get("parameters"))}'
