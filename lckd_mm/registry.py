@@ -5,6 +5,7 @@ mmengine imports this file, and then the ``locations`` below, when it meets the 
 """
 
 import contextlib
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -76,8 +77,15 @@ def registered_class(config: Mapping, who: str) -> type:
     found = MODELS.module_dict.get(kind) if isinstance(kind, str) else None
     found = found or resolved(kind)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
-        known = ', '.join(f'lckd_mm.{name}' for name in sorted(MODELS.module_dict))
-        raise KeyError(f'{who}: unknown type {kind!r}; those of this package are {known}')
+        close = difflib.get_close_matches(type_name(kind), MODELS.module_dict, 3, 0.5) or [
+            'KDLoss',
+            'OFDLoss',
+            'ConvBN',
+        ]
+        names = ', '.join(f"'lckd_mm.{name}'" for name in close)
+        raise KeyError(
+            f'{who}: unknown type {kind!r}; expected a registered class, such as {names} (docs/reference.md)'
+        )
     return found
 
 

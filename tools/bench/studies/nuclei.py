@@ -11,7 +11,6 @@ _teacher = {'model.teacher.checkpoint': 'teacher'}
 _scores, _features = 'start:0.5', 'start:0.7'
 _stages = ['stage1', 'stage2', 'stage3', 'stage4']
 _conv_bn = dict(type='lckd_mm.ConvBN')
-_margin_relu = dict(type='lckd_mm.MarginReLU')
 
 
 def _loss(name, **arguments):
@@ -22,8 +21,8 @@ def _of_scores(name, **arguments):
     return {f'loss_{name}': dict(on='logits', weight=_scores, **arguments)}
 
 
-def _of_features(name, on, **arguments):
-    return {f'loss_{name}': dict(on=on, weight=_features, **arguments)}
+def _of_features(name, on, part=_features, **arguments):
+    return {f'loss_{name}': dict(on=on, weight=part, **arguments)}
 
 
 _kd = _of_scores('kd', **_loss('KDLoss', tau=2.0))
@@ -42,9 +41,18 @@ _methods = {
     ),
     'at': ('AT', _of_features('at', _stages, **_loss('ATLoss'))),
     'pkd': ('PKD', _of_features('pkd', _stages, **_loss('PKDLoss'), connector=_conv_bn)),
+    # Each with half of its part.
     'kd-ofd': (
         'KD + OFD',
-        _kd | _of_features('ofd', _stages, **_loss('OFDLoss'), connector=_conv_bn, teacher_connector=_margin_relu),
+        {'loss_kd': _kd['loss_kd'] | dict(weight='start:0.25')}
+        | _of_features(
+            'ofd',
+            _stages,
+            **_loss('OFDLoss'),
+            connector=_conv_bn,
+            teacher_connector=dict(type='lckd_mm.MarginReLU'),
+            part='start:0.35',
+        ),
     ),
     'kd-lipschitz': (
         'KD + Lipschitz',
