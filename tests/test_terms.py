@@ -9,7 +9,7 @@ from lckd_mm.distillation.build import build_term, lenders_first
 from lckd_mm.distillation.term import Batch
 from lckd_mm.functional import kd_divergence
 from lckd_mm.losses import KDLoss, LipschitzLoss, Loss
-from lckd_mm.registry import MODELS, build_registered, registered_class
+from lckd_mm.registry import build_registered, registered_class
 from lckd_mm.taps import FeatureTaps, Trace
 
 KD = dict(type='lckd_mm.KDLoss')
