@@ -60,8 +60,8 @@ BAD = {
     'no such module': (['model.taps.stage2=backbone.layer9'], ["'backbone.layer9'", 'closest', 'layer']),
     'class counts': (['model.student.decode_head.num_classes=7'], ["'loss_kd'", '7', '11']),
     'unknown loss': (
-        ['model.terms.loss_kd.loss.type=lckd_mm.NoSuchLoss'],
-        ["'lckd_mm.NoSuchLoss'", 'lckd_mm.KDLoss', 'lckd_mm.LipschitzLoss'],
+        ['model.terms.loss_kd.loss.type=lckd_mm.LipschizLoss'],
+        ["'lckd_mm.LipschizLoss'", "'lckd_mm.LipschitzLoss'", 'docs/reference.md'],
     ),
     'unknown argument of a loss': (['model.terms.loss_kd.loss.temperature=3'], ['KDLoss', 'temperature']),
     'unknown action': (['default_hooks.non_finite.action=ignore'], ['NonFiniteHook', "'ignore'", 'stop, skip']),
