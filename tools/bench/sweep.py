@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
         models.add(model)
         start = time.perf_counter()
         row = dict(config=name, model=model) | in_a_process(name, args)
+        if 'why' in row:  # without the folders of this machine
+            row['why'] = re.sub(r'/\S*/site-packages/', '', row['why'])
         rows.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         with args.out.open('a') as file:
             file.write(json.dumps(rows[-1]) + '\n')
