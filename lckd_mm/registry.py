@@ -77,12 +77,8 @@ def registered_class(config: Mapping, who: str) -> type:
     found = MODELS.module_dict.get(kind) if isinstance(kind, str) else None
     found = found or resolved(kind)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
-        close = difflib.get_close_matches(type_name(kind), MODELS.module_dict, 3, 0.5) or [
-            'KDLoss',
-            'OFDLoss',
-            'ConvBN',
-        ]
-        names = ', '.join(f"'lckd_mm.{name}'" for name in close)
+        close = difflib.get_close_matches(type_name(kind), MODELS.module_dict, 3, 0.5)
+        names = ', '.join(f"'lckd_mm.{name}'" for name in close or ('KDLoss', 'OFDLoss', 'ConvBN'))
         raise KeyError(
             f'{who}: unknown type {kind!r}; expected a registered class, such as {names} (docs/reference.md)'
         )

@@ -147,18 +147,19 @@ class MaskQueryLoss(Loss):
 
 @MODELS.register_module()
 class MatchedQueryLoss(Loss):
-    r"""Class scores and boxes of both nets' own queries, of which those that are closest are matched.
+    r"""Class scores and boxes of both nets' own queries, compared in pairs that the Hungarian algorithm finds.
 
     .. math:: L = \sum_l \frac{1}{\max(1, \sum_i w_{mi})} \min_{\sigma_l} \sum_i \lambda_c D(z'_{l\sigma_l(i)}, z_{mi})
               + w_{mi} \bigl[ \lambda_b \lVert b'_{l\sigma_l(i)} - b_{mi} \rVert_1
               + \lambda_g (1 - \mathrm{GIoU}(b'_{l\sigma_l(i)}, b_{mi})) \bigr]
 
-    over the layers l of the student's decoder, of L', and in all images the predictions i of which the teacher is most
-    sure. Layer m of the teacher's L is :math:`\lceil l L / L' \rceil`: the same where both have as many, and of the
-    last the last. :math:`\sigma_l` gives each i another prediction of the same image of the student; the
-    Hungarian algorithm finds the best one, without gradient. z are class scores and b boxes; those with a prime are the
-    student's. D is the divergence of the classes' probabilities, by a sigmoid for each class or a softmax (DETR). w is
-    the largest of the teacher's probabilities over the classes, without "no object"; it has no gradient.
+    The first sum is over the L' layers l of the student's decoder. The others are over the teacher's predictions i
+    with the highest confidence, in all images, of its layer :math:`m = \lceil l L / L' \rceil` of L: if both
+    decoders have as many layers, m = l. The assignment :math:`\sigma_l` pairs each i with a different prediction of
+    the student for the same image; the one of least cost is taken, without gradient. z are class scores and b
+    boxes; a prime marks the student's. D is the divergence of the classes' probabilities, by a sigmoid for each
+    class or a softmax (DETR). w is the largest of the teacher's probabilities over the classes, without "no
+    object"; it has no gradient.
 
     For a student with another decoder than the teacher's, or an encoder with other levels; otherwise see
     :class:`QueryLoss`, which needs no matching. Denoising queries are left out.
